@@ -1,0 +1,1 @@
+"""A home-and-workshop assistant: its corpus, its training and its two checkpoints."""

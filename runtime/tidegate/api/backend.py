@@ -1,0 +1,72 @@
+"""`Backend`: what stands behind the HTTP surface, be it an engine, a router or a test.
+
+A call's answer is a stream of events: `Routed` first (where it runs and why), then the engine's
+text events, then exactly one terminal event. The same events, as JSON, are the payload that
+travels over the link; `tidegate.api.wire` turns one into the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tidegate.api.schema import Call
+from tidegate.engine.events import Event
+
+Route = Literal["edge", "cloud", "cache"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Routed:
+    """Where a call runs. `reason` is one line for people, with the numbers it was decided on."""
+
+    route: Route
+    reason: str
+    model: str
+    request_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """One entry of `/v1/models`."""
+
+    id: str
+    created_s: int
+    context_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Health:
+    """`healthy` means work makes progress, not just that a process lives."""
+
+    healthy: bool
+    ready: bool
+    detail: str
+
+
+AnswerEvent = Routed | Event
+
+
+class Backend(Protocol):
+    """Serves calls. Every method may be used concurrently from one event loop."""
+
+    def models(self) -> tuple[ModelCard, ...]:
+        """The models a call may name; the first is the default."""
+
+    def answer(self, call: Call) -> AsyncIterator[AnswerEvent]:
+        """Answer one call; closing the iterator cancels it.
+
+        Raises:
+            RequestError: before the first event, when the call cannot be served as it is.
+            CapacityError: before the first event, when there is no room right now.
+        """
+
+    def health(self) -> Health:
+        """Cheap, and never blocks."""
+
+    def status(self) -> Mapping[str, object]:
+        """JSON for `/status`: queues, memory, routes, link. No secret, no prompt text."""
+
+    def metrics(self) -> bytes:
+        """Prometheus text exposition for `/metrics`."""

@@ -1,0 +1,66 @@
+"""What the engine answers: text as it comes, then exactly one terminal event per request.
+
+`TERMINAL` events are `Finished`, `Failed` and `Cancelled`; nothing follows them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Token counts of one request; `cached_tokens` of the prompt came from the prefix cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Where a request's time went, in seconds since it was submitted."""
+
+    first_scheduled_s: float
+    first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextDelta:
+    """New text, never half a character; `tokens` are the ids it came from, possibly none yet."""
+
+    text: str
+    tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """The answer is complete."""
+
+    reason: FinishReason
+    usage: Usage
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """The request could not be answered. `code` is stable, `message` is for people."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cancelled:
+    """The caller went away or asked for it; its KV was freed within one step."""
+
+    usage: Usage
+
+
+Terminal = Finished | Failed | Cancelled
+Event = TextDelta | Terminal

@@ -1,0 +1,114 @@
+"""Every error Tidegate raises on purpose.
+
+* TidegateError
+  + ConfigError           a setting is wrong; fix the file or the flag
+  + RequestError          one request is wrong; fix that request (HTTP 400, 413, 422)
+  + CheckpointError       a checkpoint is missing, damaged or of an unknown kind
+  + BundleError           a bundle is damaged, incomplete or from a newer version
+  + ConversionError       a model cannot be lowered to the wanted target
+  + CapacityError         no room right now; wait, or let it overflow            retryable
+  + UnavailableError      the engine, the broker or the peer is gone             retryable
+  + ExecutionError        a step of the model failed; the request is lost, the engine is not
+  + LinkError             the sealed link refused something
+    - SealError           a message failed authentication; dropped, counted, never retried
+    - IdentityError       a key, an advert or a device is unknown, expired or revoked
+
+`retryable` is the only thing callers branch on; everything else is for people. A message names
+the setting or field, the value it had and what is allowed, and never a secret.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TidegateError(Exception):
+    """Base of the tree. Catch it at a process or request boundary and nowhere else."""
+
+    retryable: ClassVar[bool] = False
+    code: ClassVar[str] = "internal_error"
+    """Stable machine-readable name, the `code` of the HTTP error object."""
+
+
+class ConfigError(TidegateError):
+    """A setting is out of range. Names the setting, what it was and what it may be."""
+
+    code = "invalid_config"
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        super().__init__(f"{setting} = {value!r}: must be {allowed}")
+        self.setting = setting
+
+
+class RequestError(TidegateError):
+    """One request is wrong. `status` is the HTTP status that says so (400, 413, 422 or 404)."""
+
+    code = "invalid_request"
+
+    def __init__(self, field: str, problem: str, *, status: int = 400) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.status = status
+
+
+class CheckpointError(TidegateError):
+    """A checkpoint is missing, damaged or of an unknown kind. The message names the file."""
+
+    code = "invalid_checkpoint"
+
+
+class BundleError(TidegateError):
+    """A bundle is damaged, incomplete or from a newer version. The message names the file."""
+
+    code = "invalid_bundle"
+
+
+class ConversionError(TidegateError):
+    """A model cannot be lowered to the wanted target; the message says which part and why."""
+
+    code = "conversion_failed"
+
+
+class CapacityError(TidegateError):
+    """There is no room right now; `retry_after_s` is a hint when there may be."""
+
+    retryable = True
+    code = "over_capacity"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnavailableError(TidegateError):
+    """The engine, the broker or the peer is gone for now."""
+
+    retryable = True
+    code = "unavailable"
+
+
+class ExecutionError(TidegateError):
+    """A step of the model failed; the requests in it are lost, the engine goes on."""
+
+    code = "execution_failed"
+
+
+class LinkError(TidegateError):
+    """The sealed link refused something."""
+
+    code = "link_error"
+
+
+class SealError(LinkError):
+    """A message failed authentication. Says nothing about why; dropped, counted, not retried."""
+
+    code = "seal_error"
+
+    def __init__(self) -> None:
+        super().__init__("message could not be opened")
+
+
+class IdentityError(LinkError):
+    """A key, an advert or a device is unknown, expired or revoked."""
+
+    code = "identity_error"

@@ -1,0 +1,1 @@
+"""One module per architecture, named exactly as the `model_type` of its `config.json`."""
