@@ -97,7 +97,7 @@ class PackedLinear:
         return unpack_nibbles(self.values, self.group_size) if self.bits == 4 else self.values
 
     def packed_zeros(self) -> Bytes | None:
-        """Zero-points packed along the groups: [out, ceil(groups * bits / 8)]; None if symmetric."""
+        """Zero-points [out, ceil(groups * bits / 8)], low nibble first; None if symmetric."""
         if self.zeros is None:
             return None
         return pack_nibbles(self.zeros) if self.bits == 4 else self.zeros

@@ -20,7 +20,8 @@ def describe(config: Mapping[str, object]) -> Architecture:
     kv_heads = positive_int(config, "num_key_value_heads", heads)
     if heads % kv_heads:
         raise CheckpointError(
-            f"config.json: num_key_value_heads = {kv_heads}: must divide num_attention_heads {heads}"
+            f"config.json: num_key_value_heads = {kv_heads}: "
+            f"must divide num_attention_heads = {heads}"
         )
     return Architecture(
         model_type="llama",

@@ -1,0 +1,1 @@
+"""What runs on tensors: the torch reference that defines each operation, and Triton kernels."""
