@@ -1,0 +1,83 @@
+"""Which bits each weight gets, and the weights as that recipe makes them.
+
+The embedding table and the head keep 8 bits: at 4 they cost far more quality than they save.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tidegate.converters.rtn import GROUP_SIZES, quantise
+from tidegate.errors import ConfigError
+from tidegate.model.manifest import Recipe
+from tidegate.model.packed import Array, Bits, DenseLinear, Linear, PackedLinear
+from tidegate.model.walk import Weights
+
+TABLE_BITS: Literal[8] = 8
+
+
+def make_recipe(*, bits: int, group_size: int, symmetric: bool) -> Recipe:
+    """Check a user's choice.
+
+    Raises:
+        ConfigError: bits other than 4 and 8, or a group size that no backend runs.
+    """
+    if bits not in (4, 8):
+        raise ConfigError("bits", bits, "4 or 8")
+    if group_size not in GROUP_SIZES:
+        raise ConfigError("group-size", group_size, f"one of {GROUP_SIZES}")
+    return Recipe(
+        method="rtn", bits=bits, group_size=group_size, symmetric=symmetric, table_bits=TABLE_BITS
+    )
+
+
+class RecipeWeights:
+    """`Weights` quantised by a recipe as they are asked for; nothing but the table is kept.
+
+    The table is asked for twice when the head is tied, and a lowering shares it by identity.
+    """
+
+    def __init__(self, source: Weights, recipe: Recipe) -> None:
+        """Quantise what `source` gives."""
+        self._source, self._recipe = source, recipe
+        self._bits: dict[str, int] = {}
+        self._nbytes: dict[str, int] = {}
+        self._table: PackedLinear | None = None
+
+    @property
+    def tensor_bits(self) -> dict[str, int]:
+        """Bits by role, of everything asked for so far."""
+        return dict(self._bits)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything asked for so far, each role once."""
+        return sum(self._nbytes.values())
+
+    def linear(self, role: str) -> Linear:
+        """See `tidegate.model.walk.Weights`."""
+        if role == "embed" and self._table is not None:
+            return self._table
+        dense = self._source.linear(role)
+        packed = self._pack(dense, 8 if role in ("embed", "head") else _bits(self._recipe))
+        self._bits[role], self._nbytes[role] = packed.bits, packed.nbytes
+        if role == "embed":
+            self._table = packed
+        return packed
+
+    def vector(self, role: str) -> Array:
+        """See `tidegate.model.walk.Weights`."""
+        values = self._source.vector(role)
+        self._nbytes[role] = values.nbytes
+        return values
+
+    def _pack(self, linear: Linear, bits: Bits) -> PackedLinear:
+        if isinstance(linear, PackedLinear):
+            return linear
+        assert isinstance(linear, DenseLinear)
+        recipe = self._recipe
+        return quantise(linear, bits=bits, group_size=recipe.group_size, symmetric=recipe.symmetric)
+
+
+def _bits(recipe: Recipe) -> Bits:
+    return 4 if recipe.bits == 4 else 8

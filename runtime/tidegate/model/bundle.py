@@ -1,0 +1,147 @@
+"""The bundle: one folder that holds all a device needs, verified before anything parses it.
+
+`Bundle.open` checks paths, sizes and digests of every listed file first; only then may a library
+be given one. `BundleWriter` builds in a folder beside the target and renames at the end, so a
+failed conversion leaves nothing, and a running device never sees half a bundle. Layout:
+
+    manifest.json  tokenizer.json  chat_template.jinja  generation_config.json
+    openvino/model.xml + model.bin      onnx/model.onnx + ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tidegate.errors import BundleError
+from tidegate.model.manifest import FileEntry, Manifest
+
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """A verified bundle."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open a bundle and verify every file it lists.
+
+        Raises:
+            BundleError: there is no bundle, or a file is missing, changed or leads outside; the
+                message names the file.
+        """
+        path = folder / MANIFEST_FILE
+        if path.is_symlink() or not path.is_file():
+            raise BundleError(f"{folder}: is not a bundle: it has no {MANIFEST_FILE}")
+        manifest = Manifest.from_bytes(path.read_bytes())
+        for name, entry in manifest.files.items():
+            _verify(folder, name, entry)
+        return cls(folder=folder, manifest=manifest)
+
+    def target_folder(self, target: str) -> Path:
+        """The folder of a target's files.
+
+        Raises:
+            BundleError: the bundle was not converted for that target.
+        """
+        if target not in self.manifest.targets:
+            made = ", ".join(self.manifest.targets)
+            raise BundleError(f"{self.folder}: target {target!r}: the bundle holds {made}")
+        return self.folder / target
+
+
+def _verify(folder: Path, name: str, entry: FileEntry) -> None:
+    path = folder
+    for part in name.split("/"):
+        path = path / part
+        if path.is_symlink():
+            raise BundleError(f"{name}: is a link: a bundle holds plain files only")
+    if not path.is_file():
+        raise BundleError(f"{name}: is missing")
+    found = path.stat().st_size
+    if found != entry.size_bytes:
+        raise BundleError(f"{name}: {found} bytes: the manifest says {entry.size_bytes}")
+    if sha256_file(path) != entry.sha256:
+        raise BundleError(f"{name}: was changed: its SHA-256 is not the manifest's")
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file in hex, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class BundleWriter:
+    """Collects a bundle's files in a hidden folder beside `out`, then moves it into place.
+
+    Leaving the `with` block by an error, or without `finish`, removes what was written. An
+    existing bundle at `out` is replaced as a whole, and only by `finish`.
+    """
+
+    def __init__(self, out: Path) -> None:
+        """Prepare to write a bundle to `out`.
+
+        Raises:
+            BundleError: `out` exists and is no bundle, or its parent cannot be written.
+        """
+        if out.exists() and not (out / MANIFEST_FILE).is_file() and _holds_anything(out):
+            raise BundleError(f"{out}: exists and is not a bundle: it is not overwritten")
+        self.out = out
+        self.folder = out.parent / f".{out.name}.partial-{os.getpid()}"
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(parents=True)
+        except OSError as error:
+            raise BundleError(f"{self.out.parent}: cannot be written: {error.strerror}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def entries(self) -> Mapping[str, FileEntry]:
+        """Digest and size of every file written so far, by path in the bundle."""
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {
+            path.relative_to(self.folder).as_posix(): FileEntry(
+                sha256=sha256_file(path), size_bytes=path.stat().st_size
+            )
+            for path in files
+        }
+
+    def finish(self, manifest: Manifest) -> Bundle:
+        """Write the manifest, flush everything to disk and move the bundle into place."""
+        (self.folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+        for path in self.folder.rglob("*"):
+            _flush(path)
+        old = self.out.parent / f".{self.out.name}.old-{os.getpid()}"
+        if self.out.exists():
+            self.out.rename(old)
+        self.folder.rename(self.out)
+        _flush(self.out.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        return Bundle(folder=self.out, manifest=manifest)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _holds_anything(path: Path) -> bool:
+    return not path.is_dir() or any(path.iterdir())

@@ -1,0 +1,155 @@
+"""Bundles: exact bytes, verified before use, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tinymodel import tiny_architecture
+
+from tidegate.errors import BundleError
+from tidegate.model.bundle import Bundle, BundleWriter
+from tidegate.model.manifest import FileEntry, Manifest, MemoryNeed, Recipe
+
+RECIPE = Recipe(method="rtn", bits=4, group_size=64, symmetric=False, table_bits=8)
+
+
+def manifest_of(files: dict[str, FileEntry], version: int = 1) -> Manifest:
+    return Manifest(
+        model_id="assistant",
+        version=version,
+        architecture=tiny_architecture(),
+        context_tokens=256,
+        recipe=RECIPE,
+        tensor_bits={"embed": 8, "layers.0.q": 4},
+        targets=("onnx",),
+        toolchain={"onnx": "1.0"},
+        memory=MemoryNeed(weight_bytes=1000, kv_values_per_token=256),
+        files=files,
+    )
+
+
+def write_bundle(out: Path, content: bytes = b"weights") -> Bundle:
+    with BundleWriter(out) as writer:
+        (writer.folder / "onnx").mkdir()
+        (writer.folder / "onnx" / "model.onnx").write_bytes(content)
+        (writer.folder / "tokenizer.json").write_bytes(b"{}")
+        return writer.finish(manifest_of(dict(writer.entries())))
+
+
+def test_a_written_bundle_opens_with_the_same_manifest(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path / "b")
+    opened = Bundle.open(tmp_path / "b")
+    assert opened == written
+    assert opened.target_folder("onnx").joinpath("model.onnx").read_bytes() == b"weights"
+
+
+def test_the_manifest_has_exactly_these_bytes() -> None:
+    entry = FileEntry(sha256="00", size_bytes=7)
+    assert manifest_of({"onnx/model.onnx": entry}).to_bytes() == (
+        b'{"architecture":{"activation":"silu","attention_bias":false,"context":256,'
+        b'"head_size":32,"heads":4,"inner":192,"kv_heads":2,"layers":2,"mlp_bias":false,'
+        b'"model_type":"llama","norm_eps":1e-05,"rope":{"theta":10000.0},"tied_head":true,'
+        b'"vocab":203,"width":128},"context_tokens":256,'
+        b'"files":{"onnx/model.onnx":{"sha256":"00","size_bytes":7}},'
+        b'"memory":{"kv_values_per_token":256,"weight_bytes":1000},"model_id":"assistant",'
+        b'"recipe":{"bits":4,"group_size":64,"method":"rtn","symmetric":false,"table_bits":8},'
+        b'"schema_version":1,"targets":["onnx"],"tensor_bits":{"embed":8,"layers.0.q":4},'
+        b'"toolchain":{"onnx":"1.0"},"version":1}'
+    )
+
+
+@pytest.mark.parametrize("position", [0, 3, 6])
+def test_one_changed_byte_is_noticed_and_named(tmp_path: Path, position: int) -> None:
+    write_bundle(tmp_path / "b")
+    path = tmp_path / "b" / "onnx" / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"onnx/model\.onnx: was changed"):
+        Bundle.open(tmp_path / "b")
+
+
+def test_a_missing_a_longer_and_a_linked_file_are_named(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b")
+    path = tmp_path / "b" / "onnx" / "model.onnx"
+    path.write_bytes(b"weights and more")
+    with pytest.raises(BundleError, match="16 bytes: the manifest says 7"):
+        Bundle.open(tmp_path / "b")
+    path.unlink()
+    with pytest.raises(BundleError, match=r"model\.onnx: is missing"):
+        Bundle.open(tmp_path / "b")
+    (tmp_path / "elsewhere").write_bytes(b"weights")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="is a link"):
+        Bundle.open(tmp_path / "b")
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../b", "a//b", "a\\b", "", ".", "./a"])
+def test_paths_cannot_leave_the_bundle(path: str) -> None:
+    data = manifest_of({path: FileEntry(sha256="00", size_bytes=1)}).to_bytes()
+    with pytest.raises(BundleError, match="not a path inside"):
+        Manifest.from_bytes(data)
+
+
+def test_a_newer_schema_is_refused_with_both_numbers() -> None:
+    body = json.loads(manifest_of({}).to_bytes()) | {"schema_version": 9}
+    with pytest.raises(BundleError, match="schema_version = 9: this release reads 1"):
+        Manifest.from_bytes(json.dumps(body).encode())
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_a_manifest_with_anything_in_it_is_read_or_refused(data: st.DataObject) -> None:
+    body = json.loads(manifest_of({"a": FileEntry(sha256="00", size_bytes=1)}).to_bytes())
+    at = body
+    key = data.draw(st.sampled_from(sorted(at)))
+    if isinstance(at[key], dict) and at[key] and data.draw(st.booleans()):
+        at = at[key]
+        key = data.draw(st.sampled_from(sorted(at)))
+    scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    at[key] = data.draw(
+        scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(), scalars)
+    )
+    with suppress(BundleError):
+        Manifest.from_bytes(json.dumps(body).encode())
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_the_old_bundle(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b")
+
+    def fail() -> None:
+        with BundleWriter(tmp_path / "b") as writer:
+            (writer.folder / "half").write_bytes(b"x")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert Bundle.open(tmp_path / "b").manifest.version == 1
+
+
+def test_finishing_replaces_the_old_bundle_as_a_whole(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", b"old")
+    write_bundle(tmp_path / "b", b"newer")
+    assert (tmp_path / "b" / "onnx" / "model.onnx").read_bytes() == b"newer"
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_folder_that_is_no_bundle_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(BundleError, match="not a bundle: it is not overwritten"):
+        BundleWriter(tmp_path / "home")
+
+
+def test_a_target_that_was_not_converted_is_named(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "b")
+    with pytest.raises(BundleError, match="target 'openvino': the bundle holds onnx"):
+        bundle.target_folder("openvino")
+    assert replace(bundle.manifest, version=2).to_bytes() != bundle.manifest.to_bytes()
