@@ -1,0 +1,34 @@
+# Every target sets up what it needs first; nothing has to be installed by hand.
+PYTHON ?= python3
+PIP_EXTRAS := all,dev
+RUN := .venv/bin/python -P
+
+.PHONY: demo test check bench format clean
+
+demo: .venv/ready
+	$(RUN) -m tidegate.cli demo
+
+test: .venv/ready
+	scripts/system-deps mosquitto
+	$(RUN) -m pytest -q
+
+check: .venv/ready
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+bench: .venv/ready
+	$(RUN) benchmarks/edge/throughput.py
+
+format: .venv/ready
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+.venv/ready: pyproject.toml constraints.txt
+	scripts/system-deps venv
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[$(PIP_EXTRAS)]'
+	touch $@
+
+clean:
+	rm -rf .venv .tidegate .mypy_cache .ruff_cache .pytest_cache
