@@ -1,0 +1,1 @@
+"""The device: executors, routing, energy, caches and the daemon around them."""

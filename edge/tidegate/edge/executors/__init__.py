@@ -1,0 +1,1 @@
+"""What runs a step of the model on a device: ONNX Runtime, OpenVINO."""

@@ -1,0 +1,250 @@
+"""`OnnxExecutor`: steps on ONNX Runtime, KV in slots that the attention operator updates in place.
+
+The graph and its inputs are described in `tidegate.converters.onnx_ops`. Its attention takes either
+one request with many tokens, or many requests with one token each whose KV rows are neighbours; a
+step becomes that few runs. Past and present KV are bound to the same memory, so what lies beyond a
+request's tokens is never read and rewinding a request costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.edge.executors.slots import SlotBuffers, batches
+from tidegate.engine.executor import (
+    ExecutorLimits,
+    ExecutorStep,
+    Logits,
+    Row,
+    SlotGeometry,
+    StepResult,
+)
+from tidegate.errors import BundleError, ConfigError, ExecutionError
+from tidegate.model.architecture import Architecture
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+GRAPH, EXACT_GRAPH = "model.onnx", "model.exact.onnx"
+"""The graph with int8 activations and the one with float32 activations, over the same weights."""
+
+FATAL_ONLY = 4
+"""Log severity: errors arrive as exceptions, so stderr need not have them too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnnxSettings:
+    """How an `OnnxExecutor` runs. Memory is fixed by the first three."""
+
+    slots: int
+    """Requests that have KV at the same time."""
+    context_tokens: int
+    """Tokens of one slot; at most the model's context."""
+    step_tokens: int
+    """Tokens of all rows of one step."""
+    threads: int | None = None
+    """None leaves the number to ONNX Runtime, which takes the physical cores."""
+    exact: bool = False
+    """Multiply float32 activations instead of int8 ones: slower, and equal to the reference."""
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    spinning: bool = False
+    """Let idle threads spin: a little faster per token, and a busy core between tokens."""
+
+
+class OnnxExecutor:
+    """`tidegate.engine.executor.Executor` over the `onnx/` folder of a bundle."""
+
+    def __init__(self, folder: Path, arch: Architecture, settings: OnnxSettings) -> None:
+        """Load the model, allocate all KV, and run the largest steps once.
+
+        Raises:
+            ConfigError: a setting is out of range, or a provider is not available.
+            BundleError: the graph cannot be loaded or is not of this architecture.
+        """
+        _check_settings(settings, arch)
+        self._arch, self._settings = arch, settings
+        self._session: onnxruntime.InferenceSession | None = _load(folder, arch, settings)
+        self._kv = SlotBuffers(arch, slots=settings.slots, slot_tokens=settings.context_tokens)
+        self._logits = np.empty((settings.slots, arch.vocab), np.float32)
+        self._warm_up()
+
+    @property
+    def limits(self) -> ExecutorLimits:
+        """See `Executor.limits`."""
+        return ExecutorLimits(
+            context_tokens=self._settings.context_tokens,
+            step_tokens=self._settings.step_tokens,
+            step_rows=self._settings.slots,
+            vocab=self._arch.vocab,
+        )
+
+    @property
+    def kv(self) -> SlotGeometry:
+        """See `Executor.kv`."""
+        return SlotGeometry(
+            slots=self._settings.slots,
+            slot_tokens=self._settings.context_tokens,
+            bytes_per_token=self._arch.kv_values_per_token * np.dtype(np.float32).itemsize,
+        )
+
+    def execute(self, step: ExecutorStep) -> StepResult:
+        """See `Executor.execute`: copies, then one run per group of `slots.batches`.
+
+        Raises:
+            ExecutionError: a row or copy is outside the limits, in which case nothing has run, or
+                ONNX Runtime failed.
+        """
+        slots = self._checked_slots(step)
+        for source, target, tokens in step.copies:
+            self._kv.copy(source, target, tokens)
+        wanting = [i for i, row in enumerate(step.rows) if row.wants_logits]
+        result = np.empty((len(wanting), self._arch.vocab), np.float32)
+        places = {row: place for place, row in enumerate(wanting)}
+        for batch in batches(step.rows, slots):
+            rows = [step.rows[i] for i in batch]
+            logits = self._run(rows, slots[batch[0]])
+            result[[places[i] for i in batch if i in places]] = logits
+        return StepResult(logits=result)
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        self._session = None
+        self._kv = SlotBuffers(self._arch, slots=0, slot_tokens=0)
+
+    def _run(self, rows: Sequence[Row], first: int) -> Logits:
+        """Run rows of equal token count whose KV begins at buffer row `first`.
+
+        Returns:
+            Logits of the rows that want them, a view that the next run overwrites.
+        """
+        try:
+            return self._run_bound(rows, first)
+        except Exception as error:
+            where = f"{len(rows)} rows of {len(rows[0].tokens)} tokens from slot {first} on"
+            raise ExecutionError(f"ONNX Runtime failed on {where}: {error}") from error
+
+    def _run_bound(self, rows: Sequence[Row], first: int) -> Logits:
+        if self._session is None:
+            raise RuntimeError("the executor is closed")
+        tokens = np.stack([row.tokens for row in rows]).astype(np.int64, copy=False)
+        lasts = np.array([row.past + len(row.tokens) - 1 for row in rows], np.int32)
+        ends = [(i + 1) * tokens.shape[1] - 1 for i, row in enumerate(rows) if row.wants_logits]
+        inputs: dict[str, npt.NDArray[np.generic]] = {
+            "input_ids": tokens,
+            "seqlens_k": lasts,
+            "total_sequence_length": np.array(lasts.max() + 1, np.int32),
+            "sampled": np.array(ends, np.int64),
+        }
+        logits = self._logits[: len(ends)]
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            _bind(binding.bind_input, name, array)
+        _bind(binding.bind_output, "logits", logits)
+        for layer in range(self._arch.layers):
+            for kind, buffers in (("key", self._kv.keys), ("value", self._kv.values)):
+                view = buffers[layer][first : first + len(rows)]
+                _bind(binding.bind_input, f"past_{kind}.{layer}", view)
+                _bind(binding.bind_output, f"present_{kind}.{layer}", view)
+        self._session.run_with_iobinding(binding)
+        return logits
+
+    def _warm_up(self) -> None:
+        """Run the largest prefill and the largest decode, so that memory has reached its peak."""
+        context = self._settings.context_tokens
+        chunk = min(self._settings.step_tokens, context)
+        prefill = Row(tokens=np.zeros(chunk, np.int64), past=context - chunk, slot=0)
+        decode = Row(tokens=np.zeros(1, np.int64), past=context - 1)
+        self._run([prefill], 0)
+        self._run([decode] * min(self._settings.slots, self._settings.step_tokens), 0)
+
+    def _checked_slots(self, step: ExecutorStep) -> list[int]:
+        """The slot of every row; raises `ExecutionError` if the step is outside the limits."""
+        context, slots = self._settings.context_tokens, self._settings.slots
+        for copy in step.copies:
+            source, target, tokens = copy
+            if not (0 <= source < slots and 0 <= target < slots and 0 <= tokens <= context):
+                raise ExecutionError(
+                    f"copy {copy}: must be within {slots} slots of {context} tokens"
+                )
+        taken = [_checked_slot(row, slots, context, self._arch.vocab) for row in step.rows]
+        if len(set(taken)) < len(taken):
+            raise ExecutionError(f"slots {taken}: one slot appears twice in a step")
+        total = sum(len(row.tokens) for row in step.rows)
+        if total > self._settings.step_tokens:
+            raise ExecutionError(f"{total} tokens in a step: at most {self._settings.step_tokens}")
+        return taken
+
+
+def _checked_slot(row: Row, slots: int, context: int, vocab: int) -> int:
+    slot, count = row.slot, len(row.tokens)
+    if slot is None or not 0 <= slot < slots:
+        raise ExecutionError(f"row in slot {slot}: must be below {slots}")
+    if count == 0 or row.past < 0 or row.past + count > context:
+        raise ExecutionError(
+            f"row in slot {slot}: {count} tokens after {row.past}: must be some, up to {context}"
+        )
+    # The packed embedding would answer zeros for such a token, and not fail.
+    low, high = int(row.tokens.min()), int(row.tokens.max())
+    if low < 0 or high >= vocab:
+        token = low if low < 0 else high
+        raise ExecutionError(f"row in slot {slot}: token {token}: must be below {vocab}")
+    return slot
+
+
+def _bind(bind: Callable[..., None], name: str, array: npt.NDArray[np.generic]) -> None:
+    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _check_settings(settings: OnnxSettings, arch: Architecture) -> None:
+    for name in ("slots", "step_tokens"):
+        if getattr(settings, name) < 1:
+            raise ConfigError(name, getattr(settings, name), "at least 1")
+    if not 1 <= settings.context_tokens <= arch.context:
+        allowed = f"from 1 to the model's context of {arch.context}"
+        raise ConfigError("context_tokens", settings.context_tokens, allowed)
+    if settings.threads is not None and settings.threads < 1:
+        raise ConfigError("threads", settings.threads, "at least 1, or absent")
+
+
+def _load(folder: Path, arch: Architecture, settings: OnnxSettings) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    for provider in settings.providers:
+        if provider not in available:
+            raise ConfigError("providers", provider, "one of " + ", ".join(available))
+    path = folder / (EXACT_GRAPH if settings.exact else GRAPH)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = FATAL_ONLY
+    options.intra_op_num_threads = settings.threads or 0
+    # It remembers a memory plan for every shape it meets, and chunks come in any length.
+    options.enable_mem_pattern = False
+    spinning = "1" if settings.spinning else "0"
+    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=list(settings.providers)
+        )
+    except Exception as error:
+        raise BundleError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+    _check_signature(path, session, arch)
+    return session
+
+
+def _check_signature(path: Path, session: onnxruntime.InferenceSession, arch: Architecture) -> None:
+    """Binding memory of the wrong shape would write past its end, so compare shapes first."""
+    shapes = {item.name: item.shape for item in [*session.get_inputs(), *session.get_outputs()]}
+    found = {name: shape[1::2] for name, shape in shapes.items() if name.startswith("past_")}
+    expected = {
+        f"past_{kind}.{layer}": [arch.kv_heads, arch.head_size]
+        for layer in range(arch.layers)
+        for kind in ("key", "value")
+    }
+    if found != expected or shapes.get("logits", [])[1:] != [arch.vocab]:
+        raise BundleError(f"{path}: its inputs are not those of the manifest's architecture")
