@@ -1,0 +1,119 @@
+"""`TorchExecutor`: the engine's executor on `TorchOps`, for a cloud without a GPU and for tests.
+
+It runs the walk itself, in float32, over slots of a KV buffer allocated at construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tidegate.engine.executor import (
+    ExecutorLimits,
+    ExecutorStep,
+    Row,
+    SlotGeometry,
+    StepResult,
+)
+from tidegate.errors import ConfigError, ExecutionError
+from tidegate.kernels.torch_ops import TorchKv, TorchOps, TorchRow, WeightTensors
+from tidegate.model.architecture import Architecture
+from tidegate.model.resident import ResidentWeights
+from tidegate.model.walk import Weights, decoder
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TorchSettings:
+    """Sizes fixed at start."""
+
+    slots: int = 8
+    context_tokens: int = 2048
+    step_tokens: int = 512
+    threads: int | None = None
+    """Threads of torch's pool, for the whole process; its own default when None."""
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "context_tokens", "step_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "at least 1")
+
+
+class TorchExecutor:
+    """See `tidegate.engine.executor.Executor`. Not thread safe, like every executor."""
+
+    def __init__(self, arch: Architecture, weights: Weights, settings: TorchSettings) -> None:
+        """Read all weights of `arch` and allocate the KV.
+
+        Raises:
+            ConfigError: the context is longer than the model's.
+        """
+        if settings.context_tokens > arch.context:
+            raise ConfigError("context_tokens", settings.context_tokens, f"at most {arch.context}")
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self._arch, self._settings = arch, settings
+        self._weights, self._tensors = ResidentWeights(weights), WeightTensors()
+        self._kv = TorchKv.allocate(
+            layers=arch.layers,
+            slots=settings.slots,
+            tokens=settings.context_tokens,
+            kv_heads=arch.kv_heads,
+            head_size=arch.head_size,
+        )
+        self._run([TorchRow(tokens=(0,), past=0, slot=0)])
+
+    @property
+    def limits(self) -> ExecutorLimits:
+        """See `Executor.limits`."""
+        return ExecutorLimits(
+            context_tokens=self._settings.context_tokens,
+            step_tokens=self._settings.step_tokens,
+            step_rows=self._settings.slots,
+            vocab=self._arch.vocab,
+        )
+
+    @property
+    def kv(self) -> SlotGeometry:
+        """See `Executor.kv`."""
+        return SlotGeometry(
+            slots=self._settings.slots,
+            slot_tokens=self._settings.context_tokens,
+            bytes_per_token=self._arch.kv_values_per_token * _FLOAT_BYTES,
+        )
+
+    def execute(self, step: ExecutorStep) -> StepResult:
+        """See `Executor.execute`."""
+        try:
+            for source, target, tokens in step.copies:
+                for buffer in (*self._kv.keys, *self._kv.values):
+                    buffer[target, :tokens] = buffer[source, :tokens]
+            logits = self._run([_torch_row(row) for row in step.rows])
+        except (RuntimeError, IndexError, ValueError) as error:
+            tokens = sum(len(row.tokens) for row in step.rows)
+            raise ExecutionError(
+                f"a step of {len(step.rows)} rows and {tokens} tokens failed: {error}"
+            ) from error
+        return StepResult(logits=logits.numpy())
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        self._kv.keys.clear()
+        self._kv.values.clear()
+        self._tensors = WeightTensors()
+
+    def _run(self, rows: list[TorchRow]) -> torch.Tensor:
+        with torch.inference_mode():
+            return decoder(TorchOps(rows, self._kv, self._tensors), self._arch, self._weights)
+
+
+def _torch_row(row: Row) -> TorchRow:
+    assert row.slot is not None, "the engine places rows in slots for a SlotGeometry"
+    return TorchRow(
+        tokens=tuple(row.tokens.tolist()),
+        past=row.past,
+        slot=row.slot,
+        wants_logits=row.wants_logits,
+    )
