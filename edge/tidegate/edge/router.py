@@ -1,0 +1,155 @@
+"""Where a request runs: on the device, or sealed to the cloud. A pure function of its signals.
+
+Hard filters come first and are never traded: privacy, what the device can hold, what is reachable.
+Only then the clock decides, by predicted seconds against the deadline. A request that may not
+leave and cannot run here is refused, never sent. The decision carries the numbers it used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tidegate.api.schema import Privacy, RouteWish
+
+Place = Literal["edge", "cloud", "refuse"]
+
+MAY_LEAVE: frozenset[Privacy] = frozenset({"sealed", "any"})
+"""`redact` stays until there is a redactor to send it through: the safe reading of its promise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouteRequest:
+    """What the router knows of a request: sizes and wishes, never its text."""
+
+    prompt_tokens: int
+    max_tokens: int
+    wish: RouteWish
+    privacy: Privacy
+    deadline_s: float | None
+    """Seconds from now until the whole answer should be there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EdgeSignals:
+    """The device's state. Rates are smoothed measurements; None before the first one."""
+
+    healthy: bool
+    context_tokens: int
+    running: int
+    waiting: int
+    batch_rows: int
+    """Requests that run at once."""
+    queue_limit: int
+    prefill_tokens_per_s: float | None
+    decode_step_s: float | None
+    typical_answer_tokens: float
+    """Smoothed length of past answers, because `max_tokens` is only a bound."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CloudSignals:
+    """What is known of the cloud over the link."""
+
+    reachable: bool
+    context_tokens: int
+    answer_s: float | None
+    """Smoothed seconds from sending a request to its last token."""
+    detail: str
+    """Why it is not reachable, for the reason line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """Where to run and why, in one line with the numbers."""
+
+    place: Place
+    reason: str
+    edge_s: float | None = None
+    """Predicted seconds to the whole answer on the device."""
+    cloud_s: float | None = None
+
+
+def predict_edge_s(request: RouteRequest, edge: EdgeSignals) -> float | None:
+    """Seconds to the whole answer here: the queue in front, the prompt, then the tokens.
+
+    Waiting requests are taken to need a typical answer each, `batch_rows` at a time. None until
+    both rates were measured.
+    """
+    if edge.prefill_tokens_per_s is None or edge.decode_step_s is None:
+        return None
+    answer_tokens = min(request.max_tokens, edge.typical_answer_tokens)
+    own_s = request.prompt_tokens / edge.prefill_tokens_per_s + answer_tokens * edge.decode_step_s
+    full = edge.running >= edge.batch_rows
+    rounds = edge.waiting / edge.batch_rows + (0.5 if full else 0.0)
+    return own_s + rounds * edge.typical_answer_tokens * edge.decode_step_s
+
+
+def decide(request: RouteRequest, edge: EdgeSignals, cloud: CloudSignals) -> Decision:
+    """Choose where a request runs."""
+    edge_s = predict_edge_s(request, edge)
+    edge_no = _why_not_edge(request, edge)
+    cloud_no = _why_not_cloud(request, cloud)
+    if edge_no and cloud_no:
+        return Decision(place="refuse", reason=f"{edge_no}; {cloud_no}", edge_s=edge_s)
+    if cloud_no:
+        return Decision(place="edge", reason=_stays(request, edge_s, cloud_no), edge_s=edge_s)
+    if edge_no:
+        return Decision(place="cloud", reason=edge_no, edge_s=edge_s, cloud_s=cloud.answer_s)
+    return _by_time(request, edge, cloud, edge_s)
+
+
+def _why_not_edge(request: RouteRequest, edge: EdgeSignals) -> str | None:
+    needed = request.prompt_tokens + 1
+    if request.wish == "cloud":
+        return "asked for the cloud"
+    if not edge.healthy:
+        return "the device's engine makes no progress"
+    if needed > edge.context_tokens:
+        return f"too long for the device: {needed} tokens, it holds {edge.context_tokens}"
+    if edge.waiting >= edge.queue_limit:
+        return f"the device's queue is full: {edge.waiting} waiting"
+    return None
+
+
+def _why_not_cloud(request: RouteRequest, cloud: CloudSignals) -> str | None:
+    if request.wish == "edge":
+        return "asked for the device"
+    if request.privacy not in MAY_LEAVE:
+        return f"private ({request.privacy}): never leaves the device"
+    if not cloud.reachable:
+        return f"cloud: {cloud.detail}"
+    needed = request.prompt_tokens + 1
+    if needed > cloud.context_tokens:
+        return f"too long for the cloud: {needed} tokens, it holds {cloud.context_tokens}"
+    return None
+
+
+def _stays(request: RouteRequest, edge_s: float | None, cloud_no: str) -> str:
+    late = edge_s is not None and request.deadline_s is not None and edge_s > request.deadline_s
+    if late:
+        return (
+            f"{cloud_no}; will be late: {edge_s:.2f} s predicted, {request.deadline_s:.2f} s left"
+        )
+    return cloud_no
+
+
+def _by_time(
+    request: RouteRequest, edge: EdgeSignals, cloud: CloudSignals, edge_s: float | None
+) -> Decision:
+    """Both can; the device keeps it unless the clock says that only the cloud would make it."""
+    deadline_s, cloud_s = request.deadline_s, cloud.answer_s
+    if edge_s is None:
+        reason = "fits: nothing measured yet"
+        return Decision(place="edge", reason=reason, cloud_s=cloud_s)
+    if deadline_s is None or edge_s <= deadline_s:
+        allowed = "no deadline" if deadline_s is None else f"{deadline_s:.2f} s allowed"
+        reason = f"fits: {edge_s:.2f} s predicted, {allowed}"
+        return Decision(place="edge", reason=reason, edge_s=edge_s, cloud_s=cloud_s)
+    late = f"{edge_s:.2f} s predicted here with {edge.waiting} waiting, {deadline_s:.2f} s allowed"
+    if cloud_s is not None and cloud_s >= edge_s:
+        reason = f"late either way: {late}, {cloud_s:.2f} s in the cloud"
+        return Decision(place="edge", reason=reason, edge_s=edge_s, cloud_s=cloud_s)
+    return Decision(
+        place="cloud", reason=f"deadline too tight: {late}", edge_s=edge_s, cloud_s=cloud_s
+    )
