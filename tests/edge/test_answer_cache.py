@@ -1,0 +1,67 @@
+"""The answer cache: identical requests only, within its bytes and its time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.edge.answer_cache import AnswerCache, answer_key
+from tidegate.engine.events import Usage
+from tidegate.engine.request import SamplingParams
+
+GREEDY = SamplingParams(max_tokens=10, temperature=0)
+USAGE = Usage(prompt_tokens=3, completion_tokens=2)
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_an_identical_request_gets_the_same_answer_until_it_is_stale() -> None:
+    clock = Clock()
+    cache = AnswerCache(budget_bytes=10_000, ttl_s=60, clock=clock)
+    key = answer_key("m", (1, 2, 3), GREEDY)
+    assert key is not None
+    cache.put(key, "on", "stop", USAGE)
+    clock.now_s = 60
+    hit = cache.get(key)
+    assert hit is not None
+    assert (hit.text, hit.reason, hit.usage) == ("on", "stop", USAGE)
+    clock.now_s = 60.1
+    assert cache.get(key) is None
+    assert cache.nbytes == 0
+
+
+def test_only_repeatable_requests_have_a_key_and_every_setting_is_in_it() -> None:
+    drawn = SamplingParams(max_tokens=10, temperature=1.0)
+    assert answer_key("m", (1,), drawn) is None
+    keys = {
+        answer_key("m", (1,), GREEDY),
+        answer_key("other", (1,), GREEDY),
+        answer_key("m", (2,), GREEDY),
+        answer_key("m", (1,), replace(GREEDY, max_tokens=11)),
+        answer_key("m", (1,), replace(GREEDY, stop=("x",))),
+        answer_key("m", (1,), replace(drawn, seed=1)),
+        answer_key("m", (1,), replace(drawn, seed=2)),
+    }
+    assert len(keys) == 7
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 900), st.booleans()), max_size=60))
+def test_it_never_holds_more_than_its_budget(steps: list[tuple[int, int, bool]]) -> None:
+    cache = AnswerCache(budget_bytes=3000, ttl_s=60, clock=Clock())
+    for name, length, read in steps:
+        if read:
+            cache.get(bytes([name]))
+        else:
+            cache.put(bytes([name]), "é" * length, "stop", USAGE)
+        assert 0 <= cache.nbytes <= 3000
+        assert (cache.nbytes == 0) == (len(cache) == 0)
