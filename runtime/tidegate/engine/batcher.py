@@ -1,0 +1,207 @@
+"""`Batcher`: keeps the line of requests and the KV books, and turns a plan into a step.
+
+Everything between two steps of the executor, without asyncio and without text. A request that
+leaves while its step runs keeps its KV until `settle`, since the executor is still writing to it.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+from tidegate.engine.executor import (
+    Executor,
+    ExecutorLimits,
+    ExecutorStep,
+    PagedGeometry,
+    Row,
+    SlotGeometry,
+)
+from tidegate.engine.generation import Generation
+from tidegate.engine.kv import KvCache
+from tidegate.engine.paged_kv import PagedKv
+from tidegate.engine.sampling import Draw
+from tidegate.engine.scheduler import Budget, Candidate, Chunk, Key, Plan, Room, State, plan
+from tidegate.engine.settings import EngineSettings
+from tidegate.engine.slot_kv import SlotKv
+
+_HEADROOM = 100
+"""One unit in so many stays free on admission (vLLM's watermark); a device has slots, and none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Batch:
+    """A step with the requests its rows belong to, in row order."""
+
+    step: ExecutorStep
+    chunks: tuple[tuple[Generation, int], ...]
+    preempted: int
+
+    @property
+    def samplers(self) -> tuple[Generation, ...]:
+        """The requests whose rows want logits, in row order."""
+        pairs = zip(self.chunks, self.step.rows, strict=True)
+        return tuple(generation for (generation, _), row in pairs if row.wants_logits)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens of the rows that do more than decode; a resumed request counts again."""
+        return sum(
+            tokens
+            for (generation, tokens), row in zip(self.chunks, self.step.rows, strict=True)
+            if tokens > 1 or row.past < len(generation.request.prompt)
+        )
+
+    def draws(self) -> tuple[Draw, ...]:
+        return tuple(generation.draw() for generation in self.samplers)
+
+
+def kv_for(geometry: PagedGeometry | SlotGeometry, *, reuse: bool) -> KvCache:
+    """The books that fit the executor's shape."""
+    if isinstance(geometry, PagedGeometry):
+        return PagedKv(geometry, reuse=reuse)
+    return SlotKv(geometry, reuse=reuse)
+
+
+def budget_for(limits: ExecutorLimits, settings: EngineSettings) -> Budget:
+    """The executor's limits, shared out by the settings."""
+    reserve = settings.prefill_reserve_tokens
+    return Budget(
+        tokens=limits.step_tokens,
+        rows=limits.step_rows,
+        chunk_tokens=settings.chunk_tokens or limits.step_tokens,
+        prefill_reserve=limits.step_tokens // 4 if reserve is None else reserve,
+    )
+
+
+class Batcher:
+    """Requests in line and running. Every request has a place in exactly one of the two."""
+
+    def __init__(self, executor: Executor, settings: EngineSettings) -> None:
+        self.kv = kv_for(executor.kv, reuse=settings.prefix_reuse)
+        self._budget = budget_for(executor.limits, settings)
+        slots = isinstance(executor.kv, SlotGeometry)
+        self._headroom = 0 if slots else -(-self.kv.units // _HEADROOM)
+        self.running: dict[Key, Generation] = {}
+        self.waiting: list[Generation] = []
+        self._in_flight: frozenset[Key] = frozenset()
+
+    @property
+    def empty(self) -> bool:
+        return not self.running and not self.waiting
+
+    def everyone(self) -> tuple[Generation, ...]:
+        return *self.running.values(), *self.waiting
+
+    def add(self, generation: Generation) -> None:
+        """Put a request in line by its rank."""
+        bisect.insort(self.waiting, generation, key=lambda one: one.rank)
+
+    def remove(self, generation: Generation, *, forget: bool = False) -> None:
+        """Take a request out, wherever it is, and free its KV as soon as no step uses it."""
+        if self.running.pop(generation.key, None) is None and generation in self.waiting:
+            self.waiting.remove(generation)
+        if generation.key not in self._in_flight:
+            self.kv.release(generation.key, forget=forget)
+
+    def next(self) -> Batch:
+        """Decide the next step and give its rows their KV; there must be work."""
+        waiting = {one.key: one for one in self.waiting[: self._candidates()]}
+        decided = plan(self._state(waiting), self._budget)
+        for key in decided.preempted:
+            self._preempt(self.running.pop(key))
+        for key in decided.admitted:
+            self._admit(waiting[key])
+        return self._batch(decided)
+
+    def settle(self, batch: Batch, *, failed: bool) -> None:
+        """Book what a step has computed, or that its KV is lost."""
+        self._in_flight = frozenset()
+        for generation, tokens in batch.chunks:
+            if not failed:
+                generation.computed += tokens
+                self.kv.commit(generation.key, generation.tokens[: generation.computed])
+            if failed or generation.key not in self.running:
+                self.kv.release(generation.key, forget=failed)
+
+    def abandon_step(self) -> None:
+        """Forget a step that was never run, because making it failed."""
+        self._in_flight = frozenset()
+        self.kv.take_copies()
+
+    def _candidates(self) -> int:
+        """How many of the line to look at: those who might start, and always the first."""
+        return max(1, self._budget.most_running - len(self.running))
+
+    def _state(self, waiting: dict[Key, Generation]) -> State:
+        room = Room(free=self.kv.free, unit_tokens=self.kv.unit_tokens, headroom=self._headroom)
+        # Who would free what is asked only when somebody may have to go.
+        tight = room.free < len(self.running) + room.units(self._budget.tokens)
+        return State(
+            running=tuple(self._runner(one, tight) for one in self.running.values()),
+            waiting=tuple(self._waiter(one) for one in waiting.values()),
+            room=room,
+        )
+
+    def _runner(self, one: Generation, tight: bool) -> Candidate:
+        return Candidate(
+            key=one.key,
+            tokens=one.length,
+            computed=one.computed,
+            priority=one.request.priority,
+            deadline_s=one.request.deadline_s,
+            held=self.kv.held(one.key),
+            exclusive=self.kv.exclusive(one.key) if tight else 0,
+        )
+
+    def _waiter(self, one: Generation) -> Candidate:
+        match = self.kv.match(one.key, one.tokens)
+        return Candidate(
+            key=one.key,
+            tokens=one.length,
+            computed=match.tokens,
+            priority=one.request.priority,
+            deadline_s=one.request.deadline_s,
+            held=match.units,
+            drawn=match.drawn,
+        )
+
+    def _preempt(self, generation: Generation) -> None:
+        """Back in line with its tokens kept; what it had computed is computed again, or reused."""
+        self.kv.release(generation.key)
+        generation.computed = 0
+        self.add(generation)
+
+    def _admit(self, generation: Generation) -> None:
+        self.waiting.remove(generation)
+        self.running[generation.key] = generation
+        generation.computed = self.kv.admit(generation.key, generation.tokens)
+        if generation.cached_tokens is None:
+            generation.cached_tokens = generation.computed
+
+    def _batch(self, decided: Plan) -> Batch:
+        chunks = tuple(self._chunk(chunk) for chunk in decided.chunks)
+        self._in_flight = frozenset(generation.key for generation, _ in chunks)
+        rows = tuple(self._row(generation, tokens) for generation, tokens in chunks)
+        return Batch(
+            step=ExecutorStep(rows=rows, copies=self.kv.take_copies()),
+            chunks=chunks,
+            preempted=len(decided.preempted),
+        )
+
+    def _chunk(self, chunk: Chunk) -> tuple[Generation, int]:
+        # Admissions before it in this step may have changed what a slot could reuse.
+        generation = self.running[chunk.key]
+        return generation, min(chunk.tokens, generation.length - generation.computed)
+
+    def _row(self, generation: Generation, tokens: int) -> Row:
+        past, end = generation.computed, generation.computed + tokens
+        self.kv.grow(generation.key, end)
+        place = self.kv.place(generation.key)
+        return Row(
+            tokens=generation.tokens[past:end],
+            past=past,
+            blocks=place.blocks,
+            slot=place.slot,
+            wants_logits=end == generation.length,
+        )

@@ -1,0 +1,275 @@
+"""`Engine`: the loop. Plan, execute, hand out tokens; one terminal event per request, always.
+
+`run()` owns the loop and ends by cancellation. Everything else is called from the same event loop.
+A request that is wrong, fails or goes away ends alone; a step that fails ends the requests in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from tidegate.engine.answer import Answer
+from tidegate.engine.batcher import Batch, Batcher
+from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal
+from tidegate.engine.executor import Executor
+from tidegate.engine.generation import Generation
+from tidegate.engine.request import GenerationRequest, RequestId
+from tidegate.engine.settings import EngineSettings
+from tidegate.engine.snapshot import EngineSnapshot, Meter
+from tidegate.engine.stepper import Outcome, Stepper
+from tidegate.engine.text import TextModel
+from tidegate.errors import (
+    CapacityError,
+    ExecutionError,
+    RequestError,
+    TidegateError,
+    UnavailableError,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Runs requests on one executor. The executor belongs to whoever made it."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        text: TextModel,
+        *,
+        model_id: str,
+        settings: EngineSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Size everything; nothing runs until `run()`.
+
+        Args:
+            executor: its KV and limits are all there is; nothing is allocated later.
+            text: the same model's tokenizer.
+            model_id: for people.
+            settings: None for the defaults.
+            clock: monotonic seconds; deadlines are on it.
+        """
+        self.model_id = model_id
+        self.text = text
+        self.clock = clock
+        self._settings = settings or EngineSettings()
+        self._batcher = Batcher(executor, self._settings)
+        self._stepper = Stepper(executor, clock)
+        kv = self._batcher.kv
+        paged = executor.kv.kind == "paged"
+        self._vocab = executor.limits.vocab
+        self.context_tokens = min(
+            executor.limits.context_tokens, kv.unit_tokens * (kv.units if paged else 1)
+        )
+        self._by_id: dict[RequestId, Generation] = {}
+        self._arrivals = 0
+        self._meter = Meter(last_progress_s=clock())
+        self._accepting = True
+        self._stopped = False
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def submit(self, request: GenerationRequest) -> Answer:
+        """Put a request in line. Closing or dropping the answer aborts it.
+
+        Raises:
+            RequestError: it can never run here; the message names the limit.
+            CapacityError: the line is full.
+            UnavailableError: the engine is draining or stopped.
+        """
+        self._check(request)
+        generation = Generation(
+            request, key=self._arrivals, text=self.text.detokeniser(), now_s=self.clock()
+        )
+        self._arrivals += 1
+        if self._batcher.empty:
+            self._meter.last_progress_s = self.clock()
+        self._by_id[request.id] = generation
+        self._batcher.add(generation)
+        self._idle.clear()
+        self._work.set()
+        return Answer(generation.channel, partial(self._cancel, generation))
+
+    def cancel(self, request_id: RequestId) -> bool:
+        """End a request with `Cancelled`; False when it is not here (any more)."""
+        generation = self._by_id.get(request_id)
+        if generation is not None:
+            self._cancel(generation)
+        return generation is not None
+
+    async def run(self) -> None:
+        """Serve until cancelled; requests still here then end with a retryable `Failed`."""
+        try:
+            while True:
+                await self._work.wait()
+                self._drop_abandoned()
+                if self._batcher.empty:
+                    self._work.clear()
+                else:
+                    await self._step_safely()
+        finally:
+            self._accepting, self._stopped = False, True
+            self._fail_all(self._batcher.everyone(), UnavailableError("the engine has stopped"))
+            await self._stepper.close(self._settings.stall_after_s)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and let those here finish.
+
+        Returns:
+            False when `timeout_s` was not enough; what was left then failed, to be retried.
+        """
+        self._accepting = False
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            self._fail_all(self._batcher.everyone(), UnavailableError("the engine shuts down"))
+            return False
+        return True
+
+    def snapshot(self) -> EngineSnapshot:
+        """The engine in numbers; cheap, changes nothing."""
+        meter, kv, batcher = self._meter, self._batcher.kv, self._batcher
+        stalled = self.clock() - meter.last_progress_s > self._settings.stall_after_s
+        return EngineSnapshot(
+            running=len(batcher.running),
+            waiting=len(batcher.waiting),
+            kv_usage=1 - kv.free / kv.units,
+            prefix_query_tokens=meter.prefix_query_tokens,
+            prefix_hit_tokens=meter.prefix_hit_tokens,
+            preemptions=meter.preemptions,
+            prompt_tokens=meter.prompt_tokens,
+            generated_tokens=meter.generated_tokens,
+            finished=meter.ended[Finished],
+            failed=meter.ended[Failed],
+            cancelled=meter.ended[Cancelled],
+            steps=meter.steps,
+            prefill_tokens_per_s=meter.prefill_tokens_per_s,
+            decode_step_s=meter.decode_step_s,
+            request_s=meter.request_s,
+            last_progress_s=meter.last_progress_s,
+            healthy=not self._stopped and (batcher.empty or not stalled),
+            accepting=self._accepting,
+        )
+
+    def _check(self, request: GenerationRequest) -> None:
+        if not self._accepting:
+            raise UnavailableError("the engine is shutting down")
+        if request.id in self._by_id:
+            raise RequestError("request_id", f"{request.id!r} is already running: must be unique")
+        if len(request.prompt) >= self.context_tokens:
+            raise RequestError(
+                "prompt",
+                f"{len(request.prompt)} tokens: must be less than the context of"
+                f" {self.context_tokens}, which the answer shares",
+                status=413,
+            )
+        if not all(0 <= token < self._vocab for token in request.prompt):
+            raise RequestError("prompt", f"token ids must be between 0 and {self._vocab - 1}")
+        if len(self._batcher.waiting) >= self._settings.most_waiting:
+            raise CapacityError(
+                f"{len(self._batcher.waiting)} requests are waiting: at most"
+                f" {self._settings.most_waiting} may",
+                retry_after_s=max(1.0, self._meter.request_s or 0.0),
+            )
+
+    async def _step_safely(self) -> None:
+        """One step; a defect of our own costs the requests it met, never the loop."""
+        try:
+            await self._step()
+        except Exception:  # the pass boundary of the loop
+            _log.exception("the engine failed in a step")
+            self._batcher.abandon_step()
+            met = tuple(self._batcher.running.values()) or self._batcher.everyone()
+            self._fail_all(met, TidegateError("internal error in the engine"))
+
+    async def _step(self) -> None:
+        batch = self._batcher.next()
+        self._meter.preemptions += batch.preempted
+        if not batch.chunks:
+            assert batch.preempted, "with work there is a step or room is made for one"
+            await asyncio.sleep(0)
+            return
+        self._schedule(batch)
+        outcome = await self._stepper.run(batch.step, batch.draws())
+        self._meter.last_progress_s = self.clock()
+        self._batcher.settle(batch, failed=outcome.error is not None)
+        if outcome.error is None:
+            self._absorb(batch, outcome)
+        else:
+            self._fail_all((one for one, _ in batch.chunks), outcome.error)
+
+    def _schedule(self, batch: Batch) -> None:
+        now_s = self.clock()
+        for generation, _ in batch.chunks:
+            if generation.first_scheduled_s is None:
+                generation.first_scheduled_s = now_s
+                self._meter.prefix_query_tokens += generation.length
+                self._meter.prefix_hit_tokens += generation.cached_tokens or 0
+
+    def _absorb(self, batch: Batch, outcome: Outcome) -> None:
+        self._meter.stepped(
+            prompt_tokens=batch.prefill_tokens,
+            rows=len(batch.chunks),
+            elapsed_s=outcome.elapsed_s,
+        )
+        for generation, token in zip(batch.samplers, outcome.tokens, strict=True):
+            if generation.channel.ended:
+                continue  # cancelled while the step ran
+            try:
+                self._advance(generation, token)
+            except Exception as error:  # the boundary of one request: its text, its sampling
+                _log.exception("request %s failed", generation.request.id)
+                self._end(generation, _failed(error), forget=True)
+
+    def _advance(self, generation: Generation, token: int | None) -> None:
+        if token is None:
+            raise ExecutionError("the model gave logits that are not numbers")
+        now_s = self.clock()
+        if generation.first_token_s is None:
+            generation.first_token_s = now_s
+        self._meter.generated_tokens += 1
+        reason = generation.accept(token, eos_ids=self.text.eos_ids, most=self.context_tokens)
+        if reason is not None:
+            self._finish(generation, reason, now_s)
+
+    def _finish(self, generation: Generation, reason: FinishReason, now_s: float) -> None:
+        timing = generation.timing(now_s)
+        self._meter.served(timing.total_s - timing.first_scheduled_s)
+        self._end(generation, Finished(reason=reason, usage=generation.usage(), timing=timing))
+
+    def _cancel(self, generation: Generation) -> None:
+        if not generation.channel.ended:
+            self._end(generation, Cancelled(usage=generation.usage()))
+
+    def _drop_abandoned(self) -> None:
+        for generation in self._batcher.everyone():
+            if generation.channel.abandoned:
+                self._cancel(generation)
+
+    def _fail_all(self, generations: Iterable[Generation], error: Exception) -> None:
+        for generation in generations:
+            if not generation.channel.ended:
+                self._end(generation, _failed(error), forget=True)
+
+    def _end(self, generation: Generation, terminal: Terminal, *, forget: bool = False) -> None:
+        """The only way out: the terminal event, the place in line and the KV go together."""
+        generation.channel.end(terminal)
+        self._meter.ended[type(terminal)] += 1
+        del self._by_id[generation.request.id]
+        self._batcher.remove(generation, forget=forget)
+        if self._batcher.empty:
+            self._idle.set()
+
+
+def _failed(error: Exception) -> Failed:
+    """What the reader may know: our own errors in full, of others only that there was one."""
+    if isinstance(error, TidegateError):
+        return Failed(code=error.code, message=str(error), retryable=error.retryable)
+    message = f"internal error: {type(error).__name__}"
+    return Failed(code=TidegateError.code, message=message, retryable=False)

@@ -1,0 +1,153 @@
+"""`PagedKv`: KV in blocks that requests share when they begin with the same tokens.
+
+A full, computed block is known by a hash of its tokens chained to its parent's hash, so equal keys
+mean equal whole prefixes. Freed blocks keep their content until the space is needed and are taken
+least recently used first. Plain dictionaries; after nano-vllm's block manager and vLLM V1.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from hashlib import blake2b
+
+import numpy as np
+
+from tidegate.engine.executor import PagedGeometry, Tokens
+from tidegate.engine.kv import Copy, Match, Placement
+from tidegate.errors import CapacityError
+
+_ROOT = b""
+
+
+class PagedKv:
+    """Ref-counted blocks with hash-chained prefix reuse and LRU eviction.
+
+    Every block is either free (no references, in `_free`) or referenced by requests. A block has a
+    chain key only when it is full and computed; at most one block has a given key.
+    """
+
+    def __init__(self, geometry: PagedGeometry, *, reuse: bool = True) -> None:
+        self._block_tokens = geometry.block_tokens
+        self._reuse = reuse
+        self._references = [0] * geometry.blocks
+        self._chain_key: list[bytes | None] = [None] * geometry.blocks
+        self._by_chain_key: dict[bytes, int] = {}
+        # Oldest first; blocks without content at the front, so that they are taken before any hit.
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(geometry.blocks))
+        self._held: dict[int, list[int]] = {}
+        self._committed: dict[int, int] = {}
+        self._chains: dict[int, list[bytes]] = {}
+
+    @property
+    def unit_tokens(self) -> int:
+        return self._block_tokens
+
+    @property
+    def units(self) -> int:
+        return len(self._references)
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def match(self, key: int, tokens: Tokens) -> Match:
+        blocks = self._matching(key, tokens)
+        drawn = sum(self._references[block] == 0 for block in blocks)
+        return Match(tokens=len(blocks) * self._block_tokens, units=len(blocks), drawn=drawn)
+
+    def admit(self, key: int, tokens: Tokens) -> int:
+        assert key not in self._held, "a request is admitted once"
+        blocks = self._matching(key, tokens)
+        for block in blocks:
+            self._references[block] += 1
+            self._free.pop(block, None)
+        self._held[key] = blocks
+        self._committed[key] = len(blocks)
+        return len(blocks) * self._block_tokens
+
+    def grow(self, key: int, tokens: int) -> None:
+        held = self._held[key]
+        while len(held) * self._block_tokens < tokens:
+            held.append(self._take_free())
+
+    def place(self, key: int) -> Placement:
+        return Placement(blocks=np.array(self._held[key], dtype=np.int32))
+
+    def held(self, key: int) -> int:
+        return len(self._held.get(key, ()))
+
+    def exclusive(self, key: int) -> int:
+        return sum(self._references[block] == 1 for block in self._held.get(key, ()))
+
+    def commit(self, key: int, tokens: Tokens) -> None:
+        full = len(tokens) // self._block_tokens
+        if not self._reuse or full == self._committed[key]:
+            return
+        chain, held = self._chain(key, tokens), self._held[key]
+        for index in range(self._committed[key], full):
+            # A twin computed in the same step may own the key already; ours then stays private.
+            if chain[index] not in self._by_chain_key:
+                self._by_chain_key[chain[index]] = held[index]
+                self._chain_key[held[index]] = chain[index]
+        self._committed[key] = full
+
+    def release(self, key: int, *, forget: bool = False) -> None:
+        self._chains.pop(key, None)
+        self._committed.pop(key, None)
+        # Backwards: the end of a prefix is useless without its beginning, so it goes first.
+        for block in reversed(self._held.pop(key, [])):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                if forget:
+                    self._forget(block)
+                self._free[block] = None
+                self._free.move_to_end(block, last=self._chain_key[block] is not None)
+
+    def take_copies(self) -> tuple[Copy, ...]:
+        return ()
+
+    def check_integrity(self) -> None:
+        counts = [0] * self.units
+        for blocks in self._held.values():
+            assert len(set(blocks)) == len(blocks), "a request holds a block once"
+            for block in blocks:
+                counts[block] += 1
+        assert counts == self._references, "references are those of the holders"
+        assert {block for block, count in enumerate(counts) if count == 0} == set(self._free)
+        keyed = {key: block for block, key in enumerate(self._chain_key) if key is not None}
+        assert keyed == self._by_chain_key, "keys and blocks agree"
+        assert self._held.keys() == self._committed.keys()
+
+    def _matching(self, key: int, tokens: Tokens) -> list[int]:
+        blocks: list[int] = []
+        if not self._reuse:
+            return blocks
+        usable = (len(tokens) - 1) // self._block_tokens  # the last token is always computed
+        for chain_key in self._chain(key, tokens)[:usable]:
+            if (block := self._by_chain_key.get(chain_key)) is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def _chain(self, key: int, tokens: Tokens) -> list[bytes]:
+        """Keys of the full blocks of `tokens`; kept per request, as its tokens only ever grow."""
+        chain = self._chains.setdefault(key, [])
+        size = self._block_tokens
+        for index in range(len(chain), len(tokens) // size):
+            parent = chain[-1] if chain else _ROOT
+            content = tokens[index * size : (index + 1) * size].tobytes()
+            chain.append(blake2b(parent + content, digest_size=16).digest())
+        return chain
+
+    def _take_free(self) -> int:
+        if not self._free:
+            raise CapacityError(f"all {self.units} KV blocks are in use")
+        block, _ = self._free.popitem(last=False)
+        self._forget(block)
+        self._references[block] = 1
+        return block
+
+    def _forget(self, block: int) -> None:
+        chain_key, self._chain_key[block] = self._chain_key[block], None
+        if chain_key is not None:
+            del self._by_chain_key[chain_key]

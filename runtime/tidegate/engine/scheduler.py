@@ -1,0 +1,203 @@
+"""`plan`: which requests run in the next step and with how many tokens. Pure; no clock, no I/O.
+
+There is no prefill phase and no decode phase: every request has `computed` tokens catching up with
+`tokens`, under one token budget per step (the invariant of vLLM V1's scheduler). Chunked prefill,
+prefix hits and resume after preemption are that one rule. KV space is counted in units: a block of
+`block_tokens` tokens, or a whole slot, so one plan serves both shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+Key = int
+"""The engine's own name of a request: its arrival number. Ids come from outside and may repeat."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """What the plan knows of one request; `tokens` exceeds `computed` by at least one."""
+
+    key: Key
+    tokens: int
+    computed: int
+    priority: int = 0
+    deadline_s: float | None = None
+    held: int = 0
+    """KV units it has, or that its prefix hit would bring."""
+    drawn: int = 0
+    """Waiting: how many of `held` come out of the free units."""
+    exclusive: int = 0
+    """Running: how many of `held` become free when it is preempted; a lower bound is enough."""
+
+    @property
+    def missing(self) -> int:
+        """Tokens to compute until its next token can be sampled."""
+        return self.tokens - self.computed
+
+    @property
+    def rank(self) -> tuple[int, float, Key]:
+        """Lower runs first and is preempted last."""
+        return self.priority, math.inf if self.deadline_s is None else self.deadline_s, self.key
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """KV space. `headroom` units stay free on admission, so that running answers can grow."""
+
+    free: int
+    unit_tokens: int
+    headroom: int = 0
+
+    def units(self, tokens: int) -> int:
+        """Units that hold `tokens` tokens of one request."""
+        return -(-tokens // self.unit_tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """The requests as the plan sees them, in any order."""
+
+    running: tuple[Candidate, ...]
+    waiting: tuple[Candidate, ...]
+    room: Room
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What one step may hold.
+
+    `prefill_reserve` tokens are kept from decoding by admitting fewer requests than `tokens`, so
+    a prompt moves on in every step; every running request has one token for sure, so an answer
+    does too. `chunk_tokens` bounds what one prompt may take of a step.
+    """
+
+    tokens: int
+    rows: int
+    chunk_tokens: int
+    prefill_reserve: int = 0
+
+    @property
+    def most_running(self) -> int:
+        """Requests that may run at once."""
+        return min(self.rows, max(1, self.tokens - self.prefill_reserve))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """`tokens` of request `key` run in this step."""
+
+    key: Key
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """One step. Apply in this order: preempt, admit, then give KV to every chunk."""
+
+    chunks: tuple[Chunk, ...]
+    admitted: tuple[Key, ...] = ()
+    preempted: tuple[Key, ...] = ()
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making, with what is left of the budget and of the KV space."""
+
+    tokens: int
+    free: int
+    chunks: list[Chunk] = field(default_factory=list)
+    kept: list[Candidate] = field(default_factory=list)
+    """Running requests that stay, in rank order."""
+    promised: int = 0
+    """Units that prompts now being computed will still need."""
+    admitted: list[Key] = field(default_factory=list)
+    preempted: list[Key] = field(default_factory=list)
+
+
+def plan(state: State, budget: Budget) -> Plan:
+    """Decide one step: running requests first, then waiting ones, each by rank.
+
+    Rank is (priority, deadline, arrival). A step that preempted admits nobody, or what it just
+    freed would be taken by the next in line and taken back a step later.
+    """
+    draft = _Draft(tokens=budget.tokens, free=state.room.free)
+    waiting = sorted(state.waiting, key=lambda one: one.rank)
+    _continue_running(draft, state, budget)
+    if not draft.preempted:
+        _make_way(draft, waiting, state.room, budget)
+    if not draft.preempted:
+        _admit(draft, waiting, state.room, budget)
+    return Plan(
+        chunks=tuple(draft.chunks),
+        admitted=tuple(draft.admitted),
+        preempted=tuple(draft.preempted),
+    )
+
+
+def _continue_running(draft: _Draft, state: State, budget: Budget) -> None:
+    """Give every running request its next tokens; where KV ends, the lowest ranked makes room."""
+    room, running = state.room, sorted(state.running, key=lambda one: one.rank)
+    index = 0
+    while index < min(len(running), budget.rows, budget.tokens):
+        one = running[index]
+        later = min(len(running), budget.rows, budget.tokens) - index - 1  # one token each is kept
+        tokens = min(one.missing, budget.chunk_tokens, draft.tokens - later)
+        while (fits := _fitting(one, tokens, draft.free, room)) < 1 and index < len(running):
+            victim = running.pop()
+            draft.preempted.append(victim.key)
+            draft.free += victim.exclusive
+        if index >= len(running):
+            break  # it was the lowest itself
+        draft.chunks.append(Chunk(key=one.key, tokens=fits))
+        draft.tokens -= fits
+        stored = room.units(one.computed + fits)
+        draft.free -= max(0, stored - one.held)
+        draft.promised += room.units(one.tokens) - stored
+        index += 1
+    draft.kept = running
+
+
+def _fitting(one: Candidate, tokens: int, free: int, room: Room) -> int:
+    return min(tokens, (one.held + free) * room.unit_tokens - one.computed)
+
+
+def _make_way(draft: _Draft, waiting: list[Candidate], room: Room, budget: Budget) -> None:
+    """Preempt one request of a lower class when the first in line finds no room.
+
+    Only across classes: an interactive request does not wait for a background answer to end, and
+    two of one class can not chase each other.
+    """
+    if not waiting or not draft.kept or draft.kept[-1].priority <= waiting[0].priority:
+        return
+    if len(draft.kept) < budget.most_running and _has_room(draft, waiting[0], room):
+        return
+    victim = draft.kept.pop()
+    draft.preempted.append(victim.key)
+    draft.chunks = [chunk for chunk in draft.chunks if chunk.key != victim.key]
+
+
+def _has_room(draft: _Draft, one: Candidate, room: Room) -> bool:
+    headroom = room.headroom if draft.chunks else 0
+    return _need(one, room) + draft.promised + headroom <= draft.free
+
+
+def _need(one: Candidate, room: Room) -> int:
+    return room.units(one.tokens) - one.held + one.drawn
+
+
+def _admit(draft: _Draft, waiting: list[Candidate], room: Room, budget: Budget) -> None:
+    """Start waiting requests while tokens, rows and KV last; nobody overtakes the first in line.
+
+    The whole prompt is accounted for even when only a chunk of it runs now.
+    """
+    rows = budget.most_running - len(draft.kept)
+    for one in waiting[: max(0, rows)]:
+        if draft.tokens < 1 or not _has_room(draft, one, room):
+            return
+        tokens = min(one.missing, budget.chunk_tokens, draft.tokens)
+        draft.admitted.append(one.key)
+        draft.chunks.append(Chunk(key=one.key, tokens=tokens))
+        draft.tokens -= tokens
+        draft.free -= _need(one, room)

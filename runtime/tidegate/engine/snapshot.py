@@ -1,0 +1,83 @@
+"""`EngineSnapshot`: the engine's state in numbers, for the router, the metrics and the watchdog.
+
+Counters only ever grow; rates are exponentially weighted means, None until something was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tidegate.engine.events import Cancelled, Failed, Finished, Terminal
+
+_WEIGHT = 0.2
+"""Of the newest measurement: the last ten or so decide, which follows throttling in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSnapshot:
+    """One moment. Times are seconds on the engine's clock."""
+
+    running: int
+    waiting: int
+    kv_usage: float
+    """Share of the KV units that requests own, 0 to 1; reusable but free ones do not count."""
+    prefix_query_tokens: int
+    """Prompt tokens of all started requests, and below those that were not computed again."""
+    prefix_hit_tokens: int
+    preemptions: int
+    prompt_tokens: int
+    """Prompt tokens computed, recomputation included."""
+    generated_tokens: int
+    finished: int
+    failed: int
+    cancelled: int
+    steps: int
+    prefill_tokens_per_s: float | None
+    """Over steps that computed some request's prompt."""
+    decode_step_s: float | None
+    """Seconds of a step that only decoded: what one more token costs every running request."""
+    request_s: float | None
+    """Seconds from the first step of a request to its end."""
+    last_progress_s: float
+    """When a step last finished, or when work last appeared."""
+    healthy: bool
+    accepting: bool
+    """False once draining or stopped."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """The counters behind a snapshot."""
+
+    last_progress_s: float = 0.0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    ended: dict[type[Terminal], int] = field(
+        default_factory=lambda: {Finished: 0, Failed: 0, Cancelled: 0}
+    )
+    prefill_tokens_per_s: float | None = None
+    decode_step_s: float | None = None
+    request_s: float | None = None
+
+    def stepped(self, *, prompt_tokens: int, rows: int, elapsed_s: float) -> None:
+        """Book a finished step of `rows` rows, `prompt_tokens` of which were prefill."""
+        self.steps += 1
+        self.prompt_tokens += prompt_tokens
+        if elapsed_s <= 0:
+            return
+        if prompt_tokens:
+            self.prefill_tokens_per_s = _mean(self.prefill_tokens_per_s, prompt_tokens / elapsed_s)
+        elif rows:
+            self.decode_step_s = _mean(self.decode_step_s, elapsed_s)
+
+    def served(self, seconds: float) -> None:
+        """Book how long a request ran."""
+        self.request_s = _mean(self.request_s, seconds)
+
+
+def _mean(old: float | None, new: float) -> float:
+    return new if old is None else (1 - _WEIGHT) * old + _WEIGHT * new

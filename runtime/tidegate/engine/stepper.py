@@ -1,0 +1,72 @@
+"""`Stepper`: the one thread in which the executor runs and its logits become tokens.
+
+Sampling stays off the event loop too: top-p over a large vocabulary takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tidegate.engine.executor import Executor, ExecutorStep, StepResult
+from tidegate.engine.sampling import Draw, sample
+from tidegate.errors import ExecutionError, TidegateError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of a step: a token (or None, not a number) per wanting row, or an error."""
+
+    tokens: tuple[int | None, ...] = ()
+    error: TidegateError | None = None
+    elapsed_s: float = 0.0
+
+
+class Stepper:
+    """Runs one step at a time. `close` lets a running step end, but only for so long."""
+
+    def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
+        self._executor = executor
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidegate-step")
+        self._running: asyncio.Future[Outcome] | None = None
+
+    async def run(self, step: ExecutorStep, draws: tuple[Draw, ...]) -> Outcome:
+        """Run a step in the thread; errors come back as an outcome, never as an exception."""
+        loop = asyncio.get_running_loop()
+        self._running = loop.run_in_executor(self._thread, self._run, step, draws)
+        # A step can not be interrupted: cancelling the loop must not lose sight of it.
+        return await asyncio.shield(self._running)
+
+    async def close(self, timeout_s: float) -> None:
+        """Wait for the running step, so that its owner may close the executor afterwards."""
+        if self._running is not None and not self._running.done():
+            await asyncio.wait({self._running}, timeout=timeout_s)
+        self._thread.shutdown(wait=False)
+
+    def _run(self, step: ExecutorStep, draws: tuple[Draw, ...]) -> Outcome:
+        started_s = self._clock()
+        try:
+            result = self._executor.execute(step)
+            _check(result, len(draws), self._executor.limits.vocab)
+            tokens = tuple(sample(result.logits, draws)) if draws else ()
+        except TidegateError as error:
+            return Outcome(error=error)
+        except Exception as error:  # the boundary between a backend's libraries and the engine
+            _log.exception("a step of the model failed")
+            lost = ExecutionError(f"a step of the model failed: {type(error).__name__}")
+            lost.__cause__ = error
+            return Outcome(error=lost)
+        return Outcome(tokens=tokens, elapsed_s=self._clock() - started_s)
+
+
+def _check(result: StepResult, rows: int, vocab: int) -> None:
+    if rows and result.logits.shape != (rows, vocab):
+        shape = result.logits.shape
+        raise ExecutionError(f"the model gave logits of shape {shape}: must be {(rows, vocab)}")

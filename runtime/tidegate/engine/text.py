@@ -1,0 +1,225 @@
+"""`TextModel`: a bundle's text side, prompts to tokens and the ids that end an answer.
+
+Special tokens written in a message are text, not control: a user who types `<|im_end|>` does not
+end their turn. They are broken apart before the template runs and encoded as plain text after it,
+so every other prompt is tokenised exactly as its model's authors do. Raw prompts
+(`encode_prompt`) are the caller's own and keep their special tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from tokenizers import Tokenizer
+
+from tidegate.engine.detokenise import Detokeniser
+from tidegate.engine.template import ChatTemplate
+from tidegate.errors import BundleError, RequestError
+
+_CHARS_PER_TOKEN: Final = 16
+"""No text in use comes near: English has 4 to 5, source code 3, a run of blanks at most 8 or so."""
+_NONCHARACTERS: Final = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
+"""Unicode keeps these for internal use; one that the messages lack marks broken special tokens."""
+
+
+class TextModel:
+    """Tokenizer, chat template and end-of-answer ids of one model. Safe to use from any thread."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        eos_ids: frozenset[int],
+        context_tokens: int,
+        template: ChatTemplate | None = None,
+        bos_id: int | None = None,
+        max_prompt_chars: int | None = None,
+    ) -> None:
+        """Wrap a tokenizer.
+
+        Args:
+            tokenizer: owned by this object from now on.
+            eos_ids: tokens that end an answer.
+            context_tokens: the most tokens a prompt may have, less one for the answer.
+            template: None for a model without chat.
+            bos_id: for templates that write `bos_token`.
+            max_prompt_chars: longer prompts are refused before anything reads them; None: 16 per
+                token of the context.
+        """
+        self.eos_ids = eos_ids
+        self.context_tokens = context_tokens
+        self.max_prompt_chars = max_prompt_chars or _CHARS_PER_TOKEN * context_tokens
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()  # over `encode_special_tokens`, a switch on the tokenizer
+        self._template = template
+        added = tokenizer.get_added_tokens_decoder().values()
+        special = sorted((token.content for token in added if token.special), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        self._variables = {
+            "bos_token": "" if bos_id is None else tokenizer.id_to_token(bos_id) or "",
+            "eos_token": tokenizer.id_to_token(min(eos_ids)) or "" if eos_ids else "",
+        }
+
+    @classmethod
+    def load(
+        cls, directory: Path, *, context_tokens: int, max_prompt_chars: int | None = None
+    ) -> TextModel:
+        """Read `tokenizer.json`, `chat_template.jinja` and `generation_config.json`.
+
+        The last two may be missing: then there is no chat, or only `max_tokens` ends an answer.
+
+        Raises:
+            BundleError: a file is missing or damaged; the message names it.
+        """
+        bos_id, eos_ids = _generation_ids(directory / "generation_config.json")
+        template = directory / "chat_template.jinja"
+        return cls(
+            _tokenizer(directory / "tokenizer.json"),
+            eos_ids=eos_ids,
+            bos_id=bos_id,
+            context_tokens=context_tokens,
+            template=ChatTemplate(_read(template)) if template.exists() else None,
+            max_prompt_chars=max_prompt_chars,
+        )
+
+    @property
+    def has_chat(self) -> bool:
+        return self._template is not None
+
+    def detokeniser(self) -> Detokeniser:
+        """A fresh one, for one answer."""
+        return Detokeniser(self._tokenizer)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The whole text of `tokens`, special tokens left out."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+        """A raw prompt's tokens, with those that the tokenizer itself adds.
+
+        Raises:
+            RequestError: it is empty (400), or longer than the limit it names (413).
+        """
+        self._check_chars("prompt", len(prompt))
+        return self._checked("prompt", self._encode(prompt, add_special_tokens=True))
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, object]], **variables: object
+    ) -> tuple[int, ...]:
+        """The tokens of a conversation, ready for the assistant's next turn.
+
+        Args:
+            messages: as in the OpenAI API: `role`, `content` and what the template knows beyond.
+            variables: further template variables, such as `tools` or `enable_thinking`.
+
+        Raises:
+            RequestError: there is no template, it refuses the messages (400), or they are longer
+                than the limit it names (413).
+        """
+        if self._template is None:
+            raise RequestError("messages", "this model has no chat template: use completions")
+        self._check_chars("messages", _chars(messages))
+        mark = next((one for one in _NONCHARACTERS if not _contains(messages, one)), None)
+        if mark is None:
+            raise RequestError("messages", "use every Unicode noncharacter: must leave one")
+        text = self._template.render(
+            [{key: self._broken(value, mark) for key, value in one.items()} for one in messages],
+            variables={**self._variables, **variables},
+            most_chars=2 * self.max_prompt_chars,
+        )
+        return self._checked("messages", self._encode_marked(text, mark))
+
+    def _encode_marked(self, text: str, mark: str) -> list[int]:
+        tokens: list[int] = []
+        # Odd parts were special tokens in a message: mark, text, mark.
+        for index, part in enumerate(text.split(mark)):
+            tokens += self._encode(part, add_special_tokens=False, literal=index % 2 == 1)
+        return tokens
+
+    def _broken(self, value: object, mark: str) -> object:
+        """`value` with the special tokens in its texts put between marks."""
+        if isinstance(value, str):
+            return self._special.sub(lambda found: f"{mark}{found[0]}{mark}", value)
+        if isinstance(value, Mapping):
+            return {key: self._broken(inner, mark) for key, inner in value.items()}
+        if isinstance(value, Sequence):
+            return [self._broken(inner, mark) for inner in value]
+        return value
+
+    def _encode(self, text: str, *, add_special_tokens: bool, literal: bool = False) -> list[int]:
+        with self._lock:
+            self._tokenizer.encode_special_tokens = literal
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def _check_chars(self, name: str, chars: int) -> None:
+        if chars > self.max_prompt_chars:
+            raise RequestError(
+                name,
+                f"{chars} characters: must be at most {self.max_prompt_chars}"
+                f" (the context is {self.context_tokens} tokens)",
+                status=413,
+            )
+
+    def _checked(self, name: str, tokens: list[int]) -> tuple[int, ...]:
+        if not tokens:
+            raise RequestError(name, "is empty: must give at least one token")
+        if len(tokens) >= self.context_tokens:
+            raise RequestError(
+                name,
+                f"{len(tokens)} tokens: must be less than the context of {self.context_tokens}",
+                status=413,
+            )
+        return tuple(tokens)
+
+
+def _chars(value: object) -> int:
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, Mapping) else value
+    return sum(map(_chars, inner)) if isinstance(inner, (Sequence, type({}.values()))) else 0
+
+
+def _contains(value: object, mark: str) -> bool:
+    if isinstance(value, str):
+        return mark in value
+    inner = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(inner, (Sequence, type({}.values()))):
+        return False
+    return any(_contains(one, mark) for one in inner)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path.name}: {error}") from error
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(_read(path))
+    except BundleError:
+        raise
+    except Exception as error:  # the library raises nothing narrower
+        raise BundleError(f"{path.name}: not a tokenizer: {error}") from error
+
+
+def _generation_ids(path: Path) -> tuple[int | None, frozenset[int]]:
+    """BOS and EOS ids; EOS may be one id or a list."""
+    if not path.exists():
+        return None, frozenset()
+    try:
+        config = json.loads(_read(path))
+        eos = config.get("eos_token_id")
+        bos = config.get("bos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise BundleError(f"{path.name}: not a JSON object: {error}") from error
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if not all(isinstance(one, int) for one in [*ids, 0 if bos is None else bos]):
+        raise BundleError(f"{path.name}: eos_token_id and bos_token_id must be token ids")
+    return bos, frozenset(ids)
