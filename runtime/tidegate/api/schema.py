@@ -9,13 +9,48 @@ that would change the answer and are not supported are refused.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal, cast, get_args
 
+from tidegate.api.fields import Fields, kind_of, prose, shown
 from tidegate.engine.request import Priority, SamplingParams
+from tidegate.errors import RequestError
 
 RouteWish = Literal["auto", "edge", "cloud"]
 Privacy = Literal["local", "redact", "sealed", "any"]
 Role = Literal["system", "user", "assistant", "tool"]
+
+REST_OF_CONTEXT: Final = 2**31 - 1
+"""`max_tokens` when the client gave none; who knows the context clamps it, as with any other."""
+
+MODEL_CHARS = 256
+_TOKEN_IDS = 2**31 - 1
+_SEEDS = 2**63 - 1
+_DAY_MS = 86_400_000
+_ROLES = (*get_args(Role), "developer")
+
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("auto", "none"),
+    "functions": ([],),
+    "function_call": ("auto", "none"),
+    "response_format": ({"type": "text"},),
+    "logit_bias": ({},),
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
+    "repetition_penalty": (1, 1.0),
+    "min_p": (0, 0.0),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+}
+"""Fields that would change the answer and that nothing here serves yet: the values that do not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +80,180 @@ class Call:
     messages: tuple[Message, ...] = field(default=(), repr=False)
     prompt: str | tuple[int, ...] | None = field(default=None, repr=False)
     sampling: SamplingParams
-    """`max_tokens` is the context's rest when the client did not say; see `max_tokens_given`."""
+    """`max_tokens` is `REST_OF_CONTEXT` when the client did not say; see `max_tokens_given`."""
     max_tokens_given: bool
     stream: bool = False
     include_usage: bool = False
     options: Options = field(default_factory=Options)
+
+
+def read_chat(data: object) -> Call:
+    """The body of `/v1/chat/completions`, as parsed JSON.
+
+    Raises:
+        RequestError: a field is wrong or asks for something that is not supported.
+    """
+    return _read(Fields(data), "chat")
+
+
+def read_completion(data: object) -> Call:
+    """The body of `/v1/completions`, as parsed JSON.
+
+    Raises:
+        RequestError: a field is wrong or asks for something that is not supported.
+    """
+    return _read(Fields(data), "completion")
+
+
+def _read(fields: Fields, kind: Literal["chat", "completion"]) -> Call:
+    _refuse_unsupported(fields)
+    max_tokens = _max_tokens(fields)
+    stream_options = fields.inner("stream_options")
+    return Call(
+        kind=kind,
+        model=fields.name("model", most_chars=MODEL_CHARS),
+        messages=_messages(fields.raw("messages")) if kind == "chat" else (),
+        prompt=_prompt(fields.raw("prompt")) if kind == "completion" else None,
+        sampling=_sampling(fields, REST_OF_CONTEXT if max_tokens is None else max_tokens),
+        max_tokens_given=max_tokens is not None,
+        stream=fields.flag("stream") or False,
+        include_usage=bool(stream_options and stream_options.flag("include_usage")),
+        options=_options(fields.inner("tidegate")),
+    )
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    for name, neutral in _NEUTRAL.items():
+        value = fields.raw(name)
+        # By type as well: 0 equals False, but `"logprobs": 0` asks for something.
+        if value is None or any(type(value) is type(ok) and value == ok for ok in neutral):
+            continue
+        allowed = "".join(f"{ok!r} or " for ok in neutral[:1]) + "absent"
+        raise RequestError(name, f"{shown(value)} is not supported yet: must be {allowed}")
+
+
+def _max_tokens(fields: Fields) -> int | None:
+    old = fields.integer("max_tokens", 1, REST_OF_CONTEXT)
+    new = fields.integer("max_completion_tokens", 1, REST_OF_CONTEXT)
+    if old is not None and new is not None and old != new:
+        raise RequestError(
+            "max_tokens", f"{old}, and max_completion_tokens is {new}: must be the same, or one"
+        )
+    return old if new is None else new
+
+
+def _sampling(fields: Fields, max_tokens: int) -> SamplingParams:
+    temperature = fields.number("temperature", 0, 2)
+    top_p = fields.number("top_p", 0, 1)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=1.0 if temperature is None else temperature,
+        # Clients of other servers say "off" with 0 or -1.
+        top_k=None if fields.raw("top_k") in (0, -1) else fields.integer("top_k", 1, _TOKEN_IDS),
+        top_p=1.0 if top_p is None else top_p,
+        seed=fields.integer("seed", 0, _SEEDS),
+        stop=_stop(fields.raw("stop")),
+        ignore_eos=fields.flag("ignore_eos") or False,
+    )
+
+
+def _stop(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (prose(value, "stop"),)
+    if not isinstance(value, list):
+        raise RequestError("stop", f"is {kind_of(value)}: must be a string or a list of strings")
+    return tuple(prose(text, f"stop[{index}]") for index, text in enumerate(value))
+
+
+def _options(fields: Fields | None) -> Options:
+    if fields is None:
+        return Options()
+    fields.only("route", "privacy", "priority", "deadline_ms")
+    priority = fields.choice("priority", [one.name.lower() for one in Priority])
+    return Options(
+        route=cast(RouteWish, fields.choice("route", get_args(RouteWish)) or "auto"),
+        privacy=cast(Privacy, fields.choice("privacy", get_args(Privacy)) or "sealed"),
+        priority=Priority[priority.upper()] if priority else Priority.NORMAL,
+        deadline_ms=fields.integer("deadline_ms", 1, _DAY_MS),
+    )
+
+
+def _messages(value: object) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        found = "is absent" if value is None else f"is {kind_of(value)}"
+        raise RequestError("messages", f"{found}: must be a list of at least one message")
+    return tuple(_message(Fields(one, f"messages[{i}]")) for i, one in enumerate(value))
+
+
+def _message(fields: Fields) -> Message:
+    role = fields.choice("role", _ROLES)
+    if role is None:
+        raise RequestError(fields.path("role"), "is absent")
+    for name in ("tool_calls", "function_call", "audio"):
+        if fields.raw(name):
+            raise RequestError(fields.path(name), "is not supported yet: must be absent")
+    return Message(
+        role="system" if role == "developer" else cast(Role, role),
+        content=_content(fields.raw("content"), fields.path("content")),
+    )
+
+
+def _content(value: object, path: str) -> str:
+    if not isinstance(value, list):
+        return prose(value, path)
+    return "\n".join(_part(Fields(part, f"{path}[{i}]")) for i, part in enumerate(value))
+
+
+def _part(fields: Fields) -> str:
+    kind = fields.raw("type")
+    if kind != "text":
+        raise RequestError(fields.path("type"), f"{shown(kind)}: must be 'text', the only kind yet")
+    return prose(fields.raw("text"), fields.path("text"))
+
+
+def _prompt(value: object) -> str | tuple[int, ...]:
+    """One prompt; a list of one prompt is OpenAI's way of sending a batch of one."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
+        value = value[0]
+    if not isinstance(value, str | list):
+        raise RequestError("prompt", f"is {kind_of(value)}: must be a string or token ids")
+    if not value:
+        raise RequestError("prompt", "is empty: must hold text or token ids")
+    if isinstance(value, str):
+        return prose(value, "prompt")
+    if isinstance(value[0], str | list):
+        raise RequestError("prompt", f"holds {len(value)} prompts: must be one")
+    for index, token in enumerate(value):
+        if type(token) is not int or not 0 <= token <= _TOKEN_IDS:
+            raise RequestError(f"prompt[{index}]", f"must be a token id from 0 to {_TOKEN_IDS}")
+    return tuple(value)
+
+
+def call_to_json(call: Call) -> dict[str, object]:
+    """The request body that `read_chat` or `read_completion` reads back as an equal `call`."""
+    sampling, options = call.sampling, call.options
+    body: dict[str, object] = {
+        "model": call.model,
+        "max_tokens": sampling.max_tokens if call.max_tokens_given else None,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "seed": sampling.seed,
+        "stop": list(sampling.stop) or None,
+        "ignore_eos": sampling.ignore_eos or None,
+        "stream": call.stream or None,
+        "stream_options": {"include_usage": True} if call.include_usage else None,
+        "tidegate": {
+            "route": options.route,
+            "privacy": options.privacy,
+            "priority": options.priority.name.lower(),
+            **({} if options.deadline_ms is None else {"deadline_ms": options.deadline_ms}),
+        },
+    }
+    if call.kind == "chat":
+        body["messages"] = [{"role": one.role, "content": one.content} for one in call.messages]
+    else:
+        body["prompt"] = list(call.prompt) if isinstance(call.prompt, tuple) else call.prompt
+    return {name: value for name, value in body.items() if value is not None}

@@ -1,0 +1,177 @@
+"""OpenAI's response objects, built from answer events.
+
+Every answer carries the `tidegate` object: where the call ran and why, and at the end how fast.
+In a stream the first chunk has it without timings and the last with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tidegate.api.backend import ModelCard, Routed
+from tidegate.engine.events import Finished, Usage
+from tidegate.errors import RequestError, TidegateError
+
+Json = dict[str, object]
+
+_TYPE_OF_STATUS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
+_STATUS_OF_CODE = {
+    "invalid_request": 400,
+    "over_capacity": 429,
+    "unavailable": 503,
+    "cancelled": 503,
+    "deadline_exceeded": 504,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heading:
+    """What all objects of one answer share. `created_s` is Unix time."""
+
+    kind: Literal["chat", "completion"]
+    created_s: int
+    routed: Routed
+
+    def object(self, *, chunk: bool) -> Json:
+        """The fields that every object of the answer starts with."""
+        chat = self.kind == "chat"
+        return {
+            "id": ("chatcmpl-" if chat else "cmpl-") + self.routed.request_id,
+            "object": ("chat.completion" + ".chunk" * chunk) if chat else "text_completion",
+            "created": self.created_s,
+            "model": self.routed.model,
+        }
+
+
+def extension(routed: Routed, finished: Finished | None = None) -> Json:
+    """The `tidegate` object. Times in seconds; tokens_per_s is null for a single token."""
+    told: Json = {
+        "route": routed.route,
+        "reason": routed.reason,
+        "model": routed.model,
+        "request_id": routed.request_id,
+    }
+    if finished is not None:
+        told["ttft_s"] = round(finished.timing.first_token_s, 6)
+        told["total_s"] = round(finished.timing.total_s, 6)
+        told["tokens_per_s"] = decode_rate(finished)
+    return told
+
+
+def decode_rate(finished: Finished) -> float | None:
+    """Tokens per second after the first; None when there was no second token to time."""
+    later = finished.usage.completion_tokens - 1
+    span_s = finished.timing.total_s - finished.timing.first_token_s
+    return round(later / span_s, 3) if later > 0 and span_s > 0 else None
+
+
+def usage_object(usage: Usage) -> Json:
+    """OpenAI's `usage`."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def whole(heading: Heading, text: str, finished: Finished) -> Json:
+    """The one object of an answer that was not streamed."""
+    choice: Json = {"index": 0, "finish_reason": finished.reason, "logprobs": None}
+    if heading.kind == "chat":
+        choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+    else:
+        choice["text"] = text
+    return heading.object(chunk=False) | {
+        "choices": [choice],
+        "usage": usage_object(finished.usage),
+        "tidegate": extension(heading.routed, finished),
+    }
+
+
+def opening(heading: Heading) -> Json:
+    """The first chunk: the role, no text yet, and where the call runs."""
+    return _chunk(heading, "", role=True) | {"tidegate": extension(heading.routed)}
+
+
+def delta(heading: Heading, text: str) -> Json:
+    """A chunk of text."""
+    return _chunk(heading, text)
+
+
+def closing(heading: Heading, finished: Finished) -> Json:
+    """The chunk that says why the answer ended."""
+    last = _chunk(heading, None, reason=finished.reason)
+    return last | {"tidegate": extension(heading.routed, finished)}
+
+
+def usage_chunk(heading: Heading, finished: Finished) -> Json:
+    """After `closing`, for clients that set `stream_options.include_usage`: no choice, usage."""
+    return heading.object(chunk=True) | {
+        "choices": [],
+        "usage": usage_object(finished.usage),
+        "tidegate": extension(heading.routed, finished),
+    }
+
+
+def _chunk(
+    heading: Heading, text: str | None, *, role: bool = False, reason: str | None = None
+) -> Json:
+    choice: Json = {"index": 0, "finish_reason": reason, "logprobs": None}
+    if heading.kind == "chat":
+        said = {} if text is None else {"content": text}
+        choice["delta"] = {"role": "assistant", **said} if role else said
+    else:
+        choice["text"] = text or ""
+    return heading.object(chunk=True) | {"choices": [choice]}
+
+
+def models_object(cards: tuple[ModelCard, ...]) -> Json:
+    """The body of `/v1/models`; `context_tokens` is ours, `max_model_len` is vLLM's name for it."""
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": card.id,
+                "object": "model",
+                "created": card.created_s,
+                "owned_by": "tidegate",
+                "context_tokens": card.context_tokens,
+                "max_model_len": card.context_tokens,
+            }
+            for card in cards
+        ],
+    }
+
+
+def error_object(message: str, *, status: int, code: str, param: str | None = None) -> Json:
+    """OpenAI's error object. `code` is stable, `param` the field that was wrong."""
+    kind = _TYPE_OF_STATUS.get(status)
+    if kind is None:
+        kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def status_of_code(code: str) -> int:
+    """The HTTP status of a `Failed.code`; 500 for one that names no fault of the request."""
+    return _STATUS_OF_CODE.get(code, 500)
+
+
+def error_answer(error: TidegateError) -> tuple[int, Json]:
+    """The HTTP status and body for an error raised on purpose."""
+    if isinstance(error, RequestError):
+        code = "model_not_found" if (error.field, error.status) == ("model", 404) else error.code
+        body = error_object(str(error), status=error.status, code=code, param=error.field)
+        return error.status, body
+    status = status_of_code(error.code)
+    # A ConfigError or BundleError that surfaces in a request names files of the host.
+    message = str(error) if error.retryable else "the request failed; see the server's log"
+    return status, error_object(message, status=status, code=error.code)

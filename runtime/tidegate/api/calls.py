@@ -1,0 +1,209 @@
+"""Serving one call: read it, ask the backend, answer whole or as a stream.
+
+The whole answer runs as one cancellable piece of work beside a watch on the connection, so that a
+client that leaves ends the backend's iterator at once, streaming or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Final
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from tidegate.api import answers, sse
+from tidegate.api.backend import AnswerEvent, Backend, Routed
+from tidegate.api.body import beside, read_json, unless_gone
+from tidegate.api.door import ClientGoneError, FailedAnswerError, adopt_request_id, error_response
+from tidegate.api.metrics import Metrics
+from tidegate.api.schema import Call
+from tidegate.api.settings import HttpSettings
+from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta
+from tidegate.errors import CapacityError, RequestError
+
+Answer = AsyncGenerator[Routed | TextDelta | Finished, None]
+
+_STREAM_HEADERS: Final = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect the stream
+]
+_NO_TERMINAL = Failed(
+    code="internal_error", message="the answer broke off without an end", retryable=False
+)
+_CANCELLED = Failed(code="cancelled", message="the server cancelled the answer", retryable=True)
+
+
+class CallEndpoint:
+    """An ASGI endpoint for one kind of call."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        read: Callable[[object], Call],
+        *,
+        settings: HttpSettings,
+        metrics: Metrics,
+        active: asyncio.BoundedSemaphore,
+    ) -> None:
+        self._backend = backend
+        self._read = read
+        self._settings = settings
+        self._metrics = metrics
+        self._active = active
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if self._active.locked():
+            limit = self._settings.max_calls
+            raise CapacityError(f"{limit} calls are being answered already: try again later")
+        async with self._active:
+            call = self._read(await read_json(scope, receive, self._settings))
+            self._check_model(call.model)
+            await unless_gone(receive, self._answer(call, scope, receive, send))
+
+    def _check_model(self, model: str | None) -> None:
+        served = [card.id for card in self._backend.models()]
+        if model is not None and model not in served:
+            names = ", ".join(served) or "none"
+            raise RequestError(
+                "model", f"{model[:64]!r} is not served: must be {names}", status=404
+            )
+
+    async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(_checked(self._backend.answer(call), self._metrics)) as answer:
+            routed = await anext(answer)
+            assert isinstance(routed, Routed)  # _checked lets nothing else be first
+            adopt_request_id(scope, routed.request_id)
+            heading = answers.Heading(kind=call.kind, created_s=int(time.time()), routed=routed)
+            if call.stream:
+                await self._stream(call, heading, answer, scope, send)
+            else:
+                body = await _collect(heading, answer)
+                await JSONResponse(body)(scope, receive, send)
+
+    async def _stream(
+        self, call: Call, heading: answers.Heading, answer: Answer, scope: Scope, send: Send
+    ) -> None:
+        outlet = _Outlet(send, self._settings)
+        await outlet.start()
+        async with beside(outlet.keep_alive()):
+            try:
+                await outlet.write(sse.encode(answers.opening(heading)))
+                async for event in answer:
+                    for chunk in _chunks(call, heading, event):
+                        await outlet.write(chunk)
+            except ClientGoneError:
+                raise
+            except Exception as error:
+                # The status is sent: what is left is to say it in the stream and to close it.
+                await outlet.write(b"data: " + bytes(error_response(error, scope).body) + b"\n\n")
+        await outlet.finish()
+
+
+def _chunks(call: Call, heading: answers.Heading, event: object) -> list[bytes]:
+    match event:
+        case TextDelta(text=""):
+            return []
+        case TextDelta(text=text):
+            return [sse.encode(answers.delta(heading, text))]
+        case Finished():
+            last = [sse.encode(answers.closing(heading, event))]
+            if call.include_usage:
+                last.append(sse.encode(answers.usage_chunk(heading, event)))
+            return [*last, sse.DONE]
+        case _:
+            raise FailedAnswerError(_NO_TERMINAL)
+
+
+async def _collect(heading: answers.Heading, answer: Answer) -> answers.Json:
+    texts = []
+    async for event in answer:
+        if isinstance(event, TextDelta):
+            texts.append(event.text)
+        elif isinstance(event, Finished):
+            return answers.whole(heading, "".join(texts), event)
+    raise FailedAnswerError(_NO_TERMINAL)
+
+
+async def _checked(events: AsyncIterator[AnswerEvent], metrics: Metrics) -> Answer:
+    """The events of an answer that goes well: `Routed`, text, `Finished`; recorded in `metrics`.
+
+    Raises:
+        FailedAnswerError: the answer failed or was cancelled, or the backend broke its contract.
+    """
+    record = metrics.begin()
+    try:
+        first = True
+        async for event in events:
+            record.see(event)
+            if first != isinstance(event, Routed):
+                raise FailedAnswerError(_NO_TERMINAL)
+            first = False
+            match event:
+                case Failed():
+                    raise FailedAnswerError(event)
+                case Cancelled():
+                    raise FailedAnswerError(_CANCELLED)
+                case Finished():
+                    yield event
+                    return
+                case _:
+                    yield event
+        raise FailedAnswerError(_NO_TERMINAL)
+    except Exception:
+        record.failed()
+        raise
+    finally:
+        record.end()
+        await _close(events)
+
+
+async def _close(events: AsyncIterator[AnswerEvent]) -> None:
+    # `AsyncIterator` has no `aclose`, generators and our own iterators do.
+    close = getattr(events, "aclose", None)
+    if close is not None:
+        await close()
+
+
+class _Outlet:
+    """The bytes of one stream: writes are whole events, one at a time, each within the timeout."""
+
+    def __init__(self, send: Send, settings: HttpSettings) -> None:
+        self._send = send
+        self._settings = settings
+        self._turn = asyncio.Lock()
+        self._quiet = True
+
+    async def start(self) -> None:
+        await self._send(
+            {"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)}
+        )
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """Send one piece.
+
+        Raises:
+            ClientGoneError: the reader took nothing for `write_timeout_s`.
+        """
+        self._quiet = False
+        try:
+            async with asyncio.timeout(self._settings.write_timeout_s), self._turn:
+                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        except (TimeoutError, OSError):
+            raise ClientGoneError from None
+
+    async def finish(self) -> None:
+        await self.write(b"", more=False)
+
+    async def keep_alive(self) -> None:
+        """Send a comment whenever nothing was sent for `heartbeat_s`."""
+        while True:
+            self._quiet = True
+            await asyncio.sleep(self._settings.heartbeat_s)
+            if self._quiet:
+                await self.write(sse.HEARTBEAT)

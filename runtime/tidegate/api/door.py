@@ -1,0 +1,145 @@
+"""What every request passes, in and out: an id, the host and key checks, errors as JSON.
+
+A plain ASGI middleware. Nothing inside it ever shows a stack trace to a client, and nothing it
+logs holds request text: of an unexpected exception it logs the type and the frames, no message.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import secrets
+import traceback
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tidegate.api.answers import error_answer, error_object, status_of_code
+from tidegate.api.settings import HttpSettings
+from tidegate.engine.events import Failed
+from tidegate.errors import CapacityError, TidegateError
+
+_log = logging.getLogger(__name__)
+
+OPEN_PATHS: Final = ("/health", "/ready", "/metrics")
+"""Probes and scrapers bring no key, and these paths show no request."""
+
+RETRY_AFTER_S: Final = 2.0
+"""Told with a 503, which unlike `CapacityError` carries no hint of its own."""
+
+_ID_KEY = "tidegate.request_id"
+_SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class ClientGoneError(Exception):
+    """The client went away; there is nobody to answer."""
+
+
+class FailedAnswerError(Exception):
+    """The backend ended the answer with `Failed`, or broke its promise of one terminal event."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.code)
+        self.failed = failed
+
+
+def request_id(scope: Scope) -> str:
+    """The id that the answer's `X-Request-Id` will have."""
+    return str(scope[_ID_KEY][0])
+
+
+def adopt_request_id(scope: Scope, backend_id: str) -> None:
+    """Use the backend's id in `X-Request-Id`, unless the client brought its own."""
+    _, given = scope[_ID_KEY]
+    if not given:
+        scope[_ID_KEY] = (backend_id, False)
+
+
+def error_response(error: Exception, scope: Scope) -> JSONResponse:
+    """The answer to a request that ended in `error`; logs it if it was unexpected."""
+    headers = {}
+    match error:
+        case FailedAnswerError(failed=failed):
+            status = status_of_code(failed.code)
+            body = error_object(failed.message, status=status, code=failed.code)
+        case TidegateError():
+            status, body = error_answer(error)
+            if status >= 500 and not error.retryable:
+                log_unexpected(error, scope)
+        case _:
+            log_unexpected(error, scope)
+            status = 500
+            body = error_object("internal error", status=500, code="internal_error")
+    if status in (429, 503):
+        wait_s = error.retry_after_s if isinstance(error, CapacityError) else RETRY_AFTER_S
+        headers = {"Retry-After": str(max(1, math.ceil(wait_s)))}
+    if status in (408, 413):
+        headers = {"Connection": "close"}  # the rest of the body is not worth reading
+    return JSONResponse(body, status, headers)
+
+
+def log_unexpected(error: Exception, scope: Scope) -> None:
+    """Type and frames only: the message of an exception may quote the data it tripped over."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    kind = type(error).__qualname__
+    _log.error("request %s failed with %s\n%s", request_id(scope), kind, frames)
+
+
+class Door:
+    """The middleware. See the module's docstring."""
+
+    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; other kinds of scope pass through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        scope[_ID_KEY] = (
+            (given, True) if _SAFE_ID.fullmatch(given) else (secrets.token_hex(8), False)
+        )
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id(scope)
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope["path"], headers)
+            await (refusal or self._app)(scope, receive, send_with_id)
+        except ClientGoneError:
+            _log.info("request %s: the client left", request_id(scope))
+        except Exception as error:
+            response = error_response(error, scope)
+            if not started:
+                await response(scope, receive, send_with_id)
+
+    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
+        """The answer to a request that may not pass; None lets it."""
+        allowed = self._settings.allowed_hosts
+        if allowed and _host_name(headers.get("host", "")) not in allowed:
+            body = error_object("this Host is not served here", status=403, code="wrong_host")
+            return JSONResponse(body, 403)
+        authorise = self._settings.authorise
+        if authorise is None or path in OPEN_PATHS:
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if authorise(key.strip() if scheme.lower() == "bearer" else None):
+            return None
+        body = error_object("no valid API key was given", status=401, code="invalid_api_key")
+        return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+
+
+def _host_name(host: str) -> str:
+    """`Host` without its port; IPv6 addresses keep their brackets."""
+    return re.sub(r":\d*$", "", host).lower()

@@ -1,0 +1,117 @@
+"""The OpenAI-compatible HTTP surface over any `Backend`.
+
+Routes only; `calls` serves a call, `door` is what every request passes. Unknown paths, wrong
+methods and everything that goes wrong are answered with OpenAI's error object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from tidegate.api.answers import error_object, models_object
+from tidegate.api.backend import Backend
+from tidegate.api.calls import CallEndpoint
+from tidegate.api.door import RETRY_AFTER_S, Door
+from tidegate.api.metrics import CONTENT_TYPE, Metrics
+from tidegate.api.schema import read_chat, read_completion
+from tidegate.api.settings import HttpSettings
+
+__all__ = ["HttpSettings", "create_app"]
+
+
+def create_app(
+    backend: Backend,
+    *,
+    settings: HttpSettings | None = None,
+    metrics: Metrics | None = None,
+    extra_routes: Sequence[BaseRoute] = (),
+) -> Starlette:
+    """An ASGI app that serves `backend`.
+
+    `metrics` may be shared with another front door of the same backend; `/metrics` shows it, then
+    what the backend adds. `extra_routes` come last and pass the same door, keys included.
+    """
+    settings = settings or HttpSettings()
+    metrics = metrics or Metrics()
+    active = asyncio.BoundedSemaphore(settings.max_calls)
+    calls = {
+        "/v1/chat/completions": read_chat,
+        "/v1/completions": read_completion,
+    }
+    routes: list[BaseRoute] = [
+        Route(
+            path,
+            CallEndpoint(backend, read, settings=settings, metrics=metrics, active=active),
+            methods=["POST"],
+        )
+        for path, read in calls.items()
+    ]
+    routes += _reports(backend, metrics, status=settings.status)
+    return Starlette(
+        routes=[*routes, *extra_routes],
+        middleware=[Middleware(Door, settings=settings)],
+        exception_handlers={HTTPException: _http_error},
+    )
+
+
+def _reports(backend: Backend, metrics: Metrics, *, status: bool) -> list[BaseRoute]:
+    async def models(_: Request) -> Response:
+        return JSONResponse(models_object(backend.models()))
+
+    async def model(request: Request) -> Response:
+        wanted = request.path_params["model"]
+        for card in backend.models():
+            if card.id == wanted:
+                listed = models_object((card,))["data"]
+                assert isinstance(listed, list)
+                return JSONResponse(listed[0])
+        body = error_object("no such model", status=404, code="model_not_found", param="model")
+        return JSONResponse(body, 404)
+
+    async def health(_: Request) -> Response:
+        now = backend.health()
+        return _probe(now.healthy, {"healthy": now.healthy, "detail": now.detail})
+
+    async def ready(_: Request) -> Response:
+        now = backend.health()
+        fit = now.healthy and now.ready
+        return _probe(fit, {"ready": fit, "detail": now.detail})
+
+    async def show_metrics(_: Request) -> Response:
+        return Response(metrics.render() + backend.metrics(), media_type=CONTENT_TYPE)
+
+    async def show_status(_: Request) -> Response:
+        return Response(json.dumps(dict(backend.status())), media_type="application/json")
+
+    routes: list[BaseRoute] = [
+        Route("/v1/models", models),
+        Route("/v1/models/{model:path}", model),
+        Route("/health", health),
+        Route("/ready", ready),
+        Route("/metrics", show_metrics),
+    ]
+    return [*routes, Route("/status", show_status)] if status else routes
+
+
+def _probe(good: bool, body: dict[str, object]) -> Response:
+    if good:
+        return JSONResponse(body)
+    return JSONResponse(body, 503, {"Retry-After": f"{RETRY_AFTER_S:.0f}"})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    body = error_object(message, status=error.status_code, code=code)
+    return JSONResponse(body, error.status_code, error.headers)

@@ -1,0 +1,282 @@
+"""Reading requests: what is accepted, what is refused and how it is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.api.schema import (
+    REST_OF_CONTEXT,
+    Call,
+    Message,
+    Options,
+    call_to_json,
+    read_chat,
+    read_completion,
+)
+from tidegate.engine.request import Priority, SamplingParams
+from tidegate.errors import RequestError
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def chat(**fields: object) -> Call:
+    return read_chat({"messages": HELLO, **fields})
+
+
+def refusal(**fields: object) -> str:
+    with pytest.raises(RequestError) as caught:
+        chat(**fields)
+    return str(caught.value)
+
+
+def test_a_minimal_chat_has_openai_defaults_and_the_rest_of_the_context() -> None:
+    call = chat(model="m")
+    assert call == Call(
+        kind="chat",
+        model="m",
+        messages=(Message(role="user", content="hello"),),
+        sampling=SamplingParams(max_tokens=REST_OF_CONTEXT),
+        max_tokens_given=False,
+    )
+
+
+def test_every_supported_field_arrives() -> None:
+    call = chat(
+        max_completion_tokens=7,
+        temperature=0,
+        top_p=0.5,
+        top_k=40,
+        seed=3,
+        stop=["a", "b"],
+        stream=True,
+        stream_options={"include_usage": True},
+        n=1,
+        tidegate={"route": "edge", "privacy": "local", "priority": "background", "deadline_ms": 9},
+    )
+    assert call.sampling == SamplingParams(
+        max_tokens=7, temperature=0.0, top_p=0.5, top_k=40, seed=3, stop=("a", "b")
+    )
+    assert (call.max_tokens_given, call.stream, call.include_usage) == (True, True, True)
+    assert call.options == Options(
+        route="edge", privacy="local", priority=Priority.BACKGROUND, deadline_ms=9
+    )
+
+
+def test_null_counts_as_absent() -> None:
+    names = ("model", "max_tokens", "temperature", "top_k", "stop", "stream", "tools", "tidegate")
+    assert chat(**dict.fromkeys(names)) == chat()
+
+
+def test_unknown_fields_are_ignored_but_not_inside_the_extension() -> None:
+    assert chat(user="x", metadata={"a": 1}) == chat()
+    assert "unknown key 'rout'" in refusal(tidegate={"rout": "edge"})
+
+
+def test_developer_is_system_and_parts_join_as_lines() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    call = read_chat({"messages": [{"role": "developer", "content": parts}]})
+    assert call.messages == (Message(role="system", content="one\ntwo"),)
+
+
+def test_top_k_can_be_off_in_other_servers_ways() -> None:
+    assert chat(top_k=0).sampling.top_k is None
+    assert chat(top_k=-1).sampling.top_k is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("temperature", 3, "temperature: 3: must be a number from 0 to 2"),
+        ("temperature", float("nan"), "temperature: nan: must be"),
+        ("temperature", True, "temperature: true: must be"),
+        ("max_tokens", 0, "max_tokens: 0: must be an integer from 1"),
+        ("max_tokens", "9", "max_tokens: '9': must be"),
+        ("max_tokens", 10**400, "max_tokens: a number of 1329 bits: must be"),
+        ("top_p", -0.1, "top_p: -0.1: must be"),
+        ("seed", -1, "seed: -1: must be"),
+        ("model", 3, "model: 3: must be a string"),
+        ("model", "m" * 999, "model: 'mmmm"),
+        ("stream", "yes", "stream: 'yes': must be true or false"),
+        ("stop", 5, "stop: is a number: must be"),
+        ("stop", ["a", 5], "stop[1]: is a number"),
+        ("stop", [""], "stop: must be at most 16 strings"),
+        ("stream_options", [], "stream_options: is a list of 0: must be a JSON object"),
+        ("messages", [], "messages: is a list of 0: must be"),
+        ("messages", None, "messages: is absent"),
+        ("messages", "hi", "messages: is a string"),
+        ("messages", ["hi"], "messages[0]: is a string"),
+        ("messages", [{"content": "x"}], "messages[0].role: is absent"),
+        ("messages", [{"role": "king", "content": "x"}], "messages[0].role: 'king': must be"),
+        ("messages", [{"role": "user"}], "messages[0].content: is null"),
+        ("messages", [{"role": "user", "content": "\ud800"}], "half a surrogate pair"),
+        ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "[0].type: 'image_u"),
+        ("tidegate", "edge", "tidegate: is a string"),
+        ("tidegate", {"route": "moon"}, "tidegate.route: 'moon': must be 'auto', 'edge' or"),
+        ("tidegate", {"deadline_ms": 0}, "tidegate.deadline_ms: 0: must be"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
+    field: str, value: object, said: str
+) -> None:
+    assert said in refusal(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 2),
+        ("logprobs", True),
+        ("logprobs", 0),
+        ("tools", [{"type": "function"}]),
+        ("response_format", {"type": "json_object"}),
+        ("presence_penalty", 0.5),
+        ("logit_bias", {"50256": -100}),
+    ],
+)
+def test_what_would_change_the_answer_and_is_not_served_is_refused(
+    field: str, value: object
+) -> None:
+    said = refusal(**{field: value})
+    assert said.startswith(f"{field}: ")
+    assert "not supported yet" in said
+
+
+def test_neutral_values_of_unserved_fields_pass() -> None:
+    assert chat(n=1, logprobs=False, tools=[], response_format={"type": "text"}) == chat()
+    assert chat(presence_penalty=0, frequency_penalty=0.0, logit_bias={}) == chat()
+
+
+def test_both_token_limits_must_agree() -> None:
+    assert chat(max_tokens=5, max_completion_tokens=5) == chat(max_tokens=5)
+    assert "must be the same" in refusal(max_tokens=5, max_completion_tokens=6)
+
+
+def test_a_refusal_never_quotes_the_prompt() -> None:
+    secret = "my diagnosis is"
+    for body in (
+        {"messages": [{"role": "user", "content": {"text": secret}}]},
+        {"messages": {"content": secret}},
+        {"messages": [[secret]]},
+        {"messages": [{"role": "user", "content": [secret]}]},
+    ):
+        with pytest.raises(RequestError) as caught:
+            read_chat(body)
+        assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [("hi", "hi"), (["hi"], "hi"), ([1, 2], (1, 2)), ([[1, 2]], (1, 2))],
+)
+def test_a_prompt_is_text_or_tokens_or_a_batch_of_one(prompt: object, read: object) -> None:
+    assert read_completion({"prompt": prompt}).prompt == read
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, "", [], [[]], ["a", "b"], [[1], [2]], [1, "a"], [-1], [True], [2**31], {}, 5]
+)
+def test_other_prompts_are_refused(prompt: object) -> None:
+    with pytest.raises(RequestError, match=r"^prompt"):
+        read_completion({"prompt": prompt})
+
+
+texts = st.text(max_size=20)
+sampling = st.builds(
+    SamplingParams,
+    max_tokens=st.integers(1, REST_OF_CONTEXT),
+    temperature=st.floats(0, 2),
+    top_k=st.none() | st.integers(1, 10**6),
+    top_p=st.floats(0, 1),
+    seed=st.none() | st.integers(0, 2**63 - 1),
+    stop=st.lists(st.text(min_size=1, max_size=9), max_size=4).map(tuple),
+    ignore_eos=st.booleans(),
+)
+options = st.builds(
+    Options,
+    route=st.sampled_from(["auto", "edge", "cloud"]),
+    privacy=st.sampled_from(["local", "redact", "sealed", "any"]),
+    priority=st.sampled_from(Priority),
+    deadline_ms=st.none() | st.integers(1, 86_400_000),
+)
+roles = st.sampled_from(["system", "user", "assistant", "tool"])
+chats = st.builds(
+    Call,
+    kind=st.just("chat"),
+    model=st.none() | st.text(min_size=1, max_size=30),
+    messages=st.lists(st.builds(Message, role=roles, content=texts), min_size=1, max_size=4).map(
+        tuple
+    ),
+    sampling=sampling,
+    max_tokens_given=st.just(True),
+    stream=st.booleans(),
+    include_usage=st.booleans(),
+    options=options,
+)
+prompts = st.text(min_size=1) | st.lists(st.integers(0, 2**31 - 1), min_size=1).map(tuple)
+
+
+@given(chats, st.booleans())
+def test_a_chat_call_survives_its_journey_as_json(call: Call, limited: bool) -> None:
+    if not limited:
+        rest = replace(call.sampling, max_tokens=REST_OF_CONTEXT)
+        call = replace(call, sampling=rest, max_tokens_given=False)
+    assert read_chat(json.loads(json.dumps(call_to_json(call)))) == call
+
+
+@given(chats, prompts)
+def test_a_completion_call_survives_its_journey_as_json(call: Call, prompt: Any) -> None:
+    call = replace(call, kind="completion", messages=(), prompt=prompt)
+    assert read_completion(json.loads(json.dumps(call_to_json(call)))) == call
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["user", "text", "edge", "\ud800", 10**4000]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "route", "deadline_ms", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+field_names = st.sampled_from(
+    [*call_to_json(chat()), "n", "prompt", "tools", "echo", "stop", "seed", "response_format"]
+)
+
+
+def outcome(read: Callable[[object], Call], data: object) -> str:
+    """What the refusal said; empty if it was read."""
+    try:
+        read(data)
+    except RequestError as error:
+        return str(error)
+    return ""
+
+
+@given(json_values | st.dictionaries(field_names, json_values))
+def test_whatever_comes_is_read_or_refused_with_a_request_error(data: object) -> None:
+    for read in (read_chat, read_completion):
+        assert len(outcome(read, data)) < 400
+
+
+def test_deep_nesting_and_huge_numbers_are_harmless() -> None:
+    deep: object = "x"
+    for _ in range(100_000):
+        deep = [deep]
+    for field in ("messages", "tools", "response_format", "tidegate", "model", "stop", "user"):
+        assert len(outcome(read_chat, {"messages": HELLO, field: deep})) < 400
+        assert len(outcome(read_chat, {"messages": HELLO, field: 10**5000})) < 400
