@@ -115,7 +115,7 @@ def test_a_late_request_stays_when_the_cloud_would_be_later() -> None:
 def test_a_private_request_that_cannot_run_here_is_refused_with_both_reasons() -> None:
     private = replace(REQUEST, prompt_tokens=700, privacy="local")
     decision = decide(private, EDGE, CLOUD)
-    assert decision.place == "refuse"
+    assert (decision.place, decision.refusal) == ("refuse", "lasting")
     assert decision.reason == (
         "too long for the device: 701 tokens, it holds 512; "
         "private (local): never leaves the device"
@@ -134,3 +134,11 @@ def test_the_prediction_grows_with_the_queue_and_waits_for_measurements() -> Non
     assert queued is not None
     assert alone < queued
     assert predict_edge_s(REQUEST, replace(EDGE, decode_step_s=None)) is None
+
+
+def test_a_refusal_says_whether_trying_again_may_help() -> None:
+    private = replace(REQUEST, privacy="local")
+    assert decide(private, replace(EDGE, waiting=16), CLOUD).refusal == "busy"
+    assert decide(private, replace(EDGE, healthy=False), CLOUD).refusal == "gone"
+    assert decide(replace(REQUEST, wish="cloud"), EDGE, GONE).refusal == "gone"
+    assert decide(replace(REQUEST, prompt_tokens=9000), EDGE, CLOUD).refusal == "lasting"

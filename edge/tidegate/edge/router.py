@@ -13,6 +13,8 @@ from typing import Literal
 from tidegate.api.schema import Privacy, RouteWish
 
 Place = Literal["edge", "cloud", "refuse"]
+Obstacle = Literal["lasting", "busy", "gone"]
+"""Why a place cannot take a request: it never will, not while busy, or not while away."""
 
 MAY_LEAVE: frozenset[Privacy] = frozenset({"sealed", "any"})
 """`redact` stays until there is a redactor to send it through: the safe reading of its promise."""
@@ -65,6 +67,8 @@ class Decision:
 
     place: Place
     reason: str
+    refusal: Obstacle | None = None
+    """For `refuse`: change the request, come back soon, or wait for a place to return."""
     edge_s: float | None = None
     """Predicted seconds to the whole answer on the device."""
     cloud_s: float | None = None
@@ -91,37 +95,52 @@ def decide(request: RouteRequest, edge: EdgeSignals, cloud: CloudSignals) -> Dec
     edge_no = _why_not_edge(request, edge)
     cloud_no = _why_not_cloud(request, cloud)
     if edge_no and cloud_no:
-        return Decision(place="refuse", reason=f"{edge_no}; {cloud_no}", edge_s=edge_s)
+        reason = f"{edge_no[1]}; {cloud_no[1]}"
+        refusal = _refusal(edge_no[0], cloud_no[0])
+        return Decision(place="refuse", reason=reason, refusal=refusal, edge_s=edge_s)
     if cloud_no:
-        return Decision(place="edge", reason=_stays(request, edge_s, cloud_no), edge_s=edge_s)
+        return Decision(place="edge", reason=_stays(request, edge_s, cloud_no[1]), edge_s=edge_s)
     if edge_no:
-        return Decision(place="cloud", reason=edge_no, edge_s=edge_s, cloud_s=cloud.answer_s)
+        return Decision(place="cloud", reason=edge_no[1], edge_s=edge_s, cloud_s=cloud.answer_s)
     return _by_time(request, edge, cloud, edge_s)
 
 
-def _why_not_edge(request: RouteRequest, edge: EdgeSignals) -> str | None:
+def _refusal(edge: Obstacle, cloud: Obstacle) -> Obstacle:
+    """The obstacle that may pass decides: then the same request can be tried again."""
+    if "busy" in (edge, cloud):
+        return "busy"
+    return "gone" if "gone" in (edge, cloud) else "lasting"
+
+
+def _why_not_edge(request: RouteRequest, edge: EdgeSignals) -> tuple[Obstacle, str] | None:
     needed = request.prompt_tokens + 1
     if request.wish == "cloud":
-        return "asked for the cloud"
-    if not edge.healthy:
-        return "the device's engine makes no progress"
+        return "lasting", "asked for the cloud"
     if needed > edge.context_tokens:
-        return f"too long for the device: {needed} tokens, it holds {edge.context_tokens}"
+        return (
+            "lasting",
+            f"too long for the device: {needed} tokens, it holds {edge.context_tokens}",
+        )
+    if not edge.healthy:
+        return "gone", "the device's engine makes no progress"
     if edge.waiting >= edge.queue_limit:
-        return f"the device's queue is full: {edge.waiting} waiting"
+        return "busy", f"the device's queue is full: {edge.waiting} waiting"
     return None
 
 
-def _why_not_cloud(request: RouteRequest, cloud: CloudSignals) -> str | None:
-    if request.wish == "edge":
-        return "asked for the device"
-    if request.privacy not in MAY_LEAVE:
-        return f"private ({request.privacy}): never leaves the device"
-    if not cloud.reachable:
-        return f"cloud: {cloud.detail}"
+def _why_not_cloud(request: RouteRequest, cloud: CloudSignals) -> tuple[Obstacle, str] | None:
     needed = request.prompt_tokens + 1
+    if request.wish == "edge":
+        return "lasting", "asked for the device"
+    if request.privacy not in MAY_LEAVE:
+        return "lasting", f"private ({request.privacy}): never leaves the device"
     if needed > cloud.context_tokens:
-        return f"too long for the cloud: {needed} tokens, it holds {cloud.context_tokens}"
+        return (
+            "lasting",
+            f"too long for the cloud: {needed} tokens, it holds {cloud.context_tokens}",
+        )
+    if not cloud.reachable:
+        return "gone", f"cloud: {cloud.detail}"
     return None
 
 

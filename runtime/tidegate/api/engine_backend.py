@@ -1,4 +1,4 @@
-"""`EngineBackend`: an engine as a `Backend`, the whole service in the cloud and one leg on a device.
+"""`EngineBackend`: an engine as a `Backend`: the whole service in the cloud, one leg on a device.
 
 A call becomes tokens, tokens become a generation request, and the engine's events pass through
 unchanged after one `Routed`.
@@ -7,6 +7,7 @@ unchanged after one `Routed`.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -42,7 +43,14 @@ async def encode_call(text: TextModel, call: Call) -> tuple[int, ...]:
     return text.encode_prompt(call.prompt)
 
 
-def fit_sampling(sampling: SamplingParams, prompt_tokens: int, context_tokens: int) -> SamplingParams:
+def new_request_id() -> str:
+    """A fresh id: 128 random bits in hex."""
+    return secrets.token_hex(16)
+
+
+def fit_sampling(
+    sampling: SamplingParams, prompt_tokens: int, context_tokens: int
+) -> SamplingParams:
     """Clamp `max_tokens` to what the context leaves, at least 1."""
     rest = max(1, context_tokens - prompt_tokens)
     return replace(sampling, max_tokens=min(sampling.max_tokens, rest))
@@ -68,13 +76,22 @@ class EngineBackend:
             ),
         )
 
-    async def answer(self, call: Call, request_id: str) -> AsyncIterator[AnswerEvent]:
+    async def answer(self, call: Call) -> AsyncIterator[AnswerEvent]:
         """See `Backend.answer`."""
+        async with aclosing(self.answer_as(call, new_request_id())) as events:
+            async for event in events:
+                yield event
+
+    async def answer_as(self, call: Call, request_id: str) -> AsyncGenerator[AnswerEvent, None]:
+        """Answer a call under an id that was given to it elsewhere.
+
+        Raises:
+            RequestError: the call names another model, or its prompt does not fit.
+        """
         if call.model not in (None, self.engine.model_id):
             raise RequestError("model", f"must be {self.engine.model_id!r}", status=404)
         prompt = await encode_call(self.engine.text, call)
-        reason = "the only place here"
-        async with aclosing(self.generate(call, prompt, request_id, reason)) as events:
+        async with aclosing(self.generate(call, prompt, request_id, "asked here")) as events:
             async for event in events:
                 yield event
 
