@@ -1,0 +1,214 @@
+"""`OpenVinoOps`: the forward walk lowered to an OpenVINO graph that is paged from the start.
+
+Inputs of the graph, for T tokens of B requests of which R want logits:
+
+    input_ids, position_ids               int32 [T]      tokens of all requests, one after another
+    past_lens                             int32 [B]      tokens that each already has in the cache
+    subsequence_begins                    int32 [B + 1]  where each begins among the T tokens
+    block_indices, block_indices_begins   int32 [...], [B + 1]   blocks of 32 tokens
+    max_context_len                       int32, rank 0
+    sampled                               int32 [R]      tokens whose logits are wanted
+    key_cache.i, value_cache.i            layout and type chosen by the plugin when it compiles
+
+Output `logits` float32 [R, V]. The attention operation is internal to OpenVINO and may change in
+any release, so the version that wrote a graph is in its `rt_info` and no other minor may run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import assert_never
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as op
+
+from tidegate.converters import openvino_graph as graph
+from tidegate.converters.openvino_graph import ConstantFile, Node
+from tidegate.converters.stacking import stack, stacks
+from tidegate.errors import ConversionError
+from tidegate.model.architecture import Activation, Architecture, AttentionSpec, Rope
+from tidegate.model.packed import Array, Linear, PackedLinear
+from tidegate.model.walk import Weights, decoder
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done and how much there is."""
+
+_ROWS = np.int64(0)
+"""The axis that gathers go along."""
+
+_STEP_VECTORS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
+
+
+class OpenVinoOps:
+    """Implements `tidegate.model.ops.Ops`, emitting nodes; `model` closes the graph."""
+
+    def __init__(self, arch: Architecture, constants: ConstantFile) -> None:
+        self._arch = arch
+        self._constants = constants
+        self._ids = graph.parameter("input_ids", 1, ov.Type.i32)
+        self._positions = graph.parameter("position_ids", 1, ov.Type.i32)
+        self._sampled = graph.parameter("sampled", 1, ov.Type.i32)
+        self._step = {name: graph.parameter(name, 1, ov.Type.i32) for name in _STEP_VECTORS}
+        self._step["max_context_len"] = graph.parameter("max_context_len", 0, ov.Type.i32)
+        self._caches: list[Node] = []
+        self._angles: dict[tuple[Rope, int], tuple[Node, Node]] = {}
+        self._table: Node = None
+        self._groups: set[int] = set()
+
+    def embed(self, table: Linear) -> Node:
+        """See `Ops`. The rows are decompressed after they are gathered, whatever their bits."""
+        self._table = self._constants.weight(table)
+        rows = op.gather(self._table, self._ids, graph.scalar(_ROWS))
+        return rows if _padding(table) == 0 else graph.first_columns(rows, table.inputs)
+
+    def linears(self, x: Node, weights: Sequence[Linear]) -> Sequence[Node]:
+        """See `Ops`. Weights that agree are merged into one product."""
+        results: dict[int, Node] = {}
+        for positions in stacks(weights):
+            parts = [weights[position] for position in positions]
+            merged = stack(parts)
+            product = self._linear(x, merged, self._constants.weight(merged))
+            pieces = graph.split_columns(product, [part.outputs for part in parts])
+            results.update(zip(positions, pieces, strict=True))
+        return [results[position] for position in range(len(weights))]
+
+    def rms_norm(self, x: Node, weight: Array, eps: float) -> Node:
+        """See `Ops`."""
+        return graph.rms_norm(x, weight, eps)
+
+    def attention(self, q: Node, k: Node, v: Node, spec: AttentionSpec) -> Node:
+        """See `Ops`. Adds the layer's two cache inputs to the graph."""
+        if spec.rope is not None:
+            angles = self._rotary_angles(spec.rope, spec.head_size)
+            q = graph.rotate(q, spec.heads, spec.head_size, angles)
+            k = graph.rotate(k, spec.kv_heads, spec.head_size, angles)
+        key = graph.parameter(f"key_cache.{spec.layer}", 4, ov.Type.dynamic)
+        value = graph.parameter(f"value_cache.{spec.layer}", 4, ov.Type.dynamic)
+        self._caches += [key, value]
+        return graph.paged_attention(q, k, v, (key, value), self._step, spec)
+
+    def gated_mlp(self, x: Node, gate: Linear, up: Linear, down: Linear, act: Activation) -> Node:
+        """See `Ops`. Gate and up are one product when they agree."""
+        gated, lifted = self.linears(x, [gate, up])
+        (result,) = self.linears(op.multiply(_activation(gated, act), lifted), [down])
+        return result
+
+    def add(self, x: Node, y: Node) -> Node:
+        """See `Ops`."""
+        return op.add(x, y)
+
+    def gather_rows(self, x: Node) -> Node:
+        """See `Ops`. The rows are the graph's input `sampled`."""
+        return op.gather(x, self._sampled, graph.scalar(_ROWS))
+
+    def head(self, x: Node, table: Linear) -> Node:
+        """See `Ops`. A tied head reads the very constant of the embedding."""
+        weight = self._table if self._arch.tied_head else self._constants.weight(table)
+        return self._linear(x, table, weight)
+
+    def model(self, logits: Node) -> Node:
+        """The `openvino.Model` from all inputs to `logits`; it needs the constant file open."""
+        result = op.result(logits)
+        result.output(0).set_names({"logits"})
+        inputs = [self._ids, self._positions, self._sampled, *self._step.values(), *self._caches]
+        model = ov.Model([result], inputs, "tidegate")
+        model.set_rt_info(openvino_version(), ["tidegate", "openvino"])
+        model.set_rt_info(str(min(self._groups, default=0)), ["tidegate", "smallest_group"])
+        return model
+
+    def _linear(self, x: Node, linear: Linear, weight: Node) -> Node:
+        if isinstance(linear, PackedLinear):
+            self._groups.add(linear.group_size)
+        product = op.matmul(graph.pad_columns(x, _padding(linear)), weight, False, True)
+        return product if linear.bias is None else op.add(product, graph.vector(linear.bias))
+
+    def _rotary_angles(self, rope: Rope, head_size: int) -> tuple[Node, Node]:
+        """Cosine and sine, shared by all layers that rotate alike."""
+        if (rope, head_size) not in self._angles:
+            self._angles[rope, head_size] = graph.rotary_angles(
+                self._positions, rope, head_size, self._arch.context
+            )
+        return self._angles[rope, head_size]
+
+
+def openvino_version() -> str:
+    """The installed OpenVINO, such as `2026.4.1`; a graph runs on the same `year.minor` only."""
+    return str(ov.__version__).partition("-")[0]
+
+
+def export_openvino(
+    arch: Architecture, weights: Weights, folder: Path, *, progress: Progress | None = None
+) -> None:
+    """Write `folder/model.xml` and `folder/model.bin`.
+
+    Memory stays at about one layer: packed weights go to a scratch file in `folder` as they are
+    made, and from there to `model.bin`.
+
+    Args:
+        arch: the model.
+        weights: packed or dense, by role; written as they are, never rounded.
+        folder: made if absent; files of those names are replaced.
+        progress: told of every finished layer, then of the writing.
+
+    Raises:
+        ConversionError: OpenVINO cannot write the files, for example because the disk is full.
+        OSError: the scratch file cannot be written.
+    """
+    report = progress or _silent
+    folder.mkdir(parents=True, exist_ok=True)
+    with ConstantFile(folder / "constants.scratch") as constants:
+        ops = OpenVinoOps(arch, constants)
+        model = ops.model(decoder(ops, arch, _Reported(weights, arch.layers, report)))
+        report("openvino: write", 0, 1)
+        _save(model, folder / "model.xml")
+        report("openvino: write", 1, 1)
+
+
+def _save(model: Node, path: Path) -> None:
+    try:
+        ov.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise ConversionError(f"{path}: OpenVINO cannot write it: {error}") from error
+
+
+class _Reported:
+    """Weights that report a layer when the last of them is asked for."""
+
+    def __init__(self, weights: Weights, layers: int, report: Progress) -> None:
+        self._weights, self._layers, self._report = weights, layers, report
+
+    def linear(self, role: str) -> Linear:
+        """See `tidegate.model.walk.Weights`."""
+        linear = self._weights.linear(role)
+        if role.startswith("layers.") and role.endswith(".down"):
+            self._report("openvino: layers", int(role.split(".")[1]) + 1, self._layers)
+        return linear
+
+    def vector(self, role: str) -> Array:
+        """See `tidegate.model.walk.Weights`."""
+        return self._weights.vector(role)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def _activation(x: Node, act: Activation) -> Node:
+    match act:
+        case "silu":
+            return op.swish(x)
+        case "gelu":
+            return op.gelu(x, "erf")
+        case "gelu_tanh":
+            return op.gelu(x, "tanh")
+        case _:
+            assert_never(act)
+
+
+def _padding(linear: Linear) -> int:
+    """Columns that a packed weight has beyond its inputs."""
+    if not isinstance(linear, PackedLinear):
+        return 0
+    return linear.groups * linear.group_size - linear.inputs

@@ -1,0 +1,192 @@
+"""`OpenVinoExecutor`: steps on OpenVINO, KV in blocks that any request may own.
+
+The graph and its inputs are described in `tidegate.converters.openvino_ops`. A step is one run,
+whatever mixture of prefill chunks and decode rows it holds: their tokens lie one after another and
+the attention operator reads and writes each request's blocks. Input tensors are allocated for the
+largest step and only their shapes change, so a running executor asks for no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.edge.executors.openvino_model import (
+    BLOCK_TOKENS,
+    Library,
+    OpenVinoSettings,
+    allocate_kv,
+    check_settings,
+    compile_graph,
+)
+from tidegate.engine.executor import (
+    Blocks,
+    ExecutorLimits,
+    ExecutorStep,
+    Logits,
+    PagedGeometry,
+    Row,
+    StepResult,
+)
+from tidegate.errors import ExecutionError
+from tidegate.model.architecture import Architecture
+
+__all__ = ["OpenVinoExecutor", "OpenVinoSettings"]
+
+
+class OpenVinoExecutor:
+    """`tidegate.engine.executor.Executor` over the `openvino/` folder of a bundle."""
+
+    def __init__(self, folder: Path, arch: Architecture, settings: OpenVinoSettings) -> None:
+        """Load the model, allocate all KV, and run the largest steps once.
+
+        Raises:
+            ConfigError: a setting is out of range, or OpenVINO is not the version this needs.
+            BundleError: the graph cannot be loaded or is not of this architecture.
+        """
+        check_settings(settings, arch)
+        self._arch, self._settings = arch, settings
+        compiled = compile_graph(folder / "model.xml", arch, settings)
+        blocks = blocks_for(settings.kv_tokens)
+        self._caches = allocate_kv(compiled, blocks)
+        self._request: Library | None = compiled.create_infer_request()
+        for name, tensor in self._caches.items():
+            self._request.set_tensor(name, tensor)
+        cache_bytes = sum(tensor.get_byte_size() for tensor in self._caches.values())
+        self._kv = PagedGeometry(
+            block_tokens=BLOCK_TOKENS,
+            blocks=blocks,
+            bytes_per_token=-(-cache_bytes // (blocks * BLOCK_TOKENS)),
+        )
+        self._warm_up()
+
+    @property
+    def limits(self) -> ExecutorLimits:
+        """See `Executor.limits`."""
+        return ExecutorLimits(
+            context_tokens=self._settings.context_tokens,
+            step_tokens=self._settings.step_tokens,
+            step_rows=self._settings.step_rows,
+            vocab=self._arch.vocab,
+        )
+
+    @property
+    def kv(self) -> PagedGeometry:
+        """See `Executor.kv`."""
+        return self._kv
+
+    def execute(self, step: ExecutorStep) -> StepResult:
+        """See `Executor.execute`: one run of the graph.
+
+        Raises:
+            ExecutionError: a row is outside the limits, in which case nothing has run, or
+                OpenVINO failed.
+        """
+        self._check(step)
+        return StepResult(logits=self._run(step.rows))
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        self._request = None
+        self._caches = {}
+
+    def _run(self, rows: Sequence[Row]) -> Logits:
+        if not rows:
+            return np.empty((0, self._arch.vocab), np.float32)
+        try:
+            return self._infer(step_inputs(rows))
+        except Exception as error:
+            tokens = sum(len(row.tokens) for row in rows)
+            where = f"a step of {len(rows)} rows and {tokens} tokens"
+            raise ExecutionError(f"OpenVINO failed on {where}: {error}") from error
+
+    def _infer(self, inputs: dict[str, npt.NDArray[np.int32]]) -> Logits:
+        if self._request is None:
+            raise RuntimeError("the executor is closed")
+        for name, values in inputs.items():
+            # Within the capacity that the warm-up left, a new shape allocates nothing.
+            tensor = self._request.get_tensor(name)
+            tensor.shape = list(values.shape)
+            tensor.data[...] = values
+        self._request.infer()
+        return np.array(self._request.get_tensor("logits").data, np.float32)
+
+    def _warm_up(self) -> None:
+        """Run the largest prefill and the largest decode, so that memory has reached its peak."""
+        context = min(self._settings.context_tokens, self._kv.blocks * BLOCK_TOKENS)
+        chunk = min(self._settings.step_tokens, context)
+        blocks = np.arange(blocks_for(context), dtype=np.int32)
+        prefill = Row(tokens=np.zeros(chunk, np.int64), past=context - chunk, blocks=blocks)
+        decode = Row(tokens=np.zeros(1, np.int64), past=context - 1, blocks=blocks)
+        self._run([prefill])
+        self._run([decode] * min(self._settings.step_rows, self._settings.step_tokens))
+
+    def _check(self, step: ExecutorStep) -> None:
+        """Raise `ExecutionError` if the step is outside the limits."""
+        if step.copies:
+            raise ExecutionError("copies: blocks are shared, not copied; must be none")
+        if len(step.rows) > self._settings.step_rows:
+            raise ExecutionError(
+                f"{len(step.rows)} rows in a step: at most {self._settings.step_rows}"
+            )
+        for index, row in enumerate(step.rows):
+            self._check_row(index, row)
+        total = sum(len(row.tokens) for row in step.rows)
+        if total > self._settings.step_tokens:
+            raise ExecutionError(f"{total} tokens in a step: at most {self._settings.step_tokens}")
+
+    def _check_row(self, index: int, row: Row) -> None:
+        """The plugin checks neither tokens nor block ids and would read or write out of bounds."""
+        context, count = self._settings.context_tokens, len(row.tokens)
+        if count == 0 or row.past < 0 or row.past + count > context:
+            raise ExecutionError(
+                f"row {index}: {count} tokens after {row.past}: must be some, up to {context}"
+            )
+        _check_range(f"row {index}: token", row.tokens, self._arch.vocab)
+        needed = blocks_for(row.past + count)
+        if row.blocks is None or len(row.blocks) < needed:
+            given = 0 if row.blocks is None else len(row.blocks)
+            raise ExecutionError(
+                f"row {index}: {given} blocks: {row.past + count} tokens need {needed}"
+            )
+        _check_range(f"row {index}: block", row.blocks[:needed], self._kv.blocks)
+
+
+def blocks_for(tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-tokens // BLOCK_TOKENS)
+
+
+def step_inputs(rows: Sequence[Row]) -> dict[str, npt.NDArray[np.int32]]:
+    """The graph's inputs for one step, all but the caches. Every row must have its blocks."""
+    counts = [len(row.tokens) for row in rows]
+    begins = np.cumsum([0, *counts])
+    used = [_used_blocks(row) for row in rows]
+    wanted = [row.wants_logits for row in rows]
+    inputs = {
+        "input_ids": np.concatenate([row.tokens for row in rows]),
+        "position_ids": np.concatenate(
+            [np.arange(row.past, row.past + len(row.tokens)) for row in rows]
+        ),
+        "past_lens": np.array([row.past for row in rows]),
+        "subsequence_begins": begins,
+        "block_indices": np.concatenate(used),
+        "block_indices_begins": np.cumsum([0, *(len(blocks) for blocks in used)]),
+        "max_context_len": np.array(max(row.past + len(row.tokens) for row in rows)),
+        "sampled": (begins[1:] - 1)[wanted],
+    }
+    return {name: values.astype(np.int32) for name, values in inputs.items()}
+
+
+def _used_blocks(row: Row) -> Blocks:
+    assert row.blocks is not None, "checked before the step runs"
+    return row.blocks[: blocks_for(row.past + len(row.tokens))]
+
+
+def _check_range(what: str, values: npt.NDArray[np.signedinteger], limit: int) -> None:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= limit:
+        raise ExecutionError(f"{what} {low if low < 0 else high}: must be below {limit}")

@@ -1,0 +1,188 @@
+"""Reading and compiling a bundle's OpenVINO graph, and allocating its KV blocks.
+
+The graph stands on an operation that is internal to OpenVINO, so it runs on the minor version that
+wrote it and no other. Three things must be done after reading that nothing in the file says: the
+CPU plugin is loaded first, because it registers the operation; the head counts are set again on
+every attention, because they are not serialised; and the cache inputs get the shape and type that
+the plugin chose when it compiled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from tidegate.errors import BundleError, ConfigError
+from tidegate.model.architecture import Architecture
+
+OPENVINO = "2026.4"
+"""The one minor version whose internal paged attention this code was tested with."""
+
+BLOCK_TOKENS = 32
+"""Fixed by the CPU plugin."""
+
+Library: TypeAlias = Any
+"""An object of `openvino`, whose types mypy does not follow."""
+
+KvPrecision = Literal["u8", "u4", "f16", "f32"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenVinoSettings:
+    """How an `OpenVinoExecutor` runs. Memory is fixed by the first four."""
+
+    kv_tokens: int
+    """Tokens of all requests that have KV at the same time, rounded up to blocks of 32."""
+    context_tokens: int
+    """Prompt plus answer of one request; at most the model's context."""
+    step_tokens: int
+    """Tokens of all rows of one step."""
+    step_rows: int
+    """Rows of one step."""
+    threads: int | None = None
+    """None leaves the number to OpenVINO, which takes the physical cores."""
+    kv_precision: KvPrecision = "u8"
+    """u8 and u4 are scaled dynamically: keys per channel of a block, values per token."""
+    exact: bool = False
+    """Float32 activations and KV, whatever `kv_precision`: slower, and equal to the reference."""
+    cache_dir: Path | None = None
+    """Where OpenVINO keeps compiled models, so that the next start is faster; None for nowhere."""
+
+
+def check_settings(settings: OpenVinoSettings, arch: Architecture) -> None:
+    """Raise `ConfigError` naming the first setting that is out of range."""
+    for name in ("kv_tokens", "step_tokens", "step_rows"):
+        if getattr(settings, name) < 1:
+            raise ConfigError(name, getattr(settings, name), "at least 1")
+    if not 1 <= settings.context_tokens <= arch.context:
+        allowed = f"from 1 to the model's context of {arch.context}"
+        raise ConfigError("context_tokens", settings.context_tokens, allowed)
+    if settings.threads is not None and settings.threads < 1:
+        raise ConfigError("threads", settings.threads, "at least 1, or absent")
+
+
+def check_library(version: str) -> None:
+    """Raise `ConfigError` unless `version` is one that can run the graphs, such as `2026.4.1`."""
+    if _minor(version) != OPENVINO:
+        raise ConfigError("openvino", version, f"version {OPENVINO}.*")
+
+
+def compile_graph(path: Path, arch: Architecture, settings: OpenVinoSettings) -> Library:
+    """Read `model.xml` and compile it for the CPU.
+
+    Raises:
+        ConfigError: another minor version of OpenVINO is installed.
+        BundleError: the graph cannot be read or compiled, was written by another minor version,
+            or is not of this architecture.
+    """
+    import openvino
+
+    check_library(str(openvino.__version__))
+    core = openvino.Core()
+    core.get_versions("CPU")
+    try:
+        model = core.read_model(path)
+    except Exception as error:
+        raise BundleError(f"{path}: OpenVINO cannot read it: {error}") from error
+    _check_writer(path, model)
+    try:
+        _set_head_counts(model, arch)
+        compiled = core.compile_model(model, "CPU", _properties(model, settings))
+    except Exception as error:
+        raise BundleError(f"{path}: OpenVINO cannot compile it: {error}") from error
+    _check_signature(path, compiled, arch)
+    return compiled
+
+
+def allocate_kv(compiled: Library, blocks: int) -> dict[str, Library]:
+    """Zeroed tensors [blocks, ...] for the graph's cache inputs, by name."""
+    import openvino
+
+    tensors: dict[str, Library] = {}
+    for item in compiled.inputs:
+        name = item.get_any_name()
+        if _is_cache(name):
+            block_shape = [size.get_length() for size in list(item.get_partial_shape())[1:]]
+            shape = openvino.Shape([blocks, *block_shape])
+            tensors[name] = openvino.Tensor(item.get_element_type(), shape)
+            # Writing touches the pages: memory that is not there shows now and not in a request.
+            tensors[name].data[...] = 0
+    return tensors
+
+
+def _properties(model: Library, settings: OpenVinoSettings) -> dict[str, object]:
+    exact = settings.exact
+    properties: dict[str, object] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        # Otherwise bfloat16 where the CPU has it, and the tokens would depend on the machine.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32" if exact else settings.kv_precision,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if exact else _activation_group(model),
+    }
+    if settings.threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = settings.threads
+    if settings.cache_dir is not None:
+        properties["CACHE_DIR"] = str(settings.cache_dir)
+    return properties
+
+
+def _activation_group(model: Library) -> int:
+    """Activations that share a scale: 64 is fastest, and must not exceed the weights' group.
+
+    With weights in groups of 32 and 64 here, the plugin silently multiplies floats (measured:
+    the time of group size 0).
+    """
+    smallest = int(_fact(model, "smallest_group") or 0)
+    return 64 if smallest % 64 == 0 else 32
+
+
+def _check_writer(path: Path, model: Library) -> None:
+    writer = _fact(model, "openvino")
+    if writer is None or _minor(writer) != OPENVINO:
+        raise BundleError(
+            f"{path}: written by OpenVINO {writer or 'of unknown version'}: must be {OPENVINO}.*"
+        )
+
+
+def _fact(model: Library, name: str) -> str | None:
+    """What the exporter noted in the graph under `tidegate/name`."""
+    where = ["tidegate", name]
+    return str(model.get_rt_info(where).astype(str)) if model.has_rt_info(where) else None
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _set_head_counts(model: Library, arch: Architecture) -> None:
+    for node in model.get_ops():
+        if node.get_type_name() == "PagedAttentionExtension":
+            layer = int(node.input_value(_KEY_CACHE_INPUT).get_any_name().rpartition(".")[2])
+            spec, facts = arch.attention(layer), node.get_rt_info()
+            facts["num_k_heads"] = facts["num_v_heads"] = spec.kv_heads
+            facts["k_head_size"] = facts["v_head_size"] = spec.head_size
+
+
+_KEY_CACHE_INPUT = 3
+
+
+def _is_cache(name: str) -> bool:
+    return name.startswith(("key_cache.", "value_cache."))
+
+
+def _check_signature(path: Path, compiled: Library, arch: Architecture) -> None:
+    """The plugin trusts the shapes of what it is given, so compare with the architecture first."""
+    caches = {
+        item.get_any_name(): item.get_partial_shape()[1].get_length()
+        for item in compiled.inputs
+        if _is_cache(item.get_any_name())
+    }
+    expected = {
+        f"{kind}_cache.{layer}": arch.attention(layer).kv_heads
+        for layer in range(arch.layers)
+        for kind in ("key", "value")
+    }
+    vocab = compiled.output("logits").get_partial_shape()[1].get_length()
+    if caches != expected or vocab != arch.vocab:
+        raise BundleError(f"{path}: its inputs are not those of the manifest's architecture")
