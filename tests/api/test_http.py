@@ -10,6 +10,9 @@ from typing import Any
 import httpx
 import pytest
 from echobackend import EchoBackend
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 from tidegate.api.http import HttpSettings, create_app
 from tidegate.api.keys import KeyRing, hash_key, new_key
@@ -360,6 +363,45 @@ def test_metrics_count_calls_as_vllm_would() -> None:
         "echo_up 1.0",
     ):
         assert line in shown
+
+
+def test_a_refusal_for_lack_of_room_is_counted_once() -> None:
+    async def refused() -> str:
+        app = create_app(EchoBackend(refuse=CapacityError("full")))
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://test"
+        ) as client:
+            await client.post(CHAT, json=HELLO)
+            await client.post(CHAT, json={**HELLO, "temperature": 9})
+            return (await client.get("/metrics")).text
+
+    shown = asyncio.run(refused())
+    assert 'tidegate_admission_rejections_total{code="over_capacity"} 1.0' in shown
+    assert "tidegate_request_success_total{" not in shown
+
+
+def test_a_path_with_a_slash_too_many_is_not_redirected() -> None:
+    assert ask(EchoBackend(), "GET", "/v1/models").status_code == 200
+    assert ask(EchoBackend(), "GET", "/health/").status_code == 404
+
+
+def test_extra_routes_pass_the_same_door() -> None:
+    async def page(_: Request) -> Response:
+        return PlainTextResponse("hello")
+
+    async def send(authorise: KeyRing | None) -> int:
+        app = create_app(
+            EchoBackend(),
+            settings=HttpSettings(authorise=authorise),
+            extra_routes=[Route("/", page)],
+        )
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://test"
+        ) as client:
+            return (await client.get("/")).status_code
+
+    assert asyncio.run(send(None)) == 200
+    assert asyncio.run(send(KeyRing([hash_key("x")]))) == 401
 
 
 def test_settings_and_keys_say_what_they_must_be() -> None:

@@ -60,7 +60,9 @@ class CallEndpoint:
         """Serve one request."""
         if self._active.locked():
             limit = self._settings.max_calls
-            raise CapacityError(f"{limit} calls are being answered already: try again later")
+            error = CapacityError(f"{limit} calls are being answered already: try again later")
+            self._metrics.begin().failed(error)
+            raise error
         async with self._active:
             call = self._read(await read_json(scope, receive, self._settings))
             self._check_model(call.model)
@@ -155,8 +157,8 @@ async def _checked(events: AsyncIterator[AnswerEvent], metrics: Metrics) -> Answ
                 case _:
                     yield event
         raise FailedAnswerError(_NO_TERMINAL)
-    except Exception:
-        record.failed()
+    except Exception as error:
+        record.failed(error)
         raise
     finally:
         record.end()

@@ -56,11 +56,13 @@ def create_app(
         for path, read in calls.items()
     ]
     routes += _reports(backend, metrics, status=settings.status)
-    return Starlette(
+    app = Starlette(
         routes=[*routes, *extra_routes],
         middleware=[Middleware(Door, settings=settings)],
         exception_handlers={HTTPException: _http_error},
     )
+    app.router.redirect_slashes = False  # a redirect would trust the Host header
+    return app
 
 
 def _reports(backend: Backend, metrics: Metrics, *, status: bool) -> list[BaseRoute]:

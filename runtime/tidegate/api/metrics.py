@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from tidegate.api.backend import AnswerEvent, Routed
 from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta, Usage
+from tidegate.errors import TidegateError
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -38,6 +39,12 @@ class Metrics:
             "tidegate_request_success",
             "Calls by how they ended; 'abort' when the client left, 'error' when they failed.",
             ["model_name", "finished_reason"],
+            registry=registry,
+        )
+        self.rejections = Counter(
+            "tidegate_admission_rejections",
+            "Calls refused for lack of room, by error code.",
+            ["code"],
             registry=registry,
         )
         self.prompt_tokens = Counter(
@@ -103,12 +110,14 @@ class CallRecord:
             case Failed():
                 self._reason = "error"
 
-    def failed(self) -> None:
+    def failed(self, error: Exception) -> None:
         """The call raised instead of answering."""
         self._reason = "error"
+        if self._model is None and isinstance(error, TidegateError) and error.retryable:
+            self._metrics.rejections.labels(error.code).inc()
 
     def end(self) -> None:
-        """Nothing follows. A call that was refused before it was routed leaves no trace."""
+        """Nothing follows. A call that was refused before it was routed counts no end."""
         if self._model is None:
             return
         self._metrics.success.labels(self._model, self._reason).inc()
