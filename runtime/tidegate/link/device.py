@@ -1,0 +1,318 @@
+"""`DeviceLink`: the asyncio end of a device. Give it a body, iterate over the answer.
+
+The core decides, in its own thread; this file moves messages and payloads. `run` ends by
+cancellation; what was not finished is in the outbox and goes on at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.errors import (
+    CapacityError,
+    ExecutionError,
+    LinkError,
+    TidegateError,
+    UnavailableError,
+)
+from tidegate.link.core_thread import CoreThread
+from tidegate.link.counters import LinkCounters
+from tidegate.link.device_core import DeviceCore, Standing
+from tidegate.link.device_session import State
+from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
+from tidegate.link.envelope import RequestId, new_request_id
+from tidegate.link.identity import load_device
+from tidegate.link.outbox import Outbox, Outcome
+from tidegate.link.timing import Timing
+from tidegate.link.transport import Connected, Disconnected, Message, Transport
+
+logger = logging.getLogger(__name__)
+_STOPPED = "link_stopped"
+_GRACE_S = 5.0
+"""The core ends a request at its deadline; a caller waits this much longer for it to say so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatewayView:
+    """A live gateway, as its last signed advert describes it."""
+
+    gateway_id: str
+    models: tuple[str, ...]
+    load: float
+    age_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PendingRequest:
+    """A request in the outbox and how it stands."""
+
+    request_id: RequestId
+    outcome: Outcome
+
+
+class _Reader:
+    """The queue between the core's effects and one caller of `request`."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Delivered | Ended] = asyncio.Queue()
+        self._next = 0
+
+    def start_with(self, known: Standing) -> None:
+        """Begin with what the outbox has; what arrived meanwhile overlaps it."""
+        stored = tuple(known.payloads)
+        early = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
+        self.queue.put_nowait(Delivered(request_id=RequestId(b""), first=0, payloads=stored))
+        for output in early:
+            self.queue.put_nowait(output)
+
+    def fresh(self, output: Delivered) -> tuple[bytes, ...]:
+        """The payloads of `output` that have not been read yet."""
+        payloads = output.payloads[self._next - output.first :]
+        self._next += len(payloads)
+        return payloads
+
+
+class DeviceLink:
+    """A device's link to its gateways.
+
+    Args:
+        directory: what `fleet.add_device` made; the outbox lives there too.
+        transport: how to reach the broker.
+        timing: waits and windows.
+
+    Raises:
+        IdentityError, LinkError: the directory's keys or outbox cannot be used.
+    """
+
+    def __init__(
+        self, directory: Path, transport: Transport, *, timing: Timing | None = None
+    ) -> None:
+        self._transport = transport
+        self._timing = timing or Timing()
+        identity = load_device(directory)
+        self._outbox = Outbox.open(directory / "outbox.sqlite")
+        self._core = DeviceCore(
+            identity=identity,
+            outbox=self._outbox,
+            timing=self._timing,
+            rng=random.Random(),
+            wall_s=time.time,
+            now_s=time.monotonic(),
+        )
+        self._thread = CoreThread("tidegate-device")
+        self._outgoing: asyncio.Queue[Publish] = asyncio.Queue()
+        self._wake = asyncio.Event()
+        self._readers: dict[RequestId, _Reader] = {}
+        self._running = False
+
+    @property
+    def connected(self) -> bool:
+        """The broker answers. Says nothing about gateways: see `gateways`."""
+        return self._transport.connected
+
+    @property
+    def counters(self) -> LinkCounters:
+        return self._core.tally.snapshot()
+
+    async def gateways(self) -> tuple[GatewayView, ...]:
+        """Gateways whose advert is valid now, the least loaded first."""
+        now_s = time.time()
+        return tuple(
+            GatewayView(
+                gateway_id=advert.gateway_id,
+                models=advert.models,
+                load=advert.load,
+                age_s=max(0.0, now_s - advert.issued_s),
+            )
+            for advert in await self._thread.call(self._core.gateways)
+        )
+
+    async def run(self) -> None:
+        """Send, receive and resend until cancelled."""
+        for topic_filter in self._core.filters:
+            self._transport.subscribe(topic_filter)
+        self._running = True
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._transport.run())
+                tasks.create_task(self._receive())
+                tasks.create_task(self._send())
+                tasks.create_task(self._keep_time())
+        finally:
+            self._running = False
+            for request_id in self._readers:
+                self._apply([Ended(request_id=request_id, state=State.FAILED, code=_STOPPED)])
+
+    async def request(
+        self,
+        body: bytes,
+        *,
+        deadline_s: float,
+        request_id: RequestId | None = None,
+        model: str | None = None,
+    ) -> AsyncIterator[bytes]:
+        """Send `body` and yield the answer's payloads: in order, each once, to the last.
+
+        Closing the iterator early (`contextlib.aclosing`) cancels the request at the gateway. A
+        `request_id` that is in the outbox already is taken up again instead of sent twice, and
+        its payloads come from the first on.
+
+        Args:
+            body: opaque, at most `device_core.MAX_REQUEST_BODY_BYTES`.
+            deadline_s: from now, in seconds; a request from the outbox keeps the one it has.
+            request_id: from `envelope.new_request_id`; made here by default.
+            model: only a gateway that advertises this model will do.
+
+        Raises:
+            RequestError: the body is too large.
+            CapacityError: the outbox or the gateway is full.
+            UnavailableError: no gateway in time, or no whole answer before the deadline.
+            ExecutionError: the gateway could not answer.
+            LinkError: someone else reads this request's answer, or it makes no sense.
+        """
+        request_id = request_id or new_request_id(time.time_ns() // 1_000_000)
+        if request_id in self._readers:
+            raise LinkError(f"request {request_id.hex()}: someone is reading its answer already")
+        reader = self._readers[request_id] = _Reader()
+        ended: Ended | None = None
+        try:
+            await self._open(request_id, body, deadline_s, model, reader)
+            while ended is None:
+                output = await self._next(reader, deadline_s)
+                if isinstance(output, Delivered):
+                    for payload in reader.fresh(output):
+                        yield payload
+                else:
+                    ended = output
+        finally:
+            del self._readers[request_id]
+            if ended is None and self._running:
+                self._apply(await self._thread.call_now(self._core.cancel, request_id))
+        if ended.code != _STOPPED:
+            await self._thread.call(self._core.release, request_id)
+        if ended.state is not State.DONE:
+            raise self._error(ended.code)
+
+    async def pending(self) -> tuple[PendingRequest, ...]:
+        """Every request in the outbox, oldest first: running, or finished and not read."""
+        rows = await self._thread.call(self._core.stored)
+        return tuple(PendingRequest(request_id=name, outcome=outcome) for name, outcome in rows)
+
+    async def take(self, request_id: RequestId) -> list[bytes]:
+        """The whole answer of a finished request, which is then forgotten.
+
+        Raises:
+            LinkError: no such request, or it is not finished.
+            TidegateError: it failed; as `request` would have raised.
+        """
+        known = await self._thread.call(self._core.standing, request_id)
+        if known is None or known.outcome is Outcome.OPEN:
+            raise LinkError(f"request {request_id.hex()}: has no whole answer to take")
+        await self._thread.call(self._core.release, request_id)
+        if known.outcome is Outcome.FAILED:
+            raise self._error(known.code)
+        return known.payloads
+
+    async def close(self) -> None:
+        """Close the outbox. Call it after `run` has ended."""
+        await self._thread.call(self._outbox.close)
+        self._thread.close()
+
+    async def _open(
+        self,
+        request_id: RequestId,
+        body: bytes,
+        deadline_s: float,
+        model: str | None,
+        reader: _Reader,
+    ) -> None:
+        known = await self._thread.call(self._core.standing, request_id)
+        if known is None:
+            await self._thread.call_now(
+                self._core.submit, body, request_id=request_id, deadline_s=deadline_s, model=model
+            )
+        else:
+            reader.start_with(known)
+            if known.outcome is not Outcome.OPEN:
+                state = State.DONE if known.outcome is Outcome.DONE else State.FAILED
+                reader.queue.put_nowait(Ended(request_id=request_id, state=state, code=known.code))
+        self._wake.set()
+
+    async def _next(self, reader: _Reader, deadline_s: float) -> Delivered | Ended:
+        try:
+            async with asyncio.timeout(deadline_s + _GRACE_S):
+                return await reader.queue.get()
+        except TimeoutError:
+            raise UnavailableError("the link is not running: start DeviceLink.run()") from None
+
+    def _error(self, code: str) -> TidegateError:
+        """The exception for a failure's stable name."""
+        match code:
+            case "no_gateway":
+                waited_s = self._timing.connect_timeout_s
+                return UnavailableError(
+                    f"no gateway is known after {waited_s:g} s; {self._transport.status}"
+                )
+            case "deadline_exceeded":
+                return UnavailableError(
+                    f"no whole answer before the deadline; {self._transport.status}"
+                )
+            case "link_stopped":
+                return UnavailableError("the link was stopped; the request stays in the outbox")
+            case CapacityError.code:
+                return CapacityError("the gateway has no room for this request now")
+            case UnavailableError.code:
+                return UnavailableError("the gateway's engine is not available")
+            case ExecutionError.code:
+                return ExecutionError("the gateway could not answer this request")
+            case _:
+                return LinkError(f"request failed: {code!r}")
+
+    async def _receive(self) -> None:
+        async for event in self._transport.events():
+            match event:
+                case Message(topic, payload):
+                    self._apply(await self._thread.call_now(self._core.receive, topic, payload))
+                case Connected():
+                    logger.info("connected: %s", self._transport.status)
+                    await self._thread.call_now(self._core.on_connected)
+                case Disconnected():
+                    logger.warning("disconnected: %s", self._transport.status)
+                    await self._thread.call(self._core.on_disconnected)
+            self._wake.set()
+
+    async def _send(self) -> None:
+        while True:
+            message = await self._outgoing.get()
+            try:
+                await self._transport.publish(message.topic, message.payload)
+            except UnavailableError:
+                self._core.tally.add("publish_failures")
+
+    async def _keep_time(self) -> None:
+        while True:
+            self._wake.clear()
+            effects, wait_s = await self._thread.call_now(self._poll)
+            self._apply(effects)
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _poll(self, now_s: float) -> tuple[list[DeviceEffect], float]:
+        effects = self._core.poll(now_s)
+        return effects, max(0.0, self._core.next_wakeup_s() - now_s)
+
+    def _apply(self, effects: list[DeviceEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Publish):
+                self._outgoing.put_nowait(effect)
+            elif (reader := self._readers.get(effect.request_id)) is not None:
+                reader.queue.put_nowait(effect)

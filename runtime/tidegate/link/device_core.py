@@ -1,0 +1,454 @@
+"""The device end without I/O of its own but the outbox: events and a clock in, effects out.
+
+One core is used by one thread. Whatever must survive a crash is in the outbox before the effect
+that depends on it is returned, so dropping a core between any two writes loses nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tidegate.errors import CapacityError, IdentityError, LinkError, RequestError, SealError
+from tidegate.link.counters import Tally
+from tidegate.link.device_session import (
+    Action,
+    Deliver,
+    DeviceSession,
+    End,
+    SendAck,
+    SendCancel,
+    SendRequest,
+    State,
+)
+from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
+from tidegate.link.envelope import (
+    MAX_BODY_BYTES,
+    DeviceAttempt,
+    RequestId,
+    route,
+    seal_request,
+)
+from tidegate.link.identity import DeviceIdentity
+from tidegate.link.messages import CALL_BYTES, Bundle, Call, Control, ControlKind, Status
+from tidegate.link.outbox import Outbox, OutboxRow, Outcome
+from tidegate.link.prekeys import Advert, open_advert
+from tidegate.link.timing import Timing
+from tidegate.link.topics import Topics
+
+MAX_REQUEST_BODY_BYTES = MAX_BODY_BYTES - CALL_BYTES
+_ATTEMPTS_KEPT = 4
+_LINGERING_KEPT = 256
+_GATEWAYS_KEPT = 256
+_SILENT_SENDS_BEFORE_MOVING = 2
+_EXPIRE_EVERY_S = 600.0
+_MAX_TTL_MS = 0xFFFF_FFFF
+_OUTCOMES = {State.DONE: Outcome.DONE, State.FAILED: Outcome.FAILED}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known of a request: its answer so far, and whether that is all."""
+
+    payloads: list[bytes] = field(repr=False)
+    outcome: Outcome
+    code: str
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request that is not over, and how much of it the outbox has."""
+
+    row: OutboxRow
+    session: DeviceSession
+    saved: int
+    outcome: Outcome = Outcome.OPEN
+    keys: OrderedDict[int, DeviceAttempt] = field(default_factory=OrderedDict, repr=False)
+    gateway_id: str | None = None
+    unsaved: list[bytes] = field(default_factory=list, repr=False)
+
+
+@dataclass(slots=True)
+class _Lingering:
+    """A request that is over here, while its gateway may not have heard: say it again if asked."""
+
+    keys: DeviceAttempt = field(repr=False)
+    topic: str
+    control: Control
+    until_s: float
+    quiet_until_s: float
+
+
+class DeviceCore:
+    """All requests of one device."""
+
+    def __init__(
+        self,
+        *,
+        identity: DeviceIdentity,
+        outbox: Outbox,
+        timing: Timing,
+        rng: random.Random,
+        wall_s: Callable[[], float],
+        now_s: float,
+    ) -> None:
+        self.tally = Tally()
+        self.connected = False
+        self._identity = identity
+        self._topics = Topics(identity.group)
+        self._outbox = outbox
+        self._timing = timing
+        self._rng = rng
+        self._wall_s = wall_s
+        self._adverts: dict[str, Advert] = {}
+        self._live: dict[RequestId, _Live] = {}
+        self._lingering: OrderedDict[RequestId, _Lingering] = OrderedDict()
+        self._expire_at_s = now_s
+        for request_id, outcome in outbox.ids():
+            if outcome is Outcome.OPEN:
+                self._resume(now_s, request_id)
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """Topic filters to subscribe to before anything is sent."""
+        return self._topics.every_advert, self._topics.response(self._identity.handle)
+
+    def gateways(self) -> list[Advert]:
+        """Adverts that are valid now, the least loaded first."""
+        now_s = self._wall_s()
+        alive = [
+            advert
+            for advert in self._adverts.values()
+            if now_s < advert.expires_s and advert.prekey(now_s) is not None
+        ]
+        return sorted(alive, key=lambda advert: advert.load)
+
+    def submit(
+        self,
+        now_s: float,
+        body: bytes,
+        *,
+        request_id: RequestId,
+        deadline_s: float,
+        model: str | None,
+    ) -> None:
+        """Accept a request: it is in the outbox when this returns. `poll` sends it.
+
+        Raises:
+            RequestError: the body is too large.
+            CapacityError: the outbox is full.
+        """
+        if len(body) > MAX_REQUEST_BODY_BYTES:
+            problem = f"{len(body)} bytes: must be at most {MAX_REQUEST_BODY_BYTES}"
+            raise RequestError("body", problem, status=413)
+        wall_ms = int(self._wall_s() * 1000)
+        deadline_ms = wall_ms + int(deadline_s * 1000)
+        self._outbox.add(request_id, body, deadline_ms=deadline_ms, model=model)
+        connect_by_s = now_s + self._timing.connect_timeout_s
+        self._resume(now_s, request_id, connect_by_s=connect_by_s)
+
+    def standing(self, request_id: RequestId) -> Standing | None:
+        """What is known of `request_id`, or None.
+
+        Raises:
+            LinkError: what is stored of it is damaged.
+        """
+        live = self._live.get(request_id)
+        if live is not None:
+            self._save(live)
+        row = self._outbox.find(request_id)
+        if row is None:
+            return None
+        return Standing(self._outbox.payloads(request_id), row.outcome, row.code)
+
+    def stored(self) -> list[tuple[RequestId, Outcome]]:
+        """Every request in the outbox, oldest first."""
+        return self._outbox.ids()
+
+    def release(self, request_id: RequestId) -> None:
+        """The application has read the whole answer, or the error."""
+        if request_id not in self._live:
+            self._outbox.remove(request_id)
+
+    def cancel(self, now_s: float, request_id: RequestId) -> list[DeviceEffect]:
+        """The application gave up on `request_id`."""
+        live = self._live.get(request_id)
+        if live is None:
+            self.release(request_id)
+            return []
+        return self._perform(now_s, live, live.session.cancel())
+
+    def on_connected(self, now_s: float) -> None:
+        """The broker can be reached and our subscriptions stand."""
+        self.connected = True
+        for live in self._live.values():
+            live.session.nudge(now_s)
+
+    def on_disconnected(self) -> None:
+        self.connected = False
+
+    def receive(self, now_s: float, topic: str, payload: bytes) -> list[DeviceEffect]:
+        """A message arrived. Never raises for anything a peer or a broker can send."""
+        if self._topics.is_advert(topic):
+            self._on_advert(now_s, topic, payload)
+            return []
+        try:
+            return self._on_response(now_s, payload)
+        except (SealError, ValueError):
+            self.tally.add("dropped")
+            return []
+
+    def poll(self, now_s: float) -> list[DeviceEffect]:
+        """Do whatever is due."""
+        if now_s >= self._expire_at_s:
+            self._expire_at_s = now_s + _EXPIRE_EVERY_S
+            self._outbox.expire(int(self._wall_s() * 1000))
+        while self._lingering and next(iter(self._lingering.values())).until_s <= now_s:
+            self._lingering.popitem(last=False)
+        effects: list[DeviceEffect] = []
+        for live in list(self._live.values()):
+            effects += self._perform(now_s, live, live.session.poll(now_s))
+            if live.session.due_to_send(now_s):
+                effects += self._send(now_s, live)
+        return effects
+
+    def next_wakeup_s(self) -> float:
+        """When `poll` next has something to do."""
+        due = [live.session.next_wakeup_s() for live in self._live.values()]
+        return min([self._expire_at_s, *due])
+
+    def _resume(
+        self, now_s: float, request_id: RequestId, *, connect_by_s: float | None = None
+    ) -> None:
+        try:
+            row = self._outbox.find(request_id)
+            payloads = self._outbox.payloads(request_id)
+        except LinkError:
+            self._outbox.save(request_id, 0, (), outcome=Outcome.FAILED, code="damaged")
+            return
+        assert row is not None
+        session = DeviceSession(
+            timing=self._timing,
+            rng=self._rng,
+            now_s=now_s,
+            deadline_s=now_s + row.deadline_ms / 1000 - self._wall_s(),
+            connect_by_s=connect_by_s,
+            next_attempt=row.attempt,
+            have=len(payloads),
+            have_bytes=sum(map(len, payloads)),
+        )
+        self._live[request_id] = _Live(row=row, session=session, saved=len(payloads))
+
+    def _on_advert(self, now_s: float, topic: str, payload: bytes) -> None:
+        try:
+            advert = open_advert(
+                payload,
+                root=self._identity.root,
+                group=self._identity.group,
+                now_s=self._wall_s(),
+            )
+        except (IdentityError, ValueError):
+            self.tally.add("adverts_rejected")
+            return
+        known = self._adverts.get(advert.gateway_id)
+        if known is not None and advert.version <= known.version:
+            # The broker repeats a retained advert after every subscription: only older ones count.
+            if advert.version < known.version:
+                self.tally.add("adverts_rejected")
+            return
+        if topic != self._topics.advert(advert.gateway_id):
+            self.tally.add("adverts_rejected")
+            return
+        if known is None and len(self._adverts) >= _GATEWAYS_KEPT:
+            return
+        self._adverts[advert.gateway_id] = advert
+        self.tally.add("adverts")
+        if known is None or known.expires_s <= self._wall_s():
+            for live in self._live.values():
+                if live.session.state is State.QUEUED:
+                    live.session.nudge(now_s)
+
+    def _on_response(self, now_s: float, payload: bytes) -> list[DeviceEffect]:
+        where = route(payload)
+        live = self._live.get(where.request_id)
+        if live is None:
+            return self._on_late_response(now_s, where.request_id, payload)
+        keys = live.keys.get(where.attempt)
+        if keys is None:
+            raise SealError
+        number, final, data = keys.open_response(payload)
+        bundle = Bundle.decode(data)
+        if final != (bundle.status is not Status.MORE):
+            raise SealError
+        self.tally.add("opened")
+        session = live.session
+        if bundle.payloads and bundle.end <= session.have:
+            self.tally.add("duplicates")
+        current = where.attempt == session.next_attempt - 1
+        actions = session.on_bundle(now_s, number if current else None, bundle)
+        return self._perform(now_s, live, actions)
+
+    def _on_late_response(
+        self, now_s: float, request_id: RequestId, payload: bytes
+    ) -> list[DeviceEffect]:
+        """The gateway goes on about a request that is over: tell it again, but not too often."""
+        lingering = self._lingering.get(request_id)
+        if lingering is None:
+            raise SealError
+        lingering.keys.open_response(payload)
+        self.tally.add("duplicates")
+        if now_s < lingering.quiet_until_s:
+            return []
+        lingering.quiet_until_s = now_s + self._timing.ack_delay_s
+        message = lingering.keys.seal_control(lingering.control.encode())
+        return [self._publish(lingering.topic, message)]
+
+    def _choose(self, live: _Live) -> Advert | None:
+        """The gateway to send to: the one before while it answers, else the least loaded."""
+        fit = [a for a in self.gateways() if live.row.model is None or live.row.model in a.models]
+        moving = live.session.silent_sends >= _SILENT_SENDS_BEFORE_MOVING
+        before = [advert for advert in fit if advert.gateway_id == live.gateway_id]
+        others = [advert for advert in fit if advert.gateway_id != live.gateway_id]
+        ranked = others + before if moving else before + others
+        return ranked[0] if ranked else None
+
+    def _send(self, now_s: float, live: _Live) -> list[DeviceEffect]:
+        advert = self._choose(live) if self.connected else None
+        if advert is None:
+            live.session.postpone(now_s)
+            return []
+        if live.session.next_attempt > 0:
+            self.tally.add("resends")
+        live.gateway_id = advert.gateway_id
+        return self._perform(now_s, live, [live.session.send(now_s)])
+
+    def _perform(self, now_s: float, live: _Live, actions: list[Action]) -> list[DeviceEffect]:
+        effects: list[DeviceEffect] = []
+        for action in actions:
+            match action:
+                case SendRequest(attempt):
+                    effects += self._seal_request(now_s, live, attempt)
+                case Deliver(first, payloads):
+                    live.unsaved += payloads
+                    request_id = live.row.request_id
+                    effects.append(Delivered(request_id=request_id, first=first, payloads=payloads))
+                case SendAck(rewind, done):
+                    kind = ControlKind.DONE if done else ControlKind.ACK
+                    if self._save(live):
+                        effects += self._seal_control(live, kind, rewind=rewind)
+                case SendCancel():
+                    effects += self._seal_control(live, ControlKind.CANCEL)
+                case End(state, code):
+                    effects.append(self._end(now_s, live, state, code))
+        return effects
+
+    def _seal_request(self, now_s: float, live: _Live, attempt: int) -> list[DeviceEffect]:
+        assert live.gateway_id is not None
+        advert = self._adverts[live.gateway_id]
+        prekey = advert.prekey(self._wall_s())
+        assert prekey is not None
+        if not self._save(live) or not self._use_attempt(live, attempt):
+            return []
+        ttl_ms = max(0, int((live.session.deadline_s - now_s) * 1000))
+        call = Call(
+            have=live.session.have,
+            credit=self._timing.credit,
+            ttl_ms=min(ttl_ms, _MAX_TTL_MS),
+            body=live.row.body,
+        )
+        message, keys = seal_request(
+            call.encode(),
+            request_id=live.row.request_id,
+            attempt=attempt,
+            suite=prekey.suite,
+            prekey_id=prekey.prekey_id,
+            prekey=prekey.public,
+            device_id=self._identity.device_id,
+            device_key=self._identity.key,
+            handle=self._identity.handle,
+        )
+        live.keys[attempt] = keys
+        while len(live.keys) > _ATTEMPTS_KEPT:
+            live.keys.popitem(last=False)
+        return [self._publish(self._request_topic(live), message)]
+
+    def _use_attempt(self, live: _Live, attempt: int) -> bool:
+        try:
+            self._outbox.use_attempt(live.row.request_id, attempt)
+        except CapacityError:
+            self.tally.add("store_failures")
+            return False
+        return True
+
+    def _seal_control(
+        self, live: _Live, kind: ControlKind, *, rewind: bool = False
+    ) -> list[DeviceEffect]:
+        """Nothing when the keys died with an earlier process: the lease will tell the gateway."""
+        if not live.keys:
+            return []
+        session = live.session
+        control = Control(
+            kind=kind,
+            have=session.have,
+            credit=self._timing.credit,
+            seen=session.seen,
+            rewind=rewind,
+        )
+        message = next(reversed(live.keys.values())).seal_control(control.encode())
+        return [self._publish(self._request_topic(live), message)]
+
+    def _end(self, now_s: float, live: _Live, state: State, code: str) -> Ended:
+        request_id = live.row.request_id
+        del self._live[request_id]
+        if state is State.CANCELLED:
+            self._outbox.remove(request_id)
+            self.tally.add("cancelled")
+        else:
+            self._save(live)
+            self.tally.add("completed" if state is State.DONE else "failed")
+        if live.keys:
+            self._linger(now_s, live, state)
+        return Ended(request_id=request_id, state=state, code=code)
+
+    def _linger(self, now_s: float, live: _Live, state: State) -> None:
+        kind = ControlKind.DONE if state is State.DONE else ControlKind.CANCEL
+        self._lingering[live.row.request_id] = _Lingering(
+            keys=next(reversed(live.keys.values())),
+            topic=self._request_topic(live),
+            control=Control(kind=kind, have=live.session.have, credit=1, seen=live.session.seen),
+            until_s=now_s + self._timing.lease_s,
+            quiet_until_s=now_s + self._timing.ack_delay_s,
+        )
+        while len(self._lingering) > _LINGERING_KEPT:
+            self._lingering.popitem(last=False)
+
+    def _save(self, live: _Live) -> bool:
+        """Bring the outbox up to date; False when the disk refuses and nothing may be claimed."""
+        outcome = _OUTCOMES.get(live.session.state, Outcome.OPEN)
+        if not live.unsaved and outcome is live.outcome:
+            return True
+        try:
+            self._outbox.save(
+                live.row.request_id,
+                live.saved,
+                live.unsaved,
+                outcome=outcome,
+                code=live.session.code,
+            )
+        except CapacityError:
+            self.tally.add("store_failures")
+            return False
+        live.saved += len(live.unsaved)
+        live.unsaved = []
+        live.outcome = outcome
+        return True
+
+    def _request_topic(self, live: _Live) -> str:
+        assert live.gateway_id is not None
+        return self._topics.request(live.gateway_id, self._identity.handle)
+
+    def _publish(self, topic: str, payload: bytes) -> Publish:
+        self.tally.add("sent")
+        return Publish(topic=topic, payload=payload)

@@ -1,0 +1,275 @@
+"""One request as the device sees it: sans-I/O, driven by events and a clock value.
+
+    QUEUED -> SENT -> ACCEPTED -> STREAMING -> DONE | FAILED | CANCELLED
+
+Time is monotonic seconds, passed in. Every method returns what to do; whoever calls does it, in
+order, writing to the outbox before the network hears about it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from types import MappingProxyType
+
+from tidegate.link.messages import Bundle, Status
+from tidegate.link.timing import Timing, backoff_s
+
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+MAX_ATTEMPT = 0xFFFF
+_NUDGE_S = 0.05
+
+
+class State(Enum):
+    """Where a request is."""
+
+    QUEUED = auto()
+    SENT = auto()
+    ACCEPTED = auto()
+    STREAMING = auto()
+    DONE = auto()
+    FAILED = auto()
+    CANCELLED = auto()
+
+
+class Event(Enum):
+    """What can happen to it."""
+
+    SEND = auto()
+    LIFE = auto()
+    PAYLOAD = auto()
+    COMPLETE = auto()
+    FAIL = auto()
+    CANCEL = auto()
+
+
+TERMINAL = frozenset((State.DONE, State.FAILED, State.CANCELLED))
+_ENDS = {Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELLED}
+_HEARD = {Event.PAYLOAD: State.STREAMING, Event.COMPLETE: State.DONE, **_ENDS}
+TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
+    {
+        State.QUEUED: {Event.SEND: State.SENT, **_ENDS},
+        # An answer to an earlier attempt may arrive while the next one is on its way.
+        State.SENT: {Event.SEND: State.SENT, Event.LIFE: State.ACCEPTED, **_HEARD},
+        State.ACCEPTED: {Event.SEND: State.SENT, Event.LIFE: State.ACCEPTED, **_HEARD},
+        State.STREAMING: {Event.SEND: State.SENT, Event.LIFE: State.STREAMING, **_HEARD},
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SendRequest:
+    """Seal the request under attempt `attempt` and publish it."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendAck:
+    """Save what was delivered, then acknowledge it; `done` when it is the whole answer."""
+
+    rewind: bool = False
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SendCancel:
+    """Tell the gateway to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Payloads for the application, in order, each exactly once in this session's life."""
+
+    first: int
+    payloads: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The request is over; `code` is an error's stable name when it failed."""
+
+    state: State
+    code: str = ""
+
+
+Action = SendRequest | SendAck | SendCancel | Deliver | End
+
+
+class DeviceSession:
+    """State of one request. `have` counts the payloads delivered in order."""
+
+    def __init__(
+        self,
+        *,
+        timing: Timing,
+        rng: random.Random,
+        now_s: float,
+        deadline_s: float,
+        connect_by_s: float | None,
+        next_attempt: int = 0,
+        have: int = 0,
+        have_bytes: int = 0,
+    ) -> None:
+        self.state = State.QUEUED
+        self.have = have
+        self.next_attempt = next_attempt
+        self.seen = 0
+        self.code = ""
+        """Why it failed: an error's stable name."""
+        self.silent_sends = 0
+        """Requests sent since anything was heard: the sign that a gateway has gone."""
+        self._timing = timing
+        self._rng = rng
+        self._deadline_s = deadline_s
+        self._connect_by_s = connect_by_s
+        self._answer_bytes = have_bytes
+        self._send_at_s = now_s
+        self._ack_at_s: float | None = None
+        self._unacked = 0
+        self._gap = False
+        self._early: dict[int, Bundle] = {}
+        self._terminal: Bundle | None = None
+
+    @property
+    def deadline_s(self) -> float:
+        return self._deadline_s
+
+    def next_wakeup_s(self) -> float:
+        """When `poll` next has something to do."""
+        due = [self._deadline_s, self._send_at_s]
+        if self._connect_by_s is not None:
+            due.append(self._connect_by_s)
+        if self._ack_at_s is not None:
+            due.append(self._ack_at_s)
+        return min(due)
+
+    def nudge(self, now_s: float) -> None:
+        """The connection came (back) up: what was in flight may be lost, so ask again soon."""
+        self._send_at_s = min(self._send_at_s, now_s + self._rng.uniform(0.0, _NUDGE_S))
+
+    def postpone(self, now_s: float) -> None:
+        """The request cannot be sent now (no gateway is known): try again a little later."""
+        self._send_at_s = now_s + self._timing.resend_min_s
+
+    def poll(self, now_s: float) -> list[Action]:
+        """Whatever is due at `now_s`, except sending, which `due_to_send` decides."""
+        if self.state in TERMINAL:
+            return []
+        if now_s >= self._deadline_s:
+            return self._stop("deadline_exceeded")
+        if self._connect_by_s is not None and now_s >= self._connect_by_s:
+            return self._stop("no_gateway")
+        if self.next_attempt > MAX_ATTEMPT:
+            return self._stop("too_many_attempts")
+        if self._ack_at_s is not None and now_s >= self._ack_at_s:
+            return [self._ack(now_s)]
+        return []
+
+    def due_to_send(self, now_s: float) -> bool:
+        return self.state not in TERMINAL and now_s >= self._send_at_s
+
+    def send(self, now_s: float) -> SendRequest:
+        """The caller has a gateway for it: next attempt, next backoff."""
+        self._go(Event.SEND)
+        self._connect_by_s = None
+        self._send_at_s = now_s + backoff_s(self.silent_sends, self._rng, self._timing)
+        self.silent_sends += 1
+        attempt = self.next_attempt
+        self.next_attempt += 1
+        self.seen = 0
+        return SendRequest(attempt)
+
+    def cancel(self) -> list[Action]:
+        """The application gave up."""
+        if self.state in TERMINAL:
+            return []
+        sent = self.next_attempt > 0
+        self._go(Event.CANCEL)
+        return [*([SendCancel()] if sent else []), End(State.CANCELLED)]
+
+    def on_bundle(self, now_s: float, number: int | None, bundle: Bundle) -> list[Action]:
+        """A chunk was opened: `number` of the current attempt's stream, None of an earlier one."""
+        if self.state in TERMINAL:
+            return []
+        self.silent_sends = 0
+        if number is not None:
+            self.seen = max(self.seen, number + 1)
+        self._send_at_s = now_s + self._timing.silence_s * self._rng.uniform(1.0, 1.5)
+        if bundle.status is not Status.MORE:
+            self._terminal = bundle
+        self._unacked += 1
+        self._keep_early(bundle)
+        actions = self._deliver_in_order()
+        if self._answer_bytes > MAX_ANSWER_BYTES:
+            return actions + self._stop("answer_too_large")
+        self._go(Event.PAYLOAD if actions else Event.LIFE)
+        end = self._ending()
+        if end is not None:
+            return [*actions, SendAck(done=True), end]
+        return actions + self._acknowledge(now_s, bundle)
+
+    def _keep_early(self, bundle: Bundle) -> None:
+        """Hold a bundle until its turn; no more of them than the gateway has credit for."""
+        held = self._early.get(bundle.first)
+        if not bundle.payloads or bundle.end <= self.have:
+            return
+        longer = held is not None and held.end < bundle.end
+        if longer or (held is None and len(self._early) < self._timing.credit):
+            self._early[bundle.first] = bundle
+
+    def _deliver_in_order(self) -> list[Action]:
+        start = self.have
+        payloads: list[bytes] = []
+        while (first := min(self._early, default=self.have + 1)) <= self.have:
+            fresh = self._early.pop(first).payloads[self.have - first :]
+            payloads += fresh
+            self.have += len(fresh)
+        if not payloads:
+            return []
+        self._answer_bytes += sum(map(len, payloads))
+        return [Deliver(start, tuple(payloads))]
+
+    def _ending(self) -> End | None:
+        terminal = self._terminal
+        if terminal is None or self.have < terminal.end:
+            return None
+        if terminal.status is Status.FAILED:
+            return self._fail(terminal.code)
+        if self.have > terminal.end:
+            # Another gateway, or another model, produced a shorter answer: never splice the two.
+            return self._fail("answer_diverged")
+        self._go(Event.COMPLETE)
+        return End(State.DONE)
+
+    def _acknowledge(self, now_s: float, bundle: Bundle) -> list[Action]:
+        had_gap = self._gap
+        self._gap = bool(self._early) or max(bundle.first, self._expected_end()) > self.have
+        if (self._gap and not had_gap) or self._unacked * 4 >= self._timing.credit:
+            return [self._ack(now_s)]
+        if self._ack_at_s is None:
+            self._ack_at_s = now_s + self._timing.ack_delay_s
+        return []
+
+    def _expected_end(self) -> int:
+        return 0 if self._terminal is None else self._terminal.end
+
+    def _ack(self, now_s: float) -> SendAck:
+        self._unacked = 0
+        # While something is missing, keep asking: the gateway ignores askings that crossed.
+        self._ack_at_s = now_s + self._timing.heartbeat_s if self._gap else None
+        return SendAck(rewind=self._gap)
+
+    def _stop(self, code: str) -> list[Action]:
+        sent = self.next_attempt > 0
+        return [*([SendCancel()] if sent else []), self._fail(code)]
+
+    def _fail(self, code: str) -> End:
+        self._go(Event.FAIL)
+        self.code = code
+        return End(State.FAILED, code)
+
+    def _go(self, event: Event) -> None:
+        self.state = TRANSITIONS[self.state][event]

@@ -1,0 +1,137 @@
+"""Making a fleet: a root, gateways certified by it, devices registered at them.
+
+Directories: a fleet has `root.key` (keep it offline) and `fleet.json`; a gateway `gateway.key`,
+`gateway.cert`, `gateway.json`, `devices.sqlite`; a device `device.key` and `device.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tidegate.errors import IdentityError
+from tidegate.link import statements
+from tidegate.link.envelope import DeviceId
+from tidegate.link.identity import (
+    CERTIFICATE_LABEL,
+    HANDLE_CHARACTERS,
+    DeviceIdentity,
+    DeviceRecord,
+    DeviceRegistry,
+    GatewayIdentity,
+    load_device,
+    load_gateway,
+)
+from tidegate.link.keyfiles import read_key, read_public, write_atomic
+from tidegate.link.topics import check_name
+
+CERTIFICATE_VALID_S = 365 * 24 * 3600
+
+
+def create_fleet(fleet_dir: Path, *, group: str = "home") -> None:
+    """Make a fleet root.
+
+    Raises:
+        IdentityError: there is one already.
+    """
+    check_name("group", group)
+    if (fleet_dir / "root.key").exists():
+        raise IdentityError(f"{fleet_dir}: already has a fleet root; choose another directory")
+    root = Ed25519PrivateKey.generate()
+    write_atomic(fleet_dir / "root.key", root.private_bytes_raw())
+    public = root.public_key().public_bytes_raw().hex()
+    _write_json(fleet_dir / "fleet.json", {"group": group, "root": public})
+
+
+def add_gateway(
+    fleet_dir: Path, gateway_dir: Path, gateway_id: str, *, now_s: float | None = None
+) -> GatewayIdentity:
+    """Make a gateway's key and have the root certify it for a year.
+
+    Raises:
+        IdentityError: the fleet is missing, or `gateway_dir` has a gateway already.
+    """
+    check_name("gateway", gateway_id)
+    if (gateway_dir / "gateway.key").exists():
+        raise IdentityError(f"{gateway_dir}: already has a gateway")
+    root, group = _root(fleet_dir)
+    key = Ed25519PrivateKey.generate()
+    nbf_s = int(time.time() if now_s is None else now_s)
+    certificate = statements.sign(
+        root,
+        CERTIFICATE_LABEL,
+        {
+            "group": group,
+            "gateway": gateway_id,
+            "key": key.public_key().public_bytes_raw().hex(),
+            "nbf": nbf_s,
+            "naf": nbf_s + CERTIFICATE_VALID_S,
+        },
+    )
+    write_atomic(gateway_dir / "gateway.cert", certificate)
+    _write_json(gateway_dir / "gateway.json", {"group": group, "gateway": gateway_id})
+    write_atomic(gateway_dir / "gateway.key", key.private_bytes_raw())
+    return load_gateway(gateway_dir)
+
+
+def add_device(fleet_dir: Path, device_dir: Path, gateway_dirs: Sequence[Path]) -> DeviceIdentity:
+    """Make a device's keys, id and handle, and register it at the given gateways.
+
+    Raises:
+        IdentityError: the fleet is missing, or `device_dir` has a device already.
+    """
+    if (device_dir / "device.key").exists():
+        raise IdentityError(f"{device_dir}: already has a device")
+    root, group = _root(fleet_dir)
+    key = Ed25519PrivateKey.generate()
+    device_id = DeviceId(secrets.token_bytes(16))
+    handle = secrets.token_hex(HANDLE_CHARACTERS // 2)
+    record = DeviceRecord(
+        device_id=device_id,
+        handle=handle,
+        public_key=key.public_key().public_bytes_raw(),
+        revoked=False,
+    )
+    for gateway_dir in gateway_dirs:
+        registry = DeviceRegistry(gateway_dir / "devices.sqlite")
+        registry.add(record)
+        registry.close()
+    fields = {
+        "group": group,
+        "device_id": device_id.hex(),
+        "handle": handle,
+        "root": root.public_key().public_bytes_raw().hex(),
+    }
+    _write_json(device_dir / "device.json", fields)
+    write_atomic(device_dir / "device.key", key.private_bytes_raw())
+    return load_device(device_dir)
+
+
+def pair(device_dir: Path, gateway_dir: Path) -> None:
+    """Make one device and one gateway that know each other; does nothing when both exist.
+
+    For demos and tests: the fleet root stays in `gateway_dir/fleet`, which a real fleet keeps
+    offline.
+    """
+    fleet_dir = gateway_dir / "fleet"
+    if not (fleet_dir / "root.key").exists():
+        create_fleet(fleet_dir)
+    if not (gateway_dir / "gateway.key").exists():
+        add_gateway(fleet_dir, gateway_dir, "gw0")
+    if not (device_dir / "device.key").exists():
+        add_device(fleet_dir, device_dir, [gateway_dir])
+
+
+def _root(fleet_dir: Path) -> tuple[Ed25519PrivateKey, str]:
+    fields = json.loads(read_public(fleet_dir / "fleet.json"))
+    key = Ed25519PrivateKey.from_private_bytes(read_key(fleet_dir / "root.key"))
+    return key, check_name("fleet.json group", statements.text(fields, "group"))
+
+
+def _write_json(path: Path, fields: Mapping[str, object]) -> None:
+    write_atomic(path, json.dumps(fields, indent=2, sort_keys=True).encode())

@@ -1,0 +1,237 @@
+"""`Gateway`: the asyncio end in the cloud. Give it a handler, it answers devices.
+
+The core decides, in its own thread; this file moves messages and runs one task per request.
+Outputs of all handlers are collected for one tick, stored in one transaction and sealed into as
+few messages as fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+from tidegate.errors import ExecutionError, TidegateError, UnavailableError
+from tidegate.link.core_thread import CoreThread
+from tidegate.link.counters import LinkCounters
+from tidegate.link.effects import (
+    GatewayEffect,
+    InboundRequest,
+    Publish,
+    Release,
+    RunId,
+    Start,
+    Stop,
+)
+from tidegate.link.gateway_core import Finished, GatewayCore, Produced
+from tidegate.link.gateway_store import GatewayStore
+from tidegate.link.identity import DeviceRegistry, load_gateway
+from tidegate.link.messages import Status
+from tidegate.link.prekeys import PrekeyStore
+from tidegate.link.timing import Timing
+from tidegate.link.transport import Connected, Disconnected, Message, Transport
+
+logger = logging.getLogger(__name__)
+Handler = Callable[[InboundRequest], AsyncIterator[bytes]]
+"""Yields the answer's payloads. The n-th payload of a request must be the same bytes every time
+it runs (greedy or seeded sampling, one payload per token), because a restarted gateway runs an
+unfinished request again and skips what it had stored."""
+
+UNSENT_PAYLOADS = 256
+"""How far a handler may run ahead of the device's credit window."""
+
+
+class Gateway:
+    """A gateway: opens requests, runs `handler`, seals answers.
+
+    Args:
+        directory: what `fleet.add_gateway` made; prekeys, registry and store live there too.
+        transport: how to reach the broker.
+        handler: see `Handler`. A `TidegateError` it raises reaches the device as its `code`; any
+            other exception as `execution_failed`. It is cancelled when the device cancels or is
+            gone.
+        models: names for the advert, asked for at every advert.
+        load: 0 to 1 for the advert; by default the share of `max_requests` that run.
+        max_requests: more are refused with `over_capacity`.
+
+    Raises:
+        IdentityError, LinkError: the directory's keys or store cannot be used.
+        ConfigError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        transport: Transport,
+        handler: Handler,
+        *,
+        models: Callable[[], Sequence[str]] = tuple,
+        load: Callable[[], float] | None = None,
+        max_requests: int = 64,
+        timing: Timing | None = None,
+    ) -> None:
+        self._transport = transport
+        self._handler = handler
+        self._models = models
+        self._load = load
+        self._timing = timing or Timing()
+        identity = load_gateway(directory)
+        self._registry = DeviceRegistry(directory / "devices.sqlite")
+        self._store = GatewayStore.open(directory / "requests.sqlite")
+        self._core = GatewayCore(
+            identity=identity,
+            store=self._store,
+            prekeys=PrekeyStore(directory / "prekeys.json"),
+            registry=self._registry,
+            timing=self._timing,
+            max_requests=max_requests,
+            wall_s=time.time,
+            now_s=time.monotonic(),
+        )
+        self._thread = CoreThread("tidegate-gateway")
+        self._outgoing: asyncio.Queue[Publish] = asyncio.Queue()
+        self._wake = asyncio.Event()
+        self._advertise_now = asyncio.Event()
+        self._outputs: list[Produced] = []
+        self._output_ready = asyncio.Event()
+        self._handlers: dict[RunId, asyncio.Task[None]] = {}
+        self._room: dict[RunId, asyncio.Semaphore] = {}
+
+    @property
+    def connected(self) -> bool:
+        """The broker answers."""
+        return self._transport.connected
+
+    @property
+    def counters(self) -> LinkCounters:
+        return self._core.tally.snapshot()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        for topic_filter in self._core.filters:
+            self._transport.subscribe(topic_filter)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._transport.run())
+            tasks.create_task(self._receive(tasks))
+            tasks.create_task(self._send())
+            tasks.create_task(self._keep_time(tasks))
+            tasks.create_task(self._flush(tasks))
+            tasks.create_task(self._advertise())
+
+    async def close(self) -> None:
+        """Close the store. Call it after `run` has ended."""
+        await self._thread.call(self._store.close)
+        await self._thread.call(self._registry.close)
+        self._thread.close()
+
+    async def _receive(self, tasks: asyncio.TaskGroup) -> None:
+        async for event in self._transport.events():
+            match event:
+                case Message(topic, payload):
+                    effects = await self._thread.call_now(self._core.receive, topic, payload)
+                    self._apply(effects, tasks)
+                    self._wake.set()
+                case Connected():
+                    logger.info("connected: %s", self._transport.status)
+                    self._advertise_now.set()
+                case Disconnected():
+                    logger.warning("disconnected: %s", self._transport.status)
+
+    async def _send(self) -> None:
+        while True:
+            message = await self._outgoing.get()
+            try:
+                await self._transport.publish(message.topic, message.payload, retain=message.retain)
+            except UnavailableError:
+                self._core.tally.add("publish_failures")
+
+    async def _keep_time(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            self._wake.clear()
+            effects, wait_s = await self._thread.call_now(self._poll)
+            self._apply(effects, tasks)
+            await _wait(self._wake, wait_s)
+
+    def _poll(self, now_s: float) -> tuple[list[GatewayEffect], float]:
+        effects = self._core.poll(now_s)
+        return effects, max(0.0, self._core.next_wakeup_s() - now_s)
+
+    async def _flush(self, tasks: asyncio.TaskGroup) -> None:
+        """Once per tick: store and send what the handlers yielded."""
+        while True:
+            await self._output_ready.wait()
+            await asyncio.sleep(self._timing.tick_s)
+            self._output_ready.clear()
+            batch, self._outputs = self._outputs, []
+            self._apply(await self._thread.call_now(self._core.produced, batch), tasks)
+            self._wake.set()
+
+    async def _advertise(self) -> None:
+        while True:
+            self._advertise_now.clear()
+            if self._transport.connected:
+                load = None if self._load is None else self._load()
+                advert = await self._thread.call(self._core.advert, tuple(self._models()), load)
+                self._outgoing.put_nowait(advert)
+            await _wait(self._advertise_now, self._timing.advert_every_s)
+
+    def _apply(self, effects: list[GatewayEffect], tasks: asyncio.TaskGroup) -> None:
+        for effect in effects:
+            match effect:
+                case Publish():
+                    self._outgoing.put_nowait(effect)
+                case Start(run=run, request=request):
+                    self._room[run] = asyncio.Semaphore(UNSENT_PAYLOADS)
+                    self._handlers[run] = tasks.create_task(self._handle(run, request))
+                case Release(run, count):
+                    if (room := self._room.get(run)) is not None:
+                        for _ in range(count):
+                            room.release()
+                case Stop(run):
+                    self._room.pop(run, None)
+                    if (task := self._handlers.pop(run, None)) is not None:
+                        task.cancel()
+
+    async def _handle(self, run: RunId, request: InboundRequest) -> None:
+        """Run the handler; a request that fails never takes another one with it."""
+        room = self._room[run]
+        ending = Finished(Status.COMPLETE)
+        try:
+            async with aclosing(_as_generator(self._handler(request))) as payloads:
+                async for payload in payloads:
+                    await room.acquire()
+                    self._put(run, payload)
+        except TidegateError as error:
+            logger.warning("request failed: %s", error.code)
+            ending = Finished(Status.FAILED, error.code)
+        except Exception as error:
+            # Neither its text nor its traceback is logged: both may quote the prompt.
+            logger.error("request failed: the handler raised %s", type(error).__name__)
+            ending = Finished(Status.FAILED, ExecutionError.code)
+        self._put(run, ending)
+
+    def _put(self, run: RunId, output: bytes | Finished) -> None:
+        self._outputs.append(Produced(run, output))
+        self._output_ready.set()
+
+
+async def _as_generator(source: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """`source`, closed with us when it can be closed."""
+    try:
+        async for item in source:
+            yield item
+    finally:
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,150 @@
+"""The gateway's durable memory: which requests exist, and the answers until they are fetched.
+
+The row of (device, request) is written before work starts and outlives the answer, because it is
+what makes a replayed or repeated request harmless: an attempt number that is not higher than the
+row's is never served. Rows are dropped once their request id is older than the gateway accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from tidegate.errors import CapacityError
+from tidegate.link.at_rest import Database
+from tidegate.link.envelope import DeviceId, RequestId
+from tidegate.link.messages import Status
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS requests (
+    device_id BLOB NOT NULL, request_id BLOB NOT NULL, attempt INTEGER NOT NULL,
+    status INTEGER NOT NULL, code TEXT NOT NULL, closed INTEGER NOT NULL,
+    PRIMARY KEY (device_id, request_id));
+CREATE TABLE IF NOT EXISTS chunks (
+    device_id BLOB NOT NULL, request_id BLOB NOT NULL, number INTEGER NOT NULL,
+    sealed BLOB NOT NULL, PRIMARY KEY (device_id, request_id, number));
+CREATE TABLE IF NOT EXISTS adverts (version INTEGER NOT NULL);
+"""
+_WHERE = "WHERE device_id = ? AND request_id = ?"
+
+
+class RequestKey(NamedTuple):
+    """What identifies a request for good."""
+
+    device_id: DeviceId
+    request_id: RequestId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatewayRow:
+    """One request. `closed`: the device has its answer or cancelled; nothing is left to send."""
+
+    attempt: int
+    status: Status
+    code: str
+    closed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """New payloads of one answer, and how it ended if it did."""
+
+    key: RequestKey
+    first: int
+    payloads: Sequence[bytes] = field(repr=False)
+    status: Status = Status.MORE
+    code: str = ""
+
+
+class GatewayStore:
+    """The gateway's store. `begin` refuses to exceed `max_rows`."""
+
+    def __init__(self, database: Database, *, max_rows: int = 100_000) -> None:
+        self._db = database
+        self._max_rows = max_rows
+
+    @classmethod
+    def open(cls, path: Path) -> GatewayStore:
+        """Open or make the store at `path`; its key lies beside it.
+
+        Raises:
+            LinkError, IdentityError: see `at_rest.Database`.
+        """
+        return cls(Database(path, _SCHEMA))
+
+    def find(self, key: RequestKey) -> GatewayRow | None:
+        rows = self._db.read(f"SELECT attempt, status, code, closed FROM requests {_WHERE}", *key)
+        if not rows:
+            return None
+        attempt, status, code, closed = rows[0]
+        return GatewayRow(attempt=attempt, status=Status(status), code=code, closed=bool(closed))
+
+    def begin(self, key: RequestKey, attempt: int) -> None:
+        """Write the row that must exist before any work on the request.
+
+        Raises:
+            CapacityError: too many rows.
+        """
+        ((rows,),) = self._db.read("SELECT COUNT(*) FROM requests")
+        if rows >= self._max_rows:
+            raise CapacityError(f"gateway store: {rows} rows: at most {self._max_rows}")
+        with self._db.write() as db:
+            db.execute(
+                "INSERT INTO requests VALUES (?, ?, ?, ?, '', 0)", (*key, attempt, Status.MORE)
+            )
+
+    def use_attempt(self, key: RequestKey, attempt: int) -> None:
+        """Serve `attempt` and none before it from now on."""
+        with self._db.write() as db:
+            db.execute(f"UPDATE requests SET attempt = ? {_WHERE}", (attempt, *key))
+
+    def append(self, batch: Sequence[Progress]) -> None:
+        """Store new payloads and endings of many requests in one transaction."""
+        chunks = [
+            (*item.key, number, self._db.cipher.seal(b"".join(item.key), f"chunk {number}", data))
+            for item in batch
+            for number, data in enumerate(item.payloads, item.first)
+        ]
+        ends = [
+            (item.status, item.code, *item.key) for item in batch if item.status is not Status.MORE
+        ]
+        with self._db.write() as db:
+            db.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", chunks)
+            db.executemany(f"UPDATE requests SET status = ?, code = ? {_WHERE}", ends)
+
+    def close_request(self, key: RequestKey, code: str = "already_answered") -> None:
+        """Drop the answer and keep the row; `code` is what a later attempt is told."""
+        with self._db.write() as db:
+            db.execute(f"DELETE FROM chunks {_WHERE}", key)
+            db.execute(f"UPDATE requests SET closed = 1, code = ? {_WHERE}", (code, *key))
+
+    def payloads(self, key: RequestKey) -> list[bytes]:
+        """The stored part of an answer, in order.
+
+        Raises:
+            LinkError: it is damaged.
+        """
+        rows = self._db.read(f"SELECT number, sealed FROM chunks {_WHERE} ORDER BY number", *key)
+        row_key = b"".join(key)
+        return [self._db.cipher.open(row_key, f"chunk {number}", data) for number, data in rows]
+
+    def expire(self, oldest_ms: int) -> None:
+        """Drop everything whose request id was made before `oldest_ms` (Unix time)."""
+        oldest = max(0, oldest_ms).to_bytes(6, "big")
+        with self._db.write() as db:
+            db.execute("DELETE FROM chunks WHERE request_id < ?", (oldest,))
+            db.execute("DELETE FROM requests WHERE request_id < ?", (oldest,))
+
+    def next_advert_version(self, now_ms: int) -> int:
+        """A version above every earlier one, also when the clock went back."""
+        ((last,),) = self._db.read("SELECT COALESCE(MAX(version), 0) FROM adverts")
+        version = max(int(last) + 1, now_ms)
+        with self._db.write() as db:
+            db.execute("DELETE FROM adverts")
+            db.execute("INSERT INTO adverts VALUES (?)", (version,))
+        return version
+
+    def close(self) -> None:
+        self._db.close()

@@ -1,0 +1,92 @@
+"""Files that hold secrets: written atomically with mode 0600, never read when others could."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from tidegate.errors import IdentityError
+
+KEY_BYTES = 32
+"""Ed25519 seeds, X25519 scalars and local at-rest keys are all this long."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, mode 0600; a crash leaves either the old file or the new one.
+
+    The file and its directory are fsynced. A missing directory is made with mode 0700.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read_public(path: Path, *, max_bytes: int = 65536) -> bytes:
+    """Read a small file that holds no secret.
+
+    Raises:
+        IdentityError: it is missing or larger than `max_bytes`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise IdentityError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(data) > max_bytes:
+        raise IdentityError(f"{path}: larger than {max_bytes} bytes")
+    return data
+
+
+def read_secret(path: Path, *, max_bytes: int = 65536) -> bytes:
+    """Read a secret file after checking that nobody else can.
+
+    Raises:
+        IdentityError: it is missing, too large, or readable by group or others.
+    """
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError as error:
+        raise IdentityError(f"{path}: cannot be read ({error.strerror})") from error
+    if mode & 0o077:
+        raise IdentityError(
+            f"{path}: mode {mode:04o} lets others read this key; run: chmod 600 {path}"
+        )
+    return read_public(path, max_bytes=max_bytes)
+
+
+def read_key(path: Path) -> bytes:
+    """Read a raw 32-byte key.
+
+    Raises:
+        IdentityError: as `read_secret`, or the file is not exactly 32 bytes.
+    """
+    data = read_secret(path)
+    if len(data) != KEY_BYTES:
+        raise IdentityError(f"{path}: {len(data)} bytes: a key file has exactly {KEY_BYTES}")
+    return data
+
+
+def load_or_make_key(path: Path) -> bytes:
+    """Read the local key at `path`, making a random one on first use.
+
+    Raises:
+        IdentityError: as `read_key`.
+    """
+    if not path.exists():
+        write_atomic(path, secrets.token_bytes(KEY_BYTES))
+    return read_key(path)

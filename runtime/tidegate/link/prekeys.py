@@ -1,0 +1,241 @@
+"""Gateway prekeys and the signed advert that publishes them.
+
+A prekey is an X25519 key pair that devices seal to without asking first. It is made every 24 h,
+valid for 72 h and erased after that, which bounds what a stolen gateway disk can open. The advert
+also carries the suite list, so that nobody in between can talk a device into a weaker one, and is
+signed by the gateway key that the fleet root certified::
+
+    advert  cert_bytes u16 | certificate | signature[64] | canonical JSON
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from tidegate.errors import IdentityError
+from tidegate.link import statements
+from tidegate.link.envelope import SUITES
+from tidegate.link.identity import GatewayIdentity, open_certificate
+from tidegate.link.keyfiles import read_secret, write_atomic
+
+ADVERT_LABEL = "advert"
+ROTATE_AFTER_S = 24 * 3600
+VALID_FOR_S = 72 * 3600
+MAX_ADVERT_BYTES = 64 * 1024
+CLOCK_SKEW_S = 300
+"""How far ahead of ours a peer's clock may be."""
+_SUITE = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prekey:
+    """The public half of a prekey; times are Unix seconds."""
+
+    suite: int
+    prekey_id: bytes
+    public: X25519PublicKey = field(repr=False)
+    nbf_s: int
+    naf_s: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advert:
+    """What a gateway says about itself: `load` is 0 (idle) to 1 (full)."""
+
+    group: str
+    gateway_id: str
+    version: int
+    issued_s: int
+    expires_s: int
+    suites: tuple[int, ...]
+    models: tuple[str, ...]
+    load: float
+    prekeys: tuple[Prekey, ...]
+
+    def prekey(self, now_s: float) -> Prekey | None:
+        """The youngest prekey that is valid at `now_s` and of a suite we speak."""
+        usable = [
+            prekey
+            for prekey in self.prekeys
+            if prekey.suite in SUITES
+            and prekey.suite in self.suites
+            and prekey.nbf_s - CLOCK_SKEW_S <= now_s < prekey.naf_s
+        ]
+        return max(usable, key=lambda prekey: prekey.nbf_s, default=None)
+
+
+def seal_advert(identity: GatewayIdentity, advert: Advert) -> bytes:
+    """Encode and sign `advert`."""
+    fields: dict[str, object] = {
+        "group": advert.group,
+        "gateway": advert.gateway_id,
+        "version": advert.version,
+        "issued": advert.issued_s,
+        "expires": advert.expires_s,
+        "suites": list(advert.suites),
+        "models": list(advert.models),
+        "load": advert.load,
+        "prekeys": [
+            {
+                "suite": prekey.suite,
+                "id": prekey.prekey_id.hex(),
+                "public": prekey.public.public_bytes_raw().hex(),
+                "nbf": prekey.nbf_s,
+                "naf": prekey.naf_s,
+            }
+            for prekey in advert.prekeys
+        ],
+    }
+    certificate = identity.certificate
+    signed = statements.sign(identity.key, ADVERT_LABEL, fields)
+    return len(certificate).to_bytes(2, "big") + certificate + signed
+
+
+def open_advert(payload: bytes, *, root: Ed25519PublicKey, group: str, now_s: float) -> Advert:
+    """Verify an advert: root -> certificate -> gateway key -> advert, and that it is of today.
+
+    Raises:
+        IdentityError: too large, not signed by this fleet, of another group, or not valid now.
+    """
+    if len(payload) > MAX_ADVERT_BYTES:
+        raise IdentityError(f"advert: {len(payload)} bytes: must be at most {MAX_ADVERT_BYTES}")
+    split = 2 + int.from_bytes(payload[:2], "big")
+    certificate = open_certificate(root, payload[2:split])
+    fields = statements.verify(certificate.key, ADVERT_LABEL, payload[split:])
+    advert = Advert(
+        group=statements.text(fields, "group"),
+        gateway_id=statements.text(fields, "gateway"),
+        version=statements.integer(fields, "version"),
+        issued_s=statements.integer(fields, "issued"),
+        expires_s=statements.integer(fields, "expires"),
+        suites=tuple(
+            suite for suite in statements.items(fields, "suites", most=16) if isinstance(suite, int)
+        ),
+        models=tuple(
+            model
+            for model in statements.items(fields, "models", most=256)
+            if isinstance(model, str)
+        ),
+        load=statements.number(fields, "load"),
+        prekeys=tuple(
+            prekey
+            for item in statements.items(fields, "prekeys", most=16)
+            if (prekey := _open_prekey(item)) is not None
+        ),
+    )
+    if (advert.group, advert.gateway_id) != (certificate.group, certificate.gateway_id):
+        raise IdentityError("advert: speaks for another gateway than its certificate")
+    if advert.group != group:
+        raise IdentityError(f"advert: group {advert.group!r}: must be {group!r}")
+    if not certificate.nbf_s - CLOCK_SKEW_S <= now_s < certificate.naf_s:
+        raise IdentityError("advert: the gateway's certificate is not valid now")
+    if not advert.issued_s - CLOCK_SKEW_S <= now_s < advert.expires_s:
+        raise IdentityError("advert: not valid now (or this machine's clock is wrong)")
+    return advert
+
+
+def _open_prekey(item: object) -> Prekey | None:
+    """A prekey of the advert; one of a suite that is newer than this program is skipped."""
+    if not isinstance(item, dict) or item.get("suite") != _SUITE:
+        return None
+    return Prekey(
+        suite=_SUITE,
+        prekey_id=statements.hexadecimal(item, "id", 8),
+        public=X25519PublicKey.from_public_bytes(statements.hexadecimal(item, "public", 32)),
+        nbf_s=statements.integer(item, "nbf"),
+        naf_s=statements.integer(item, "naf"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Held:
+    """A prekey with its private half."""
+
+    public: Prekey
+    private: X25519PrivateKey = field(repr=False)
+
+
+class PrekeyStore:
+    """The gateway's private prekeys in one 0600 file, rewritten when the set changes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held = _read(path) if path.exists() else []
+
+    def rotate(self, now_s: float) -> bool:
+        """Make a prekey when the youngest is a day old and drop expired ones; True on a change.
+
+        Dropping rewrites the file. On flash the old block may outlive that; full-disk encryption
+        is what helps there.
+        """
+        held = [item for item in self._held if now_s < item.public.naf_s]
+        youngest = max((item.public.nbf_s for item in held), default=None)
+        if youngest is None or now_s >= youngest + ROTATE_AFTER_S:
+            held.append(_make(int(now_s)))
+        if held == self._held:
+            return False
+        self._held = held
+        _write(self._path, held)
+        return True
+
+    def public(self, now_s: float) -> Sequence[Prekey]:
+        """The prekeys to advertise."""
+        return [item.public for item in self._held if now_s < item.public.naf_s]
+
+    def find(self, suite: int, prekey_id: bytes, now_s: float) -> X25519PrivateKey | None:
+        """The private half, or None when unknown or no longer valid."""
+        for item in self._held:
+            if (item.public.suite, item.public.prekey_id) == (suite, prekey_id):
+                return item.private if now_s < item.public.naf_s else None
+        return None
+
+
+def _make(now_s: int) -> _Held:
+    private = X25519PrivateKey.generate()
+    public = private.public_key()
+    prekey_id = hashlib.sha256(b"tidegate/1 prekey" + public.public_bytes_raw()).digest()[:8]
+    prekey = Prekey(
+        suite=_SUITE, prekey_id=prekey_id, public=public, nbf_s=now_s, naf_s=now_s + VALID_FOR_S
+    )
+    return _Held(public=prekey, private=private)
+
+
+def _write(path: Path, held: Sequence[_Held]) -> None:
+    rows = [
+        {
+            "suite": item.public.suite,
+            "private": item.private.private_bytes_raw().hex(),
+            "id": item.public.prekey_id.hex(),
+            "nbf": item.public.nbf_s,
+            "naf": item.public.naf_s,
+        }
+        for item in held
+    ]
+    write_atomic(path, json.dumps({"prekeys": rows}).encode())
+
+
+def _read(path: Path) -> list[_Held]:
+    try:
+        rows = json.loads(read_secret(path))["prekeys"]
+        return [_held(row) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise IdentityError(f"{path}: damaged; remove it and new prekeys are made") from error
+
+
+def _held(row: dict[str, object]) -> _Held:
+    private = X25519PrivateKey.from_private_bytes(statements.hexadecimal(row, "private", 32))
+    prekey = Prekey(
+        suite=statements.integer(row, "suite"),
+        prekey_id=statements.hexadecimal(row, "id", 8),
+        public=private.public_key(),
+        nbf_s=statements.integer(row, "nbf"),
+        naf_s=statements.integer(row, "naf"),
+    )
+    return _Held(public=prekey, private=private)

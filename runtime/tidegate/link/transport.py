@@ -1,0 +1,86 @@
+"""What the link needs from a message broker: less than any broker promises.
+
+A transport may lose, repeat and reorder messages and may be away for hours. It must keep trying
+to connect while `run` runs, and report `Connected` only once its subscriptions stand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+QUEUE_EVENTS = 4096
+"""Events a transport holds for a slow consumer; messages beyond it are dropped and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The broker answers and every filter is subscribed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The broker is gone; the transport is trying again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message that arrived."""
+
+    topic: str
+    payload: bytes = field(repr=False)
+
+
+TransportEvent = Connected | Disconnected | Message
+
+
+class Transport(Protocol):
+    """The contract between the link and MQTT."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def status(self) -> str:
+        """One line for people: where the broker is and what is wrong, without secrets."""
+        ...
+
+    def subscribe(self, topic_filter: str) -> None:
+        """Ask for messages on `topic_filter` from the next connection on. Call before `run`."""
+        ...
+
+    async def run(self) -> None:
+        """Connect, stay connected, until cancelled."""
+        ...
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Send at QoS 1; waits for room in the window.
+
+        Raises:
+            UnavailableError: not connected. Nothing was queued.
+        """
+        ...
+
+    def events(self) -> AsyncIterator[TransportEvent]:
+        """Everything that happens, in order. One consumer."""
+        ...
+
+
+class EventQueue:
+    """The bounded queue behind `Transport.events`; connection changes are never dropped."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[TransportEvent] = asyncio.Queue()
+        self.dropped = 0
+
+    def put(self, event: TransportEvent) -> None:
+        if isinstance(event, Message) and self._queue.qsize() >= QUEUE_EVENTS:
+            self.dropped += 1
+            return
+        self._queue.put_nowait(event)
+
+    async def events(self) -> AsyncIterator[TransportEvent]:
+        while True:
+            yield await self._queue.get()
