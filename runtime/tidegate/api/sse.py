@@ -19,9 +19,13 @@ HEARTBEAT: Final = b": waiting\n\n"
 """A comment: keeps proxies and readers with a timeout from giving up during a long prefill."""
 
 
+# Kept, because `json.dumps` with options builds an encoder for every call.
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def encode(data: object) -> bytes:
     """One event that carries `data` as JSON, which has no line break of its own."""
-    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + _to_json(data).encode() + b"\n\n"
 
 
 class Decoder:
