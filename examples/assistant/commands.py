@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 from .domain import (
     ROOMS,
@@ -21,7 +21,7 @@ from .domain import (
 )
 from .turns import Turn, compact_json
 
-type Action = dict[str, str | int]
+Action: TypeAlias = dict[str, str | int]
 
 PLAIN_WORDS: Final = {
     "on": ("turn on", "switch on"),
@@ -183,10 +183,26 @@ def schedule(rng: random.Random, *, held_out: bool) -> Turn:
     return Turn(tier=3, kind="schedule", question=question, answer=answer, held_out=held_out)
 
 
-type CommandTask = Callable[..., Turn]
+def arithmetic(rng: random.Random, *, held_out: bool) -> Turn | None:
+    """Tier 4: a bare sum or difference of two numbers below a hundred."""
+    if held_out:
+        return None
+    left, right = rng.randint(1, 99), rng.randint(1, 99)
+    if rng.random() < 0.6:
+        question = rng.choice((f"add {left} and {right}", f"what is {left} plus {right}?"))
+        answer = f"{left}+{right}={left + right}"
+    else:
+        left, right = max(left, right), min(left, right)
+        question = f"what is {left} minus {right}?"
+        answer = f"{left}-{right}={left - right}"
+    return Turn(tier=4, kind="arithmetic", question=question, answer=answer)
+
+
+CommandTask: TypeAlias = Callable[..., Turn | None]
 
 COMMAND_TASKS: Final[dict[int, tuple[CommandTask, ...]]] = {
     1: (plain_command, plain_command, plain_command, read_command),
     2: (value_command, timed_command, paraphrased_command),
     3: (schedule,),
+    4: (arithmetic,),
 }

@@ -1,15 +1,16 @@
 """A small table of sensor readings and the questions about it, from lookup to conditional action.
 
 Readings are whole numbers from 1 to 99. A table is one line per reading, ``kitchen humidity 45``.
-Sums show their working (``21+34=55 W``): each step then depends on tokens already written.
+An answer quotes the readings it rests on before it concludes, and sums show their working, so
+each step depends on words already written: ``kitchen power 21, attic power 34: 21+34=55 W``.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from .commands import say_switching, switching
 from .domain import SENSORS, Sensor, draw_place, draw_switching, reading_is_held_out
@@ -27,10 +28,13 @@ class Reading:
     sensor: Sensor
     value: int
 
+    def __str__(self) -> str:
+        return f"{self.place} {self.sensor.name} {self.value}"
+
     @property
     def text(self) -> str:
-        """The value with its unit, as a lookup answers it."""
-        return f"{self.value} {self.sensor.unit}"
+        """The reading with its unit, as a lookup answers it."""
+        return f"{self} {self.sensor.unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,7 @@ class Table:
     readings: tuple[Reading, ...]
 
     def __str__(self) -> str:
-        lines = (f"{r.place} {r.sensor.name} {r.value}" for r in self.readings)
-        return "\n".join((HEADING, *lines))
+        return "\n".join((HEADING, *map(str, self.readings)))
 
     def of(self, sensor: Sensor) -> list[Reading]:
         """Return the readings of one sensor, in table order."""
@@ -144,19 +147,24 @@ def extreme(rng: random.Random, table: Table, *, held_out: bool) -> Turn | None:
     question = rng.choice((f"Which place is {word}?", f"Where is it {word}?"))
     if word.startswith("using"):
         question = f"Which place is {word}?"
-    return Turn(tier=3, kind="extreme", question=question, answer=f"{best.place}, {best.text}")
+    return Turn(tier=3, kind="extreme", question=question, answer=best.text)
 
 
 def compare(rng: random.Random, table: Table, *, held_out: bool) -> Turn | None:
-    """Tier 3: whether one place has more of something than another; the answer says both values."""
+    """Tier 3: whether one place has more of something than another."""
     pair = named(rng, table, count=2, held_out=held_out)
     if pair is None:
         return None
     left, right = pair
     question = f"Is the {left.place} {left.sensor.more} than the {right.place}?"
     verdict = "yes" if left.value > right.value else "no"
-    answer = f"{verdict}, {left.value} and {right.value} {left.sensor.unit}"
+    answer = f"{quoted(pair)}: {verdict}"
     return Turn(tier=3, kind="compare", question=question, answer=answer, held_out=held_out)
+
+
+def quoted(readings: Iterable[Reading]) -> str:
+    """Quote readings as the table shows them."""
+    return ", ".join(map(str, readings))
 
 
 def beyond(rng: random.Random, found: list[Reading]) -> tuple[str, int, list[Reading]]:
@@ -180,13 +188,15 @@ def which(rng: random.Random, table: Table, *, held_out: bool) -> Turn | None:
 
 
 def count(rng: random.Random, table: Table, *, held_out: bool) -> Turn | None:
-    """Tier 4: how many places are above or below a limit."""
+    """Tier 4: how many places are above or below a limit; the answer lists them first."""
     found = comparable(rng, table, fewest=3)
     if found is None or held_out:
         return None
     side, limit, chosen = beyond(rng, found)
     question = f"How many places have {found[0].sensor.name} {side} {limit}?"
-    return Turn(tier=4, kind="count", question=question, answer=str(len(chosen)))
+    places = ", ".join(r.place for r in chosen) or "nowhere"
+    answer = f"{places}: {len(chosen)}"
+    return Turn(tier=4, kind="count", question=question, answer=answer)
 
 
 def worked_sum(values: list[int], unit: str) -> str:
@@ -209,7 +219,7 @@ def total(rng: random.Random, table: Table, *, held_out: bool) -> Turn | None:
     question = rng.choice(
         (f"What is the total {sensor.name} of {places}?", f"Add the {sensor.name} of {places}.")
     )
-    answer = worked_sum([r.value for r in addends], sensor.unit)
+    answer = f"{quoted(addends)}: {worked_sum([r.value for r in addends], sensor.unit)}"
     return Turn(tier=4, kind="sum", question=question, answer=answer, held_out=held_out)
 
 
@@ -223,7 +233,7 @@ def difference(rng: random.Random, table: Table, *, held_out: bool) -> Turn | No
     question = (
         f"What is the {left.sensor.name} difference between the {left.place} and the {right.place}?"
     )
-    answer = f"{high}-{low}={high - low} {left.sensor.unit}"
+    answer = f"{quoted(pair)}: {high}-{low}={high - low} {left.sensor.unit}"
     return Turn(tier=4, kind="difference", question=question, answer=answer, held_out=held_out)
 
 
@@ -247,7 +257,7 @@ def conditional(rng: random.Random, table: Table, *, held_out: bool) -> Turn | N
     return Turn(tier=4, kind="conditional", question=question, answer=answer, held_out=held_out)
 
 
-type ReadingTask = Callable[..., Turn | None]
+ReadingTask: TypeAlias = Callable[..., Turn | None]
 
 READING_TASKS: Final[dict[int, tuple[ReadingTask, ...]]] = {
     1: (lookup,),
