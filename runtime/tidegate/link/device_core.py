@@ -28,6 +28,7 @@ from tidegate.link.envelope import (
     MAX_BODY_BYTES,
     DeviceAttempt,
     RequestId,
+    Route,
     route,
     seal_request,
 )
@@ -57,6 +58,14 @@ class Standing:
     code: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """An attempt under way: its keys, and the topic of the gateway that has it."""
+
+    keys: DeviceAttempt = field(repr=False)
+    topic: str
+
+
 @dataclass(slots=True)
 class _Live:
     """A request that is not over, and how much of it the outbox has."""
@@ -65,7 +74,7 @@ class _Live:
     session: DeviceSession
     saved: int
     outcome: Outcome = Outcome.OPEN
-    keys: OrderedDict[int, DeviceAttempt] = field(default_factory=OrderedDict, repr=False)
+    sent: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
     gateway_id: str | None = None
     unsaved: list[bytes] = field(default_factory=list, repr=False)
 
@@ -74,8 +83,7 @@ class _Live:
 class _Lingering:
     """A request that is over here, while its gateway may not have heard: say it again if asked."""
 
-    keys: DeviceAttempt = field(repr=False)
-    topic: str
+    sent: OrderedDict[int, _Sent]
     control: Control
     until_s: float
     quiet_until_s: float
@@ -274,11 +282,11 @@ class DeviceCore:
         where = route(payload)
         live = self._live.get(where.request_id)
         if live is None:
-            return self._on_late_response(now_s, where.request_id, payload)
-        keys = live.keys.get(where.attempt)
-        if keys is None:
+            return self._on_late_response(now_s, where, payload)
+        sent = live.sent.get(where.attempt)
+        if sent is None:
             raise SealError
-        number, final, data = keys.open_response(payload)
+        number, final, data = sent.keys.open_response(payload)
         bundle = Bundle.decode(data)
         if final != (bundle.status is not Status.MORE):
             raise SealError
@@ -286,24 +294,21 @@ class DeviceCore:
         session = live.session
         if bundle.payloads and bundle.end <= session.have:
             self.tally.add("duplicates")
-        current = where.attempt == session.next_attempt - 1
-        actions = session.on_bundle(now_s, number if current else None, bundle)
+        actions = session.on_bundle(now_s, where.attempt, number, bundle)
         return self._perform(now_s, live, actions)
 
-    def _on_late_response(
-        self, now_s: float, request_id: RequestId, payload: bytes
-    ) -> list[DeviceEffect]:
+    def _on_late_response(self, now_s: float, where: Route, payload: bytes) -> list[DeviceEffect]:
         """The gateway goes on about a request that is over: tell it again, but not too often."""
-        lingering = self._lingering.get(request_id)
-        if lingering is None:
+        lingering = self._lingering.get(where.request_id)
+        sent = None if lingering is None else lingering.sent.get(where.attempt)
+        if lingering is None or sent is None:
             raise SealError
-        lingering.keys.open_response(payload)
+        sent.keys.open_response(payload)
         self.tally.add("duplicates")
         if now_s < lingering.quiet_until_s:
             return []
         lingering.quiet_until_s = now_s + self._timing.ack_delay_s
-        message = lingering.keys.seal_control(lingering.control.encode())
-        return [self._publish(lingering.topic, message)]
+        return [self._control(sent, lingering.control)]
 
     def _choose(self, live: _Live) -> Advert | None:
         """The gateway to send to: the one before while it answers, else the least loaded."""
@@ -369,10 +374,11 @@ class DeviceCore:
             device_key=self._identity.key,
             handle=self._identity.handle,
         )
-        live.keys[attempt] = keys
-        while len(live.keys) > _ATTEMPTS_KEPT:
-            live.keys.popitem(last=False)
-        return [self._publish(self._request_topic(live), message)]
+        topic = self._topics.request(live.gateway_id, self._identity.handle)
+        live.sent[attempt] = _Sent(keys, topic)
+        while len(live.sent) > _ATTEMPTS_KEPT:
+            live.sent.popitem(last=False)
+        return [self._publish(topic, message)]
 
     def _use_attempt(self, live: _Live, attempt: int) -> bool:
         try:
@@ -385,10 +391,14 @@ class DeviceCore:
     def _seal_control(
         self, live: _Live, kind: ControlKind, *, rewind: bool = False
     ) -> list[DeviceEffect]:
-        """Nothing when the keys died with an earlier process: the lease will tell the gateway."""
-        if not live.keys:
+        """Speak under the newest attempt the gateway has shown to know, if there is one yet.
+
+        Nothing when the keys died with an earlier process: the lease will tell the gateway.
+        """
+        if not live.sent:
             return []
         session = live.session
+        newest = next(reversed(live.sent.values()))
         control = Control(
             kind=kind,
             have=session.have,
@@ -396,8 +406,7 @@ class DeviceCore:
             seen=session.seen,
             rewind=rewind,
         )
-        message = next(reversed(live.keys.values())).seal_control(control.encode())
-        return [self._publish(self._request_topic(live), message)]
+        return [self._control(live.sent.get(session.heard_attempt, newest), control)]
 
     def _end(self, now_s: float, live: _Live, state: State, code: str) -> Ended:
         request_id = live.row.request_id
@@ -408,15 +417,14 @@ class DeviceCore:
         else:
             self._save(live)
             self.tally.add("completed" if state is State.DONE else "failed")
-        if live.keys:
+        if live.sent:
             self._linger(now_s, live, state)
         return Ended(request_id=request_id, state=state, code=code)
 
     def _linger(self, now_s: float, live: _Live, state: State) -> None:
         kind = ControlKind.DONE if state is State.DONE else ControlKind.CANCEL
         self._lingering[live.row.request_id] = _Lingering(
-            keys=next(reversed(live.keys.values())),
-            topic=self._request_topic(live),
+            sent=live.sent,
             control=Control(kind=kind, have=live.session.have, credit=1, seen=live.session.seen),
             until_s=now_s + self._timing.lease_s,
             quiet_until_s=now_s + self._timing.ack_delay_s,
@@ -445,9 +453,8 @@ class DeviceCore:
         live.outcome = outcome
         return True
 
-    def _request_topic(self, live: _Live) -> str:
-        assert live.gateway_id is not None
-        return self._topics.request(live.gateway_id, self._identity.handle)
+    def _control(self, sent: _Sent, control: Control) -> Publish:
+        return self._publish(sent.topic, sent.keys.seal_control(control.encode()))
 
     def _publish(self, topic: str, payload: bytes) -> Publish:
         self.tally.add("sent")

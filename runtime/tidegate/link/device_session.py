@@ -116,7 +116,10 @@ class DeviceSession:
         self.state = State.QUEUED
         self.have = have
         self.next_attempt = next_attempt
+        self.heard_attempt = 0
+        """The newest attempt that anything was heard of: the gateway may not know a newer one."""
         self.seen = 0
+        """One more than the highest chunk number opened of `heard_attempt`."""
         self.code = ""
         """Why it failed: an error's stable name."""
         self.silent_sends = 0
@@ -179,7 +182,6 @@ class DeviceSession:
         self.silent_sends += 1
         attempt = self.next_attempt
         self.next_attempt += 1
-        self.seen = 0
         return SendRequest(attempt)
 
     def cancel(self) -> list[Action]:
@@ -190,12 +192,14 @@ class DeviceSession:
         self._go(Event.CANCEL)
         return [*([SendCancel()] if sent else []), End(State.CANCELLED)]
 
-    def on_bundle(self, now_s: float, number: int | None, bundle: Bundle) -> list[Action]:
-        """A chunk was opened: `number` of the current attempt's stream, None of an earlier one."""
+    def on_bundle(self, now_s: float, attempt: int, number: int, bundle: Bundle) -> list[Action]:
+        """Chunk `number` of the stream that answers `attempt` was opened."""
         if self.state in TERMINAL:
             return []
         self.silent_sends = 0
-        if number is not None:
+        if attempt > self.heard_attempt:
+            self.heard_attempt, self.seen = attempt, 0
+        if attempt == self.heard_attempt:
             self.seen = max(self.seen, number + 1)
         self._send_at_s = now_s + self._timing.silence_s * self._rng.uniform(1.0, 1.5)
         if bundle.status is not Status.MORE:
