@@ -135,9 +135,9 @@ class OnnxGraph:
             for attribute in node.attribute:
                 if attribute.name == "accuracy_level":
                     attribute.i = accuracy_level
-        graph = helper.make_graph(
-            self._nodes, "decoder", self._inputs, self._outputs, self._initializers
-        )
+        used = {name for node in self._nodes for name in node.input}
+        initializers = [tensor for tensor in self._initializers if tensor.name in used]
+        graph = helper.make_graph(self._nodes, "decoder", self._inputs, self._outputs, initializers)
         model = helper.make_model(
             graph,
             producer_name="tidegate",

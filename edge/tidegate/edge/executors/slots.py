@@ -1,22 +1,23 @@
-"""KV memory in slots: one buffer [slots, K, C, H] per layer for keys and one for values.
+"""Steps over KV in slots, and the memory: per layer [slots, K, C, H] of keys and of values.
 
-A runtime that works in place needs the rows of a batch side by side, so requests name a slot and
-`SlotBuffers` decides which row of the buffers it is. `gather` moves rows when it has to.
+An operator that works in place needs the rows of a batch side by side. Requests come and go in
+any slot, so which row of the buffers a slot is stays hidden in here: `side_by_side` swaps rows
+when it has to, which is once per request that begins or ends and not once per step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
-from tidegate.engine.executor import Row
+from tidegate.engine.executor import ExecutorLimits, ExecutorStep, Row, SlotGeometry
+from tidegate.errors import ExecutionError
 from tidegate.model.architecture import Architecture
 
 
 class SlotBuffers:
-    """Float32 keys and values of every layer; allocated and touched at once."""
+    """Float32 keys and values of every layer, allocated and touched at once."""
 
     def __init__(self, arch: Architecture, *, slots: int, slot_tokens: int) -> None:
         """Allocate `slots` rows of `slot_tokens` tokens."""
@@ -24,34 +25,86 @@ class SlotBuffers:
         # np.full touches the pages: memory that is not there shows now and not in a request.
         self.keys = [np.full(shape, 0, np.float32) for _ in range(arch.layers)]
         self.values = [np.full(shape, 0, np.float32) for _ in range(arch.layers)]
+        self._rows = list(range(slots))
+        self._tokens = [0] * slots
+
+    def row(self, slot: int) -> int:
+        """The buffer row that is `slot` now."""
+        return self._rows[slot]
+
+    def will_hold(self, slot: int, tokens: int) -> None:
+        """Note that up to `tokens` tokens of `slot` are about to be written."""
+        # Never lowered: a request may be rewound and find its later tokens still valid.
+        self._tokens[slot] = max(self._tokens[slot], tokens)
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` tokens of a slot; from a slot to itself it does nothing."""
         if source == target:
             return
+        self.will_hold(target, tokens)
         for buffer in (*self.keys, *self.values):
-            buffer[target, :, :tokens] = buffer[source, :, :tokens]
+            buffer[self._rows[target], :, :tokens] = buffer[self._rows[source], :, :tokens]
+
+    def side_by_side(self, slots: Sequence[int]) -> int:
+        """Bring slots into neighbouring rows, in any order, with the fewest swaps.
+
+        Returns:
+            The first of those rows.
+        """
+        rows, count = {self._rows[slot] for slot in slots}, len(slots)
+        starts = range(len(self._rows) - count + 1)
+        first = max(starts, key=lambda start: len(rows.intersection(range(start, start + count))))
+        window = set(range(first, first + count))
+        for outside, inside in zip(sorted(rows - window), sorted(window - rows), strict=True):
+            self._swap(self._rows.index(outside), self._rows.index(inside))
+        return first
+
+    def _swap(self, one: int, other: int) -> None:
+        tokens = max(self._tokens[one], self._tokens[other])
+        here, there = self._rows[one], self._rows[other]
+        for buffer in (*self.keys, *self.values):
+            buffer[[here, there], :, :tokens] = buffer[[there, here], :, :tokens]
+        self._rows[one], self._rows[other] = there, here
 
 
-def batches(rows: Sequence[Row], slots: Sequence[int]) -> list[list[int]]:
-    """Group rows into runs: single-token rows of neighbouring slots together, others alone.
+def batches(rows: Sequence[Row]) -> list[list[int]]:
+    """Which rows, by index, run together: all that bring one token; any other alone."""
+    singles = [i for i, row in enumerate(rows) if len(row.tokens) == 1]
+    chunks = [[i] for i, row in enumerate(rows) if len(row.tokens) > 1]
+    return [*chunks, singles] if singles else chunks
 
-    Args:
-        rows: of one step.
-        slots: the buffer row of each.
 
-    Returns:
-        Indices into `rows`, each run in order of its slots.
+def checked_slots(step: ExecutorStep, limits: ExecutorLimits, kv: SlotGeometry) -> list[int]:
+    """The slot of every row of a step that may run.
+
+    Raises:
+        ExecutionError: a copy or a row is out of bounds, a slot appears twice, or there are too
+            many tokens; the message names which.
     """
-    singles = sorted(
-        (i for i, row in enumerate(rows) if len(row.tokens) == 1), key=slots.__getitem__
-    )
-    runs = [[i] for i, row in enumerate(rows) if len(row.tokens) > 1]
-    if singles:
-        runs.append([singles[0]])
-    for before, after in pairwise(singles):
-        if slots[after] == slots[before] + 1:
-            runs[-1].append(after)
-        else:
-            runs.append([after])
-    return runs
+    for copy in step.copies:
+        if not all(0 <= slot < kv.slots for slot in copy[:2]) or not 0 <= copy[2] <= kv.slot_tokens:
+            raise ExecutionError(
+                f"copy {copy}: must be within {kv.slots} slots of {kv.slot_tokens} tokens"
+            )
+    slots = [_checked_slot(row, limits, kv) for row in step.rows]
+    if len(set(slots)) < len(slots):
+        raise ExecutionError(f"slots {slots}: one appears twice in a step")
+    tokens = sum(len(row.tokens) for row in step.rows)
+    if tokens > limits.step_tokens:
+        raise ExecutionError(f"{tokens} tokens in a step: at most {limits.step_tokens}")
+    return slots
+
+
+def _checked_slot(row: Row, limits: ExecutorLimits, kv: SlotGeometry) -> int:
+    slot, count = row.slot, len(row.tokens)
+    if slot is None or not 0 <= slot < kv.slots:
+        raise ExecutionError(f"row in slot {slot}: must be from 0 to {kv.slots - 1}")
+    if count == 0 or row.past < 0 or row.past + count > kv.slot_tokens:
+        raise ExecutionError(
+            f"row in slot {slot}: {count} tokens at {row.past}: must be within {kv.slot_tokens}"
+        )
+    # A packed embedding would answer zeros for a token that it does not have.
+    for token in (int(row.tokens.min()), int(row.tokens.max())):
+        if not 0 <= token < limits.vocab:
+            raise ExecutionError(f"row in slot {slot}: token {token}: must be below {limits.vocab}")
+    return slot

@@ -1,0 +1,43 @@
+"""The torch reference behind the shape of an executor, for tests that compare one with it."""
+
+from __future__ import annotations
+
+import torch
+
+from tidegate.engine.executor import ExecutorStep, Logits
+from tidegate.kernels.torch_ops import TorchKv, TorchOps, TorchRow, WeightTensors
+from tidegate.model.architecture import Architecture
+from tidegate.model.walk import Weights, decoder
+
+
+class TorchReference:
+    """Runs steps over slots in float32 on the very integers an executor has."""
+
+    def __init__(self, arch: Architecture, weights: Weights, *, slots: int, tokens: int) -> None:
+        self._arch, self._weights, self._tensors = arch, weights, WeightTensors()
+        self._kv = TorchKv.allocate(
+            layers=arch.layers,
+            slots=slots,
+            tokens=tokens,
+            kv_heads=arch.kv_heads,
+            head_size=arch.head_size,
+        )
+
+    def execute(self, step: ExecutorStep) -> Logits:
+        """Logits of the rows that want them, [rows, V]."""
+        for source, target, tokens in step.copies:
+            for buffer in (*self._kv.keys, *self._kv.values):
+                buffer[target, :tokens] = buffer[source, :tokens].clone()
+        rows = [
+            TorchRow(
+                tokens=tuple(row.tokens.tolist()),
+                past=row.past,
+                slot=row.slot or 0,
+                wants_logits=row.wants_logits,
+            )
+            for row in step.rows
+        ]
+        with torch.inference_mode():
+            ops = TorchOps(rows, self._kv, self._tensors)
+            logits: Logits = decoder(ops, self._arch, self._weights).numpy()
+        return logits
