@@ -1,8 +1,8 @@
 """`TextModel`: a bundle's text side, prompts to tokens and the ids that end an answer.
 
 Special tokens written in a message are text, not control: a user who types `<|im_end|>` does not
-end their turn. They are broken apart before the template runs and encoded as plain text after it,
-so every other prompt is tokenised exactly as its model's authors do. Raw prompts
+end their turn. Their characters are marked before the template runs and encoded one by one after
+it, so every other prompt is tokenised exactly as its model's authors do. Raw prompts
 (`encode_prompt`) are the caller's own and keep their special tokens.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -55,7 +54,6 @@ class TextModel:
         self.context_tokens = context_tokens
         self.max_prompt_chars = max_prompt_chars or _CHARS_PER_TOKEN * context_tokens
         self._tokenizer = tokenizer
-        self._lock = threading.Lock()  # over `encode_special_tokens`, a switch on the tokenizer
         self._template = template
         added = tokenizer.get_added_tokens_decoder().values()
         special = sorted((token.content for token in added if token.special), key=len, reverse=True)
@@ -132,29 +130,21 @@ class TextModel:
             variables={**self._variables, **variables},
             most_chars=2 * self.max_prompt_chars,
         )
-        return self._checked("messages", self._encode_marked(text, mark))
-
-    def _encode_marked(self, text: str, mark: str) -> list[int]:
-        tokens: list[int] = []
-        # Odd parts were special tokens in a message: mark, text, mark.
-        for index, part in enumerate(text.split(mark)):
-            tokens += self._encode(part, add_special_tokens=False, literal=index % 2 == 1)
-        return tokens
+        parts = (self._encode(part, add_special_tokens=False) for part in text.split(mark))
+        return self._checked("messages", [token for part in parts for token in part])
 
     def _broken(self, value: object, mark: str) -> object:
-        """`value` with the special tokens in its texts put between marks."""
+        """`value` with a mark around every character of the special tokens in its texts."""
         if isinstance(value, str):
-            return self._special.sub(lambda found: f"{mark}{found[0]}{mark}", value)
+            return self._special.sub(lambda found: mark.join(("", *found[0], "")), value)
         if isinstance(value, Mapping):
             return {key: self._broken(inner, mark) for key, inner in value.items()}
         if isinstance(value, Sequence):
             return [self._broken(inner, mark) for inner in value]
         return value
 
-    def _encode(self, text: str, *, add_special_tokens: bool, literal: bool = False) -> list[int]:
-        with self._lock:
-            self._tokenizer.encode_special_tokens = literal
-            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def _check_chars(self, name: str, chars: int) -> None:
         if chars > self.max_prompt_chars:
