@@ -60,7 +60,7 @@ def test_a_client_that_leaves_ends_the_answer_at_once(stream: bool) -> None:
         sock.sendall(head(len(asked)) + asked)
         soon(lambda: backend.begun == 1)
         sock.close()
-        assert soon(lambda: backend.closed == 1) < 0.5
+        assert soon(lambda: backend.closed == 1) < 2
 
 
 def test_a_client_that_leaves_while_the_backend_is_silent_is_noticed() -> None:
@@ -71,7 +71,7 @@ def test_a_client_that_leaves_while_the_backend_is_silent_is_noticed() -> None:
         sock.sendall(head(len(asked)) + asked)
         soon(lambda: backend.begun == 1)
         sock.close()
-        assert soon(lambda: backend.closed == 1) < 0.5
+        assert soon(lambda: backend.closed == 1) < 2
 
 
 def test_a_slow_reader_does_not_hold_up_the_others() -> None:

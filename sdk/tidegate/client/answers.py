@@ -1,0 +1,257 @@
+"""What both clients return: typed results, texts and errors read from bytes; no I/O.
+
+What comes is another machine's: a reader here raises `UnavailableError` for anything that is not
+the answer of an OpenAI-compatible server, such as a proxy's page. A server without the `tidegate`
+object is fine; the route is then None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar, cast, get_args
+
+from tidegate.api.backend import ModelCard, Route
+from tidegate.api.sse import Decoder
+from tidegate.api.wire import parse_json
+from tidegate.engine.events import FinishReason, Usage
+from tidegate.errors import (
+    CapacityError,
+    ExecutionError,
+    IdentityError,
+    RequestError,
+    TidegateError,
+    UnavailableError,
+)
+
+_T = TypeVar("_T")
+_Json = Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timings:
+    """Seconds since the request reached the engine, and decoded tokens per second after the first.
+
+    None where the server did not say, or there was no second token to time.
+    """
+
+    ttft_s: float | None = None
+    total_s: float | None = None
+    tokens_per_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A complete answer. `route` says where it ran and `reason` why, in one line for people."""
+
+    text: str
+    finish_reason: FinishReason
+    model: str
+    usage: Usage
+    route: Route | None
+    reason: str
+    request_id: str
+    timings: Timings
+
+
+def read_answer(data: object) -> Answer:
+    """The body of a whole answer, chat or completion.
+
+    Raises:
+        UnavailableError: it is no such body.
+    """
+    body = _object(data, "the answer")
+    choice = _choice(body)
+    message = choice.get("message")
+    text = choice.get("text") if message is None else _object(message, "message").get("content")
+    return _answer(body, str(text or ""), choice)
+
+
+def read_models(data: object) -> tuple[ModelCard, ...]:
+    """The body of `/v1/models`.
+
+    Raises:
+        UnavailableError: it is no such body.
+    """
+    listed = _object(data, "the model list").get("data")
+    if not isinstance(listed, list):
+        _odd("data")
+    cards = [_object(one, "data") for one in listed]
+    return tuple(
+        ModelCard(
+            id=_string(card, "id"),
+            created_s=_count(card, "created"),
+            context_tokens=_count(card, "context_tokens"),
+        )
+        for card in cards
+    )
+
+
+class StreamReader:
+    """Bytes of a stream in, texts out; `answer` is there once the stream ended well."""
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None
+        self._decoder = Decoder()
+        self._texts: list[str] = []
+        self._body: dict[str, object] = {}
+        self._last_choice: _Json = {}
+
+    def feed(self, chunk: bytes) -> Iterator[str]:
+        """Yield the texts that `chunk` completes.
+
+        Raises:
+            TidegateError: the server ended the answer with an error, as that error's class.
+            UnavailableError: the bytes are no stream of an OpenAI-compatible server.
+        """
+        for data in self._decoder.feed(chunk):
+            if data == "[DONE]":
+                self.answer = _answer(self._body, "".join(self._texts), self._last_choice)
+                return
+            if text := self._event(_object(_parse(data.encode()), "an event")):
+                self._texts.append(text)
+                yield text
+
+    def finish(self) -> Answer:
+        """The whole answer.
+
+        Raises:
+            UnavailableError: the stream broke off.
+        """
+        if self.answer is None:
+            raise UnavailableError("the stream broke off before its end")
+        return self.answer
+
+    def _event(self, event: _Json) -> str:
+        if "error" in event:
+            raise _error(200, event, {})
+        self._body |= {name: value for name, value in event.items() if value is not None}
+        if not event.get("choices"):  # the chunk that only brings the usage
+            return ""
+        choice = _choice(event)
+        if choice.get("finish_reason"):
+            self._last_choice = choice
+        delta = choice.get("delta")
+        text = choice.get("text") if delta is None else _object(delta, "delta").get("content")
+        return text if isinstance(text, str) else ""
+
+
+def read_body(
+    status: int, body: bytes, headers: Mapping[str, str], read: Callable[[object], _T]
+) -> _T:
+    """What `read` makes of a response's body.
+
+    Raises:
+        TidegateError: the response is an error, as that error's class.
+    """
+    if status != 200:
+        raise read_error(status, body, headers)
+    return read(_parse(body))
+
+
+def read_error(status: int, body: bytes, headers: Mapping[str, str]) -> TidegateError:
+    """The error that a response stands for; also for one that is no JSON."""
+    try:
+        data = parse_json(body)
+    except ValueError:
+        data = None
+    return _error(status, data if isinstance(data, dict) else {}, headers)
+
+
+def _error(status: int, body: _Json, headers: Mapping[str, str]) -> TidegateError:
+    told = body.get("error")
+    told = told if isinstance(told, dict) else {}
+    message = str(told.get("message") or f"the server answered with HTTP status {status}")
+    code = told.get("code")
+    if status in (401, 403):
+        return IdentityError(message)
+    if status == 429 or code == CapacityError.code:
+        return CapacityError(message, retry_after_s=_retry_after_s(headers))
+    if status in (502, 503, 504) or code in (UnavailableError.code, "cancelled"):
+        return UnavailableError(message)
+    if code == ExecutionError.code:
+        return ExecutionError(message)
+    if 400 <= status < 500 or code == RequestError.code:
+        field = str(told.get("param") or "request")
+        problem = message.removeprefix(f"{field}: ")
+        return RequestError(field, problem, status=status if status != 200 else 400)
+    return TidegateError(message)
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float:
+    value = headers.get("retry-after", "")
+    return float(value) if value.isdecimal() and len(value) < 7 else 1.0
+
+
+def _answer(body: _Json, text: str, choice: _Json) -> Answer:
+    told = body.get("tidegate")
+    told = told if isinstance(told, dict) else {}
+    route = told.get("route")
+    finish_reason = choice.get("finish_reason")
+    if finish_reason not in get_args(FinishReason):
+        _odd("finish_reason")
+    return Answer(
+        text=text,
+        finish_reason=cast(FinishReason, finish_reason),
+        model=_string(body, "model"),
+        usage=_usage(body.get("usage")),
+        route=cast(Route, route) if route in get_args(Route) else None,
+        reason=_string(told, "reason"),
+        request_id=_string(told, "request_id") or _string(body, "id"),
+        timings=Timings(
+            ttft_s=_seconds(told, "ttft_s"),
+            total_s=_seconds(told, "total_s"),
+            tokens_per_s=_seconds(told, "tokens_per_s"),
+        ),
+    )
+
+
+def _usage(data: object) -> Usage:
+    usage = data if isinstance(data, dict) else {}
+    details = usage.get("prompt_tokens_details")
+    return Usage(
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        completion_tokens=_count(usage, "completion_tokens"),
+        cached_tokens=_count(details if isinstance(details, dict) else {}, "cached_tokens"),
+    )
+
+
+def _parse(body: bytes) -> object:
+    try:
+        return parse_json(body)
+    except ValueError as error:
+        raise UnavailableError(f"the server's answer {error}") from None
+
+
+def _choice(body: _Json) -> _Json:
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices:
+        _odd("choices")
+    return _object(choices[0], "choices")
+
+
+def _object(value: object, name: str) -> _Json:
+    if not isinstance(value, dict):
+        _odd(name)
+    return value
+
+
+def _odd(name: str) -> NoReturn:
+    raise UnavailableError(f"no OpenAI-compatible server answered: {name} is not as it must be")
+
+
+def _string(data: _Json, name: str) -> str:
+    value = data.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _count(data: _Json, name: str) -> int:
+    value = data.get(name)
+    return value if type(value) is int and value >= 0 else 0
+
+
+def _seconds(data: _Json, name: str) -> float | None:
+    value = data.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < 1e9 else None
