@@ -14,6 +14,8 @@ class TorchReference:
     """Runs steps over slots in float32 on the very integers an executor has."""
 
     def __init__(self, arch: Architecture, weights: Weights, *, slots: int, tokens: int) -> None:
+        # Threads cost more than they give on matrices of this size.
+        torch.set_num_threads(1)
         self._arch, self._weights, self._tensors = arch, weights, WeightTensors()
         self._kv = TorchKv.allocate(
             layers=arch.layers,
