@@ -1,12 +1,15 @@
 """`Answer`: one request's events on their way from the engine's loop to whoever reads them.
 
 Text that nobody has read yet is joined to one delta, so a slow reader costs no more memory than
-its own answer and never holds the loop back. The terminal event comes once and last.
+its own answer and never holds the loop back. Who needs the same events every time, as a gateway
+that may run a request again, asks for one delta per token instead. The terminal event comes once
+and last.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from tidegate.engine.events import Event, Terminal, TextDelta
@@ -15,8 +18,9 @@ from tidegate.engine.events import Event, Terminal, TextDelta
 class Channel:
     """The engine's end. `end` may be called again; only the first terminal event counts."""
 
-    def __init__(self) -> None:
-        self._texts: list[str] = []
+    def __init__(self, *, join_unread: bool = True) -> None:
+        self._join_unread = join_unread
+        self._unread: deque[TextDelta] = deque()
         self._tokens: list[int] = []
         self._terminal: Terminal | None = None
         self._ready = asyncio.Event()
@@ -32,7 +36,8 @@ class Channel:
         assert not self.ended, "nothing follows a terminal event"
         self._tokens.extend(tokens)
         if text:
-            self._texts.append(text)
+            self._unread.append(TextDelta(text=text, tokens=tuple(self._tokens)))
+            self._tokens = []
             self._ready.set()
 
     def end(self, terminal: Terminal) -> None:
@@ -42,16 +47,26 @@ class Channel:
         self._ready.set()
 
     async def next(self) -> Event:
-        """The next event; all unread text as one delta."""
+        """The next event: all unread text as one delta, or the oldest of them."""
         await self._ready.wait()
-        if self._texts or self._tokens:
-            delta = TextDelta(text="".join(self._texts), tokens=tuple(self._tokens))
-            self._texts, self._tokens = [], []
-            if not self.ended:
+        if self.ended and self._tokens:
+            self._unread.append(TextDelta(text="", tokens=tuple(self._tokens)))
+            self._tokens = []
+        if self._unread:
+            delta = self._take()
+            if not self.ended and not self._unread:
                 self._ready.clear()
             return delta
         assert self._terminal is not None, "ready means text or an end"
         return self._terminal
+
+    def _take(self) -> TextDelta:
+        if not self._join_unread or len(self._unread) == 1:
+            return self._unread.popleft()
+        text = "".join(delta.text for delta in self._unread)
+        tokens = tuple(token for delta in self._unread for token in delta.tokens)
+        self._unread.clear()
+        return TextDelta(text=text, tokens=tokens)
 
 
 class Answer(AsyncIterator[Event]):

@@ -125,7 +125,9 @@ class Batcher:
                 self.kv.release(generation.key, forget=failed)
 
     def abandon_step(self) -> None:
-        """Forget a step that was never run, because making it failed."""
+        """Forget a step whose end nobody will see, because making it failed or the loop stops."""
+        for key in self._in_flight - self.running.keys():
+            self.kv.release(key, forget=True)
         self._in_flight = frozenset()
         self.kv.take_copies()
 

@@ -75,8 +75,13 @@ class Engine:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def submit(self, request: GenerationRequest) -> Answer:
+    def submit(self, request: GenerationRequest, *, join_unread: bool = True) -> Answer:
         """Put a request in line. Closing or dropping the answer aborts it.
+
+        Args:
+            request: what to answer.
+            join_unread: text that nobody has read yet becomes one delta; otherwise every token's
+                text stays an event of its own, the same at every run of the same request.
 
         Raises:
             RequestError: it can never run here; the message names the limit.
@@ -85,7 +90,11 @@ class Engine:
         """
         self._check(request)
         generation = Generation(
-            request, key=self._arrivals, text=self.text.detokeniser(), now_s=self.clock()
+            request,
+            key=self._arrivals,
+            text=self.text.detokeniser(),
+            now_s=self.clock(),
+            join_unread=join_unread,
         )
         self._arrivals += 1
         if self._batcher.empty:
@@ -117,6 +126,7 @@ class Engine:
             self._accepting, self._stopped = False, True
             self._fail_all(self._batcher.everyone(), UnavailableError("the engine has stopped"))
             await self._stepper.close(self._settings.stall_after_s)
+            self._batcher.abandon_step()
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and let those here finish.

@@ -23,11 +23,17 @@ class Generation:
     """One request on its way. `key` is its arrival number, unique in the engine's life."""
 
     def __init__(
-        self, request: GenerationRequest, *, key: Key, text: Detokeniser, now_s: float
+        self,
+        request: GenerationRequest,
+        *,
+        key: Key,
+        text: Detokeniser,
+        now_s: float,
+        join_unread: bool = True,
     ) -> None:
         self.request = request
         self.key = key
-        self.channel = Channel()
+        self.channel = Channel(join_unread=join_unread)
         self.computed = 0
         self.cached_tokens: int | None = None
         """Prompt tokens that were not computed for it; None until it was first scheduled."""
