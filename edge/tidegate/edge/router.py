@@ -145,12 +145,16 @@ def _why_not_cloud(request: RouteRequest, cloud: CloudSignals) -> tuple[Obstacle
 
 
 def _stays(request: RouteRequest, edge_s: float | None, cloud_no: str) -> str:
-    late = edge_s is not None and request.deadline_s is not None and edge_s > request.deadline_s
-    if late:
-        return (
-            f"{cloud_no}; will be late: {edge_s:.2f} s predicted, {request.deadline_s:.2f} s left"
-        )
-    return cloud_no
+    """Why the device keeps it though another place was not open, and whether it will be late."""
+    if edge_s is None:
+        return f"{cloud_no}; nothing measured yet"
+    late = request.deadline_s is not None and edge_s > request.deadline_s
+    return f"{cloud_no}; {'late: ' if late else ''}{_clock(edge_s, request.deadline_s)}"
+
+
+def _clock(predicted_s: float, deadline_s: float | None) -> str:
+    allowed = "no deadline" if deadline_s is None else f"{deadline_s:.2f} s allowed"
+    return f"{predicted_s:.2f} s predicted, {allowed}"
 
 
 def _by_time(
@@ -162,8 +166,7 @@ def _by_time(
         reason = "fits: nothing measured yet"
         return Decision(place="edge", reason=reason, cloud_s=cloud_s)
     if deadline_s is None or edge_s <= deadline_s:
-        allowed = "no deadline" if deadline_s is None else f"{deadline_s:.2f} s allowed"
-        reason = f"fits: {edge_s:.2f} s predicted, {allowed}"
+        reason = f"fits: {_clock(edge_s, deadline_s)}"
         return Decision(place="edge", reason=reason, edge_s=edge_s, cloud_s=cloud_s)
     late = f"{edge_s:.2f} s predicted here with {edge.waiting} waiting, {deadline_s:.2f} s allowed"
     if cloud_s is not None and cloud_s >= edge_s:

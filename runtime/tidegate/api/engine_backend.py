@@ -82,8 +82,15 @@ class EngineBackend:
             async for event in events:
                 yield event
 
-    async def answer_as(self, call: Call, request_id: str) -> AsyncGenerator[AnswerEvent, None]:
+    async def answer_as(
+        self, call: Call, request_id: str, *, join_unread: bool = True
+    ) -> AsyncGenerator[AnswerEvent, None]:
         """Answer a call under an id that was given to it elsewhere.
+
+        Args:
+            call: what to answer.
+            request_id: 16 bytes in hex.
+            join_unread: see `Engine.submit`.
 
         Raises:
             RequestError: the call names another model, or its prompt does not fit.
@@ -91,12 +98,19 @@ class EngineBackend:
         if call.model not in (None, self.engine.model_id):
             raise RequestError("model", f"must be {self.engine.model_id!r}", status=404)
         prompt = await encode_call(self.engine.text, call)
-        async with aclosing(self.generate(call, prompt, request_id, "asked here")) as events:
+        answer = self.generate(call, prompt, request_id, "asked here", join_unread=join_unread)
+        async with aclosing(answer) as events:
             async for event in events:
                 yield event
 
     async def generate(
-        self, call: Call, prompt: tuple[int, ...], request_id: str, reason: str
+        self,
+        call: Call,
+        prompt: tuple[int, ...],
+        request_id: str,
+        reason: str,
+        *,
+        join_unread: bool = True,
     ) -> AsyncGenerator[AnswerEvent, None]:
         """Answer a call whose prompt is already tokens; `reason` is why it runs here."""
         deadline_ms = call.options.deadline_ms
@@ -107,7 +121,7 @@ class EngineBackend:
             priority=call.options.priority,
             deadline_s=None if deadline_ms is None else self.engine.clock() + deadline_ms / 1000,
         )
-        async with aclosing(self.engine.submit(request)) as answer:
+        async with aclosing(self.engine.submit(request, join_unread=join_unread)) as answer:
             yield Routed(
                 route=self._route,
                 reason=reason,

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,7 +156,7 @@ class DeviceLink:
         deadline_s: float,
         request_id: RequestId | None = None,
         model: str | None = None,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Send `body` and yield the answer's payloads: in order, each once, to the last.
 
         Closing the iterator early (`contextlib.aclosing`) cancels the request at the gateway. A

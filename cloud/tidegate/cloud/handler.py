@@ -1,0 +1,68 @@
+"""Answers what a gateway opened: the sealed body is a call, the payloads are its events.
+
+A gateway that restarts runs an unfinished request again and skips what it had stored, so the n-th
+payload must be the same bytes every time: one event per token, sampling with the call's own seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+from tidegate.api.engine_backend import EngineBackend
+from tidegate.api.metrics import Metrics
+from tidegate.api.schema import Call, read_chat, read_completion
+from tidegate.api.wire import parse_json, write_event
+from tidegate.engine.events import Failed
+from tidegate.errors import RequestError, TidegateError
+from tidegate.link.effects import InboundRequest
+
+
+class LinkHandler:
+    """`tidegate.link.gateway.Handler` over an engine."""
+
+    def __init__(self, backend: EngineBackend, metrics: Metrics) -> None:
+        """Answer with `backend` and count in `metrics`, as the HTTP front door does."""
+        self._backend, self._metrics = backend, metrics
+
+    async def __call__(self, request: InboundRequest) -> AsyncIterator[bytes]:
+        """Yield the answer's events as payloads; an error is the last event, not an exception."""
+        record = self._metrics.begin()
+        try:
+            call = _seeded(read_call(request.body), request.request_id)
+            events = self._backend.answer_as(call, request.request_id.hex(), join_unread=False)
+            async with aclosing(events):
+                async for event in events:
+                    record.see(event)
+                    yield write_event(event)
+        except TidegateError as error:
+            record.failed(error)
+            yield write_event(
+                Failed(code=error.code, message=str(error), retryable=error.retryable)
+            )
+        finally:
+            record.end()
+
+
+def read_call(body: bytes) -> Call:
+    """The call in a request's body.
+
+    Raises:
+        RequestError: it is no call; names the field.
+    """
+    try:
+        data = parse_json(body)
+    except ValueError as error:
+        raise RequestError("body", str(error)) from None
+    chat = isinstance(data, dict) and "messages" in data
+    return read_chat(data) if chat else read_completion(data)
+
+
+def _seeded(call: Call, request_id: bytes) -> Call:
+    """A seed for a sampled answer that came without one, the same at every attempt."""
+    sampling = call.sampling
+    if sampling.temperature == 0 or sampling.seed is not None:
+        return call
+    seed = int.from_bytes(request_id[-7:])
+    return replace(call, sampling=replace(sampling, seed=seed))

@@ -1,0 +1,127 @@
+"""The cloud service: a checkpoint, the torch executor, the engine, HTTP behind a key, a gateway.
+
+`open_cloud` builds everything; `run` serves until told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.api.engine_backend import EngineBackend
+from tidegate.api.http import HttpSettings, create_app
+from tidegate.api.keys import KeyRing
+from tidegate.api.lifecycle import Part, run_service
+from tidegate.api.metrics import Metrics
+from tidegate.api.server import BoundServer
+from tidegate.cloud.handler import LinkHandler
+from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
+from tidegate.engine.engine import Engine
+from tidegate.engine.executor import Executor
+from tidegate.engine.settings import EngineSettings
+from tidegate.engine.text import TextModel
+from tidegate.link.gateway import Gateway
+from tidegate.link.mqtt import MqttTransport
+from tidegate.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatewaySettings:
+    """How the gateway reaches the broker."""
+
+    broker: str
+    """`mqtt://` or `mqtts://`, with the password in it if there is one: never logged."""
+    keys: Path
+    """The folder that the gateway's keys and its request table live in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CloudSettings:
+    """One service."""
+
+    checkpoint: Path
+    model_id: str
+    host: str = "127.0.0.1"
+    port: int = 8090
+    api_key_hashes: tuple[str, ...] = ()
+    """SHA-256 of the keys that may call; none: the port must be private."""
+    rows: int = 8
+    context_tokens: int | None = None
+    threads: int | None = None
+    queue_limit: int = 256
+    gateway: GatewaySettings | None = None
+    drain_s: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cloud:
+    """A service that is ready to run."""
+
+    settings: CloudSettings
+    executor: Executor
+    engine: Engine
+    server: BoundServer
+    gateway: Gateway | None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, drain, and free everything."""
+        parts: list[Part] = [] if self.gateway is None else [self.gateway.run]
+        try:
+            await run_service(
+                engine=self.engine,
+                server=self.server,
+                stop=stop,
+                parts=parts,
+                drain_s=self.settings.drain_s,
+            )
+        finally:
+            if self.gateway is not None:
+                await self.gateway.close()
+            self.executor.close()
+
+
+def open_cloud(settings: CloudSettings) -> Cloud:
+    """Read the checkpoint, allocate all memory, bind the port.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or of an unknown kind.
+        ConfigError: a setting is out of range, or the port is taken.
+        IdentityError: the gateway's keys cannot be used.
+    """
+    engine, executor = _open_engine(settings)
+    backend, metrics = EngineBackend(engine, route="cloud", created_s=int(time.time())), Metrics()
+    authorise = KeyRing(settings.api_key_hashes) if settings.api_key_hashes else None
+    app = create_app(backend, settings=HttpSettings(authorise=authorise), metrics=metrics)
+    server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
+    gateway = None
+    if settings.gateway is not None:
+        gateway = Gateway(
+            settings.gateway.keys,
+            MqttTransport(settings.gateway.broker),
+            LinkHandler(backend, metrics),
+            models=lambda: (settings.model_id,),
+        )
+    return Cloud(
+        settings=settings, executor=executor, engine=engine, server=server, gateway=gateway
+    )
+
+
+def _open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:
+    with Checkpoint.open(settings.checkpoint) as checkpoint:
+        arch = checkpoint.architecture
+        context = settings.context_tokens or arch.context
+        executor = TorchExecutor(
+            arch,
+            checkpoint.weights(),
+            TorchSettings(slots=settings.rows, context_tokens=context, threads=settings.threads),
+        )
+        text = TextModel.load(settings.checkpoint, context_tokens=context)
+    engine = Engine(
+        executor,
+        text,
+        model_id=settings.model_id,
+        settings=EngineSettings(most_waiting=settings.queue_limit),
+    )
+    return engine, executor

@@ -1,0 +1,121 @@
+"""The cloud, as the device sees it: a call goes out sealed, the same events come back.
+
+What leaves is the validated call as JSON, without the wishes that were only for the router, and
+with a seed, so that a gateway that restarts answers with the same tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import asdict, replace
+
+from tidegate.api.backend import AnswerEvent, Routed
+from tidegate.api.schema import Call, call_to_json
+from tidegate.api.wire import read_event
+from tidegate.edge.router import CloudSignals
+from tidegate.engine.events import Finished, Terminal, TextDelta, Timing
+from tidegate.errors import UnavailableError
+from tidegate.link.device import DeviceLink
+from tidegate.link.envelope import RequestId
+
+DEFAULT_PATIENCE_S = 120.0
+"""How long a request without a deadline may take before it is reported as failed."""
+
+UNKNOWN_TOKENS = 2**31
+"""The cloud's context while no gateway is known: then that is not what stops a request."""
+
+_WEIGHT = 0.2
+"""Of the newest answer in the smoothed time."""
+
+
+class CloudLeg:
+    """Sends calls over a link and keeps the numbers that the router asks for."""
+
+    def __init__(self, link: DeviceLink, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Use `link`, whose `run` is the owner's to keep going."""
+        self._link, self._clock = link, clock
+        self._answer_s: float | None = None
+
+    async def models(self) -> tuple[str, ...]:
+        """What the live gateways say they serve."""
+        return tuple(model for view in await self._link.gateways() for model in view.models)
+
+    def status(self) -> Mapping[str, object]:
+        """JSON for `/status`."""
+        return {
+            "connected": self._link.connected,
+            "answer_s": self._answer_s,
+            "counters": asdict(self._link.counters),
+        }
+
+    async def signals(self) -> CloudSignals:
+        """What the router may count on right now."""
+        models = await self.models()
+        detail = ""
+        if not self._link.connected:
+            detail = "broker not connected"
+        elif not models:
+            detail = "no gateway announced itself"
+        return CloudSignals(
+            reachable=not detail,
+            context_tokens=UNKNOWN_TOKENS,
+            answer_s=self._answer_s,
+            detail=detail,
+        )
+
+    async def answer(
+        self, call: Call, request_id: str, reason: str
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """Answer a call in the cloud; `reason` is why it goes there.
+
+        Raises:
+            UnavailableError: the cloud did not answer in time.
+            LinkError: the answer is not one.
+        """
+        body = json.dumps(call_to_json(_outgoing(call)), ensure_ascii=False).encode()
+        began_s, deadline_ms = self._clock(), call.options.deadline_ms
+        # A late answer is still worth more than none: the deadline chose the route, no more.
+        patience_s = DEFAULT_PATIENCE_S if deadline_ms is None else 10 + deadline_ms / 1000
+        link_id = RequestId(bytes.fromhex(request_id))
+        answer = self._link.request(body, deadline_s=patience_s, request_id=link_id)
+        first_token_s, ended = None, False
+        async with aclosing(answer):
+            async for payload in answer:
+                event, now_s = read_event(payload), self._clock() - began_s
+                if isinstance(event, Routed):
+                    event = replace(event, route="cloud", reason=reason, request_id=request_id)
+                elif isinstance(event, TextDelta):
+                    first_token_s = first_token_s or now_s
+                elif isinstance(event, Finished):
+                    self._learn(now_s)
+                    event = _as_seen_here(event, first_token_s or now_s, now_s)
+                ended = isinstance(event, Terminal)
+                yield event
+        if not ended:
+            raise UnavailableError("the cloud's answer broke off")
+
+    def _learn(self, answer_s: float) -> None:
+        old = self._answer_s
+        self._answer_s = answer_s if old is None else (1 - _WEIGHT) * old + _WEIGHT * answer_s
+
+
+def _as_seen_here(event: Finished, first_token_s: float, total_s: float) -> Finished:
+    """With this device's times, the way there and back included, in place of the cloud's own."""
+    timing = Timing(
+        first_scheduled_s=min(event.timing.first_scheduled_s, first_token_s),
+        first_token_s=first_token_s,
+        total_s=total_s,
+    )
+    return replace(event, timing=timing)
+
+
+def _outgoing(call: Call) -> Call:
+    """The call as the cloud gets it: its default model, and a seed for sampled answers."""
+    sampling = call.sampling
+    if sampling.temperature > 0 and sampling.seed is None:
+        sampling = replace(sampling, seed=secrets.randbits(62))
+    return replace(call, model=None, sampling=sampling, stream=True)

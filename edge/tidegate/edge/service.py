@@ -1,0 +1,229 @@
+"""`EdgeBackend`: the device's answer to a call. Cache, then the router's choice, then the stream.
+
+A call that went to the cloud and got nothing back falls back to the device when it fits there;
+one that began to stream is never started over, so no text comes twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from tidegate.api.backend import AnswerEvent, Health, ModelCard, Route, Routed
+from tidegate.api.engine_backend import EngineBackend, encode_call, fit_sampling
+from tidegate.api.schema import Call
+from tidegate.edge.answer_cache import AnswerCache, CachedAnswer, answer_key
+from tidegate.edge.cloud_leg import CloudLeg
+from tidegate.edge.router import CloudSignals, Decision, EdgeSignals, RouteRequest, decide
+from tidegate.engine.events import Finished, TextDelta, Timing
+from tidegate.errors import (
+    CapacityError,
+    LinkError,
+    RequestError,
+    TidegateError,
+    UnavailableError,
+)
+from tidegate.link.envelope import new_request_id
+
+NO_CLOUD = CloudSignals(reachable=False, context_tokens=2**31, answer_s=None, detail="not set up")
+
+_FIRST_GUESS_TOKENS = 64.0
+"""Length of an answer before any was seen; the smoothed mean replaces it within a few."""
+_WEIGHT = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Work:
+    """A call on its way: its prompt as tokens, its id, and its place in the cache."""
+
+    call: Call
+    prompt: tuple[int, ...]
+    request_id: str
+    key: bytes | None
+
+
+class EdgeBackend:
+    """See `tidegate.api.backend.Backend`."""
+
+    def __init__(
+        self,
+        local: EngineBackend,
+        *,
+        cloud: CloudLeg | None,
+        cache: AnswerCache,
+        batch_rows: int,
+        queue_limit: int,
+    ) -> None:
+        """Serve from `local`, `cache` and, when there is one, `cloud`.
+
+        Args:
+            local: the device's engine. Its text model must take prompts as long as the cloud's.
+            cloud: None for a device without a link.
+            cache: of whole answers.
+            batch_rows: requests that the engine runs at once.
+            queue_limit: waiting requests beyond which new ones overflow or are refused.
+        """
+        self._local, self._cloud, self._cache = local, cloud, cache
+        self._batch_rows, self._queue_limit = batch_rows, queue_limit
+        self._typical_answer_tokens = _FIRST_GUESS_TOKENS
+        self._routes: Counter[Route] = Counter()
+        self._refused = self._fallbacks = 0
+
+    def models(self) -> tuple[ModelCard, ...]:
+        """See `Backend.models`."""
+        return self._local.models()
+
+    async def answer(self, call: Call) -> AsyncIterator[AnswerEvent]:
+        """See `Backend.answer`."""
+        model = self.models()[0].id
+        if call.model not in (None, model):
+            raise RequestError("model", f"must be {model!r}", status=404)
+        prompt = await encode_call(self._local.engine.text, call)
+        sampling = fit_sampling(call.sampling, len(prompt), self._local.engine.context_tokens)
+        work = _Work(
+            call=call,
+            prompt=prompt,
+            request_id=new_request_id(time.time_ns() // 1_000_000).hex(),
+            key=answer_key(model, prompt, sampling),
+        )
+        async with aclosing(self._routed(work)) as events:
+            async for event in events:
+                if isinstance(event, Routed):
+                    self._routes[event.route] += 1
+                yield event
+
+    async def _routed(self, work: _Work) -> AsyncGenerator[AnswerEvent, None]:
+        hit = self._cached(work)
+        if hit is not None:
+            for event in _replay(hit, work.request_id, self.models()[0].id):
+                yield event
+            return
+        decision = await self._decide(work)
+        if decision.place == "refuse":
+            self._refused += 1
+            raise _refusal(decision)
+        source = self._edge if decision.place == "edge" else self._cloud_or_edge
+        async with aclosing(source(work, decision.reason)) as events:
+            async for event in events:
+                yield event
+
+    def _cached(self, work: _Work) -> CachedAnswer | None:
+        if work.key is None or work.call.options.route == "cloud":
+            return None
+        return self._cache.get(work.key)
+
+    async def _decide(self, work: _Work) -> Decision:
+        options, sampling = work.call.options, work.call.sampling
+        request = RouteRequest(
+            prompt_tokens=len(work.prompt),
+            max_tokens=sampling.max_tokens,
+            wish=options.route,
+            privacy=options.privacy,
+            deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000,
+        )
+        cloud = NO_CLOUD if self._cloud is None else await self._cloud.signals()
+        return decide(request, self._signals(), cloud)
+
+    def _signals(self) -> EdgeSignals:
+        now = self._local.engine.snapshot()
+        return EdgeSignals(
+            healthy=now.healthy,
+            context_tokens=self._local.engine.context_tokens,
+            running=now.running,
+            waiting=now.waiting,
+            batch_rows=self._batch_rows,
+            queue_limit=self._queue_limit,
+            prefill_tokens_per_s=now.prefill_tokens_per_s,
+            decode_step_s=now.decode_step_s,
+            typical_answer_tokens=self._typical_answer_tokens,
+        )
+
+    async def _edge(self, work: _Work, reason: str) -> AsyncGenerator[AnswerEvent, None]:
+        """Run on the device, and remember what came out."""
+        texts: list[str] = []
+        answer = self._local.generate(work.call, work.prompt, work.request_id, reason)
+        async with aclosing(answer) as events:
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    texts.append(event.text)
+                elif isinstance(event, Finished):
+                    self._learn(event.usage.completion_tokens)
+                    if work.key is not None:
+                        self._cache.put(work.key, "".join(texts), event.reason, event.usage)
+                yield event
+
+    async def _cloud_or_edge(self, work: _Work, reason: str) -> AsyncGenerator[AnswerEvent, None]:
+        """Run in the cloud; if nothing at all comes back, on the device when it fits there."""
+        assert self._cloud is not None, "the router chose a cloud that there is"
+        begun = False
+        try:
+            async with aclosing(self._cloud.answer(work.call, work.request_id, reason)) as events:
+                async for event in events:
+                    begun = True
+                    yield event
+            return
+        except (UnavailableError, CapacityError, LinkError) as error:
+            if begun or not self._fits_here(work):
+                raise
+            reason = f"fallback: {error}"
+        self._fallbacks += 1
+        async with aclosing(self._edge(work, reason)) as events:
+            async for event in events:
+                yield event
+
+    def _fits_here(self, work: _Work) -> bool:
+        fits = len(work.prompt) < self._local.engine.context_tokens
+        return fits and work.call.options.route != "cloud"
+
+    def _learn(self, answer_tokens: int) -> None:
+        old = self._typical_answer_tokens
+        self._typical_answer_tokens = (1 - _WEIGHT) * old + _WEIGHT * answer_tokens
+
+    def health(self) -> Health:
+        """See `Backend.health`."""
+        return self._local.health()
+
+    def status(self) -> Mapping[str, object]:
+        """See `Backend.status`."""
+        return {
+            "engine": self._local.status(),
+            "routes": dict(self._routes),
+            "refused": self._refused,
+            "fallbacks": self._fallbacks,
+            "typical_answer_tokens": round(self._typical_answer_tokens, 1),
+            "answer_cache": {"entries": len(self._cache), "bytes": self._cache.nbytes},
+            "link": None if self._cloud is None else self._cloud.status(),
+        }
+
+    def metrics(self) -> bytes:
+        """See `Backend.metrics`."""
+        return self._local.metrics()
+
+
+def _refusal(decision: Decision) -> TidegateError:
+    if decision.refusal == "busy":
+        return CapacityError(decision.reason)
+    if decision.refusal == "gone":
+        return UnavailableError(decision.reason)
+    return RequestError("tidegate", f"cannot run anywhere: {decision.reason}", status=422)
+
+
+def _replay(answer: CachedAnswer, request_id: str, model: str) -> list[AnswerEvent]:
+    """A kept answer as the events of a new one."""
+    return [
+        Routed(
+            route="cache",
+            reason="identical to an earlier request",
+            model=model,
+            request_id=request_id,
+        ),
+        TextDelta(text=answer.text),
+        Finished(
+            reason=answer.reason,
+            usage=answer.usage,
+            timing=Timing(first_scheduled_s=0.0, first_token_s=0.0, total_s=0.0),
+        ),
+    ]

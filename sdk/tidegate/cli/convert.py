@@ -1,0 +1,130 @@
+"""Turn a Hugging Face checkpoint folder into a bundle.
+
+Example:
+  tidegate convert examples/assistant/edge --out assistant --bits 4 --group-size 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tidegate.errors import ConfigError
+from tidegate.model.bundle import Bundle
+from tidegate.model.manifest import TARGETS, Target
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("checkpoint", type=Path, help="folder with config.json and safetensors")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the bundle to")
+    parser.add_argument(
+        "--target", default="onnx,openvino", help="onnx, openvino or both (default: both)"
+    )
+    parser.add_argument("--bits", type=int, default=4, help="bits per weight: 4 or 8 (default 4)")
+    parser.add_argument(
+        "--group-size", type=int, default=64, help="inputs per scale: 32, 64 or 128 (default 64)"
+    )
+    parser.add_argument("--symmetric", action="store_true", help="no zero-points")
+    parser.add_argument("--context", type=int, help="longest prompt plus answer, in tokens")
+    parser.add_argument("--name", help="model id to serve it under (default: the folder's name)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and print what came out."""
+    from tidegate.cli.progress import progress_bars
+    from tidegate.converters.convert import ConversionPlan, convert
+    from tidegate.converters.recipe import make_recipe
+
+    plan = ConversionPlan(
+        model_id=args.name or args.checkpoint.resolve().name,
+        targets=parse_targets(args.target),
+        recipe=make_recipe(bits=args.bits, group_size=args.group_size, symmetric=args.symmetric),
+        context_tokens=args.context,
+    )
+    with progress_bars(quiet=args.quiet or args.json) as report:
+        bundle = convert(args.checkpoint, args.out, plan, report)
+    if args.json:
+        print(json.dumps(summary(bundle), indent=2))
+    else:
+        print_summary(bundle)
+    return 0
+
+
+def parse_targets(text: str) -> tuple[Target, ...]:
+    """Read `onnx,openvino`; `ConfigError` names a word that is neither."""
+    found: list[Target] = []
+    for word in text.split(","):
+        target = next((one for one in TARGETS if one == word.strip()), None)
+        if target is None:
+            raise ConfigError("target", word, f"one of {', '.join(TARGETS)}")
+        if target not in found:
+            found.append(target)
+    return tuple(found)
+
+
+def summary(bundle: Bundle) -> dict[str, object]:
+    """What a person or a script wants to know of a bundle."""
+    manifest = bundle.manifest
+    arch, memory = manifest.architecture, manifest.memory
+    return {
+        "bundle": str(bundle.folder),
+        "model_id": manifest.model_id,
+        "version": manifest.version,
+        "model_type": arch.model_type,
+        "parameters": arch.parameters,
+        "context_tokens": manifest.context_tokens,
+        "recipe": {
+            "method": manifest.recipe.method,
+            "bits": manifest.recipe.bits,
+            "group_size": manifest.recipe.group_size,
+            "symmetric": manifest.recipe.symmetric,
+            "table_bits": manifest.recipe.table_bits,
+        },
+        "bits_per_weight": round(memory.weight_bytes * 8 / arch.parameters, 3),
+        "weight_bytes": memory.weight_bytes,
+        "kv_bytes_per_token": {
+            "u8": memory.kv_values_per_token,
+            "f16": 2 * memory.kv_values_per_token,
+            "f32": 4 * memory.kv_values_per_token,
+        },
+        "targets": {
+            target: sum(
+                entry.size_bytes
+                for name, entry in manifest.files.items()
+                if name.startswith(f"{target}/")
+            )
+            for target in manifest.targets
+        },
+        "toolchain": dict(manifest.toolchain),
+        "files": {name: entry.size_bytes for name, entry in sorted(manifest.files.items())},
+    }
+
+
+def print_summary(bundle: Bundle) -> None:
+    """The same for people, on stdout."""
+    facts = summary(bundle)
+    manifest = bundle.manifest
+    recipe = manifest.recipe
+    kind = "symmetric" if recipe.symmetric else "asymmetric"
+    lines = {
+        "model": f"{manifest.model_id}, version {manifest.version} ({facts['model_type']})",
+        "parameters": f"{manifest.architecture.parameters:,}",
+        "context": f"{manifest.context_tokens} tokens",
+        "weights": f"{recipe.bits}-bit {kind}, groups of {recipe.group_size}, {recipe.method};"
+        f" tables {recipe.table_bits}-bit; {facts['bits_per_weight']} bits per weight in all",
+        "memory": f"{manifest.memory.weight_bytes / 1e6:.2f} MB of weights,"
+        f" {manifest.memory.kv_values_per_token} B of KV per token at 8 bits",
+        "targets": ", ".join(
+            f"{target} {manifest.toolchain[target]}" for target in manifest.targets
+        ),
+        "verified": f"{len(manifest.files)} files,"
+        f" {sum(entry.size_bytes for entry in manifest.files.values()) / 1e6:.2f} MB",
+    }
+    sys.stdout.write(f"{bundle.folder}\n")
+    for name, value in lines.items():
+        sys.stdout.write(f"  {name:<11} {value}\n")

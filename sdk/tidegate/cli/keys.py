@@ -1,0 +1,37 @@
+"""Make the keys of a device and its gateway, or an API key for the cloud's HTTP port.
+
+Example:
+  tidegate keys pair device/ gateway/
+  tidegate keys api >> keys.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="pair|api")
+    pair = kinds.add_parser("pair", help="make one device and one gateway that know each other")
+    pair.add_argument("device", type=Path, help="folder for the device's keys")
+    pair.add_argument("gateway", type=Path, help="folder for the gateway's keys")
+    kinds.add_parser("api", help="print a new key on stderr, and the hash to keep on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the keys."""
+    if args.kind == "pair":
+        from tidegate.link.fleet import pair
+
+        pair(args.device, args.gateway)
+        print(f"device keys in {args.device}, gateway keys in {args.gateway}", file=sys.stderr)
+        return 0
+    from tidegate.api.keys import hash_key, new_key
+
+    key = new_key()
+    print(f"key, shown once: {key}", file=sys.stderr)
+    print(hash_key(key))
+    return 0

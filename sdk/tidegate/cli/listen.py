@@ -1,0 +1,42 @@
+"""Reads `host:port`, and runs a service until a signal says stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+
+from tidegate.errors import ConfigError
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Read `HOST:PORT`, `[IPv6]:PORT` or `:PORT` (then loopback); port 0 takes any free one."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError("listen", text, "HOST:PORT with a port from 0 to 65535")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
+    """Run `main` with an event that SIGTERM and SIGINT set; returns the exit status."""
+    from tidegate.api.lifecycle import stop_on_signals
+
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("tidegate").setLevel(logging.INFO)
+
+    async def supervise() -> None:
+        stop = asyncio.Event()
+        stop_on_signals(stop)
+        await main(stop)
+
+    asyncio.run(supervise())
+    return 0
+
+
+def announce(line: str) -> None:
+    """Tell people, and scripts that wait for it, that a service is up: one line on stdout."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,86 @@
+"""Parses the command line, runs the command, turns our errors into one line and exit status 1."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from tidegate.errors import TidegateError
+
+COMMANDS = {
+    "convert": "turn a Hugging Face checkpoint into a bundle for devices",
+    "inspect": "show what a bundle holds, after verifying it",
+    "serve": "run the device daemon on a bundle",
+    "cloud": "run the cloud service on a checkpoint",
+    "broker": "run a small MQTT broker, for laptops",
+    "keys": "make the keys of a device and its gateway, or an API key",
+}
+
+
+class Command(Protocol):
+    """What a command's module provides."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the flags; imports nothing heavy."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it and return the exit status."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="tidegate", description="Small models at the edge, the cloud when they overflow."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        module = _load(name)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=importlib.import_module(f"tidegate.cli.{name}").__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `tidegate`; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our stdout went away; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (TidegateError, ExceptionGroup) as error:
+        for message in _messages(error):
+            print(f"tidegate: {message}", file=sys.stderr)
+        return 1
+
+
+def _messages(error: TidegateError | ExceptionGroup) -> list[str]:
+    """One line per error of ours; anything else in a group is a defect and is raised."""
+    if isinstance(error, TidegateError):
+        return [str(error)]
+    ours, other = error.split(TidegateError)
+    if other is not None:
+        raise other
+    assert ours is not None
+    found: list[str] = []
+    for one in ours.exceptions:
+        assert isinstance(one, TidegateError | ExceptionGroup)
+        found += _messages(one)
+    return found
+
+
+def _load(name: str) -> Command:
+    return cast(Command, importlib.import_module(f"tidegate.cli.{name}"))

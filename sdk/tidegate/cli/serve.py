@@ -1,0 +1,65 @@
+"""Run the device daemon on a bundle.
+
+Example:
+  tidegate serve assistant --listen 127.0.0.1:8080
+  tidegate serve assistant --link mqtt://broker.local:1883 --keys /var/lib/tidegate/device
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from tidegate.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument("--listen", default="127.0.0.1:8080", help="HOST:PORT of the HTTP API")
+    parser.add_argument(
+        "--executor",
+        choices=("auto", "onnx", "openvino"),
+        default="auto",
+        help="what runs the model (default: the fastest that the bundle holds)",
+    )
+    parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
+    parser.add_argument("--rows", type=int, default=4, help="requests that run at once (default 4)")
+    parser.add_argument("--threads", type=int, help="threads (default: the runtime's choice)")
+    parser.add_argument("--queue", type=int, default=32, help="requests that may wait (default 32)")
+    parser.add_argument("--exact", action="store_true", help="float activations, to compare with")
+    parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to the cloud")
+    parser.add_argument("--keys", type=Path, help="folder with the device's keys, for --link")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open the bundle, then serve until SIGTERM or SIGINT."""
+    from tidegate.cli.listen import announce, parse_listen, run_until_signal
+    from tidegate.edge.daemon import EdgeSettings, LinkSettings, open_edge
+    from tidegate.edge.executors.choice import ExecutorSettings
+
+    if (args.link is None) != (args.keys is None):
+        raise ConfigError("link", args.link and "...", "given together with --keys, or neither")
+    host, port = parse_listen(args.listen)
+    settings = EdgeSettings(
+        bundle=args.bundle,
+        host=host,
+        port=port,
+        executor=ExecutorSettings(
+            choice=args.executor,
+            context_tokens=args.context,
+            rows=args.rows,
+            threads=args.threads,
+            exact=args.exact,
+        ),
+        queue_limit=args.queue,
+        link=None if args.link is None else LinkSettings(broker=args.link, keys=args.keys),
+    )
+
+    async def main(stop: asyncio.Event) -> None:
+        edge = open_edge(settings)
+        announce(f"tidegate serve: {edge.engine.model_id} on {edge.server.url}")
+        await edge.run(stop)
+
+    return run_until_signal(main)
