@@ -97,6 +97,12 @@ def test_a_tied_table_that_leaves_a_group_half_full_is_exact(
     assert_equal_to_reference(arch, weights, tmp_path)
 
 
+def test_a_tied_table_small_enough_to_stay_in_the_graph_is_exact(tmp_path: Path) -> None:
+    arch = dataclasses.replace(tiny_architecture(width=32), vocab=8)
+    weights = RandomWeights(arch, quantise=packed(4, 32, symmetric=False))
+    assert_equal_to_reference(arch, weights, tmp_path)
+
+
 @pytest.mark.parametrize("tied_head", [True, False])
 def test_dense_weights_give_the_reference_logits(tmp_path: Path, tied_head: bool) -> None:
     arch = tiny_architecture(tied_head=tied_head)

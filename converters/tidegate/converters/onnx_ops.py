@@ -84,7 +84,7 @@ class OnnxOps:
         """Declare the graph's inputs; `on_layer` is told each layer as it begins."""
         self._arch, self._graph, self._on_layer = arch, graph, on_layer
         self._computed: dict[Sum | str, list[str]] = {}
-        self._rotations: dict[Rope, list[str]] = {}
+        self._rotations: dict[tuple[Rope, int], list[str]] = {}
         self._table: StoredLinear | None = None
         graph.input("input_ids", TensorProto.INT64, ["B", "S"])
         graph.input("seqlens_k", TensorProto.INT32, ["B"])
@@ -173,15 +173,15 @@ class OnnxOps:
         return names
 
     def _rotation(self, rope: Rope, head_size: int) -> list[str]:
-        """Cosines and sines, [context, H / 2]; layers of the same rope share them."""
-        if rope not in self._rotations:
+        """Cosines and sines, [context, H / 2]; layers that rotate alike share them."""
+        if (rope, head_size) not in self._rotations:
             frequencies = rope.theta ** (-np.arange(0, head_size, 2) / head_size)
             angles = np.arange(self._arch.context)[:, None] * frequencies
-            self._rotations[rope] = [
+            self._rotations[rope, head_size] = [
                 self._graph.constant(name, function(angles).astype(np.float32))
                 for name, function in (("cos", np.cos), ("sin", np.sin))
             ]
-        return self._rotations[rope]
+        return self._rotations[rope, head_size]
 
     def gated_mlp(self, x: Value, gate: Linear, up: Linear, down: Linear, act: Activation) -> Value:
         """See `Ops.gated_mlp`."""

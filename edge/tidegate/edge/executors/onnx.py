@@ -56,6 +56,7 @@ class OnnxSettings:
     exact: bool = False
     """Multiply float32 activations instead of int8 ones: slower, and equal to the reference."""
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    """Execution providers by preference; KV stays in host memory whichever runs the rest."""
     spinning: bool = False
     """Let idle threads spin: a little faster per token, and a busy core between tokens."""
 
