@@ -17,7 +17,7 @@ from tidegate.edge.router import (
 )
 
 REQUEST = RouteRequest(
-    prompt_tokens=50, max_tokens=100, wish="auto", privacy="sealed", deadline_s=None
+    prompt_tokens=50, answer_tokens=40.0, wish="auto", privacy="sealed", deadline_s=None
 )
 EDGE = EdgeSignals(
     healthy=True,
@@ -28,7 +28,7 @@ EDGE = EdgeSignals(
     queue_limit=16,
     prefill_tokens_per_s=500.0,
     decode_step_s=0.01,
-    typical_answer_tokens=40.0,
+    pending_tokens=0.0,
 )
 CLOUD = CloudSignals(reachable=True, context_tokens=2048, answer_s=0.3, detail="")
 GONE = replace(CLOUD, reachable=False, detail="broker not connected")
@@ -36,7 +36,7 @@ GONE = replace(CLOUD, reachable=False, detail="broker not connected")
 requests = st.builds(
     RouteRequest,
     prompt_tokens=st.integers(1, 4000),
-    max_tokens=st.integers(1, 4000),
+    answer_tokens=st.floats(1, 4000),
     wish=st.sampled_from(["auto", "edge", "cloud"]),
     privacy=st.sampled_from(["local", "redact", "sealed", "any"]),
     deadline_s=st.none() | st.floats(0.001, 100),
@@ -51,7 +51,7 @@ edges = st.builds(
     queue_limit=st.integers(0, 32),
     prefill_tokens_per_s=st.none() | st.floats(1, 1e5),
     decode_step_s=st.none() | st.floats(1e-4, 10),
-    typical_answer_tokens=st.floats(1, 1000),
+    pending_tokens=st.floats(0, 1e5),
 )
 clouds = st.builds(
     CloudSignals,
@@ -99,10 +99,13 @@ def test_an_overlong_prompt_goes_to_the_cloud() -> None:
 
 
 def test_a_deadline_that_a_full_queue_breaks_goes_to_the_cloud() -> None:
-    busy = replace(EDGE, running=4, waiting=8)
+    busy = replace(EDGE, running=4, waiting=8, pending_tokens=480.0)
     decision = decide(replace(REQUEST, deadline_s=0.8), busy, CLOUD)
     assert decision.place == "cloud"
-    assert "8 waiting, 0.80 s allowed" in decision.reason
+    # 480 tokens, 4 at a time, 9 of 12 requests to finish first: 90 steps and 40 of its own.
+    assert decision.reason == (
+        "deadline too tight: 1.40 s predicted here with 8 waiting, 0.80 s allowed"
+    )
 
 
 def test_a_late_request_stays_when_the_cloud_would_be_later() -> None:
@@ -131,7 +134,8 @@ def test_without_a_cloud_the_device_answers_and_says_that_it_will_be_late() -> N
 
 
 def test_the_prediction_grows_with_the_queue_and_waits_for_measurements() -> None:
-    alone, queued = predict_edge_s(REQUEST, EDGE), predict_edge_s(REQUEST, replace(EDGE, waiting=8))
+    busy = replace(EDGE, running=4, waiting=8, pending_tokens=480.0)
+    alone, queued = predict_edge_s(REQUEST, EDGE), predict_edge_s(REQUEST, busy)
     assert alone is not None
     assert queued is not None
     assert alone < queued

@@ -25,7 +25,8 @@ class RouteRequest:
     """What the router knows of a request: sizes and wishes, never its text."""
 
     prompt_tokens: int
-    max_tokens: int
+    answer_tokens: float
+    """Expected length of the answer: past answers tell, `max_tokens` is only a bound."""
     wish: RouteWish
     privacy: Privacy
     deadline_s: float | None
@@ -45,8 +46,8 @@ class EdgeSignals:
     queue_limit: int
     prefill_tokens_per_s: float | None
     decode_step_s: float | None
-    typical_answer_tokens: float
-    """Smoothed length of past answers, because `max_tokens` is only a bound."""
+    pending_tokens: float
+    """Tokens that the running and waiting requests are still expected to need."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,18 +76,18 @@ class Decision:
 
 
 def predict_edge_s(request: RouteRequest, edge: EdgeSignals) -> float | None:
-    """Seconds to the whole answer here: the queue in front, the prompt, then the tokens.
+    """Seconds to the whole answer here: the wait for a row, the prompt, then the tokens.
 
-    Waiting requests are taken to need a typical answer each, `batch_rows` at a time. None until
-    both rates were measured.
+    The pending tokens are computed `batch_rows` at a time, and the request gets a row once all
+    but `batch_rows - 1` of those ahead are done. None until both rates were measured.
     """
     if edge.prefill_tokens_per_s is None or edge.decode_step_s is None:
         return None
-    answer_tokens = min(request.max_tokens, edge.typical_answer_tokens)
-    own_s = request.prompt_tokens / edge.prefill_tokens_per_s + answer_tokens * edge.decode_step_s
-    full = edge.running >= edge.batch_rows
-    rounds = edge.waiting / edge.batch_rows + (0.5 if full else 0.0)
-    return own_s + rounds * edge.typical_answer_tokens * edge.decode_step_s
+    ahead = edge.running + edge.waiting
+    to_finish = max(0, ahead - edge.batch_rows + 1)
+    wait_steps = edge.pending_tokens / edge.batch_rows * to_finish / max(1, ahead)
+    prompt_s = request.prompt_tokens / edge.prefill_tokens_per_s
+    return prompt_s + (wait_steps + request.answer_tokens) * edge.decode_step_s
 
 
 def decide(request: RouteRequest, edge: EdgeSignals, cloud: CloudSignals) -> Decision:

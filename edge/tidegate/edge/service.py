@@ -43,6 +43,8 @@ class _Work:
     prompt: tuple[int, ...]
     request_id: str
     key: bytes | None
+    answer_tokens: float
+    """Expected length of the answer."""
 
 
 class EdgeBackend:
@@ -69,6 +71,7 @@ class EdgeBackend:
         self._local, self._cloud, self._cache = local, cloud, cache
         self._batch_rows, self._queue_limit = batch_rows, queue_limit
         self._typical_answer_tokens = _FIRST_GUESS_TOKENS
+        self._pending_tokens: dict[str, float] = {}
         self._routes: Counter[Route] = Counter()
         self._refused = self._fallbacks = 0
 
@@ -88,6 +91,9 @@ class EdgeBackend:
             prompt=prompt,
             request_id=new_request_id(time.time_ns() // 1_000_000).hex(),
             key=answer_key(model, prompt, sampling),
+            answer_tokens=float(sampling.max_tokens)
+            if sampling.ignore_eos
+            else min(float(sampling.max_tokens), self._typical_answer_tokens),
         )
         async with aclosing(self._routed(work)) as events:
             async for event in events:
@@ -116,10 +122,10 @@ class EdgeBackend:
         return self._cache.get(work.key)
 
     async def _decide(self, work: _Work) -> Decision:
-        options, sampling = work.call.options, work.call.sampling
+        options = work.call.options
         request = RouteRequest(
             prompt_tokens=len(work.prompt),
-            max_tokens=sampling.max_tokens,
+            answer_tokens=work.answer_tokens,
             wish=options.route,
             privacy=options.privacy,
             deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000,
@@ -138,22 +144,36 @@ class EdgeBackend:
             queue_limit=self._queue_limit,
             prefill_tokens_per_s=now.prefill_tokens_per_s,
             decode_step_s=now.decode_step_s,
-            typical_answer_tokens=self._typical_answer_tokens,
+            pending_tokens=sum(self._pending_tokens.values()),
         )
 
     async def _edge(self, work: _Work, reason: str) -> AsyncGenerator[AnswerEvent, None]:
         """Run on the device, and remember what came out."""
         texts: list[str] = []
         answer = self._local.generate(work.call, work.prompt, work.request_id, reason)
-        async with aclosing(answer) as events:
-            async for event in events:
-                if isinstance(event, TextDelta):
-                    texts.append(event.text)
-                elif isinstance(event, Finished):
-                    self._learn(event.usage.completion_tokens)
-                    if work.key is not None:
-                        self._cache.put(work.key, "".join(texts), event.reason, event.usage)
-                yield event
+        self._pending_tokens[work.request_id] = work.answer_tokens
+        try:
+            async with aclosing(answer) as events:
+                async for event in events:
+                    if isinstance(event, TextDelta):
+                        texts.append(event.text)
+                        self._count_down(work.request_id, len(event.tokens))
+                    elif isinstance(event, Finished):
+                        self._keep(work, "".join(texts), event)
+                    yield event
+        finally:
+            del self._pending_tokens[work.request_id]
+
+    def _count_down(self, request_id: str, tokens: int) -> None:
+        """An answer that is longer than expected is expected to end any moment."""
+        rest = self._pending_tokens[request_id] - tokens
+        self._pending_tokens[request_id] = max(1.0, rest)
+
+    def _keep(self, work: _Work, text: str, end: Finished) -> None:
+        old = self._typical_answer_tokens
+        self._typical_answer_tokens = (1 - _WEIGHT) * old + _WEIGHT * end.usage.completion_tokens
+        if work.key is not None:
+            self._cache.put(work.key, text, end.reason, end.usage)
 
     async def _cloud_or_edge(self, work: _Work, reason: str) -> AsyncGenerator[AnswerEvent, None]:
         """Run in the cloud; if nothing at all comes back, on the device when it fits there."""
@@ -177,10 +197,6 @@ class EdgeBackend:
     def _fits_here(self, work: _Work) -> bool:
         fits = len(work.prompt) < self._local.engine.context_tokens
         return fits and work.call.options.route != "cloud"
-
-    def _learn(self, answer_tokens: int) -> None:
-        old = self._typical_answer_tokens
-        self._typical_answer_tokens = (1 - _WEIGHT) * old + _WEIGHT * answer_tokens
 
     def health(self) -> Health:
         """See `Backend.health`."""
