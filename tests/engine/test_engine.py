@@ -247,6 +247,53 @@ def test_a_failed_step_ends_only_its_own_requests(shape: Shape) -> None:
     assert good.finished.reason == "length"
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_request_that_breaks_its_step_takes_nobody_along(shape: Shape) -> None:
+    def fails(step: ExecutorStep) -> bool:
+        return any(299 in row.tokens for row in step.rows)
+
+    prompts = {f"r{n}": (*range(3 + n, 20 + n), *([299] if n in (2, 5) else [])) for n in range(9)}
+
+    async def scenario(names: list[str], behaviour: Behaviour) -> dict[str, Collected]:
+        async with serving(toy_engine(ToyExecutor(shape, behaviour=behaviour))) as engine:
+            answers = (collect(engine.submit(ask(name, prompts[name]))) for name in names)
+            return dict(zip(names, await asyncio.gather(*answers), strict=True))
+
+    answers = asyncio.run(scenario(list(prompts), Behaviour(fails=fails)))
+    for name, answer in answers.items():
+        if 299 in prompts[name]:
+            assert isinstance(answer.terminal, Failed)
+        else:
+            assert answer.tokens == asyncio.run(scenario([name], Behaviour()))[name].tokens
+
+
+def test_a_step_that_fails_once_costs_nobody_an_answer() -> None:
+    failures = iter([False, False, True])
+
+    async def scenario(behaviour: Behaviour) -> list[Collected]:
+        async with serving(toy_engine(ToyExecutor(PAGED, behaviour=behaviour))) as engine:
+            asked = [ask(f"r{n}", tuple(range(3 + n, 20 + n))) for n in range(5)]
+            return await asyncio.gather(*(collect(engine.submit(one)) for one in asked))
+
+    shaken = asyncio.run(scenario(Behaviour(fails=lambda step: next(failures, False))))
+    assert [one.tokens for one in shaken] == [
+        one.tokens for one in asyncio.run(scenario(Behaviour()))
+    ]
+
+
+def test_an_executor_that_always_fails_ends_everything_soon() -> None:
+    async def scenario() -> tuple[list[Collected], int]:
+        executor = ToyExecutor(PAGED, behaviour=Behaviour(fails=lambda step: True))
+        async with serving(toy_engine(executor)) as engine:
+            asked = [ask(f"r{n}", tuple(range(3 + n, 20 + n))) for n in range(8)]
+            ends = await asyncio.gather(*(collect(engine.submit(one)) for one in asked))
+            return ends, executor.record.steps
+
+    ends, steps = asyncio.run(scenario())
+    assert all(isinstance(end.terminal, Failed) for end in ends)
+    assert steps <= 16
+
+
 def test_any_exception_of_the_executor_is_the_steps_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

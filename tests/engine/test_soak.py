@@ -18,14 +18,19 @@ from tidegate.engine.settings import EngineSettings
 from tidegate.errors import CapacityError
 
 REQUESTS = 500
+POISON = 299
+POISONED = range(0, REQUESTS, 50)
 TIGHT = PagedGeometry(block_tokens=4, blocks=40, bytes_per_token=8)
 
 
 async def one(engine: Engine, number: int, chance: random.Random) -> type[Terminal]:
     """Submit one request as clients do: try again when full, sometimes leave early."""
+    stem = range(10, 10 + chance.choice((0, 0, 16, 40)))
+    end = POISON if number in POISONED else 9
+    prompt = (*stem, *chance.choices(range(3, 9), k=9), end)
     request = ask(
         f"r{number}",
-        (*range(10, 10 + chance.choice((0, 0, 16, 40))), *chance.choices(range(3, 9), k=9)),
+        prompt,
         max_tokens=chance.randint(1, 30),
         temperature=chance.choice((0.0, 1.0)),
         top_p=chance.choice((0.9, 1.0)),
@@ -54,7 +59,8 @@ def test_five_hundred_mixed_requests_leave_nothing_behind(
     steps_that_fail = set(chance.sample(range(3000), 30))
 
     def fails(step: ExecutorStep) -> bool:
-        return executor.record.steps in steps_that_fail
+        poisoned = any(POISON in row.tokens for row in step.rows)
+        return poisoned or executor.record.steps in steps_that_fail
 
     executor = ToyExecutor(shape, behaviour=Behaviour(fails=fails))
 
@@ -73,7 +79,8 @@ def test_five_hundred_mixed_requests_leave_nothing_behind(
 
     started_s = time.perf_counter()
     ends = asyncio.run(scenario())
-    assert ends.count(Finished) > 300
-    assert ends.count(Failed) > 0
+    failed = {number for number, end in enumerate(ends) if end is Failed}
+    assert len(failed) <= len(POISONED) + len(steps_that_fail)
+    assert ends.count(Finished) > 400
     assert ends.count(Cancelled) > 0
     assert time.perf_counter() - started_s < 10

@@ -7,6 +7,7 @@ leaves while its step runs keeps its KV until `settle`, since the executor is st
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tidegate.engine.executor import (
@@ -20,6 +21,7 @@ from tidegate.engine.executor import (
 from tidegate.engine.generation import Generation
 from tidegate.engine.kv import KvCache
 from tidegate.engine.paged_kv import PagedKv
+from tidegate.engine.quarantine import Quarantine
 from tidegate.engine.sampling import Draw
 from tidegate.engine.scheduler import Budget, Candidate, Chunk, Key, Plan, Room, State, plan
 from tidegate.engine.settings import EngineSettings
@@ -85,6 +87,7 @@ class Batcher:
         self.running: dict[Key, Generation] = {}
         self.waiting: list[Generation] = []
         self._in_flight: frozenset[Key] = frozenset()
+        self._quarantine = Quarantine()
 
     @property
     def empty(self) -> bool:
@@ -101,28 +104,44 @@ class Batcher:
         """Take a request out, wherever it is, and free its KV as soon as no step uses it."""
         if self.running.pop(generation.key, None) is None and generation in self.waiting:
             self.waiting.remove(generation)
+        self._quarantine.leave((generation.key,))
         if generation.key not in self._in_flight:
             self.kv.release(generation.key, forget=forget)
 
     def next(self) -> Batch:
         """Decide the next step and give its rows their KV; there must be work."""
-        waiting = {one.key: one for one in self.waiting[: self._candidates()]}
+        group = frozenset(self._quarantine.group)
+        line = [one for one in self.waiting if one.key in group] if group else self.waiting
+        waiting = {one.key: one for one in line[: self._candidates()]}
         decided = plan(self._state(waiting), self._budget)
         for key in decided.preempted:
-            self._preempt(self.running.pop(key))
+            self._requeue(self.running.pop(key))
         for key in decided.admitted:
             self._admit(waiting[key])
         return self._batch(decided)
 
-    def settle(self, batch: Batch, *, failed: bool) -> None:
-        """Book what a step has computed, or that its KV is lost."""
+    def settle(self, batch: Batch) -> None:
+        """Book what a step has computed."""
         self._in_flight = frozenset()
         for generation, tokens in batch.chunks:
-            if not failed:
-                generation.computed += tokens
-                self.kv.commit(generation.key, generation.tokens[: generation.computed])
-            if failed or generation.key not in self.running:
-                self.kv.release(generation.key, forget=failed)
+            generation.computed += tokens
+            self.kv.commit(generation.key, generation.tokens[: generation.computed])
+            if generation.key not in self.running:
+                self.kv.release(generation.key)
+        self._clear(batch.samplers)
+
+    def settle_failed(self, batch: Batch) -> tuple[Generation, ...]:
+        """Book that a step's KV is lost; the requests to give up, all others start over."""
+        self._in_flight = frozenset()
+        for generation, _ in batch.chunks:
+            self.kv.release(generation.key, forget=True)
+        here = [one for one, _ in batch.chunks if self.running.pop(one.key, None) is not None]
+        for generation in here:
+            self._requeue(generation)
+        given_up = self._quarantine.failed(
+            [generation.key for generation in here], alone=len(batch.chunks) == 1
+        )
+        return tuple(one for one in self.waiting if one.key in given_up)
 
     def abandon_step(self) -> None:
         """Forget a step whose end nobody will see, because making it failed or the loop stops."""
@@ -168,7 +187,15 @@ class Batcher:
             drawn=match.drawn,
         )
 
-    def _preempt(self, generation: Generation) -> None:
+    def _clear(self, came_through: Iterable[Generation]) -> None:
+        """Suspects that came through start over later, so that the next group has all the KV."""
+        suspects = self._quarantine.group
+        self._quarantine.passed([generation.key for generation in came_through])
+        for generation in came_through:
+            if generation.key in suspects and generation.key in self.running:
+                self._requeue(self.running.pop(generation.key))
+
+    def _requeue(self, generation: Generation) -> None:
         """Back in line with its tokens kept; what it had computed is computed again, or reused."""
         self.kv.release(generation.key)
         generation.computed = 0

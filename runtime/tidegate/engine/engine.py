@@ -1,7 +1,8 @@
 """`Engine`: the loop. Plan, execute, hand out tokens; one terminal event per request, always.
 
 `run()` owns the loop and ends by cancellation. Everything else is called from the same event loop.
-A request that is wrong, fails or goes away ends alone; a step that fails ends the requests in it.
+A request that is wrong, fails or goes away ends alone; a step that fails is tried again in parts
+until it is clear who failed it.
 """
 
 from __future__ import annotations
@@ -208,11 +209,11 @@ class Engine:
         self._schedule(batch)
         outcome = await self._stepper.run(batch.step, batch.draws())
         self._meter.last_progress_s = self.clock()
-        self._batcher.settle(batch, failed=outcome.error is not None)
         if outcome.error is None:
+            self._batcher.settle(batch)
             self._absorb(batch, outcome)
         else:
-            self._fail_all((one for one, _ in batch.chunks), outcome.error)
+            self._fail_all(self._batcher.settle_failed(batch), outcome.error)
 
     def _schedule(self, batch: Batch) -> None:
         now_s = self.clock()
