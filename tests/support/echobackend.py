@@ -42,7 +42,7 @@ class EchoBackend:
     def health(self) -> Health:
         return Health(healthy=self.healthy, ready=self.ready, detail="echoing")
 
-    def status(self) -> Mapping[str, object]:
+    async def status(self) -> Mapping[str, object]:
         return {"running": self.begun - self.closed - self.ended}
 
     def metrics(self) -> bytes:

@@ -44,14 +44,6 @@ class CloudLeg:
         """What the live gateways say they serve."""
         return tuple(model for view in await self._link.gateways() for model in view.models)
 
-    def status(self) -> Mapping[str, object]:
-        """JSON for `/status`."""
-        return {
-            "connected": self._link.connected,
-            "answer_s": self._answer_s,
-            "counters": asdict(self._link.counters),
-        }
-
     async def signals(self) -> CloudSignals:
         """What the router may count on right now."""
         models = await self.models()
@@ -66,6 +58,16 @@ class CloudLeg:
             answer_s=self._answer_s,
             detail=detail,
         )
+
+    async def status(self) -> Mapping[str, object]:
+        """JSON for `/status`."""
+        now = await self.signals()
+        return {
+            "reachable": now.reachable,
+            "detail": now.detail,
+            "answer_s": self._answer_s,
+            "counters": asdict(self._link.counters),
+        }
 
     async def answer(
         self, call: Call, request_id: str, reason: str

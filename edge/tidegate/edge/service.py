@@ -202,16 +202,16 @@ class EdgeBackend:
         """See `Backend.health`."""
         return self._local.health()
 
-    def status(self) -> Mapping[str, object]:
+    async def status(self) -> Mapping[str, object]:
         """See `Backend.status`."""
         return {
-            "engine": self._local.status(),
+            "engine": await self._local.status(),
             "routes": dict(self._routes),
             "refused": self._refused,
             "fallbacks": self._fallbacks,
             "typical_answer_tokens": round(self._typical_answer_tokens, 1),
             "answer_cache": {"entries": len(self._cache), "bytes": self._cache.nbytes},
-            "link": None if self._cloud is None else self._cloud.status(),
+            "link": None if self._cloud is None else await self._cloud.status(),
         }
 
     def metrics(self) -> bytes:

@@ -65,7 +65,7 @@ class Backend(Protocol):
     def health(self) -> Health:
         """Cheap, and never blocks."""
 
-    def status(self) -> Mapping[str, object]:
+    async def status(self) -> Mapping[str, object]:
         """JSON for `/status`: queues, memory, routes, link. No secret, no prompt text."""
 
     def metrics(self) -> bytes:

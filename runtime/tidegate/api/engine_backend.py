@@ -137,7 +137,7 @@ class EngineBackend:
         detail = f"{now.running} running, {now.waiting} waiting"
         return Health(healthy=now.healthy, ready=now.accepting, detail=detail)
 
-    def status(self) -> Mapping[str, object]:
+    async def status(self) -> Mapping[str, object]:
         """See `Backend.status`."""
         now = self.engine.snapshot()
         return {

@@ -92,7 +92,7 @@ def _reports(backend: Backend, metrics: Metrics, *, status: bool) -> list[BaseRo
         return Response(metrics.render() + backend.metrics(), media_type=CONTENT_TYPE)
 
     async def show_status(_: Request) -> Response:
-        return Response(json.dumps(dict(backend.status())), media_type="application/json")
+        return Response(json.dumps(dict(await backend.status())), media_type="application/json")
 
     routes: list[BaseRoute] = [
         Route("/v1/models", models),

@@ -1,5 +1,7 @@
 """Ask a running device or cloud one question and stream the answer.
 
+The answer goes to stdout; where it ran, why and how fast go to stderr.
+
 Example:
   tidegate chat "turn on the lamp in the kitchen" --url http://127.0.0.1:8080
 """
@@ -7,6 +9,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,13 +17,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to ask")
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="of the device or cloud")
     parser.add_argument("--api-key", help="for a cloud that wants one")
-    parser.add_argument("--privacy", choices=("local", "redact", "sealed", "any"))
-    parser.add_argument("--route", choices=("auto", "edge", "cloud"))
+    parser.add_argument("--privacy", choices=("local", "redact", "sealed", "any"), default="sealed")
+    parser.add_argument("--route", choices=("auto", "edge", "cloud"), default="auto")
     parser.add_argument("--deadline-ms", type=int, help="until the whole answer should be there")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest answer (default 256)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Stream the answer to stdout and where it came from to stderr."""
-    raise NotImplementedError
+    from tidegate.client import Client
+
+    with (
+        Client(args.url, api_key=args.api_key) as client,
+        client.stream(
+            args.prompt,
+            privacy=args.privacy,
+            route=args.route,
+            deadline_ms=args.deadline_ms,
+            temperature=args.temperature,
+            max_tokens=args.max_tokens,
+        ) as stream,
+    ):
+        for text in stream:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    answer = stream.answer
+    rate = answer.timings.tokens_per_s
+    speed = "" if rate is None else f", {rate:.0f} tokens/s"
+    where = f"{answer.route or 'unknown'}: {answer.reason}" if answer.reason else answer.model
+    print(f"[{where}; {answer.usage.completion_tokens} tokens{speed}]", file=sys.stderr)
+    return 0

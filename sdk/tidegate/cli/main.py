@@ -12,11 +12,13 @@ from typing import Protocol, cast
 from tidegate.errors import TidegateError
 
 COMMANDS = {
+    "demo": "see the whole idea work: convert, answer on the device, overflow to the cloud",
     "convert": "turn a Hugging Face checkpoint into a bundle for devices",
     "inspect": "show what a bundle holds, after verifying it",
     "serve": "run the device daemon on a bundle",
     "cloud": "run the cloud service on a checkpoint",
     "broker": "run a small MQTT broker, for laptops",
+    "chat": "ask a running device or cloud one question and stream the answer",
     "keys": "make the keys of a device and its gateway, or an API key",
 }
 

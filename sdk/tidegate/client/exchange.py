@@ -41,6 +41,7 @@ class AskOptions(TypedDict, total=False):
     top_k: int | None
     seed: int | None
     stop: str | list[str] | None
+    ignore_eos: bool | None
     route: RouteWish | None
     privacy: Privacy | None
     priority: Literal["interactive", "normal", "background"] | None

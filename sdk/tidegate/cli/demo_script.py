@@ -1,0 +1,108 @@
+"""What the demo asks, and which route each request should take and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tidegate.api.backend import Route
+from tidegate.client import AskOptions
+
+TABLE = """Readings:
+kitchen temperature 21
+kitchen humidity 45
+bedroom temperature 18
+attic temperature 30
+workshop power 34"""
+
+ROOMS = ("kitchen", "bedroom", "attic", "workshop", "garage", "cellar", "office", "hall")
+SENSORS = ("temperature", "humidity", "power")
+
+
+def long_table() -> str:
+    """About 90 readings, too many tokens for the context that the demo gives the device."""
+    rows = [
+        f"{room} {number} {sensor} {1 + (7 * number + 13 * i + 29 * j) % 99}"
+        for number in range(1, 5)
+        for i, room in enumerate(ROOMS)
+        for j, sensor in enumerate(SENSORS)
+    ]
+    return "\n".join(["Readings:", *rows[:90]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRequest:
+    """One request of the demo."""
+
+    title: str
+    prompt: str
+    options: AskOptions
+    expected: Route | Literal["refused"]
+    while_busy: bool = False
+    """Send it while the device's queue is full of background work."""
+
+
+GREEDY = AskOptions(temperature=0.0, max_tokens=64)
+REPEATED = f"{TABLE}\nwhat is the humidity in the kitchen?"
+
+REQUESTS = (
+    DemoRequest(title="small talk", prompt="hello", options=GREEDY, expected="edge"),
+    DemoRequest(
+        title="easy command",
+        prompt="turn on the lamp in the kitchen",
+        options=GREEDY,
+        expected="edge",
+    ),
+    DemoRequest(title="easy question", prompt=REPEATED, options=GREEDY, expected="edge"),
+    DemoRequest(
+        title="with a deadline",
+        prompt=f"{TABLE}\nwhich room is warmest?",
+        options=GREEDY | AskOptions(deadline_ms=20_000),
+        expected="edge",
+    ),
+    DemoRequest(title="identical repeat", prompt=REPEATED, options=GREEDY, expected="cache"),
+    DemoRequest(
+        title="too long for the device",
+        prompt=f"{long_table()}\nwhat is the power in the attic 3?",
+        options=GREEDY,
+        expected="cloud",
+    ),
+    DemoRequest(
+        title="asked for the cloud",
+        prompt=f"{TABLE}\nwhat is the sum of the temperature in the kitchen and the attic?",
+        options=GREEDY | AskOptions(route="cloud"),
+        expected="cloud",
+    ),
+    DemoRequest(
+        title="private",
+        prompt="switch off the heater in the bedroom",
+        options=GREEDY | AskOptions(privacy="local"),
+        expected="edge",
+    ),
+    DemoRequest(
+        title="private and too long",
+        prompt=f"{long_table()}\nwhat is the power in the attic 2?",
+        options=GREEDY | AskOptions(privacy="local"),
+        expected="refused",
+    ),
+    DemoRequest(
+        title="tight deadline, full queue",
+        prompt="turn off the fan in the office",
+        options=GREEDY | AskOptions(deadline_ms=150, priority="interactive"),
+        expected="cloud",
+        while_busy=True,
+    ),
+    DemoRequest(
+        title="private, full queue",
+        prompt="turn on the fan in the garage",
+        options=GREEDY | AskOptions(privacy="local", priority="interactive"),
+        expected="edge",
+        while_busy=True,
+    ),
+)
+
+BUSY_WORK = AskOptions(
+    temperature=0.0, max_tokens=256, ignore_eos=True, route="edge", priority="background"
+)
+BUSY_REQUESTS = 24
+"""Enough that the device, four at a time, needs seconds: far beyond the tight deadline."""
