@@ -8,8 +8,11 @@ import logging
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
 from echobackend import EchoBackend
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -207,6 +210,35 @@ def test_a_body_that_is_no_request_is_a_400(body: bytes, said: str) -> None:
     assert response.status_code == 400
     assert said in error_of(response)["message"]
     assert error_of(response)["param"] == "body"
+
+
+bodies = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                ["messages", "role", "content", "stream", "model", "tidegate", "stop", "n"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(bodies, st.booleans())
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_no_body_whatever_is_answered_with_a_server_error(data: object, nearly: bool) -> None:
+    if nearly and isinstance(data, dict):
+        data = {**HELLO, **data}
+    content = json.dumps(data).encode()
+    headers = {"Content-Type": "application/json"}
+    response = ask(EchoBackend(), "POST", CHAT, content=content, headers=headers)
+    assert response.status_code in (200, 400, 404)
+    if response.status_code != 200:
+        error_of(response)
 
 
 def test_a_wrong_field_is_a_400_that_names_it() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.api.schema import (
@@ -223,6 +223,7 @@ prompts = st.text(min_size=1) | st.lists(st.integers(0, 2**31 - 1), min_size=1).
 
 
 @given(chats, st.booleans())
+@settings(deadline=None, max_examples=200)
 def test_a_chat_call_survives_its_journey_as_json(call: Call, limited: bool) -> None:
     if not limited:
         rest = replace(call.sampling, max_tokens=REST_OF_CONTEXT)
@@ -231,6 +232,7 @@ def test_a_chat_call_survives_its_journey_as_json(call: Call, limited: bool) -> 
 
 
 @given(chats, prompts)
+@settings(deadline=None, max_examples=200)
 def test_a_completion_call_survives_its_journey_as_json(call: Call, prompt: Any) -> None:
     call = replace(call, kind="completion", messages=(), prompt=prompt)
     assert read_completion(json.loads(json.dumps(call_to_json(call)))) == call
@@ -268,6 +270,7 @@ def outcome(read: Callable[[object], Call], data: object) -> str:
 
 
 @given(json_values | st.dictionaries(field_names, json_values))
+@settings(deadline=None, max_examples=200)
 def test_whatever_comes_is_read_or_refused_with_a_request_error(data: object) -> None:
     for read in (read_chat, read_completion):
         assert len(outcome(read, data)) < 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import signal
 import socket
 import time
@@ -76,8 +77,7 @@ def test_a_client_that_leaves_while_the_backend_is_silent_is_noticed() -> None:
 
 def test_a_slow_reader_does_not_hold_up_the_others() -> None:
     backend = EchoBackend(repeat=100)  # 100 MB: more than the kernel buffers
-    with serving(create_app(backend)) as server:
-        slow = connect(server)
+    with serving(create_app(backend)) as server, connect(server) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         asked = body(content=BULKY)
         slow.sendall(head(len(asked)) + asked)
@@ -96,8 +96,7 @@ def test_a_slow_reader_does_not_hold_up_the_others() -> None:
 def test_a_reader_that_takes_nothing_is_given_up() -> None:
     backend = EchoBackend(repeat=100)
     settings = HttpSettings(write_timeout_s=0.3)
-    with serving(create_app(backend, settings=settings)) as server:
-        stuck = connect(server)
+    with serving(create_app(backend, settings=settings)) as server, connect(server) as stuck:
         asked = body(content=BULKY)
         stuck.sendall(head(len(asked)) + asked)
         soon(lambda: backend.closed == 1)
@@ -154,6 +153,39 @@ def test_calls_over_the_limit_are_told_to_wait() -> None:
             client.chat.completions.create(model="echo-1", messages=HELLO)
         first.close()
         soon(lambda: backend.closed == 1)
+
+
+def test_any_mix_of_leaving_and_staying_leaves_nothing_behind() -> None:
+    backend = EchoBackend(word_s=0.002)
+    settings = HttpSettings(max_calls=40)
+    rng = random.Random(7)
+    plans = [(rng.random() < 0.5, rng.choice([0.0, 0.01, 0.05, None])) for _ in range(40)]
+
+    async def visit(server: BoundServer, stream: bool, stay_s: float | None) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        asked = body(content="word " * 30, stream=stream)
+        writer.write(head(len(asked)).replace(b"Host", b"Connection: close\r\nHost") + asked)
+        await writer.drain()
+        got = b""
+        if stay_s is None:
+            got = await reader.read(-1)
+        else:
+            await asyncio.sleep(stay_s)
+        writer.close()
+        return got
+
+    async def everybody(server: BoundServer) -> list[bytes]:
+        return await asyncio.gather(*(visit(server, *plan) for plan in plans))
+
+    with serving(create_app(backend, settings=settings)) as server:
+        for got, (_, stay_s) in zip(asyncio.run(everybody(server)), plans, strict=True):
+            assert stay_s is not None or got.startswith(b"HTTP/1.1 200")
+        soon(lambda: backend.begun == backend.ended + backend.closed)
+        assert backend.ended >= sum(stay_s is None for _, stay_s in plans)
+        # All places are free again.
+        assert asyncio.run(everybody(server))
+        with openai_client(server) as client:
+            client.chat.completions.create(model="echo-1", messages=HELLO)
 
 
 def openai_client(server: BoundServer) -> openai.OpenAI:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.api.sse import DONE, HEARTBEAT, Decoder, encode
@@ -13,6 +13,7 @@ from tidegate.errors import UnavailableError
 
 
 @given(st.lists(st.text(max_size=20), max_size=6), st.integers(1, 7), st.booleans())
+@settings(deadline=None, max_examples=200)
 def test_events_survive_any_cut(texts: list[str], step: int, windows: bool) -> None:
     sent = HEARTBEAT.join([b"", *(encode({"text": one}) for one in texts), DONE])
     if windows:
@@ -28,6 +29,7 @@ def test_events_survive_any_cut(texts: list[str], step: int, windows: bool) -> N
 
 
 @given(st.lists(st.binary(max_size=30), max_size=8))
+@settings(deadline=None, max_examples=200)
 def test_any_bytes_are_events_or_an_unavailable_error(chunks: list[bytes]) -> None:
     decoder = Decoder(most_bytes=40)
     try:

@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.api.backend import AnswerEvent, Routed
@@ -46,6 +46,7 @@ json_values = st.recursive(
 
 
 @given(events)
+@settings(deadline=None, max_examples=200)
 def test_an_event_survives_the_wire(event: AnswerEvent) -> None:
     assert read_event(write_event(event)) == event
 
@@ -57,12 +58,14 @@ def test_the_bytes_are_compact_and_readable() -> None:
 
 
 @given(st.binary(max_size=60))
+@settings(deadline=None, max_examples=200)
 def test_bytes_that_are_no_event_are_a_link_error(payload: bytes) -> None:
     with pytest.raises(LinkError):
         read_event(payload)
 
 
 @given(events, st.data())
+@settings(deadline=None, max_examples=200)
 def test_a_changed_event_is_read_or_refused_and_never_crashes(
     event: AnswerEvent, data: st.DataObject
 ) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +18,7 @@ from typing import Any
 
 import pytest
 from echobackend import EchoBackend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import serving
 
@@ -75,6 +78,21 @@ def test_the_front_door_exports_what_it_says() -> None:
     exported = {name for name in vars(front_door) if name[0].isupper()}
     assert sorted(exported) == sorted(front_door.__all__)
     assert all(hasattr(import_module("tidegate.client"), name) for name in front_door.__all__)
+
+
+def test_importing_it_brings_httpx_and_nothing_heavy() -> None:
+    script = "import sys, tidegate.client; print(*sys.modules)"
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    loaded = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "httpx" in loaded
+    heavy = {"starlette", "fastapi", "uvicorn", "numpy", "torch", "tokenizers", "prometheus_client"}
+    assert not heavy & set(loaded)
 
 
 def test_a_chat_is_a_whole_answer_with_its_route() -> None:
@@ -390,6 +408,7 @@ json_values = st.recursive(
 
 
 @given(json_values)
+@settings(deadline=None, max_examples=200)
 def test_any_json_is_an_answer_or_unavailable(data: object) -> None:
     for read in (read_answer, read_models):
         try:
@@ -399,6 +418,7 @@ def test_any_json_is_an_answer_or_unavailable(data: object) -> None:
 
 
 @given(st.lists(json_values, max_size=3), st.binary(max_size=10))
+@settings(deadline=None, max_examples=200)
 def test_any_stream_is_texts_or_one_of_our_errors(events: list[object], junk: bytes) -> None:
     sent = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in events) + junk
     try:
@@ -408,6 +428,7 @@ def test_any_stream_is_texts_or_one_of_our_errors(events: list[object], junk: by
 
 
 @given(st.integers(300, 599), st.binary(max_size=20), json_values)
+@settings(deadline=None, max_examples=200)
 def test_any_error_body_is_one_of_our_errors(status: int, junk: bytes, data: object) -> None:
     for body in (junk, json.dumps({"error": data}).encode()):
         assert isinstance(read_error(status, body, {"retry-after": "soon"}), TidegateError)

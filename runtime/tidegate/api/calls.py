@@ -84,9 +84,9 @@ class CallEndpoint:
             heading = answers.Heading(kind=call.kind, created_s=int(time.time()), routed=routed)
             if call.stream:
                 await self._stream(call, heading, answer, scope, send)
-            else:
-                body = await _collect(heading, answer)
-                await JSONResponse(body)(scope, receive, send)
+                return
+            body = await _collect(heading, answer)
+        await JSONResponse(body)(scope, receive, send)  # when the call is over and counted
 
     async def _stream(
         self, call: Call, heading: answers.Heading, answer: Answer, scope: Scope, send: Send

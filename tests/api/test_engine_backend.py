@@ -1,0 +1,171 @@
+"""A real engine behind the HTTP surface, on a toy model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import httpx
+from toyengine import PAGED, toy_engine
+from toyengine import serving as running
+from toyexecutor import Behaviour, ToyExecutor
+
+from tidegate.api.engine_backend import EngineBackend
+from tidegate.api.http import create_app
+from tidegate.api.server import BoundServer
+from tidegate.engine.engine import Engine
+from tidegate.engine.settings import EngineSettings
+
+CHAT = "/v1/chat/completions"
+
+
+def body(said: str = "hello", **fields: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": said}], "temperature": 0, **fields}
+
+
+@asynccontextmanager
+async def served(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
+    """The engine and its HTTP surface on loopback, and a client of it."""
+    app = create_app(EngineBackend(engine, route="edge", created_s=0))
+    server = BoundServer(app, "127.0.0.1", 0)
+    async with running(engine), httpx.AsyncClient(base_url=server.url, timeout=10) as client:
+        serving = asyncio.create_task(server.run())
+        try:
+            yield client
+        finally:
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+
+
+def with_engine(
+    test: Callable[[httpx.AsyncClient, Engine], Awaitable[None]], engine: Engine
+) -> None:
+    async def run() -> None:
+        async with served(engine) as client:
+            await test(client, engine)
+
+    asyncio.run(run())
+
+
+def slow_engine(*, settings: EngineSettings | None = None) -> Engine:
+    """20 ms a step and no end token: answers as long as their limit."""
+    executor = ToyExecutor(PAGED, behaviour=Behaviour(step_s=0.02))
+    return toy_engine(executor, eos=False, settings=settings)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def streamed(client: httpx.AsyncClient, **fields: Any) -> list[Any]:
+    response = await client.post(CHAT, json=body(stream=True, **fields))
+    datas = [one.removeprefix("data: ") for one in response.text.split("\n\n") if one]
+    assert datas.pop() == "[DONE]"
+    return [json.loads(one) for one in datas]
+
+
+def test_a_streamed_answer_is_the_whole_answer_in_pieces() -> None:
+    async def test(client: httpx.AsyncClient, engine: Engine) -> None:
+        whole = (await client.post(CHAT, json=body(max_tokens=12))).json()
+        chunks = await streamed(client, max_tokens=12, stream_options={"include_usage": True})
+        said = "".join(
+            one["choices"][0]["delta"].get("content", "") for one in chunks if one["choices"]
+        )
+        assert said == whole["choices"][0]["message"]["content"]
+        assert whole["usage"]["completion_tokens"] == 12
+        assert chunks[-1]["usage"]["completion_tokens"] == 12
+        assert whole["choices"][0]["finish_reason"] == "length"
+        assert whole["tidegate"]["route"] == "edge"
+        assert whole["tidegate"]["ttft_s"] >= 0
+
+    with_engine(test, toy_engine(eos=False))
+
+
+def test_an_answer_without_a_limit_ends_with_the_context() -> None:
+    async def test(client: httpx.AsyncClient, engine: Engine) -> None:
+        answer = (await client.post(CHAT, json=body())).json()
+        assert answer["usage"]["total_tokens"] == engine.context_tokens
+        assert answer["choices"][0]["finish_reason"] == "length"
+
+    with_engine(test, toy_engine(eos=False))
+
+
+def test_a_client_that_leaves_frees_the_engine() -> None:
+    async def test(client: httpx.AsyncClient, engine: Engine) -> None:
+        for stream in (True, False):
+            asking = asyncio.create_task(client.post(CHAT, json=body(stream=stream)))
+            await until(lambda: engine.snapshot().running == 1)
+            asking.cancel()
+            await until(lambda: engine.snapshot().running == 0)
+        assert engine.snapshot().cancelled == 2
+        await until(lambda: engine.snapshot().kv_usage == 0)  # within the step in flight
+
+    with_engine(test, slow_engine())
+
+
+def test_a_prompt_beyond_the_context_is_refused_by_name() -> None:
+    async def test(client: httpx.AsyncClient, engine: Engine) -> None:
+        for said in ("tide gate " * 100, "x" * 200_000):
+            answer = await client.post(CHAT, json=body(said))
+            assert answer.status_code in (400, 413)
+            assert answer.json()["error"]["param"] == "messages"
+            assert "tide gate" not in answer.text
+
+    with_engine(test, toy_engine())
+
+
+def test_a_full_queue_is_a_429_and_the_others_are_answered() -> None:
+    async def test(client: httpx.AsyncClient, engine: Engine) -> None:
+        answers = await asyncio.gather(
+            *(client.post(CHAT, json=body(max_tokens=8)) for _ in range(12))
+        )
+        codes = [one.status_code for one in answers]
+        assert set(codes) == {200, 429}
+        assert all("retry-after" in one.headers for one in answers if one.status_code == 429)
+        shown = (await client.get("/metrics")).text
+        assert f'{{code="over_capacity"}} {codes.count(429)}.0' in shown
+
+    with_engine(test, slow_engine(settings=EngineSettings(most_waiting=2)))
+
+
+def test_a_failed_step_is_an_error_for_its_calls_and_no_more() -> None:
+    async def test(client: httpx.AsyncClient, engine: Engine) -> None:
+        behaviour.fails = lambda step: True
+        answer = await client.post(CHAT, json=body())
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "execution_failed")
+        behaviour.fails = lambda step: False
+        assert (await client.post(CHAT, json=body(max_tokens=2))).status_code == 200
+
+    behaviour = Behaviour()
+    with_engine(test, toy_engine(ToyExecutor(PAGED, behaviour=behaviour), eos=False))
+
+
+def test_draining_flips_readiness_and_not_health() -> None:
+    async def test(client: httpx.AsyncClient, engine: Engine) -> None:
+        assert (await client.get("/ready")).status_code == 200
+        await engine.drain(1)
+        assert (await client.get("/ready")).status_code == 503
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.post(CHAT, json=body())).status_code == 503
+
+    with_engine(test, toy_engine())
+
+
+def test_metrics_show_the_engine_under_vllms_names() -> None:
+    async def test(client: httpx.AsyncClient, engine: Engine) -> None:
+        await client.post(CHAT, json=body(max_tokens=3))
+        shown = (await client.get("/metrics")).text
+        for line in (
+            'tidegate_num_requests_running{model_name="toy"} 0.0',
+            'tidegate_kv_cache_usage_perc{model_name="toy"} 0.0',
+            'tidegate_generation_tokens_total{model_name="toy"} 3.0',
+        ):
+            assert line in shown
+
+    with_engine(test, toy_engine(eos=False))
