@@ -51,6 +51,12 @@ def test_an_event_survives_the_wire(event: AnswerEvent) -> None:
     assert read_event(write_event(event)) == event
 
 
+def test_an_endless_message_is_cut_and_arrives() -> None:
+    told = read_event(write_event(Failed(code="x", message="m" * 10_000, retryable=True)))
+    assert isinstance(told, Failed)
+    assert told.message == "m" * 4096
+
+
 def test_the_bytes_are_compact_and_readable() -> None:
     assert write_event(TextDelta(text="né", tokens=(5,))) == (
         '{"event":"text","text":"né","tokens":[5]}'.encode()

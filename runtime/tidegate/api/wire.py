@@ -62,7 +62,10 @@ _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def write_event(event: AnswerEvent) -> bytes:
-    """The payload of one event; `read_event` gives an equal one back."""
+    """The payload of one event; `read_event` gives an equal one back.
+
+    Only the texts for people, a reason and an error's message, are cut to what the reader takes.
+    """
     return _to_json(_event_json(event)).encode()
 
 
@@ -72,7 +75,7 @@ def _event_json(event: AnswerEvent) -> _Json:
             return {
                 "event": "routed",
                 "route": event.route,
-                "reason": event.reason,
+                "reason": event.reason[:_REASON_CHARS],
                 "model": event.model,
                 "request_id": event.request_id,
             }
@@ -89,7 +92,7 @@ def _event_json(event: AnswerEvent) -> _Json:
             return {
                 "event": "failed",
                 "code": event.code,
-                "message": event.message,
+                "message": event.message[:_REASON_CHARS],
                 "retryable": event.retryable,
             }
         case Cancelled():
