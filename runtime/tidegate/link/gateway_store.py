@@ -17,7 +17,7 @@ from tidegate.link.at_rest import Database
 from tidegate.link.envelope import DeviceId, RequestId
 from tidegate.link.messages import Status
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
     device_id BLOB NOT NULL, request_id BLOB NOT NULL, attempt INTEGER NOT NULL,
     status INTEGER NOT NULL, code TEXT NOT NULL, closed INTEGER NOT NULL,
@@ -72,7 +72,7 @@ class GatewayStore:
         Raises:
             LinkError, IdentityError: see `at_rest.Database`.
         """
-        return cls(Database(path, _SCHEMA))
+        return cls(Database(path, SCHEMA))
 
     def find(self, key: RequestKey) -> GatewayRow | None:
         rows = self._db.read(f"SELECT attempt, status, code, closed FROM requests {_WHERE}", *key)

@@ -18,7 +18,7 @@ from tidegate.link.at_rest import Database
 from tidegate.link.envelope import RequestId
 
 KEEP_RESULT_MS = 24 * 3600 * 1000
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
     request_id BLOB PRIMARY KEY, deadline_ms INTEGER NOT NULL, attempt INTEGER NOT NULL,
     outcome INTEGER NOT NULL, code TEXT NOT NULL, sealed_model BLOB NOT NULL,
@@ -67,7 +67,7 @@ class Outbox:
         Raises:
             LinkError, IdentityError: see `at_rest.Database`.
         """
-        return cls(Database(path, _SCHEMA))
+        return cls(Database(path, SCHEMA))
 
     def add(
         self, request_id: RequestId, body: bytes, *, deadline_ms: int, model: str | None

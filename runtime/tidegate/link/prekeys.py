@@ -222,10 +222,10 @@ def _write(path: Path, held: Sequence[_Held]) -> None:
 
 
 def _read(path: Path) -> list[_Held]:
+    data = read_secret(path)
     try:
-        rows = json.loads(read_secret(path))["prekeys"]
-        return [_held(row) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
+        return [_held(row) for row in json.loads(data)["prekeys"]]
+    except (ValueError, KeyError, TypeError, AttributeError, IdentityError) as error:
         raise IdentityError(f"{path}: damaged; remove it and new prekeys are made") from error
 
 

@@ -1,0 +1,173 @@
+"""Prekeys and adverts: their lives, and who may speak."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tidegate.errors import IdentityError
+from tidegate.link.fleet import add_device, add_gateway, create_fleet
+from tidegate.link.identity import DeviceIdentity, GatewayIdentity
+from tidegate.link.prekeys import (
+    ROTATE_AFTER_S,
+    VALID_FOR_S,
+    Advert,
+    PrekeyStore,
+    open_advert,
+    seal_advert,
+)
+
+NOW_S = 1_800_000_000
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[DeviceIdentity, GatewayIdentity]:
+    root = tmp_path_factory.mktemp("fleet")
+    create_fleet(root / "fleet")
+    gateway = add_gateway(root / "fleet", root / "gw", "gw0", now_s=NOW_S)
+    return add_device(root / "fleet", root / "device", [root / "gw"]), gateway
+
+
+def advert_of(gateway: GatewayIdentity, store: PrekeyStore) -> Advert:
+    return Advert(
+        group=gateway.group,
+        gateway_id=gateway.gateway_id,
+        version=7,
+        issued_s=NOW_S,
+        expires_s=NOW_S + 60,
+        suites=(1,),
+        models=("qwen3-8b",),
+        load=0.25,
+        prekeys=tuple(store.public(NOW_S)),
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PrekeyStore:
+    store = PrekeyStore(tmp_path / "prekeys.json")
+    store.rotate(NOW_S)
+    return store
+
+
+def test_an_advert_survives_the_trip(
+    fleet: tuple[DeviceIdentity, GatewayIdentity], store: PrekeyStore
+) -> None:
+    device, gateway = fleet
+    advert = advert_of(gateway, store)
+    opened = open_advert(
+        seal_advert(gateway, advert), root=device.root, group="home", now_s=NOW_S + 1
+    )
+    assert dataclasses.replace(opened, prekeys=()) == dataclasses.replace(advert, prekeys=())
+    prekey = opened.prekey(NOW_S)
+    assert prekey is not None
+    assert prekey.prekey_id == store.public(NOW_S)[0].prekey_id
+    private = store.find(1, prekey.prekey_id, NOW_S)
+    assert private is not None
+    assert private.public_key() == prekey.public
+
+
+def test_an_advert_with_any_byte_flipped_is_refused(
+    fleet: tuple[DeviceIdentity, GatewayIdentity], store: PrekeyStore
+) -> None:
+    device, gateway = fleet
+    payload = seal_advert(gateway, advert_of(gateway, store))
+    for i in range(len(payload)):
+        damaged = payload[:i] + bytes((payload[i] ^ 1,)) + payload[i + 1 :]
+        with pytest.raises(IdentityError):
+            open_advert(damaged, root=device.root, group="home", now_s=NOW_S)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300))
+def test_any_bytes_are_no_advert(
+    fleet: tuple[DeviceIdentity, GatewayIdentity], data: bytes
+) -> None:
+    with pytest.raises(IdentityError):
+        open_advert(data, root=fleet[0].root, group="home", now_s=NOW_S)
+
+
+@pytest.mark.parametrize(
+    ("change", "now_s", "problem"),
+    [
+        ({}, NOW_S + 60, "not valid now"),
+        ({}, NOW_S - 301, "not valid now"),
+        ({"expires_s": NOW_S + 400 * 86400}, NOW_S + 366 * 86400, "certificate"),
+        ({"group": "other"}, NOW_S, "another gateway"),
+        ({"gateway_id": "gw1"}, NOW_S, "another gateway"),
+    ],
+)
+def test_an_advert_is_refused_out_of_its_time_and_place(
+    fleet: tuple[DeviceIdentity, GatewayIdentity],
+    store: PrekeyStore,
+    change: dict[str, object],
+    now_s: int,
+    problem: str,
+) -> None:
+    device, gateway = fleet
+    advert = dataclasses.replace(advert_of(gateway, store), **change)  # type: ignore[arg-type]
+    payload = seal_advert(gateway, advert)
+    with pytest.raises(IdentityError, match=problem):
+        open_advert(payload, root=device.root, group="home", now_s=now_s)
+
+
+def test_an_advert_for_another_group_is_refused(
+    fleet: tuple[DeviceIdentity, GatewayIdentity], store: PrekeyStore
+) -> None:
+    device, gateway = fleet
+    payload = seal_advert(gateway, advert_of(gateway, store))
+    with pytest.raises(IdentityError, match="group 'home'"):
+        open_advert(payload, root=device.root, group="office", now_s=NOW_S)
+
+
+def test_an_advert_of_another_fleet_is_refused(
+    fleet: tuple[DeviceIdentity, GatewayIdentity], store: PrekeyStore, tmp_path: Path
+) -> None:
+    create_fleet(tmp_path / "fleet")
+    stranger = add_gateway(tmp_path / "fleet", tmp_path / "gw", "gw0", now_s=NOW_S)
+    payload = seal_advert(stranger, advert_of(stranger, store))
+    with pytest.raises(IdentityError, match="pinned key"):
+        open_advert(payload, root=fleet[0].root, group="home", now_s=NOW_S)
+
+
+def test_a_suite_we_do_not_speak_is_never_chosen(
+    fleet: tuple[DeviceIdentity, GatewayIdentity], store: PrekeyStore
+) -> None:
+    advert = dataclasses.replace(advert_of(fleet[1], store), suites=(2,))
+    assert advert.prekey(NOW_S) is None
+
+
+def test_prekeys_are_made_daily_live_three_days_and_are_erased(tmp_path: Path) -> None:
+    path = tmp_path / "prekeys.json"
+    store = PrekeyStore(path)
+    assert store.rotate(NOW_S)
+    assert not store.rotate(NOW_S + ROTATE_AFTER_S - 1)
+    first = store.public(NOW_S)[0].prekey_id
+    assert store.rotate(NOW_S + ROTATE_AFTER_S)
+    assert len(store.public(NOW_S + ROTATE_AFTER_S)) == 2
+    assert store.find(1, first, NOW_S + VALID_FOR_S - 1) is not None
+    assert store.find(1, first, NOW_S + VALID_FOR_S) is None
+    assert store.rotate(NOW_S + VALID_FOR_S)
+    assert first.hex() not in path.read_text()
+
+
+def test_prekeys_survive_a_restart(tmp_path: Path) -> None:
+    store = PrekeyStore(tmp_path / "prekeys.json")
+    store.rotate(NOW_S)
+    (prekey,) = store.public(NOW_S)
+    again = PrekeyStore(tmp_path / "prekeys.json")
+    private = again.find(1, prekey.prekey_id, NOW_S)
+    assert private is not None
+    assert private.public_key() == prekey.public
+    assert not again.rotate(NOW_S)
+
+
+def test_a_damaged_prekey_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "prekeys.json"
+    path.write_text('{"prekeys": [{"suite": 1}]}')
+    path.chmod(0o600)
+    with pytest.raises(IdentityError, match=r"prekeys\.json"):
+        PrekeyStore(path)

@@ -1,0 +1,128 @@
+"""Small real parts for the link's tests: a pair of peers and a database that crashes."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from tidegate.link.at_rest import Database
+from tidegate.link.envelope import (
+    DeviceAttempt,
+    DeviceId,
+    GatewayAttempt,
+    RequestId,
+    new_request_id,
+    open_request,
+    seal_request,
+)
+from tidegate.link.timing import Timing
+
+HANDLE = "0123456789abcdef0123456789abcdef"
+PREKEY_ID = b"prekey-0"
+DEVICE_ID = DeviceId(b"device-id-16byte")
+FAST = Timing(
+    tick_s=0.0,
+    heartbeat_s=0.2,
+    silence_s=0.6,
+    resend_min_s=0.1,
+    resend_max_s=1.0,
+    ack_delay_s=0.03,
+    lease_s=5.0,
+    connect_timeout_s=1.0,
+    advert_every_s=0.5,
+    advert_valid_s=30.0,
+)
+"""Waits for tests in real time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peers:
+    """The keys of one device and one gateway."""
+
+    prekey: X25519PrivateKey
+    device_key: Ed25519PrivateKey
+    device_id: DeviceId = DEVICE_ID
+    handle: str = HANDLE
+
+    def seal(
+        self, body: bytes, *, request_id: RequestId | None = None, attempt: int = 0
+    ) -> tuple[bytes, DeviceAttempt]:
+        return seal_request(
+            body,
+            request_id=request_id or new_request_id(1_800_000_000_000),
+            attempt=attempt,
+            suite=1,
+            prekey_id=PREKEY_ID,
+            prekey=self.prekey.public_key(),
+            device_id=self.device_id,
+            device_key=self.device_key,
+            handle=self.handle,
+        )
+
+    def open(
+        self,
+        message: bytes,
+        *,
+        handle: str | None = None,
+        new_key: Callable[[], X25519PrivateKey] = X25519PrivateKey.generate,
+    ) -> GatewayAttempt:
+        def find_prekey(suite: int, prekey_id: bytes) -> X25519PrivateKey | None:
+            return self.prekey if (suite, prekey_id) == (1, PREKEY_ID) else None
+
+        def find_device(device_id: DeviceId) -> Ed25519PublicKey | None:
+            return self.device_key.public_key() if device_id == self.device_id else None
+
+        return open_request(
+            message,
+            handle=handle or self.handle,
+            find_prekey=find_prekey,
+            find_device=find_device,
+            new_key=new_key,
+        )
+
+
+def new_peers() -> Peers:
+    return Peers(prekey=X25519PrivateKey.generate(), device_key=Ed25519PrivateKey.generate())
+
+
+class Crash(BaseException):
+    """The process dies here. A BaseException: nothing may tidy up after it."""
+
+
+class CrashingDatabase(Database):
+    """Dies before or after a chosen write. It outlives the crash as the disk does.
+
+    `fuse` is the number of writes that still succeed. It does not fsync: a process crash needs
+    none, and simulations write a lot.
+    """
+
+    def __init__(self, path: Path, schema: str) -> None:
+        super().__init__(path, schema)
+        self._db.execute("PRAGMA synchronous = OFF")
+        self.fuse: int | None = None
+        self.writes = 0
+        self.after_commit = False
+
+    def light(self, rng: random.Random, longest: int) -> None:
+        self.fuse = rng.randrange(longest)
+        self.after_commit = rng.random() < 0.5
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        dying = self.fuse == 0
+        if self.fuse is not None:
+            self.fuse = None if dying else self.fuse - 1
+        if dying and not self.after_commit:
+            raise Crash
+        with super().write() as db:
+            yield db
+        self.writes += 1
+        if dying:
+            raise Crash
