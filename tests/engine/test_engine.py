@@ -158,20 +158,25 @@ def test_cancelling_ends_with_cancelled_and_frees_kv_within_one_step(shape: Shap
     assert steps <= 1
 
 
-def test_a_request_cancelled_in_flight_gives_its_blocks_back_only_after_the_step() -> None:
-    async def scenario() -> None:
+def test_a_request_cancelled_in_flight_gives_its_kv_back_after_the_step_and_hurts_nobody() -> None:
+    async def scenario() -> tuple[Collected, Collected]:
         gate = threading.Event()
         executor = ToyExecutor(PAGED, behaviour=Behaviour(gate=gate))
         async with serving(toy_engine(executor)) as engine:
-            reading = asyncio.create_task(collect(engine.submit(ask("r", PROMPT))))
-            await until(lambda: engine.snapshot().running == 1)
-            engine.cancel(RequestId("r"))
-            assert isinstance((await reading).terminal, Cancelled)
-            assert engine.snapshot().kv_usage > 0
+            leaving = asyncio.create_task(collect(engine.submit(ask("leaving", PROMPT))))
+            staying = asyncio.create_task(collect(engine.submit(ask("staying", PROMPT))))
+            await until(lambda: engine.snapshot().running == 2)
+            engine.cancel(RequestId("leaving"))
+            left = await leaving
+            held = engine.snapshot().kv_usage
             gate.set()
-            await until(lambda: engine.snapshot().kv_usage == 0)
+            await until(lambda: engine.snapshot().kv_usage < held)
+            return left, await staying
 
-    asyncio.run(scenario())
+    left, stayed = asyncio.run(scenario())
+    assert isinstance(left.terminal, Cancelled)
+    assert left.tokens == ()
+    assert isinstance(stayed.terminal, Finished)
 
 
 @pytest.mark.parametrize("leaving", ["close", "drop", "cancel the reader"])
