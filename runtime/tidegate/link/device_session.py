@@ -221,7 +221,9 @@ class DeviceSession:
         if not bundle.payloads or bundle.end <= self.have:
             return
         longer = held is not None and held.end < bundle.end
-        if longer or (held is None and len(self._early) < self._timing.credit):
+        # What comes next always has room, or a full store would wait for it for ever.
+        room = bundle.first <= self.have or len(self._early) < self._timing.credit
+        if longer or (held is None and room):
             self._early[bundle.first] = bundle
 
     def _deliver_in_order(self) -> list[Action]:

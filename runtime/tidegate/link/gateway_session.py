@@ -8,6 +8,7 @@ device can be served again from any payload on.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from enum import Enum, auto
@@ -68,7 +69,7 @@ class GatewaySession:
         self._repeated = len(stored)
         self._ending: tuple[Status, str] | None = None
         self._peak = len(stored)
-        self.on_request(now_s, have=0, credit=timing.credit, ttl_s=timing.lease_s)
+        self.on_request(now_s, have=0, credit=timing.credit, ttl_s=math.inf)
 
     @property
     def done(self) -> tuple[Status, str] | None:
