@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta
 from tidegate.engine.executor import ExecutorStep, Logits, PagedGeometry, SlotGeometry
 from tidegate.engine.request import Priority, RequestId
 from tidegate.engine.settings import EngineSettings
-from tidegate.errors import CapacityError, RequestError, UnavailableError
+from tidegate.errors import CapacityError, ConfigError, RequestError, UnavailableError
 
 Shape = PagedGeometry | SlotGeometry
 
@@ -486,6 +487,43 @@ def test_deadlines_order_the_line() -> None:
         return order
 
     assert asyncio.run(scenario()) == ["interactive", "soon", "late", "no deadline", "background"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_interactive_request_gets_in_even_when_background_ones_hold_all_kv(shape: Shape) -> None:
+    rows = 4 if shape is SLOTS else 3
+    executor = ToyExecutor(shape, context_tokens=128, step_rows=8)
+
+    async def scenario() -> list[bool]:
+        async with serving(toy_engine(executor, eos=False)) as engine:
+            background = [
+                ask(f"b{n}", (n, *PROMPT), max_tokens=106, priority=Priority.BACKGROUND)
+                for n in range(rows)
+            ]
+            slow = [asyncio.create_task(collect(engine.submit(one))) for one in background]
+            full = 0.99 if shape is SLOTS else 0.8
+            await until(lambda: engine.snapshot().kv_usage >= full)
+            urgent = ask("i", tuple(range(40, 140)), max_tokens=2, priority=Priority.INTERACTIVE)
+            await collect(engine.submit(urgent))
+            over = [one.done() for one in slow]
+            await asyncio.gather(*slow)
+            return over
+
+    assert not any(asyncio.run(scenario()))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"most_waiting": 0},
+        {"chunk_tokens": 0},
+        {"prefill_reserve_tokens": -1},
+        {"stall_after_s": 0.0},
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        EngineSettings(**wrong)
 
 
 def test_a_defect_of_the_engine_itself_costs_the_requests_it_met_and_not_the_loop(

@@ -16,7 +16,7 @@ from tidegate.engine.events import Event, Terminal, TextDelta
 
 
 class Channel:
-    """The engine's end. `end` may be called again; only the first terminal event counts."""
+    """The engine's end. Nothing may follow `end`."""
 
     def __init__(self, *, join_unread: bool = True) -> None:
         self._join_unread = join_unread

@@ -7,7 +7,7 @@ leaves while its step runs keeps its KV until `settle`, since the executor is st
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tidegate.engine.executor import (
@@ -112,12 +112,12 @@ class Batcher:
         """Decide the next step and give its rows their KV; there must be work."""
         group = frozenset(self._quarantine.group)
         line = [one for one in self.waiting if one.key in group] if group else self.waiting
-        waiting = {one.key: one for one in line[: self._candidates()]}
-        decided = plan(self._state(waiting), self._budget)
+        decided = plan(self._state(line), self._budget)
+        admitted = [one for one in line if one.key in decided.admitted]
         for key in decided.preempted:
             self._requeue(self.running.pop(key))
-        for key in decided.admitted:
-            self._admit(waiting[key])
+        for generation in admitted:
+            self._admit(generation)
         return self._batch(decided)
 
     def settle(self, batch: Batch) -> None:
@@ -150,19 +150,29 @@ class Batcher:
         self._in_flight = frozenset()
         self.kv.take_copies()
 
-    def _candidates(self) -> int:
-        """How many of the line to look at: those who might start, and always the first."""
-        return max(1, self._budget.most_running - len(self.running))
-
-    def _state(self, waiting: dict[Key, Generation]) -> State:
+    def _state(self, line: list[Generation]) -> State:
         room = Room(free=self.kv.free, unit_tokens=self.kv.unit_tokens, headroom=self._headroom)
         # Who would free what is asked only when somebody may have to go.
         tight = room.free < len(self.running) + room.units(self._budget.tokens)
         return State(
             running=tuple(self._runner(one, tight) for one in self.running.values()),
-            waiting=tuple(self._waiter(one) for one in waiting.values()),
+            waiting=tuple(self._front(line, room)),
             room=room,
         )
+
+    def _front(self, line: list[Generation], room: Room) -> Iterator[Candidate]:
+        """The first in line and as many more as one step could ever start.
+
+        Nobody is overtaken, so looking up prefixes of those behind would be in vain.
+        """
+        tokens, free = self._budget.tokens, room.free
+        for generation in line[: max(1, self._budget.most_running - len(self.running))]:
+            candidate = self._waiter(generation)
+            yield candidate
+            tokens -= min(candidate.missing, self._budget.chunk_tokens)
+            free -= room.units(candidate.tokens) - candidate.held + candidate.drawn
+            if tokens < 1 or free < 1:
+                return
 
     def _runner(self, one: Generation, tight: bool) -> Candidate:
         return Candidate(

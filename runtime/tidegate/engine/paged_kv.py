@@ -35,6 +35,7 @@ class PagedKv:
         # Oldest first; blocks without content at the front, so that they are taken before any hit.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(geometry.blocks))
         self._held: dict[int, list[int]] = {}
+        self._places: dict[int, Placement] = {}
         self._committed: dict[int, int] = {}
         self._chains: dict[int, list[bytes]] = {}
 
@@ -69,9 +70,12 @@ class PagedKv:
         held = self._held[key]
         while len(held) * self._block_tokens < tokens:
             held.append(self._take_free())
+            self._places.pop(key, None)
 
     def place(self, key: int) -> Placement:
-        return Placement(blocks=np.array(self._held[key], dtype=np.int32))
+        if key not in self._places:
+            self._places[key] = Placement(blocks=np.array(self._held[key], dtype=np.int32))
+        return self._places[key]
 
     def held(self, key: int) -> int:
         return len(self._held.get(key, ()))
@@ -92,8 +96,8 @@ class PagedKv:
         self._committed[key] = full
 
     def release(self, key: int, *, forget: bool = False) -> None:
-        self._chains.pop(key, None)
-        self._committed.pop(key, None)
+        for books in (self._chains, self._committed, self._places):
+            books.pop(key, None)
         # Backwards: the end of a prefix is useless without its beginning, so it goes first.
         for block in reversed(self._held.pop(key, [])):
             self._references[block] -= 1
