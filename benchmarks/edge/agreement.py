@@ -11,9 +11,6 @@ reference's two best logits there: a near tie is rounding, a wide gap is a defec
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +30,7 @@ from tidegate.model.bundle import Bundle
 from tidegate.model.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 CONTEXT_TOKENS = 512
 
 Logits = npt.NDArray[np.float32]
@@ -64,7 +62,6 @@ class Agreement:
 
 def corpus_sequences(text: TextModel, count: int) -> list[Forced]:
     """The first `count` examples of the test split whose tokens fit the context."""
-    sys.path.insert(0, str(ROOT / "examples"))
     from assistant.corpus import generate
 
     found: list[Forced] = []
@@ -176,6 +173,8 @@ def _run(bundle: Bundle, target: str, exact: bool, sequences: Sequence[Forced]) 
 
 def main() -> int:
     """Print a table, or JSON with the command, versions and hardware."""
+    from report import report
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "examples/assistant/edge")
     parser.add_argument("--prompts", type=int, default=50)
@@ -185,16 +184,8 @@ def main() -> int:
     args = parser.parse_args()
     results = measure(args.checkpoint, args.prompts, args.group_size, args.symmetric)
     if args.json:
-        versions = {
-            name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "openvino")
-        }
-        report = {
-            "command": " ".join(["python", "benchmarks/edge/agreement.py", *sys.argv[1:]]),
-            "versions": versions,
-            "hardware": f"{platform.machine()}, {_cpu()}",
-            "results": [asdict(one) for one in results],
-        }
-        print(json.dumps(report, indent=2))
+        packages = ("torch", "onnxruntime", "openvino")
+        print(report("edge/agreement.py", packages, [asdict(one) for one in results]))
         return 0
     print("execution  activations  positions  agree   answer positions  agree   widest gap  error")
     for one in results:
@@ -204,15 +195,6 @@ def main() -> int:
             f"  {one.widest_gap:>10.4f}  {one.largest_error:.2e}"
         )
     return 0
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
 if __name__ == "__main__":

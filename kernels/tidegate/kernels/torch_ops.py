@@ -65,13 +65,18 @@ class WeightTensors:
         return entry[1], entry[2]
 
 
-def rotate(x: Tensor, positions: Tensor, rope: Rope) -> Tensor:
-    """Rotate [T, heads, H] by `positions` [T], halves paired (Su et al. 2021, rotate-half form)."""
-    half = x.shape[-1] // 2
+def rope_table(positions: Tensor, head_size: int, rope: Rope) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, 1, H / 2] of the angles at `positions` [T], computed in float64."""
+    half = head_size // 2
     frequencies = rope.theta ** (-torch.arange(half, dtype=torch.float64) / half)
     angles = (positions.to(torch.float64)[:, None] * frequencies)[:, None]
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    low, high = x[..., :half], x[..., half:]
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate [T, heads, H], halves paired (Su et al. 2021, rotate-half form)."""
+    cos, sin = table
+    low, high = x.chunk(2, dim=-1)
     return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
 
@@ -82,6 +87,10 @@ class TorchOps:
         """Bind a step; `tensors` may be shared by all steps of one model."""
         self._rows, self._kv, self._tensors = rows, kv, tensors
         self._tokens = torch.tensor([token for row in rows for token in row.tokens])
+        self._positions = torch.cat(
+            [torch.arange(row.past, row.past + len(row.tokens)) for row in rows]
+        )
+        self._rope_tables: dict[tuple[int, Rope], tuple[Tensor, Tensor]] = {}
 
     def embed(self, table: Linear) -> Tensor:
         """See `Ops.embed`."""
@@ -98,33 +107,41 @@ class TorchOps:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         """See `Ops.attention`."""
+        q = q.view(-1, spec.heads, spec.head_size)
+        k, v = (x.view(-1, spec.kv_heads, spec.head_size) for x in (k, v))
+        if spec.rope is not None:
+            table = self._rope_table(spec.head_size, spec.rope)
+            q, k = rotate(q, table), rotate(k, table)
         attended, start = [], 0
         for row in self._rows:
             part = slice(start, start + len(row.tokens))
             attended.append(self._attend(row, q[part], k[part], v[part], spec))
             start = part.stop
-        return torch.cat(attended)
+        return torch.cat(attended).flatten(1)
+
+    def _rope_table(self, head_size: int, rope: Rope) -> tuple[Tensor, Tensor]:
+        """The step's angles, computed by the first layer that needs them."""
+        key = (head_size, rope)
+        if key not in self._rope_tables:
+            self._rope_tables[key] = rope_table(self._positions, head_size, rope)
+        return self._rope_tables[key]
 
     def _attend(
         self, row: TorchRow, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec
     ) -> Tensor:
-        """Attend one request: q [T, N * H] over the slot's `past + T` keys."""
-        count, end = len(row.tokens), row.past + len(row.tokens)
-        positions = torch.arange(row.past, end)
-        q = q.view(count, spec.heads, spec.head_size)
-        k = k.view(count, spec.kv_heads, spec.head_size)
-        if spec.rope is not None:
-            q, k = rotate(q, positions, spec.rope), rotate(k, positions, spec.rope)
+        """Attend one request: q [T, N, H] over the slot's `past + T` keys; [T, N, H]."""
+        end = row.past + len(row.tokens)
         keys, values = self._kv.keys[spec.layer][row.slot], self._kv.values[spec.layer][row.slot]
-        keys[row.past : end] = k
-        values[row.past : end] = v.view(count, spec.kv_heads, spec.head_size)
+        keys[row.past : end], values[row.past : end] = k, v
         # Query heads of one key/value head side by side: [T, K, N / K, H].
-        grouped = q.view(count, spec.kv_heads, spec.heads // spec.kv_heads, spec.head_size)
+        share = spec.heads // spec.kv_heads
+        grouped = q.view(-1, spec.kv_heads, share, spec.head_size)
         scores = torch.einsum("tkgh,skh->kgts", grouped, keys[:end]) * spec.scale
-        future = torch.arange(end)[None] > positions[:, None]
-        weights = scores.masked_fill(future, -torch.inf).softmax(dim=-1)
-        mixed = torch.einsum("kgts,skh->tkgh", weights, values[:end])
-        return mixed.reshape(count, spec.heads * spec.head_size)
+        if len(row.tokens) > 1:
+            future = torch.arange(end)[None] > torch.arange(row.past, end)[:, None]
+            scores = scores.masked_fill(future, -torch.inf)
+        mixed = torch.einsum("kgts,skh->tkgh", scores.softmax(dim=-1), values[:end])
+        return mixed.flatten(1, 2)
 
     def gated_mlp(
         self, x: Tensor, gate: Linear, up: Linear, down: Linear, act: Activation

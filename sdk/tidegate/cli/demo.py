@@ -128,6 +128,8 @@ def _start(processes: Processes, args: argparse.Namespace, folder: Path) -> Urls
             str(args.models / "cloud"),
             "--name",
             "assistant-cloud",
+            "--threads",
+            "1",  # at 10 M parameters a second thread costs more in waiting than it computes
             "--listen",
             "127.0.0.1:0",
             "--link",
