@@ -76,14 +76,19 @@ def _export(
 ) -> None:
     """Lower to one target. Imported here, so that one target needs not the other's library."""
     folder.mkdir()
+
+    def report(what: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"{target}: {what}", done, total)
+
     if target == "onnx":
         from tidegate.converters.onnx_ops import export_onnx
 
-        export_onnx(arch, weights, folder, progress=progress)
+        export_onnx(arch, weights, folder, progress=report)
     else:
         from tidegate.converters.openvino_ops import export_openvino
 
-        export_openvino(arch, weights, folder, progress=progress)
+        export_openvino(arch, weights, folder, progress=report)
 
 
 def _context(arch: Architecture, wanted: int | None) -> int:

@@ -161,9 +161,9 @@ def export_openvino(
     with ConstantFile(folder / "constants.scratch") as constants:
         ops = OpenVinoOps(arch, constants)
         model = ops.model(decoder(ops, arch, _Reported(weights, arch.layers, report)))
-        report("openvino: write", 0, 1)
+        report("write", 0, 1)
         _save(model, folder / "model.xml")
-        report("openvino: write", 1, 1)
+        report("write", 1, 1)
 
 
 def _save(model: Node, path: Path) -> None:
@@ -183,7 +183,7 @@ class _Reported:
         """See `tidegate.model.walk.Weights`."""
         linear = self._weights.linear(role)
         if role.startswith("layers.") and role.endswith(".down"):
-            self._report("openvino: layers", int(role.split(".")[1]) + 1, self._layers)
+            self._report("layers", int(role.split(".")[1]) + 1, self._layers)
         return linear
 
     def vector(self, role: str) -> Array:

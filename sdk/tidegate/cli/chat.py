@@ -10,6 +10,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
+from typing import TYPE_CHECKING
+
+from tidegate.errors import TidegateError
+
+if TYPE_CHECKING:
+    from tidegate.client import Client
+
+_RETRY_S = 0.3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,30 +31,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deadline-ms", type=int, help="until the whole answer should be there")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer (default 256)")
+    parser.add_argument(
+        "--wait", type=float, default=10.0, help="seconds to wait for a service that starts"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Stream the answer to stdout and where it came from to stderr."""
-    from tidegate.client import Client
+    from tidegate.client import Client, UnavailableError
 
-    with (
-        Client(args.url, api_key=args.api_key) as client,
-        client.stream(
-            args.prompt,
-            privacy=args.privacy,
-            route=args.route,
-            deadline_ms=args.deadline_ms,
-            temperature=args.temperature,
-            max_tokens=args.max_tokens,
-        ) as stream,
-    ):
-        for text in stream:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+    give_up_s = time.monotonic() + args.wait
+    with Client(args.url, api_key=args.api_key) as client:
+        while True:
+            try:
+                _stream_once(client, args)
+                return 0
+            except _BrokenOffError as error:
+                raise error.cause from None
+            except UnavailableError:
+                if time.monotonic() > give_up_s:
+                    raise
+                time.sleep(_RETRY_S)
+
+
+class _BrokenOffError(Exception):
+    """The answer failed after some of it was printed: asking again would print it twice."""
+
+    def __init__(self, cause: TidegateError) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+def _stream_once(client: Client, args: argparse.Namespace) -> None:
+    """Print one answer as it comes, then where it came from."""
+    printed = False
+    with client.stream(
+        args.prompt,
+        privacy=args.privacy,
+        route=args.route,
+        deadline_ms=args.deadline_ms,
+        temperature=args.temperature,
+        max_tokens=args.max_tokens,
+    ) as stream:
+        try:
+            for text in stream:
+                printed = True
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except TidegateError as error:
+            if printed:
+                raise _BrokenOffError(error) from error
+            raise
     sys.stdout.write("\n")
     answer = stream.answer
     rate = answer.timings.tokens_per_s
     speed = "" if rate is None else f", {rate:.0f} tokens/s"
     where = f"{answer.route or 'unknown'}: {answer.reason}" if answer.reason else answer.model
     print(f"[{where}; {answer.usage.completion_tokens} tokens{speed}]", file=sys.stderr)
-    return 0
