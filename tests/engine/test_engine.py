@@ -273,6 +273,24 @@ def test_one_request_that_breaks_its_step_takes_nobody_along(shape: Shape) -> No
             assert answer.tokens == asyncio.run(scenario([name], Behaviour()))[name].tokens
 
 
+def test_suspects_run_without_anybody_else_until_the_culprit_is_alone() -> None:
+    failed: list[int] = []
+
+    def fails(step: ExecutorStep) -> bool:
+        if poisoned := any(299 in row.tokens for row in step.rows):
+            failed.append(len(step.rows))
+        return poisoned
+
+    async def scenario() -> None:
+        executor = ToyExecutor(PAGED, step_tokens=256, behaviour=Behaviour(fails=fails))
+        async with serving(toy_engine(executor)) as engine:
+            asked = [ask(f"r{n}", (*range(9, 20), 299 if n == 5 else n)) for n in range(8)]
+            await asyncio.gather(*(collect(engine.submit(one)) for one in asked))
+
+    asyncio.run(scenario())
+    assert failed == [8, 4, 2, 1]
+
+
 def test_a_step_that_fails_once_costs_nobody_an_answer() -> None:
     failures = iter([False, False, True])
 

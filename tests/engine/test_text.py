@@ -40,6 +40,11 @@ def test_a_bundle_is_read_from_its_folder(tmp_path: Path) -> None:
     assert text.decode(text.encode_prompt("the tide")) == "the tide"
 
 
+def test_the_first_end_token_listed_is_the_one_templates_write(tmp_path: Path) -> None:
+    folder = bundle(tmp_path, template="{{ eos_token }}", config={"eos_token_id": [2, 0]})
+    assert TextModel.load(folder, context_tokens=64).encode_chat(user("x")) == (2,)
+
+
 def test_generation_config_and_template_may_be_missing(tmp_path: Path) -> None:
     text = TextModel.load(bundle(tmp_path, template=None), context_tokens=64)
     assert text.eos_ids == frozenset()
@@ -181,6 +186,7 @@ def test_the_templates_variables_are_the_models_and_the_callers() -> None:
         toy_tokenizer(),
         eos_ids=frozenset({0}),
         bos_id=1,
+        eos_id=0,
         context_tokens=64,
         template=ChatTemplate(source),
     )

@@ -98,7 +98,7 @@ class ToyExecutor:
         )
         self.behaviour = behaviour or Behaviour()
         self.record = Record()
-        self.closed = False
+        self.busy = self.closed = False
         if isinstance(geometry, PagedGeometry):
             shape = (geometry.blocks, geometry.block_tokens)
         else:
@@ -108,6 +108,18 @@ class ToyExecutor:
 
     def execute(self, step: ExecutorStep) -> StepResult:
         assert not self.closed
+        assert not self.busy, "one thread at a time"
+        self.busy = True
+        try:
+            return self._execute(step)
+        finally:
+            self.busy = False
+
+    def close(self) -> None:
+        assert not self.busy, "a step still uses the memory"
+        self.closed = True
+
+    def _execute(self, step: ExecutorStep) -> StepResult:
         self._check(step)
         self._pass_time(step)
         for source, target, tokens in step.copies:
@@ -119,9 +131,6 @@ class ToyExecutor:
         wanted = [spread for row in step.rows if (spread := self._run(row)) is not None]
         logits = np.array(wanted, dtype=np.float32).reshape(len(wanted), self.limits.vocab)
         return StepResult(logits=self.behaviour.distorts(step, logits))
-
-    def close(self) -> None:
-        self.closed = True
 
     def _run(self, row: Row) -> npt.NDArray[np.float64] | None:
         """Store the row's words one by one, then look at all of them."""

@@ -37,6 +37,7 @@ class TextModel:
         context_tokens: int,
         template: ChatTemplate | None = None,
         bos_id: int | None = None,
+        eos_id: int | None = None,
         max_prompt_chars: int | None = None,
     ) -> None:
         """Wrap a tokenizer.
@@ -47,6 +48,7 @@ class TextModel:
             context_tokens: the most tokens a prompt may have, less one for the answer.
             template: None for a model without chat.
             bos_id: for templates that write `bos_token`.
+            eos_id: for templates that write `eos_token`; the first that the model's authors list.
             max_prompt_chars: longer prompts are refused before anything reads them; None: 16 per
                 token of the context.
         """
@@ -60,7 +62,7 @@ class TextModel:
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._variables = {
             "bos_token": "" if bos_id is None else tokenizer.id_to_token(bos_id) or "",
-            "eos_token": tokenizer.id_to_token(min(eos_ids)) or "" if eos_ids else "",
+            "eos_token": "" if eos_id is None else tokenizer.id_to_token(eos_id) or "",
         }
 
     @classmethod
@@ -78,8 +80,9 @@ class TextModel:
         template = directory / "chat_template.jinja"
         return cls(
             _tokenizer(directory / "tokenizer.json"),
-            eos_ids=eos_ids,
+            eos_ids=frozenset(eos_ids),
             bos_id=bos_id,
+            eos_id=eos_ids[0] if eos_ids else None,
             context_tokens=context_tokens,
             template=ChatTemplate(_read(template)) if template.exists() else None,
             max_prompt_chars=max_prompt_chars,
@@ -199,10 +202,10 @@ def _tokenizer(path: Path) -> Tokenizer:
         raise BundleError(f"{path.name}: not a tokenizer: {error}") from error
 
 
-def _generation_ids(path: Path) -> tuple[int | None, frozenset[int]]:
+def _generation_ids(path: Path) -> tuple[int | None, list[int]]:
     """BOS and EOS ids; EOS may be one id or a list."""
     if not path.exists():
-        return None, frozenset()
+        return None, []
     try:
         config = json.loads(_read(path))
         eos = config.get("eos_token_id")
@@ -212,4 +215,4 @@ def _generation_ids(path: Path) -> tuple[int | None, frozenset[int]]:
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
     if not all(isinstance(one, int) for one in [*ids, 0 if bos is None else bos]):
         raise BundleError(f"{path.name}: eos_token_id and bos_token_id must be token ids")
-    return bos, frozenset(ids)
+    return bos, ids
