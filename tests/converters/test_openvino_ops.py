@@ -108,9 +108,9 @@ def test_progress_is_told_layer_by_layer(tmp_path: Path) -> None:
     arch = tiny_architecture(layers=3)
     export_openvino(arch, RandomWeights(arch), tmp_path, progress=lambda *what: told.append(what))
     assert told == [
-        *(("openvino: layers", layer, 3) for layer in (1, 2, 3)),
-        ("openvino: write", 0, 1),
-        ("openvino: write", 1, 1),
+        *(("layers", layer, 3) for layer in (1, 2, 3)),
+        ("write", 0, 1),
+        ("write", 1, 1),
     ]
 
 
