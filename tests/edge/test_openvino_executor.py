@@ -326,6 +326,7 @@ def test_a_closed_executor_names_the_step_it_could_not_run(executor: OpenVinoExe
 
 BAD_SETTINGS = {
     "kv_tokens = 0": replace(SETTINGS, kv_tokens=0),
+    "kv_tokens = 1000000000000: must be what fits": replace(SETTINGS, kv_tokens=10**12),
     "step_tokens = 0": replace(SETTINGS, step_tokens=0),
     "step_rows = 0": replace(SETTINGS, step_rows=0),
     "context_tokens = 257": replace(SETTINGS, context_tokens=257),
@@ -334,7 +335,9 @@ BAD_SETTINGS = {
 
 
 @pytest.mark.parametrize("message", BAD_SETTINGS)
-def test_a_setting_out_of_range_is_named(message: str, folder: Path) -> None:
+def test_a_setting_out_of_range_is_named(
+    message: str, folder: Path, weights: RandomWeights
+) -> None:
     with pytest.raises(ConfigError, match=message):
         OpenVinoExecutor(folder, ARCH, BAD_SETTINGS[message])
 
@@ -349,9 +352,9 @@ def test_another_minor_version_of_the_library_is_refused(version: str) -> None:
 def test_a_graph_of_another_version_or_model_is_refused(
     folder: Path, weights: RandomWeights, tmp_path: Path
 ) -> None:
-    other = replace(ARCH, layers=3)
-    with pytest.raises(BundleError, match="not those of the manifest's architecture"):
-        OpenVinoExecutor(folder, other, SETTINGS)
+    for other in (replace(ARCH, layers=3), replace(ARCH, kv_heads=4), replace(ARCH, vocab=204)):
+        with pytest.raises(BundleError, match="not a graph of the manifest's architecture"):
+            OpenVinoExecutor(folder, other, SETTINGS)
     text = (folder / "model.xml").read_text()
     (tmp_path / "model.bin").write_bytes((folder / "model.bin").read_bytes())
     (tmp_path / "model.xml").write_text(text.replace(f'value="{OPENVINO}.', 'value="2026.3.'))

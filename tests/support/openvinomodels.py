@@ -1,4 +1,4 @@
-"""Exported OpenVINO models for tests, and executors on them with small limits."""
+"""Exported OpenVINO models for tests, and small limits for executors on them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from tinymodel import RandomWeights
 
+from tidegate.converters.openvino_ops import export_openvino
 from tidegate.converters.rtn import quantise
-from tidegate.edge.executors.openvino import OpenVinoExecutor, OpenVinoSettings
+from tidegate.edge.executors.openvino import OpenVinoSettings
 from tidegate.model.architecture import Architecture
 from tidegate.model.packed import Bits, DenseLinear, Linear
 
@@ -73,15 +74,6 @@ def export(
     arch: Architecture, folder: Path, pack: Callable[[str, DenseLinear], Linear], *, seed: int = 0
 ) -> RandomWeights:
     """Export a random model to `folder` and return its weights."""
-    from tidegate.converters.openvino_ops import export_openvino
-
     weights = RandomWeights(arch, seed=seed, quantise=pack)
     export_openvino(arch, weights, folder)
     return weights
-
-
-def executor(
-    folder: Path, arch: Architecture, settings: OpenVinoSettings = SETTINGS
-) -> OpenVinoExecutor:
-    """An executor on an exported model."""
-    return OpenVinoExecutor(folder, arch, settings)

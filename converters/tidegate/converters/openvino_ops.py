@@ -25,7 +25,8 @@ import openvino as ov
 import openvino.opset13 as op
 
 from tidegate.converters import openvino_graph as graph
-from tidegate.converters.openvino_graph import ConstantFile, Node
+from tidegate.converters.openvino_graph import Node
+from tidegate.converters.openvino_weights import ConstantFile
 from tidegate.converters.stacking import stack, stacks
 from tidegate.errors import ConversionError
 from tidegate.model.architecture import Activation, Architecture, AttentionSpec, Rope
@@ -167,10 +168,18 @@ def export_openvino(
 
 
 def _save(model: Node, path: Path) -> None:
+    _name_by_order(model)
     try:
         ov.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:
         raise ConversionError(f"{path}: OpenVINO cannot write it: {error}") from error
+
+
+def _name_by_order(model: Node) -> None:
+    """Name nodes by their place: the library counts up over a process, and bytes must repeat."""
+    for place, node in enumerate(model.get_ordered_ops()):
+        if node.get_type_name() != "Parameter":  # those have names that the executor knows
+            node.set_friendly_name(f"{node.get_type_name()}_{place}")
 
 
 class _Reported:

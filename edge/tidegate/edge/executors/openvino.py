@@ -31,7 +31,7 @@ from tidegate.engine.executor import (
     Row,
     StepResult,
 )
-from tidegate.errors import ExecutionError
+from tidegate.errors import ConfigError, ExecutionError
 from tidegate.model.architecture import Architecture
 
 __all__ = ["OpenVinoExecutor", "OpenVinoSettings"]
@@ -46,12 +46,17 @@ class OpenVinoExecutor:
         Raises:
             ConfigError: a setting is out of range, or OpenVINO is not the version this needs.
             BundleError: the graph cannot be loaded or is not of this architecture.
+            ExecutionError: the largest step failed.
         """
         check_settings(settings, arch)
         self._arch, self._settings = arch, settings
         compiled = compile_graph(folder / "model.xml", arch, settings)
         blocks = blocks_for(settings.kv_tokens)
-        self._caches = allocate_kv(compiled, blocks)
+        try:
+            self._caches = allocate_kv(compiled, blocks)
+        except (MemoryError, RuntimeError) as error:
+            allowed = f"what fits into memory: {error}"
+            raise ConfigError("kv_tokens", settings.kv_tokens, allowed) from error
         self._request: Library | None = compiled.create_infer_request()
         for name, tensor in self._caches.items():
             self._request.set_tensor(name, tensor)
