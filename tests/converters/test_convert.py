@@ -1,0 +1,124 @@
+"""Conversion as a whole: what comes out, what is refused, and that failures leave nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import write_checkpoint
+from tinymodel import RandomWeights, tiny_architecture
+
+from tidegate.converters.convert import ConversionPlan, convert
+from tidegate.converters.recipe import RecipeWeights, make_recipe
+from tidegate.errors import BundleError, CheckpointError, ConfigError, ConversionError
+from tidegate.model.bundle import Bundle
+from tidegate.model.manifest import Recipe
+from tidegate.model.packed import PackedLinear
+
+RECIPE = make_recipe(bits=4, group_size=32, symmetric=False)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    arch = tiny_architecture()
+    return write_checkpoint(tmp_path / "checkpoint", arch, RandomWeights(arch))
+
+
+def plan(recipe: Recipe = RECIPE, context_tokens: int | None = None) -> ConversionPlan:
+    return ConversionPlan(
+        model_id="tiny",
+        targets=("onnx", "openvino"),
+        recipe=recipe,
+        context_tokens=context_tokens,
+    )
+
+
+def test_a_bundle_says_what_it_holds_and_verifies(tmp_path: Path, checkpoint: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    convert(checkpoint, tmp_path / "b", plan(), lambda *one: told.append(one))
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest.targets == ("onnx", "openvino")
+    assert set(manifest.toolchain) == {"onnx", "openvino"}
+    assert manifest.tensor_bits["embed"] == 8
+    assert manifest.tensor_bits["layers.1.down"] == 4
+    assert manifest.architecture == tiny_architecture()
+    # 4 bits, plus a float16 scale and a 4-bit zero-point per 32, and 8-bit tables.
+    bits = manifest.memory.weight_bytes * 8 / manifest.architecture.parameters
+    assert 4.6 < bits < 5.2
+    assert {what for what, _, _ in told} >= {"onnx: layers", "openvino: layers"}
+    assert all(0 <= done <= total for _, done, total in told)
+
+
+def test_converting_again_counts_the_version_up(tmp_path: Path, checkpoint: Path) -> None:
+    convert(checkpoint, tmp_path / "b", plan())
+    assert convert(checkpoint, tmp_path / "b", plan()).manifest.version == 2
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path, checkpoint: Path) -> None:
+    one = convert(checkpoint, tmp_path / "a", plan()).manifest
+    two = convert(checkpoint, tmp_path / "b", plan()).manifest
+    assert one.files == two.files
+
+
+def test_a_tied_table_is_quantised_once_and_shared_by_identity() -> None:
+    arch = tiny_architecture()
+    weights = RecipeWeights(RandomWeights(arch), RECIPE)
+    assert weights.linear("embed") is weights.linear("embed")
+    packed = weights.linear("layers.0.q")
+    assert isinstance(packed, PackedLinear)
+    assert packed.bits == 4
+
+
+def test_the_tokenizer_must_be_there_and_fit_the_embedding(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    tokenizer = checkpoint / "tokenizer.json"
+    body = json.loads(tokenizer.read_text())
+    body["model"]["vocab"]["zebra"] = 9000
+    tokenizer.write_text(json.dumps(body))
+    with pytest.raises(CheckpointError, match="token id 9000: the embedding has 203 rows"):
+        convert(checkpoint, tmp_path / "b", plan())
+    tokenizer.unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        convert(checkpoint, tmp_path / "b", plan())
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_weights_that_are_no_numbers_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    arch = tiny_architecture()
+    weights = RandomWeights(arch)
+    weights.linear("layers.1.up").weight[3, 5] = np.inf  # type: ignore[union-attr]
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", arch, weights)
+    with pytest.raises(ConversionError, match="infinite"):
+        convert(checkpoint, tmp_path / "b", plan())
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_context_beyond_the_model_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(ConversionError, match="context = 300: must be from 1 to the model's 256"):
+        convert(checkpoint, tmp_path / "b", plan(context_tokens=300))
+
+
+def test_something_else_at_the_destination_is_kept(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("keep me")
+    with pytest.raises(BundleError, match="not overwritten"):
+        convert(checkpoint, tmp_path / "notes", plan())
+    assert (tmp_path / "notes" / "a.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(3, 32), (4, 48), (16, 64)])
+def test_a_recipe_that_no_backend_runs_is_refused(bits: int, group_size: int) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        make_recipe(bits=bits, group_size=group_size, symmetric=True)
+
+
+def test_a_chat_template_inside_the_tokenizer_config_is_taken_along(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    (checkpoint / "chat_template.jinja").unlink()
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ 1 }}"}))
+    bundle = convert(checkpoint, tmp_path / "b", plan())
+    assert (bundle.folder / "chat_template.jinja").read_text() == "{{ 1 }}"
