@@ -34,7 +34,7 @@ async def run_broker(
     _check(host, port)
     try:
         from amqtt.broker import Broker
-        from amqtt.errors import AMQTTError
+        from amqtt.errors import BrokerError
     except ImportError as error:
         raise UnavailableError(
             "the embedded broker needs amqtt: pip install 'tidegate[broker]', or run mosquitto"
@@ -55,7 +55,7 @@ async def run_broker(
     )
     try:
         await broker.start()
-    except AMQTTError as error:
+    except BrokerError as error:
         raise UnavailableError(f"broker: cannot listen on {bind}: {error}") from error
     try:
         if on_ready is not None:

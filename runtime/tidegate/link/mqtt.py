@@ -65,11 +65,10 @@ class BrokerUrl:
         Raises:
             ConfigError: it is something else. The message never repeats the user part.
         """
-        parts = urlsplit(url)
-        shown = f"{parts.scheme}://...{url.rsplit('@', 1)[-1]}" if "@" in url else url
-        port = _DEFAULT_PORTS.get(parts.scheme)
+        shown = f"...@{url.rsplit('@', 1)[-1]}" if "@" in url else url
         try:
-            port = parts.port or port
+            parts = urlsplit(url)
+            port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
         except ValueError as error:
             raise ConfigError("broker", shown, "a URL with a port from 1 to 65535") from error
         if port is None or not parts.hostname or parts.path.strip("/") or parts.query:
@@ -206,8 +205,7 @@ class _Connection:
         """
         try:
             # paho's connect blocks (name lookup, TCP, TLS): not on the loop.
-            connecting = self._loop.run_in_executor(None, self._connect)
-            await asyncio.shield(connecting)
+            await self._finish(self._loop.run_in_executor(None, self._connect))
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._expect(self._accepted)
                 if filters:
@@ -217,6 +215,15 @@ class _Connection:
             raise UnavailableError(f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
         except (OSError, ValueError) as error:
             raise UnavailableError(f"cannot connect ({_reason(error)})") from error
+
+    async def _finish(self, connecting: asyncio.Future[None]) -> None:
+        """Wait for the thread even when cancelled: its socket would be left open otherwise."""
+        try:
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            await asyncio.wait([connecting])
+            connecting.exception()
+            raise
 
     def _connect(self) -> None:
         self._client.connect(self._url.host, self._url.port, keepalive=KEEPALIVE_S)
@@ -346,6 +353,17 @@ class _Connection:
         self._events.put(Message(message.topic, bytes(message.payload)))
 
 
+class _ClosingSocket(ssl.SSLSocket):
+    """paho forgets a socket whose handshake failed; this one closes itself."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 def _tls_context(url: BrokerUrl, ca_file: Path | None) -> ssl.SSLContext | None:
     if not url.tls:
         return None
@@ -354,6 +372,7 @@ def _tls_context(url: BrokerUrl, ca_file: Path | None) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError("broker.ca_file", str(ca_file), "a file of PEM certificates") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = _ClosingSocket
     return context
 
 

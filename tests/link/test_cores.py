@@ -1,0 +1,352 @@
+"""The two cores against what a hostile or broken network can bring them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from linklab import CrashingDatabase
+
+from tidegate.errors import ConfigError, RequestError
+from tidegate.link import gateway_store, outbox
+from tidegate.link.device_core import MAX_REQUEST_BODY_BYTES, DeviceCore
+from tidegate.link.device_session import State
+from tidegate.link.effects import (
+    Delivered,
+    DeviceEffect,
+    Ended,
+    GatewayEffect,
+    Publish,
+    RunId,
+    Start,
+    Stop,
+)
+from tidegate.link.envelope import RequestId, new_request_id
+from tidegate.link.fleet import pair
+from tidegate.link.gateway_core import Finished, GatewayCore, Produced
+from tidegate.link.gateway_store import GatewayStore
+from tidegate.link.identity import DeviceRegistry, load_device, load_gateway
+from tidegate.link.messages import MAX_PAYLOAD_BYTES, Status
+from tidegate.link.outbox import Outbox
+from tidegate.link.prekeys import PrekeyStore
+from tidegate.link.timing import Timing
+
+WALL_S = 1_800_000_000.0
+
+
+class Ends:
+    """Both cores with nothing but our hands between them."""
+
+    def __init__(self, root: Path, *, max_requests: int = 4) -> None:
+        pair(root / "device", root / "gateway")
+        self.root = root
+        self.now_s = 0.0
+        self.timing = Timing()
+        self.registry = DeviceRegistry(root / "gateway" / "devices.sqlite")
+        self.outbox = Outbox(CrashingDatabase(root / "o.sqlite", outbox.SCHEMA))
+        self.store = GatewayStore(CrashingDatabase(root / "g.sqlite", gateway_store.SCHEMA))
+        self.prekeys = PrekeyStore(root / "prekeys.json")
+        self.max_requests = max_requests
+        self.start_device()
+        self.start_gateway()
+
+    def wall_s(self) -> float:
+        return WALL_S + self.now_s
+
+    def start_device(self) -> None:
+        self.device = DeviceCore(
+            identity=load_device(self.root / "device"),
+            outbox=self.outbox,
+            timing=self.timing,
+            rng=random.Random(0),
+            wall_s=self.wall_s,
+            now_s=self.now_s,
+        )
+
+    def start_gateway(self) -> None:
+        self.gateway = GatewayCore(
+            identity=load_gateway(self.root / "gateway"),
+            store=self.store,
+            prekeys=self.prekeys,
+            registry=self.registry,
+            timing=self.timing,
+            max_requests=self.max_requests,
+            wall_s=self.wall_s,
+            now_s=self.now_s,
+        )
+
+    def meet(self) -> None:
+        advert = self.gateway.advert(("m",), None)
+        self.device.receive(self.now_s, advert.topic, advert.payload)
+        self.device.on_connected(self.now_s)
+
+    def ask(self, body: bytes = b"prompt", model: str | None = None) -> RequestId:
+        request_id = new_request_id(int(self.wall_s() * 1000))
+        self.device.submit(self.now_s, body, request_id=request_id, deadline_s=600.0, model=model)
+        return request_id
+
+    def request(self) -> Publish:
+        """The one request message that is due."""
+        (message,) = self.device.poll(self.now_s + 0.1)
+        assert isinstance(message, Publish)
+        return message
+
+    def to_gateway(self, message: Publish) -> list[GatewayEffect]:
+        return self.gateway.receive(self.now_s, message.topic, message.payload)
+
+    def to_device(self, message: Publish) -> list[DeviceEffect]:
+        return self.device.receive(self.now_s, message.topic, message.payload)
+
+    def finish(self, run: RunId, *payloads: bytes) -> list[Publish]:
+        outputs: list[bytes | Finished] = [*payloads, Finished(Status.COMPLETE)]
+        batch = [Produced(run, output) for output in outputs]
+        return published(self.gateway.produced(self.now_s, batch))
+
+    def close(self) -> None:
+        self.outbox.close()
+        self.store.close()
+        self.registry.close()
+
+
+def published(effects: list[GatewayEffect]) -> list[Publish]:
+    return [effect for effect in effects if isinstance(effect, Publish)]
+
+
+def started(effects: list[GatewayEffect]) -> Start:
+    (start,) = [effect for effect in effects if isinstance(effect, Start)]
+    return start
+
+
+@pytest.fixture
+def ends(tmp_path: Path) -> Iterator[Ends]:
+    ends = Ends(tmp_path)
+    ends.meet()
+    yield ends
+    ends.close()
+
+
+def test_a_request_reaches_the_handler_and_its_answer_the_application(ends: Ends) -> None:
+    request_id = ends.ask(b"prompt")
+    start = started(ends.to_gateway(ends.request()))
+    assert start.request.body == b"prompt"
+    assert start.request.request_id == request_id
+    (answer,) = ends.finish(start.run, b"one", b"two")
+    delivered, done, ended = ends.to_device(answer)
+    assert delivered == Delivered(request_id=request_id, first=0, payloads=(b"one", b"two"))
+    assert ended == Ended(request_id=request_id, state=State.DONE, code="")
+    assert isinstance(done, Publish)
+    ends.to_gateway(done)
+    standing = ends.device.standing(request_id)
+    assert standing is not None
+    assert standing.payloads == [b"one", b"two"]
+    assert ends.gateway.tally.snapshot().completed == 1
+
+
+def flips(message: Publish) -> Iterator[Publish]:
+    for at in range(len(message.payload)):
+        damaged = bytearray(message.payload)
+        damaged[at] ^= 1 << (at % 8)
+        yield Publish(topic=message.topic, payload=bytes(damaged))
+
+
+def test_every_flipped_byte_of_every_message_is_dropped_and_counted(ends: Ends) -> None:
+    ends.ask(b"prompt")
+    request = ends.request()
+    for damaged in flips(request):
+        assert ends.to_gateway(damaged) == []
+    assert ends.gateway.tally.snapshot().dropped == len(request.payload)
+    start = started(ends.to_gateway(request))
+    (answer,) = ends.finish(start.run, b"one")
+    for damaged in flips(answer):
+        assert ends.to_device(damaged) == []
+    assert ends.device.tally.snapshot().dropped == len(answer.payload)
+    done = ends.to_device(answer)[1]
+    assert isinstance(done, Publish)
+    before = ends.gateway.tally.snapshot().dropped
+    for damaged in flips(done):
+        assert ends.to_gateway(damaged) == []
+    assert ends.gateway.tally.snapshot().dropped == before + len(done.payload)
+
+
+def test_every_flipped_byte_of_an_advert_is_counted(ends: Ends) -> None:
+    advert = ends.gateway.advert(("m",), 0.5)
+    for damaged in flips(advert):
+        ends.to_device(damaged)
+    assert ends.device.tally.snapshot().adverts_rejected == len(advert.payload)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=600), st.sampled_from(["advert", "q/x", "r/x", ""]))
+def test_junk_never_raises(ends: Ends, payload: bytes, end: str) -> None:
+    topic = f"tidegate/1/home/gw/gw0/{end}"
+    assert ends.device.receive(0.0, topic, payload) == []
+    assert ends.gateway.receive(0.0, topic, payload) == []
+
+
+def test_a_replayed_request_never_runs_again(ends: Ends) -> None:
+    ends.ask()
+    request = ends.request()
+    start = started(ends.to_gateway(request))
+    assert ends.to_gateway(request) == []
+    (answer,) = ends.finish(start.run, b"one")
+    done = ends.to_device(answer)[1]
+    assert isinstance(done, Publish)
+    ends.to_gateway(done)
+    assert ends.to_gateway(request) == []
+    ends.start_gateway()
+    assert ends.to_gateway(request) == []
+    assert ends.gateway.tally.snapshot().duplicates == 1
+
+
+def test_a_request_made_too_long_ago_or_ahead_is_dropped(ends: Ends) -> None:
+    for shift_s in (-73 * 3600, 600):
+        request_id = new_request_id(int((ends.wall_s() + shift_s) * 1000))
+        ends.device.submit(0.0, b"", request_id=request_id, deadline_s=600.0, model=None)
+        assert ends.to_gateway(ends.request()) == []
+        ends.device.cancel(0.0, request_id)
+    assert ends.gateway.tally.snapshot().dropped == 2
+
+
+def test_a_revoked_device_is_dropped_from_the_next_request_on(ends: Ends) -> None:
+    ends.ask()
+    request = ends.request()
+    ends.registry.revoke(load_device(ends.root / "device").device_id)
+    assert ends.to_gateway(request) == []
+    assert ends.gateway.tally.snapshot().dropped == 1
+
+
+def test_a_request_beyond_the_places_is_refused_and_runs_when_asked_again(tmp_path: Path) -> None:
+    ends = Ends(tmp_path, max_requests=1)
+    ends.meet()
+    ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    second = ends.ask()
+    (refusal,) = published(ends.to_gateway(ends.request()))
+    ended = ends.to_device(refusal)[-1]
+    assert ended == Ended(request_id=second, state=State.FAILED, code="over_capacity")
+    ends.device.release(second)
+    ends.finish(start.run, b"one")
+    assert ends.gateway.load == 0.0
+    ends.device.submit(0.0, b"", request_id=second, deadline_s=600.0, model=None)
+    assert started(ends.to_gateway(ends.request())).request.request_id == second
+    ends.close()
+
+
+def test_a_cancel_stops_the_handler_and_a_later_attempt_is_told(ends: Ends) -> None:
+    request_id = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    cancel, ended = ends.device.cancel(0.0, request_id)
+    assert ended == Ended(request_id=request_id, state=State.CANCELLED, code="")
+    assert isinstance(cancel, Publish)
+    assert ends.to_gateway(cancel) == [Stop(start.run)]
+    assert ends.outbox.ids() == []
+    assert ends.gateway.tally.snapshot().cancelled == 1
+    assert ends.gateway.produced(0.0, [Produced(start.run, b"late")]) == []
+
+
+def test_a_lost_cancel_is_repeated_when_the_gateway_goes_on(ends: Ends) -> None:
+    request_id = ends.ask()
+    effects = ends.to_gateway(ends.request())
+    start = started(effects)
+    ends.device.cancel(0.0, request_id)
+    (life,) = published(effects)
+    ends.now_s = 1.0
+    (again,) = ends.to_device(life)
+    assert isinstance(again, Publish)
+    assert ends.to_gateway(again) == [Stop(start.run)]
+
+
+def test_a_lost_end_is_confirmed_when_the_gateway_repeats_it(ends: Ends) -> None:
+    ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    (answer,) = ends.finish(start.run, b"one")
+    ends.to_device(answer)
+    ends.now_s = 3.0
+    (repeated,) = published(ends.gateway.poll(ends.now_s))
+    (done,) = ends.to_device(repeated)
+    assert isinstance(done, Publish)
+    ends.to_gateway(done)
+    ends.now_s = 30.0
+    assert ends.gateway.poll(ends.now_s) == []
+
+
+def test_a_vanished_device_loses_its_generation_and_gets_a_new_one(ends: Ends) -> None:
+    request_id = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    ends.gateway.produced(0.0, [Produced(start.run, b"one")])
+    ends.now_s = ends.timing.lease_s
+    assert Stop(start.run) in ends.gateway.poll(ends.now_s)
+    assert ends.gateway.tally.snapshot().expired == 1
+    effects = ends.to_gateway(ends.request())
+    again = started(effects)
+    assert again.run != start.run
+    (stored,) = published(effects)
+    (answer,) = ends.finish(again.run, b"one", b"two")
+    assert ends.to_device(stored) == [Delivered(request_id=request_id, first=0, payloads=(b"one",))]
+    assert ends.to_device(answer)[0] == Delivered(
+        request_id=request_id, first=1, payloads=(b"two",)
+    )
+
+
+def test_a_payload_over_the_limit_fails_that_request_only(ends: Ends) -> None:
+    request_id = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    effects = ends.gateway.produced(0.0, [Produced(start.run, bytes(MAX_PAYLOAD_BYTES + 1))])
+    assert Stop(start.run) in effects
+    (failure,) = published(effects)
+    ended = ends.to_device(failure)[-1]
+    assert ended == Ended(request_id=request_id, state=State.FAILED, code="answer_too_large")
+
+
+def test_a_body_over_the_limit_is_refused_with_the_limit(ends: Ends) -> None:
+    with pytest.raises(RequestError, match=str(MAX_REQUEST_BODY_BYTES)):
+        ends.ask(bytes(MAX_REQUEST_BODY_BYTES + 1))
+    ends.ask(bytes(MAX_REQUEST_BODY_BYTES))
+    assert len(started(ends.to_gateway(ends.request())).request.body) == MAX_REQUEST_BODY_BYTES
+
+
+def test_only_a_gateway_with_the_model_is_asked(ends: Ends) -> None:
+    ends.ask(model="other")
+    assert ends.device.poll(0.1) == []
+    advert = ends.gateway.advert(("other", "m"), 0.0)
+    ends.to_device(advert)
+    assert isinstance(ends.device.poll(2.0)[0], Publish)
+
+
+def test_an_older_advert_than_the_known_one_is_rejected(ends: Ends) -> None:
+    older = ends.gateway.advert(("m",), 0.1)
+    newer = ends.gateway.advert(("m",), 0.2)
+    ends.to_device(newer)
+    ends.to_device(newer)
+    ends.to_device(older)
+    assert [advert.load for advert in ends.device.gateways()] == [0.2]
+    assert ends.device.tally.snapshot().adverts_rejected == 1
+
+
+def test_an_advert_under_another_gateways_topic_is_rejected(ends: Ends) -> None:
+    advert = ends.gateway.advert(("m",), 0.1)
+    ends.device.receive(0.0, "tidegate/1/home/gw/gw1/advert", advert.payload)
+    assert ends.device.tally.snapshot().adverts_rejected == 1
+
+
+def test_a_gateway_is_forgotten_when_its_advert_expires(ends: Ends) -> None:
+    assert len(ends.device.gateways()) == 1
+    ends.now_s = ends.timing.advert_valid_s + 1
+    assert ends.device.gateways() == []
+
+
+def test_nothing_is_sent_while_disconnected(ends: Ends) -> None:
+    ends.device.on_disconnected()
+    ends.ask()
+    assert ends.device.poll(0.1) == []
+    ends.device.on_connected(5.0)
+    assert len(ends.device.poll(5.1)) == 1
+
+
+def test_a_gateway_needs_at_least_one_place(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_requests = 0"):
+        Ends(tmp_path, max_requests=0)

@@ -1,0 +1,372 @@
+"""A device and a gateway over the in-memory broker: the asyncio ends as neighbours use them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from linklab import FAST
+
+from tidegate.errors import (
+    CapacityError,
+    ExecutionError,
+    LinkError,
+    TidegateError,
+    UnavailableError,
+)
+from tidegate.link.device import DeviceLink
+from tidegate.link.effects import InboundRequest
+from tidegate.link.envelope import new_request_id
+from tidegate.link.fleet import pair
+from tidegate.link.gateway import UNSENT_PAYLOADS, Gateway, Handler
+from tidegate.link.memory import Faults, MemoryBroker, MemoryTransport
+from tidegate.link.outbox import Outcome
+
+ANSWER = [b"token %d " % i for i in range(60)]
+TIME_LIMIT_S = 30.0
+
+
+async def answer(request: InboundRequest) -> AsyncIterator[bytes]:
+    for token in ANSWER:
+        yield token
+        await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def running_gateway(
+    root: Path, broker: MemoryBroker, handler: Handler, *, max_requests: int = 64
+) -> AsyncIterator[Gateway]:
+    gateway = Gateway(
+        root / "gateway",
+        MemoryTransport(broker),
+        handler,
+        models=lambda: ("m",),
+        timing=FAST,
+        max_requests=max_requests,
+    )
+    task = asyncio.create_task(gateway.run())
+    try:
+        yield gateway
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await gateway.close()
+
+
+@asynccontextmanager
+async def running_device(root: Path, broker: MemoryBroker) -> AsyncIterator[DeviceLink]:
+    device = DeviceLink(root / "device", MemoryTransport(broker), timing=FAST)
+    task = asyncio.create_task(device.run())
+    try:
+        yield device
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await device.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    pair(tmp_path / "device", tmp_path / "gateway")
+    return tmp_path
+
+
+async def ask(device: DeviceLink, body: bytes = b"prompt", deadline_s: float = 20.0) -> list[bytes]:
+    return [payload async for payload in device.request(body, deadline_s=deadline_s)]
+
+
+def run(main: Callable[[], object]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(TIME_LIMIT_S):
+            await main()  # type: ignore[misc]
+
+    asyncio.run(limited())
+
+
+def test_the_answer_arrives_as_the_handler_yielded_it(root: Path) -> None:
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, answer), running_device(root, broker) as device:
+            assert await ask(device) == ANSWER
+            assert await device.pending() == ()
+            assert device.connected
+            (view,) = await device.gateways()
+            assert (view.gateway_id, view.models) == ("gw0", ("m",))
+            assert 0.0 <= view.age_s < TIME_LIMIT_S
+            assert device.counters.completed == 1
+
+    run(main)
+
+
+def test_the_broker_sees_none_of_it(root: Path) -> None:
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, answer), running_device(root, broker) as device:
+            await ask(device, b"a very secret prompt")
+        everything = b"".join(m.topic.encode() + m.payload for m in broker.seen)
+        assert len(broker.seen) > 5
+        assert b"secret" not in everything
+        assert b"token" not in everything
+
+    run(main)
+
+
+def test_many_requests_at_once_keep_apart(root: Path) -> None:
+    async def echo(request: InboundRequest) -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield request.body
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, echo), running_device(root, broker) as device:
+            bodies = [b"body %d" % i for i in range(12)]
+            answers = await asyncio.gather(*(ask(device, body) for body in bodies))
+            assert answers == [[body] * 20 for body in bodies]
+
+    run(main)
+
+
+def test_a_bad_network_changes_nothing_but_the_time(root: Path) -> None:
+    async def main() -> None:
+        faults = Faults(drop=0.1, duplicate=0.1, reorder=0.1, corrupt=0.1)
+        broker = MemoryBroker(faults=faults)
+        async with running_gateway(root, broker, answer), running_device(root, broker) as device:
+            assert await ask(device) == ANSWER
+            assert device.counters.dropped > 0
+
+    run(main)
+
+
+def test_a_broker_that_dies_and_returns_changes_nothing_but_the_time(root: Path) -> None:
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, answer), running_device(root, broker) as device:
+            got: list[bytes] = []
+            async for payload in device.request(b"prompt", deadline_s=20.0):
+                got.append(payload)
+                if len(got) in (10, 30):
+                    broker.stop()
+                    asyncio.get_running_loop().call_later(0.1, broker.start)
+            assert got == ANSWER
+
+    run(main)
+
+
+def test_a_gateway_that_restarts_goes_on_where_it_was(root: Path) -> None:
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_device(root, broker) as device:
+            got: list[bytes] = []
+            async with aclosing(device.request(b"prompt", deadline_s=20.0)) as payloads:
+                async with running_gateway(root, broker, answer):
+                    async for payload in payloads:
+                        got.append(payload)
+                        if len(got) == 10:
+                            break
+                async with running_gateway(root, broker, answer):
+                    got += [payload async for payload in payloads]
+            assert got == ANSWER
+
+    run(main)
+
+
+def test_a_device_that_restarts_finds_its_answer(root: Path) -> None:
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, answer):
+            async with running_device(root, broker) as device:
+                # The link stops while the application reads: that cancels nothing.
+                reading = device.request(b"prompt", deadline_s=20.0)
+                assert await anext(reading) == ANSWER[0]
+            async with running_device(root, broker) as device:
+                (pending,) = await device.pending()
+                again = device.request(b"", request_id=pending.request_id, deadline_s=20.0)
+                assert [payload async for payload in again] == ANSWER
+                assert await device.pending() == ()
+            await reading.aclose()
+
+    run(main)
+
+
+def test_an_answer_nobody_waited_for_can_be_taken_later(root: Path) -> None:
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_device(root, broker) as device:
+            reading = device.request(b"prompt", deadline_s=20.0)
+            waiting = asyncio.ensure_future(anext(reading))
+            await asyncio.sleep(0.05)
+            (pending,) = await device.pending()
+            assert pending.outcome is Outcome.OPEN
+            with pytest.raises(LinkError, match="no whole answer"):
+                await device.take(pending.request_id)
+        with pytest.raises(UnavailableError, match="stays in the outbox"):
+            await waiting
+        async with running_gateway(root, broker, answer), running_device(root, broker) as device:
+            while (await device.pending())[0].outcome is Outcome.OPEN:
+                await asyncio.sleep(0.02)
+            assert await device.take(pending.request_id) == ANSWER
+            assert await device.pending() == ()
+
+    run(main)
+
+
+def test_closing_the_iterator_stops_the_handler(root: Path) -> None:
+    async def main() -> None:
+        stopped = asyncio.Event()
+
+        async def endless(request: InboundRequest) -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    yield b"more"
+                    await asyncio.sleep(0.001)
+            finally:
+                stopped.set()
+
+        broker = MemoryBroker()
+        async with (
+            running_gateway(root, broker, endless) as gateway,
+            running_device(root, broker) as device,
+        ):
+            async with aclosing(device.request(b"prompt", deadline_s=20.0)) as payloads:
+                assert await anext(payloads) == b"more"
+            await stopped.wait()
+            assert gateway.counters.cancelled == 1
+            assert device.counters.cancelled == 1
+            assert await device.pending() == ()
+
+    run(main)
+
+
+def test_a_handler_cannot_run_ahead_of_what_was_sent(root: Path) -> None:
+    async def main() -> None:
+        produced = 0
+
+        async def eager(request: InboundRequest) -> AsyncIterator[bytes]:
+            nonlocal produced
+            while True:
+                produced += 1
+                yield b"x"
+
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, eager), running_device(root, broker) as device:
+            payloads = device.request(b"prompt", deadline_s=20.0)
+            await anext(payloads)
+            broker.stop()
+            before = -1
+            while produced != before:
+                before = produced
+                await asyncio.sleep(0.5)
+            assert produced <= (FAST.credit + 8) * UNSENT_PAYLOADS
+            await payloads.aclose()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "said"),
+    [
+        (CapacityError("secret"), CapacityError, "no room"),
+        (UnavailableError("secret"), UnavailableError, "engine"),
+        (ExecutionError("secret"), ExecutionError, "could not answer"),
+        (RuntimeError("secret"), ExecutionError, "could not answer"),
+        (LinkError("secret"), LinkError, "link_error"),
+    ],
+)
+def test_a_handler_that_fails_ends_its_request_with_a_named_error(
+    root: Path,
+    caplog: pytest.LogCaptureFixture,
+    raised: Exception,
+    expected: type[TidegateError],
+    said: str,
+) -> None:
+    async def failing(request: InboundRequest) -> AsyncIterator[bytes]:
+        if request.body == b"good":
+            yield b"fine"
+            return
+        yield b"so far"
+        raise raised
+
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, failing), running_device(root, broker) as device:
+            failed = device.request(b"prompt", deadline_s=20.0)
+            assert await anext(failed) == b"so far"
+            with pytest.raises(expected, match=said):
+                await anext(failed)
+            assert await ask(device, b"good") == [b"fine"]
+
+    with caplog.at_level(logging.DEBUG, logger="tidegate"):
+        run(main)
+    assert "secret" not in caplog.text
+
+
+def test_without_a_gateway_the_caller_hears_so_in_time(root: Path) -> None:
+    async def main() -> None:
+        async with running_device(root, MemoryBroker()) as device:
+            with pytest.raises(UnavailableError, match="no gateway is known after 1 s"):
+                await ask(device)
+            assert await device.pending() == ()
+
+    run(main)
+
+
+def test_a_silent_gateway_costs_the_caller_no_more_than_the_deadline(root: Path) -> None:
+    async def silent(request: InboundRequest) -> AsyncIterator[bytes]:
+        await asyncio.sleep(3600)
+        yield b""
+
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, silent), running_device(root, broker) as device:
+            with pytest.raises(UnavailableError, match="deadline"):
+                await ask(device, deadline_s=0.5)
+
+    run(main)
+
+
+def test_too_many_requests_are_refused_by_name(root: Path) -> None:
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with (
+            running_gateway(root, broker, answer, max_requests=1),
+            running_device(root, broker) as device,
+        ):
+            results = await asyncio.gather(*(ask(device) for _ in range(3)), return_exceptions=True)
+            assert sorted(map(type, results), key=str) == sorted(
+                [list, CapacityError, CapacityError], key=str
+            )
+
+    run(main)
+
+
+def test_one_request_has_one_reader(root: Path) -> None:
+    async def main() -> None:
+        broker = MemoryBroker()
+        name = new_request_id(1_900_000_000_000)
+        async with running_device(root, broker) as device:
+            first = device.request(b"prompt", request_id=name, deadline_s=5.0)
+            waiting = asyncio.ensure_future(anext(first))
+            await asyncio.sleep(0)
+            with pytest.raises(LinkError, match="someone is reading"):
+                await anext(device.request(b"prompt", request_id=name, deadline_s=5.0))
+            waiting.cancel()
+            await asyncio.wait([waiting])
+
+    run(main)
+
+
+def test_a_link_that_does_not_run_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.link.device._GRACE_S", 0.1)
+
+    async def main() -> None:
+        device = DeviceLink(root / "device", MemoryTransport(MemoryBroker()), timing=FAST)
+        with pytest.raises(UnavailableError, match=r"DeviceLink\.run"):
+            await ask(device, deadline_s=0.1)
+        await device.close()
+
+    run(main)

@@ -1,0 +1,224 @@
+"""The outbox and the gateway's store: what survives, what is bounded, what the disk shows."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+from linklab import Crash, CrashingDatabase
+
+from tidegate.errors import CapacityError, IdentityError, LinkError
+from tidegate.link import outbox
+from tidegate.link.at_rest import Database
+from tidegate.link.envelope import DeviceId, RequestId, new_request_id
+from tidegate.link.gateway_store import GatewayStore, Progress, RequestKey
+from tidegate.link.messages import Status
+from tidegate.link.outbox import KEEP_RESULT_MS, Outbox, Outcome
+
+DEVICE = DeviceId(b"d" * 16)
+
+
+def new_id(unix_ms: int = 1_800_000_000_000) -> RequestId:
+    return new_request_id(unix_ms)
+
+
+def test_a_request_and_its_answer_survive_a_restart(tmp_path: Path) -> None:
+    box = Outbox.open(tmp_path / "outbox.sqlite")
+    name = new_id()
+    box.add(name, b"prompt", deadline_ms=5, model="m")
+    box.use_attempt(name, 0)
+    box.save(name, 0, [b"a", b""])
+    box.save(name, 2, [b"c"], outcome=Outcome.DONE)
+    box.close()
+    box = Outbox.open(tmp_path / "outbox.sqlite")
+    row = box.find(name)
+    assert row is not None
+    assert (row.body, row.model, row.attempt, row.outcome) == (b"prompt", "m", 1, Outcome.DONE)
+    assert box.payloads(name) == [b"a", b"", b"c"]
+    assert box.ids() == [(name, Outcome.DONE)]
+    box.remove(name)
+    assert box.find(name) is None
+    assert box.payloads(name) == []
+    box.close()
+
+
+def test_saving_the_same_payload_again_changes_nothing(tmp_path: Path) -> None:
+    box = Outbox.open(tmp_path / "outbox.sqlite")
+    name = new_id()
+    box.add(name, b"", deadline_ms=5, model=None)
+    box.save(name, 0, [b"a"])
+    box.save(name, 0, [b"other", b"b"])
+    assert box.payloads(name) == [b"a", b"b"]
+    box.close()
+
+
+def test_the_files_show_neither_prompt_nor_answer_nor_model(tmp_path: Path) -> None:
+    box = Outbox.open(tmp_path / "outbox.sqlite")
+    store = GatewayStore.open(tmp_path / "requests.sqlite")
+    name = new_id()
+    box.add(name, b"a secret prompt", deadline_ms=5, model="secret-model")
+    box.save(name, 0, [b"a secret answer"])
+    key = RequestKey(DEVICE, name)
+    store.begin(key, 0)
+    store.append([Progress(key=key, first=0, payloads=[b"a secret answer"])])
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert len(content) > 10_000
+    assert b"secret" not in content
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.glob("*.sqlite")} == {0}
+    box.close()
+    store.close()
+
+
+def test_the_outbox_is_bounded_in_rows_and_bytes(tmp_path: Path) -> None:
+    box = Outbox(Database(tmp_path / "outbox.sqlite", outbox.SCHEMA), max_rows=3, max_bytes=10_000)
+    box.add(new_id(), bytes(4000), deadline_ms=5, model=None)
+    box.add(new_id(), bytes(4000), deadline_ms=5, model=None)
+    with pytest.raises(CapacityError, match="10000 bytes"):
+        box.add(new_id(), bytes(4000), deadline_ms=5, model=None)
+    box.add(new_id(), b"", deadline_ms=5, model=None)
+    with pytest.raises(CapacityError, match="at most 3"):
+        box.add(new_id(), b"", deadline_ms=5, model=None)
+    box.close()
+
+
+def test_results_nobody_fetched_are_forgotten_a_day_after_their_deadline(tmp_path: Path) -> None:
+    box = Outbox.open(tmp_path / "outbox.sqlite")
+    old, young = new_id(1), new_id(2)
+    box.add(old, b"", deadline_ms=1000, model=None)
+    box.add(young, b"", deadline_ms=3000, model=None)
+    box.expire(2000 + KEEP_RESULT_MS)
+    assert [name for name, _ in box.ids()] == [young]
+    box.close()
+
+
+def test_a_store_with_another_key_is_refused_by_name(tmp_path: Path) -> None:
+    Outbox.open(tmp_path / "outbox.sqlite").close()
+    (tmp_path / "outbox.key").write_bytes(os.urandom(32))
+    with pytest.raises(LinkError, match=r"outbox\.sqlite: was written with another key"):
+        Outbox.open(tmp_path / "outbox.sqlite")
+    (tmp_path / "outbox.key").chmod(0o644)
+    with pytest.raises(IdentityError, match="chmod 600"):
+        Outbox.open(tmp_path / "outbox.sqlite")
+
+
+def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "outbox.sqlite").write_bytes(b"not a database, but long enough to be read" * 10)
+    with pytest.raises(LinkError, match=r"outbox\.sqlite"):
+        Outbox.open(tmp_path / "outbox.sqlite")
+
+
+def test_a_damaged_value_is_noticed(tmp_path: Path) -> None:
+    box = Outbox.open(tmp_path / "outbox.sqlite")
+    name, other = new_id(), new_id()
+    for request_id in (name, other):
+        box.add(request_id, b"prompt", deadline_ms=5, model=None)
+        box.save(request_id, 0, [b"a"])
+    box.close()
+    with sqlite3.connect(tmp_path / "outbox.sqlite") as db:
+        db.execute(
+            "UPDATE chunks SET sealed = (SELECT sealed FROM chunks WHERE request_id = ?)"
+            " WHERE request_id = ?",
+            (other, name),
+        )
+    db.close()
+    box = Outbox.open(tmp_path / "outbox.sqlite")
+    assert box.payloads(other) == [b"a"]
+    with pytest.raises(LinkError, match="damaged"):
+        box.payloads(name)
+    box.close()
+
+
+def test_a_full_disk_is_a_capacity_error_and_leaves_the_store_usable(tmp_path: Path) -> None:
+    database = Database(tmp_path / "outbox.sqlite", outbox.SCHEMA)
+    box = Outbox(database)
+    ((pages,),) = database.read("PRAGMA page_count")
+    database.read(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(CapacityError, match="cannot be written"):
+        box.add(new_id(), bytes(100_000), deadline_ms=5, model=None)
+    database.read("PRAGMA max_page_count = 100000")
+    box.add(new_id(), bytes(100_000), deadline_ms=5, model=None)
+    assert len(box.ids()) == 1
+    box.close()
+
+
+@pytest.mark.parametrize("after_commit", [False, True])
+def test_a_crash_leaves_all_of_a_write_or_none_of_it(tmp_path: Path, after_commit: bool) -> None:
+    database = CrashingDatabase(tmp_path / "outbox.sqlite", outbox.SCHEMA)
+    box = Outbox(database)
+    name = new_id()
+    box.add(name, b"", deadline_ms=5, model=None)
+    database.fuse, database.after_commit = 0, after_commit
+    with pytest.raises(Crash):
+        box.save(name, 0, [b"a", b"b"], outcome=Outcome.DONE)
+    row = box.find(name)
+    assert row is not None
+    assert (box.payloads(name), row.outcome) == (
+        ([b"a", b"b"], Outcome.DONE) if after_commit else ([], Outcome.OPEN)
+    )
+    box.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> GatewayStore:
+    return GatewayStore.open(tmp_path / "requests.sqlite")
+
+
+def test_the_gateway_keeps_rows_answers_and_attempts(store: GatewayStore) -> None:
+    key = RequestKey(DEVICE, new_id())
+    assert store.find(key) is None
+    store.begin(key, 2)
+    store.use_attempt(key, 5)
+    store.append([Progress(key=key, first=0, payloads=[b"a", b"b"])])
+    store.append([Progress(key=key, first=2, payloads=[], status=Status.FAILED, code="broken")])
+    row = store.find(key)
+    assert row is not None
+    assert (row.attempt, row.status, row.code, row.closed) == (5, Status.FAILED, "broken", False)
+    assert store.payloads(key) == [b"a", b"b"]
+    store.close()
+
+
+def test_a_fetched_answer_is_dropped_and_its_row_stays(store: GatewayStore) -> None:
+    key = RequestKey(DEVICE, new_id())
+    store.begin(key, 0)
+    store.append([Progress(key=key, first=0, payloads=[b"a"], status=Status.COMPLETE)])
+    store.close_request(key)
+    row = store.find(key)
+    assert row is not None
+    assert (row.closed, row.code, store.payloads(key)) == (True, "already_answered", [])
+    store.close()
+
+
+def test_rows_go_when_their_ids_are_too_old_to_be_accepted(store: GatewayStore) -> None:
+    old, young = (RequestKey(DEVICE, new_id(ms)) for ms in (1_000, 2_000))
+    for key in (old, young):
+        store.begin(key, 0)
+        store.append([Progress(key=key, first=0, payloads=[b"a"])])
+    store.expire(1_500)
+    assert (store.find(old), store.payloads(old)) == (None, [])
+    assert store.find(young) is not None
+    store.expire(-5)
+    store.close()
+
+
+def test_the_same_request_id_of_two_devices_are_two_requests(store: GatewayStore) -> None:
+    name = new_id()
+    ours, theirs = RequestKey(DEVICE, name), RequestKey(DeviceId(b"e" * 16), name)
+    store.begin(ours, 0)
+    assert store.find(theirs) is None
+    store.begin(theirs, 0)
+    store.append([Progress(key=ours, first=0, payloads=[b"a"])])
+    assert store.payloads(theirs) == []
+    store.close()
+
+
+def test_advert_versions_only_grow_even_if_the_clock_goes_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    store = GatewayStore.open(path)
+    assert store.next_advert_version(1000) == 1000
+    assert store.next_advert_version(500) == 1001
+    store.close()
+    store = GatewayStore.open(path)
+    assert store.next_advert_version(500) == 1002
+    store.close()

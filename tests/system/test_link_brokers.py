@@ -1,0 +1,309 @@
+"""The link through real brokers in their own processes: killed, absent, and listening in."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from linklab import FAST
+
+from tidegate.errors import UnavailableError
+from tidegate.link.device import DeviceLink
+from tidegate.link.effects import InboundRequest
+from tidegate.link.fleet import pair
+from tidegate.link.gateway import Gateway
+from tidegate.link.mqtt import MqttTransport
+from tidegate.link.transport import Connected, Message
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+
+PROMPT = b"a very secret prompt"
+ANSWER = [b"plaintext token %d " % i for i in range(150)]
+TIME_LIMIT_S = 90.0
+RUNTIME = Path(__file__).resolve().parents[2] / "runtime"
+AMQTT = (
+    "import asyncio, sys; sys.path.insert(0, sys.argv[1]);"
+    "from tidegate.link.broker import run_broker;"
+    "asyncio.run(run_broker('127.0.0.1', int(sys.argv[2])))"
+)
+
+
+class BrokerProcess:
+    """One broker on a fixed loopback port, started and killed at will."""
+
+    def __init__(self, kind: str, scratch: Path) -> None:
+        self.port = free_port()
+        self.url = f"mqtt://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        if kind == "amqtt":
+            pytest.importorskip("amqtt")
+            self._command = [sys.executable, "-P", "-c", AMQTT, str(RUNTIME), str(self.port)]
+            return
+        mosquitto = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+        if mosquitto is None:
+            pytest.skip("mosquitto is not installed (Debian package `mosquitto`)")
+        config = scratch / "mosquitto.conf"
+        config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n")
+        self._command = [mosquitto, "-c", str(config)]
+
+    def start(self) -> None:
+        assert self._process is None
+        self._process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline_s = time.monotonic() + 20
+        while time.monotonic() < deadline_s:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                assert self._process.poll() is None, "the broker did not start"
+                time.sleep(0.05)
+            else:
+                return
+        raise AssertionError("the broker does not listen")
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is flushed, nobody is told."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=10)
+            self._process = None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(params=["mosquitto", "amqtt"])
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerProcess]:
+    broker = BrokerProcess(request.param, tmp_path)
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    pair(tmp_path / "device", tmp_path / "gateway")
+    return tmp_path
+
+
+async def answer(request: InboundRequest) -> AsyncIterator[bytes]:
+    assert request.body == PROMPT
+    for token in ANSWER:
+        yield token
+        await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def linked(root: Path, url: str) -> AsyncIterator[DeviceLink]:
+    """A device and a gateway, running, on the broker at `url`."""
+    gateway = Gateway(root / "gateway", MqttTransport(url), answer, timing=FAST)
+    device = DeviceLink(root / "device", MqttTransport(url), timing=FAST)
+    tasks = [asyncio.create_task(gateway.run()), asyncio.create_task(device.run())]
+    try:
+        yield device
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await gateway.close()
+        await device.close()
+
+
+def run(main: Callable[[], Coroutine[None, None, None]]) -> None:
+    asyncio.run(asyncio.wait_for(main(), TIME_LIMIT_S))
+
+
+@asynccontextmanager
+async def eavesdropper(url: str) -> AsyncIterator[list[Message]]:
+    """Everything that the broker shows to a subscriber of `#`."""
+    transport = MqttTransport(url)
+    transport.subscribe("#")
+    heard: list[Message] = []
+    listening = asyncio.Event()
+
+    async def listen() -> None:
+        async for event in transport.events():
+            if isinstance(event, Message):
+                heard.append(event)
+            elif isinstance(event, Connected):
+                listening.set()
+
+    tasks = [asyncio.create_task(transport.run()), asyncio.create_task(listen())]
+    try:
+        await listening.wait()
+        yield heard
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+def test_a_subscriber_to_everything_sees_none_of_it(broker: BrokerProcess, root: Path) -> None:
+    async def main() -> None:
+        async with eavesdropper(broker.url) as heard, linked(root, broker.url) as device:
+            got = [part async for part in device.request(PROMPT, deadline_s=30.0)]
+            assert got == ANSWER
+            await asyncio.sleep(0.3)
+        kinds = {message.topic.split("/")[3] for message in heard}
+        assert kinds == {"gw", "r"}
+        everything = b"".join(message.topic.encode() + message.payload for message in heard)
+        assert len(everything) > sum(map(len, ANSWER))
+        for part in (b"secret", b"prompt", b"plaintext", b"token"):
+            assert part not in everything
+
+    broker.start()
+    run(main)
+
+
+def test_a_broker_killed_in_mid_answer_costs_time_only(broker: BrokerProcess, root: Path) -> None:
+    async def main() -> None:
+        async with linked(root, broker.url) as device:
+            got: list[bytes] = []
+            async for part in device.request(PROMPT, deadline_s=60.0):
+                got.append(part)
+                if len(got) == 40:
+                    await asyncio.to_thread(broker.kill)
+                    await asyncio.to_thread(broker.start)
+            assert got == ANSWER
+            assert await device.pending() == ()
+
+    broker.start()
+    run(main)
+
+
+def test_a_broker_that_keeps_dying_costs_time_only(broker: BrokerProcess, root: Path) -> None:
+    async def main() -> None:
+        async with linked(root, broker.url) as device:
+            got: list[bytes] = []
+            async for part in device.request(PROMPT, deadline_s=60.0):
+                got.append(part)
+                if len(got) in (20, 50, 100):
+                    await asyncio.to_thread(broker.kill)
+                    await asyncio.sleep(0.3)
+                    await asyncio.to_thread(broker.start)
+            assert got == ANSWER
+
+    broker.start()
+    run(main)
+
+
+def test_without_a_broker_callers_hear_so_and_the_link_recovers(
+    broker: BrokerProcess, root: Path
+) -> None:
+    async def main() -> None:
+        async with linked(root, broker.url) as device:
+            with pytest.raises(UnavailableError, match=r"no gateway.*connection refused"):
+                await anext(device.request(PROMPT, deadline_s=30.0))
+            assert not device.connected
+            await asyncio.to_thread(broker.start)
+            while not await device.gateways():
+                await asyncio.sleep(0.05)
+            got = [part async for part in device.request(PROMPT, deadline_s=30.0)]
+            assert got == ANSWER
+
+    run(main)
+
+
+@pytest.fixture
+def tls_broker(tmp_path: Path) -> Iterator[tuple[BrokerProcess, Path]]:
+    """Mosquitto with a certificate that it signed itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (tmp_path / "ca.pem").write_bytes(certificate.public_bytes(pem))
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    # mosquitto gives up root's rights before it reads the key.
+    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(path.stat().st_mode | 0o055)
+    (tmp_path / "key.pem").chmod(0o644)
+    broker = BrokerProcess("mosquitto", tmp_path)
+    with (tmp_path / "mosquitto.conf").open("a") as config:
+        config.write(f"certfile {tmp_path}/ca.pem\nkeyfile {tmp_path}/key.pem\n")
+    broker.start()
+    yield broker, tmp_path / "ca.pem"
+    broker.kill()
+
+
+def test_it_works_over_tls_and_only_with_a_broker_that_is_who_it_says(
+    tls_broker: tuple[BrokerProcess, Path],
+) -> None:
+    broker, ca_file = tls_broker
+
+    async def main() -> None:
+        for host, ca, said in (
+            ("localhost", None, "certificate"),
+            ("127.0.0.1", ca_file, "certificate"),
+        ):
+            stranger = MqttTransport(f"mqtts://{host}:{broker.port}", ca_file=ca)
+            task = asyncio.create_task(stranger.run())
+            while said not in stranger.status:
+                await asyncio.sleep(0.02)
+            task.cancel()
+            await asyncio.wait([task])
+        transport = MqttTransport(f"mqtts://localhost:{broker.port}", ca_file=ca_file)
+        transport.subscribe("a")
+        task = asyncio.create_task(transport.run())
+        events = transport.events()
+        assert await anext(events) == Connected()
+        for size in (0, 10, 100_000):
+            await transport.publish("a", bytes(size))
+            assert await anext(events) == Message("a", bytes(size))
+        task.cancel()
+        await asyncio.wait([task])
+
+    run(main)
+
+
+def test_a_file_descriptor_beyond_what_select_can_hold_works(
+    broker: BrokerProcess, root: Path
+) -> None:
+    async def main() -> None:
+        async with linked(root, broker.url) as device:
+            got = [part async for part in device.request(PROMPT, deadline_s=30.0)]
+            assert got == ANSWER
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("this process may not open 1024 files")
+    broker.start()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1024)]
+    try:
+        run(main)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
