@@ -126,6 +126,14 @@ def test_a_full_line_is_a_capacity_error_and_the_next_place_is_free_again() -> N
     asyncio.run(scenario())
 
 
+def test_the_line_is_bounded_in_prompt_tokens_too() -> None:
+    engine = toy_engine(ToyExecutor(PAGED, context_tokens=20), settings=EngineSettings())
+    answers = [engine.submit(ask(f"r{n}", (1,) * 16)) for n in range(20)]
+    with pytest.raises(CapacityError, match="336 prompt tokens would be waiting: at most 320"):
+        engine.submit(ask("one more", (1,) * 16))
+    assert len(answers) == 20
+
+
 def test_an_id_is_unique_while_it_lives_and_free_afterwards() -> None:
     async def scenario() -> None:
         async with serving(toy_engine()) as engine:
@@ -316,6 +324,27 @@ def test_an_executor_that_always_fails_ends_everything_soon() -> None:
     ends, steps = asyncio.run(scenario())
     assert all(isinstance(end.terminal, Failed) for end in ends)
     assert steps <= 16
+
+
+def test_an_executor_that_only_fails_is_unhealthy_until_it_succeeds() -> None:
+    broken = True
+
+    async def scenario() -> None:
+        nonlocal broken
+        executor = ToyExecutor(PAGED, behaviour=Behaviour(fails=lambda step: broken))
+        async with serving(toy_engine(executor)) as engine:
+            health = []
+            for n in range(16):
+                health.append(engine.snapshot().healthy)
+                await collect(engine.submit(ask(f"r{n}", PROMPT)))
+            assert health == [True] * 16
+            assert not engine.snapshot().healthy
+            assert engine.snapshot().failed_steps == 16
+            broken = False
+            await collect(engine.submit(ask("r", PROMPT)))
+            assert engine.snapshot().healthy
+
+    asyncio.run(scenario())
 
 
 def test_any_exception_of_the_executor_is_the_steps_alone(

@@ -47,6 +47,14 @@ def test_one_that_ran_beside_somebody_who_left_is_tried_alone_first() -> None:
     assert quarantine.group == (4,)
 
 
+def test_a_step_whose_only_request_left_says_nothing_about_the_others() -> None:
+    quarantine = Quarantine()
+    quarantine.failed([1, 2, 3, 4], alone=False)
+    for _ in range(3):
+        assert quarantine.failed([], alone=True) == ()
+    assert quarantine.group == (1, 2)
+
+
 def test_those_who_leave_are_no_longer_waited_for() -> None:
     quarantine = Quarantine()
     quarantine.failed([1, 2, 3, 4], alone=False)

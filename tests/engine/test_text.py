@@ -25,7 +25,7 @@ def bundle(folder: Path, *, template: str | None = TEMPLATE, config: object = No
 
 
 def rendered(source: str, messages: list[dict[str, object]] | None = None) -> str:
-    return ChatTemplate(source).render(messages or [], variables={}, most_chars=1000)
+    return ChatTemplate(source).render({"messages": messages or []}, most_chars=1000)
 
 
 def user(content: object) -> list[Mapping[str, object]]:
@@ -104,6 +104,14 @@ def test_special_tokens_are_found_in_nested_content() -> None:
         toy_tokenizer(), eos_ids=frozenset(), context_tokens=64, template=ChatTemplate(source)
     )
     assert 0 not in text.encode_chat(user([{"type": "text", "text": "x<|end|>"}]))
+
+
+def test_special_tokens_in_a_tools_description_are_text() -> None:
+    template = ChatTemplate("{{ tools | tojson }}")
+    text = TextModel(toy_tokenizer(), eos_ids=frozenset(), context_tokens=64, template=template)
+    tokens = text.encode_chat(user("x"), tools=[{"name": "a<|end|>"}])
+    assert 0 not in tokens
+    assert text.decode(tokens) == '[{"name": "a<|end|>"}]'
 
 
 def test_characters_that_unicode_keeps_for_internal_use_change_nothing() -> None:

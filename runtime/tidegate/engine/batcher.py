@@ -7,7 +7,7 @@ leaves while its step runs keeps its KV until `settle`, since the executor is st
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tidegate.engine.executor import (
@@ -128,7 +128,14 @@ class Batcher:
             self.kv.commit(generation.key, generation.tokens[: generation.computed])
             if generation.key not in self.running:
                 self.kv.release(generation.key)
-        self._clear(batch.samplers)
+
+    def clear_suspects(self, batch: Batch) -> None:
+        """Suspects that came through start over later, so that the next group has all the KV."""
+        suspects = self._quarantine.group
+        self._quarantine.passed([generation.key for generation in batch.samplers])
+        for generation in batch.samplers:
+            if generation.key in suspects and generation.key in self.running:
+                self._requeue(self.running.pop(generation.key))
 
     def settle_failed(self, batch: Batch) -> tuple[Generation, ...]:
         """Book that a step's KV is lost; the requests to give up, all others start over."""
@@ -196,14 +203,6 @@ class Batcher:
             held=match.units,
             drawn=match.drawn,
         )
-
-    def _clear(self, came_through: Iterable[Generation]) -> None:
-        """Suspects that came through start over later, so that the next group has all the KV."""
-        suspects = self._quarantine.group
-        self._quarantine.passed([generation.key for generation in came_through])
-        for generation in came_through:
-            if generation.key in suspects and generation.key in self.running:
-                self._requeue(self.running.pop(generation.key))
 
     def _requeue(self, generation: Generation) -> None:
         """Back in line with its tokens kept; what it had computed is computed again, or reused."""

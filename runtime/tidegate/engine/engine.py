@@ -33,6 +33,11 @@ from tidegate.errors import (
 
 _log = logging.getLogger(__name__)
 
+_MOST_FAILED_STEPS = 16
+"""In a row, and the executor itself is broken; finding one culprit among 256 takes 9."""
+_WAITING_CONTEXTS = 16
+"""Prompt tokens that may wait, in contexts: what bounds the memory of the line."""
+
 
 class Engine:
     """Runs requests on one executor. The executor belongs to whoever made it."""
@@ -147,6 +152,7 @@ class Engine:
         """The engine in numbers; cheap, changes nothing."""
         meter, kv, batcher = self._meter, self._batcher.kv, self._batcher
         stalled = self.clock() - meter.last_progress_s > self._settings.stall_after_s
+        sound = meter.failed_in_a_row < _MOST_FAILED_STEPS and (batcher.empty or not stalled)
         return EngineSnapshot(
             running=len(batcher.running),
             waiting=len(batcher.waiting),
@@ -164,7 +170,8 @@ class Engine:
             decode_step_s=meter.decode_step_s,
             request_s=meter.request_s,
             last_progress_s=meter.last_progress_s,
-            healthy=not self._stopped and (batcher.empty or not stalled),
+            failed_steps=meter.failed_steps,
+            healthy=sound and not self._stopped,
             accepting=self._accepting,
         )
 
@@ -182,11 +189,21 @@ class Engine:
             )
         if not all(0 <= token < self._vocab for token in request.prompt):
             raise RequestError("prompt", f"token ids must be between 0 and {self._vocab - 1}")
-        if len(self._batcher.waiting) >= self._settings.most_waiting:
+        self._check_line(len(request.prompt))
+
+    def _check_line(self, prompt_tokens: int) -> None:
+        waiting, retry_after_s = self._batcher.waiting, max(1.0, self._meter.request_s or 0.0)
+        if len(waiting) >= self._settings.most_waiting:
             raise CapacityError(
-                f"{len(self._batcher.waiting)} requests are waiting: at most"
-                f" {self._settings.most_waiting} may",
-                retry_after_s=max(1.0, self._meter.request_s or 0.0),
+                f"{len(waiting)} requests are waiting: at most {self._settings.most_waiting} may",
+                retry_after_s=retry_after_s,
+            )
+        tokens = prompt_tokens + sum(one.length for one in waiting)
+        if tokens > _WAITING_CONTEXTS * self.context_tokens:
+            raise CapacityError(
+                f"{tokens} prompt tokens would be waiting: at most"
+                f" {_WAITING_CONTEXTS * self.context_tokens} may",
+                retry_after_s=retry_after_s,
             )
 
     async def _step_safely(self) -> None:
@@ -212,7 +229,9 @@ class Engine:
         if outcome.error is None:
             self._batcher.settle(batch)
             self._absorb(batch, outcome)
+            self._batcher.clear_suspects(batch)
         else:
+            self._meter.failed()
             self._fail_all(self._batcher.settle_failed(batch), outcome.error)
 
     def _schedule(self, batch: Batch) -> None:

@@ -38,6 +38,8 @@ class Quarantine:
         """
         self.leave(keys)
         suspects = sorted(keys)
+        if not suspects:
+            return ()
         if not alone:
             half = len(suspects) // 2
             self._groups += [part for part in (suspects[half:], suspects[:half]) if part]

@@ -32,6 +32,8 @@ class EngineSnapshot:
     failed: int
     cancelled: int
     steps: int
+    """Steps that succeeded."""
+    failed_steps: int
     prefill_tokens_per_s: float | None
     """Over steps that computed some request's prompt."""
     decode_step_s: float | None
@@ -41,6 +43,7 @@ class EngineSnapshot:
     last_progress_s: float
     """When a step last finished, or when work last appeared."""
     healthy: bool
+    """Work makes progress, and not every step of late has failed."""
     accepting: bool
     """False once draining or stopped."""
 
@@ -56,6 +59,8 @@ class Meter:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
+    failed_steps: int = 0
+    failed_in_a_row: int = 0
     ended: dict[type[Terminal], int] = field(
         default_factory=lambda: {Finished: 0, Failed: 0, Cancelled: 0}
     )
@@ -66,6 +71,7 @@ class Meter:
     def stepped(self, *, prompt_tokens: int, rows: int, elapsed_s: float) -> None:
         """Book a finished step of `rows` rows, `prompt_tokens` of which were prefill."""
         self.steps += 1
+        self.failed_in_a_row = 0
         self.prompt_tokens += prompt_tokens
         if elapsed_s <= 0:
             return
@@ -73,6 +79,11 @@ class Meter:
             self.prefill_tokens_per_s = _mean(self.prefill_tokens_per_s, prompt_tokens / elapsed_s)
         elif rows:
             self.decode_step_s = _mean(self.decode_step_s, elapsed_s)
+
+    def failed(self) -> None:
+        """Book a failed step."""
+        self.failed_steps += 1
+        self.failed_in_a_row += 1
 
     def served(self, seconds: float) -> None:
         """Book how long a request ran."""

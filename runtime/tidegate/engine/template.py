@@ -9,9 +9,9 @@ in rendering is the request's, an error in compiling is the bundle's.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -19,6 +19,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tidegate.errors import BundleError, RequestError
+
+_REASON_CHARS: Final = 300
+"""Of a template's error message, which may quote the messages."""
 
 
 class ChatTemplate:
@@ -38,17 +41,20 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, object]],
-        *,
         variables: Mapping[str, object],
+        *,
         most_chars: int,
     ) -> str:
         """The prompt text, with the answer's beginning (`add_generation_prompt`) at its end.
 
+        Args:
+            variables: what the template reads: `messages`, `bos_token`, `tools`, ...
+            most_chars: of the text.
+
         Raises:
             RequestError: the template refuses the messages, or its output passes `most_chars`.
         """
-        context = {"messages": messages, "add_generation_prompt": True, **variables}
+        context = {"add_generation_prompt": True, **variables}
         parts: list[str] = []
         chars = 0
         try:
@@ -62,7 +68,8 @@ class ChatTemplate:
         except RequestError:
             raise
         except Exception as error:  # a template can raise anything that Python can
-            raise RequestError("messages", f"the chat template refuses them: {error}") from error
+            reason = str(error)[:_REASON_CHARS]
+            raise RequestError("messages", f"the chat template refuses them: {reason}") from error
         return "".join(parts)
 
 

@@ -124,13 +124,13 @@ class TextModel:
         """
         if self._template is None:
             raise RequestError("messages", "this model has no chat template: use completions")
-        self._check_chars("messages", _chars(messages))
-        mark = next((one for one in _NONCHARACTERS if not _contains(messages, one)), None)
+        given = {"messages": messages, **variables}
+        self._check_chars("messages", _chars(given))
+        mark = next((one for one in _NONCHARACTERS if not _contains(given, one)), None)
         if mark is None:
             raise RequestError("messages", "use every Unicode noncharacter: must leave one")
         text = self._template.render(
-            [{key: self._broken(value, mark) for key, value in one.items()} for one in messages],
-            variables={**self._variables, **variables},
+            {**self._variables, **{key: self._broken(one, mark) for key, one in given.items()}},
             most_chars=2 * self.max_prompt_chars,
         )
         parts = (self._encode(part, add_special_tokens=False) for part in text.split(mark))
