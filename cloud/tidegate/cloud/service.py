@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
+from tidegate.errors import ConfigError
 from tidegate.link.gateway import Gateway
 from tidegate.link.mqtt import MqttTransport
 from tidegate.model.checkpoint import Checkpoint
+from tidegate.model.text_files import write_text_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +56,10 @@ class CloudSettings:
     queue_limit: int = 256
     gateway: GatewaySettings | None = None
     drain_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.context_tokens is not None and self.context_tokens < 1:
+            raise ConfigError("context_tokens", self.context_tokens, "at least 1, or absent")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,7 +124,9 @@ def _open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:
             checkpoint.weights(),
             TorchSettings(slots=settings.rows, context_tokens=context, threads=settings.threads),
         )
-        text = TextModel.load(settings.checkpoint, context_tokens=context)
+        with tempfile.TemporaryDirectory(prefix="tidegate-text-") as folder:
+            write_text_files(checkpoint, Path(folder))
+            text = TextModel.load(Path(folder), context_tokens=context)
     engine = Engine(
         executor,
         text,

@@ -18,8 +18,6 @@ from tidegate.model.packed import Array, DenseLinear, Linear
 from tidegate.model.safetensors_file import SafetensorsFile
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-TEXT_FILES = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
-"""What a bundle takes along; the first is required, a template may stand in tokenizer_config."""
 
 
 def read_json_object(path: Path) -> dict[str, object]:

@@ -1,0 +1,1 @@
+"""Board profiles, one TOML per board. Data only: `tidegate.edge` reads them."""

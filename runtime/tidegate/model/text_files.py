@@ -1,0 +1,68 @@
+"""The text side of a checkpoint, brought into one shape: three files in a folder.
+
+Checkpoints keep the chat template in a file of its own or inside `tokenizer_config.json`, and the
+end tokens in `generation_config.json` or `config.json`. A bundle, and whoever reads a checkpoint
+as if it were one, has one place for each.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tidegate.errors import CheckpointError
+from tidegate.model.architecture import Architecture
+from tidegate.model.checkpoint import Checkpoint, read_json_object
+
+TEXT_FILES = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
+
+
+def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write `tokenizer.json`, `chat_template.jinja` and `generation_config.json` to `folder`.
+
+    Only the tokenizer must exist as a file; the others are found where older checkpoints keep
+    them, and a model without a template gets none.
+
+    Raises:
+        CheckpointError: the tokenizer is missing or damaged, or has a token that the model has
+            no embedding for.
+    """
+    tokenizer = read_json_object(checkpoint.folder / "tokenizer.json")
+    _check_vocabulary(tokenizer, checkpoint.architecture)
+    for name in TEXT_FILES:
+        source = checkpoint.folder / name
+        if source.is_file():
+            (folder / name).write_bytes(source.read_bytes())
+    if not (folder / "chat_template.jinja").exists():
+        template = _template_of(checkpoint.folder / "tokenizer_config.json")
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if not (folder / "generation_config.json").exists():
+        keys = ("bos_token_id", "eos_token_id")
+        settings = {key: checkpoint.config[key] for key in keys if key in checkpoint.config}
+        (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _check_vocabulary(tokenizer: dict[str, object], arch: Architecture) -> None:
+    """A token that the embedding has no row for would read another's memory: refuse it here."""
+    model = tokenizer.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict | list):
+        raise CheckpointError("tokenizer.json: has no model.vocab")
+    added = tokenizer.get("added_tokens")
+    listed = added if isinstance(added, list) else []
+    ids = [token.get("id", 0) for token in listed if isinstance(token, dict)]
+    if isinstance(vocabulary, dict):
+        ids += [token for token in vocabulary.values() if isinstance(token, int)]
+    highest = max([len(vocabulary) - 1, *ids])
+    if highest >= arch.vocab:
+        raise CheckpointError(
+            f"tokenizer.json: token id {highest}: the embedding has {arch.vocab} rows"
+        )
+
+
+def _template_of(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    template = read_json_object(path).get("chat_template")
+    return template if isinstance(template, str) else None
