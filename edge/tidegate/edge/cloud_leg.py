@@ -17,8 +17,15 @@ from tidegate.api.backend import AnswerEvent, Routed
 from tidegate.api.schema import Call, call_to_json
 from tidegate.api.wire import read_event
 from tidegate.edge.router import CloudSignals
-from tidegate.engine.events import Finished, Terminal, TextDelta, Timing
-from tidegate.errors import UnavailableError
+from tidegate.engine.events import Cancelled, Failed, Finished, Terminal, Timing
+from tidegate.errors import (
+    CapacityError,
+    ExecutionError,
+    LinkError,
+    RequestError,
+    TidegateError,
+    UnavailableError,
+)
 from tidegate.link.device import DeviceLink
 from tidegate.link.envelope import RequestId
 
@@ -74,8 +81,13 @@ class CloudLeg:
     ) -> AsyncGenerator[AnswerEvent, None]:
         """Answer a call in the cloud; `reason` is why it goes there.
 
+        Nothing is yielded before there is text, so until then an error is still the whole answer.
+
         Raises:
-            UnavailableError: the cloud did not answer in time.
+            RequestError: the cloud cannot serve the call as it is.
+            CapacityError: the cloud has no room.
+            UnavailableError: the cloud did not answer in time, or is going away.
+            ExecutionError: the cloud failed before there was any text.
             LinkError: the answer is not one.
         """
         body = json.dumps(call_to_json(_outgoing(call)), ensure_ascii=False).encode()
@@ -84,17 +96,26 @@ class CloudLeg:
         patience_s = DEFAULT_PATIENCE_S if deadline_ms is None else 10 + deadline_ms / 1000
         link_id = RequestId(bytes.fromhex(request_id))
         answer = self._link.request(body, deadline_s=patience_s, request_id=link_id)
-        first_token_s, ended = None, False
+        heading: Routed | None = None
+        first_s, ended = None, False
         async with aclosing(answer):
             async for payload in answer:
                 event, now_s = read_event(payload), self._clock() - began_s
                 if isinstance(event, Routed):
-                    event = replace(event, route="cloud", reason=reason, request_id=request_id)
-                elif isinstance(event, TextDelta):
-                    first_token_s = first_token_s or now_s
-                elif isinstance(event, Finished):
+                    if heading is not None:
+                        raise LinkError("the cloud's answer begins twice")
+                    heading = replace(event, route="cloud", reason=reason, request_id=request_id)
+                    continue
+                if first_s is None:
+                    if isinstance(event, Failed | Cancelled):
+                        raise _refusal(event)
+                    if heading is None:
+                        raise LinkError("the cloud's answer does not say where it ran")
+                    first_s = now_s
+                    yield heading
+                if isinstance(event, Finished):
                     self._learn(now_s)
-                    event = _as_seen_here(event, first_token_s or now_s, now_s)
+                    event = _as_seen_here(event, first_s, now_s)
                 ended = isinstance(event, Terminal)
                 yield event
         if not ended:
@@ -103,6 +124,22 @@ class CloudLeg:
     def _learn(self, answer_s: float) -> None:
         old = self._answer_s
         self._answer_s = answer_s if old is None else (1 - _WEIGHT) * old + _WEIGHT * answer_s
+
+
+def _refusal(event: Failed | Cancelled) -> TidegateError:
+    """What the cloud said instead of an answer, as the error it was there."""
+    if isinstance(event, Cancelled):
+        return UnavailableError("the cloud cancelled the request")
+    match event.code:
+        case RequestError.code:
+            field, _, problem = event.message.partition(": ")
+            return RequestError(field, f"{problem or 'refused'} (says the cloud)")
+        case CapacityError.code:
+            return CapacityError(f"the cloud has no room: {event.message}")
+        case _ if event.retryable:
+            return UnavailableError(f"the cloud is not available: {event.message}")
+        case _:
+            return ExecutionError(f"the cloud failed: {event.message}")
 
 
 def _as_seen_here(event: Finished, first_token_s: float, total_s: float) -> Finished:

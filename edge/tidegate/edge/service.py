@@ -21,6 +21,7 @@ from tidegate.edge.router import CloudSignals, Decision, EdgeSignals, RouteReque
 from tidegate.engine.events import Finished, TextDelta, Timing
 from tidegate.errors import (
     CapacityError,
+    ExecutionError,
     LinkError,
     RequestError,
     TidegateError,
@@ -185,7 +186,7 @@ class EdgeBackend:
                     begun = True
                     yield event
             return
-        except (UnavailableError, CapacityError, LinkError) as error:
+        except (UnavailableError, CapacityError, ExecutionError, LinkError) as error:
             if begun or not self._fits_here(work):
                 raise
             reason = f"fallback: {error}"
