@@ -39,6 +39,8 @@ class TorchSettings:
         for name in ("slots", "context_tokens", "step_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError("threads", self.threads, "at least 1, or absent")
 
 
 class TorchExecutor:

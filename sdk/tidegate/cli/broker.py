@@ -27,9 +27,11 @@ def run(args: argparse.Namespace) -> int:
     host, port = parse_listen(args.listen)
 
     async def main(stop: asyncio.Event) -> None:
-        broker = asyncio.create_task(run_broker(host, port))
+        def ready() -> None:
+            announce(f"tidegate broker: mqtt://{host}:{port}")
+
+        broker = asyncio.create_task(run_broker(host, port, on_ready=ready))
         stopping = asyncio.create_task(stop.wait())
-        announce(f"tidegate broker: mqtt://{host}:{port}")
         await asyncio.wait({broker, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in (broker, stopping):
             task.cancel()

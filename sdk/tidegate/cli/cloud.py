@@ -33,11 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the checkpoint, then serve until SIGTERM or SIGINT."""
-    from tidegate.cli.listen import announce, parse_listen, run_until_signal
+    from tidegate.cli.listen import announce, check_link, parse_listen, run_until_signal
     from tidegate.cloud.service import CloudSettings, GatewaySettings, open_cloud
 
-    if (args.link is None) != (args.keys is None):
-        raise ConfigError("link", args.link and "...", "given together with --keys, or neither")
+    check_link(args.link, args.keys)
     host, port = parse_listen(args.listen)
     settings = CloudSettings(
         checkpoint=args.checkpoint,
@@ -65,4 +64,9 @@ def read_hashes(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
         raise ConfigError("api-key-file", str(path), "a readable text file") from error
-    return tuple(line.split()[0] for line in lines if line.strip() and not line.startswith("#"))
+    words = [line.split()[0] for line in lines if line.strip()]
+    hashes = tuple(word for word in words if not word.startswith("#"))
+    if not hashes:
+        # Serving everyone is what leaving the flag out means; an empty file is a mistake.
+        raise ConfigError("api-key-file", str(path), "a file with at least one hash")
+    return hashes

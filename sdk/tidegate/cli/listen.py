@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from tidegate.errors import ConfigError
 
@@ -16,6 +17,14 @@ def parse_listen(text: str) -> tuple[str, int]:
     if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigError("listen", text, "HOST:PORT with a port from 0 to 65535")
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def check_link(link: str | None, keys: Path | None) -> None:
+    """Refuse `--link` without `--keys` and the other way round; shows no URL: it may hold a key."""
+    if link is not None and keys is None:
+        raise ConfigError("keys", None, "the folder of the keys for --link (tidegate keys pair)")
+    if keys is not None and link is None:
+        raise ConfigError("link", None, "the broker's URL, as --keys is given")
 
 
 def run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:

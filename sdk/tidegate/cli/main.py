@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for message in _messages(error):
             print(f"tidegate: {message}", file=sys.stderr)
         return 1
+    except OSError as error:
+        # What the machine refuses (a full disk, no permission) is no defect: no traceback.
+        print(f"tidegate: {error}", file=sys.stderr)
+        return 1
 
 
 def _messages(error: TidegateError | ExceptionGroup) -> list[str]:

@@ -11,8 +11,6 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from tidegate.errors import ConfigError
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
@@ -35,12 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the bundle, then serve until SIGTERM or SIGINT."""
-    from tidegate.cli.listen import announce, parse_listen, run_until_signal
+    from tidegate.cli.listen import announce, check_link, parse_listen, run_until_signal
     from tidegate.edge.daemon import EdgeSettings, LinkSettings, open_edge
     from tidegate.edge.executors.choice import ExecutorSettings
 
-    if (args.link is None) != (args.keys is None):
-        raise ConfigError("link", args.link and "...", "given together with --keys, or neither")
+    check_link(args.link, args.keys)
     host, port = parse_listen(args.listen)
     settings = EdgeSettings(
         bundle=args.bundle,

@@ -35,6 +35,10 @@ class ExecutorSettings:
         for name in ("rows", "step_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "at least 1")
+        for name in ("context_tokens", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(name, value, "at least 1, or absent")
 
 
 def open_executor(bundle: Bundle, settings: ExecutorSettings) -> Executor:
