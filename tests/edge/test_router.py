@@ -148,3 +148,12 @@ def test_a_refusal_says_whether_trying_again_may_help() -> None:
     assert decide(private, replace(EDGE, healthy=False), CLOUD).refusal == "gone"
     assert decide(replace(REQUEST, wish="cloud"), EDGE, GONE).refusal == "gone"
     assert decide(replace(REQUEST, prompt_tokens=9000), EDGE, CLOUD).refusal == "lasting"
+
+
+def test_an_answer_that_would_be_cut_short_here_goes_where_it_fits() -> None:
+    tight = replace(REQUEST, prompt_tokens=500)
+    decision = decide(tight, EDGE, CLOUD)
+    assert decision.place == "cloud"
+    assert decision.reason == "answer cut short here: 540 tokens expected, 512 fit"
+    assert decide(replace(tight, privacy="local"), EDGE, CLOUD).place == "edge"
+    assert decide(tight, EDGE, GONE).place == "edge"

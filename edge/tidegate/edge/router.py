@@ -7,6 +7,7 @@ leave and cannot run here is refused, never sent. The decision carries the numbe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,6 +104,10 @@ def decide(request: RouteRequest, edge: EdgeSignals, cloud: CloudSignals) -> Dec
         return Decision(place="edge", reason=_stays(request, edge_s, cloud_no[1]), edge_s=edge_s)
     if edge_no:
         return Decision(place="cloud", reason=edge_no[1], edge_s=edge_s, cloud_s=cloud.answer_s)
+    expected = request.prompt_tokens + math.ceil(request.answer_tokens)
+    if edge.context_tokens < expected <= cloud.context_tokens:
+        reason = f"answer cut short here: {expected} tokens expected, {edge.context_tokens} fit"
+        return Decision(place="cloud", reason=reason, edge_s=edge_s, cloud_s=cloud.answer_s)
     return _by_time(request, edge, cloud, edge_s)
 
 
