@@ -88,7 +88,7 @@ class UnavailableError(TidegateError):
 
 
 class ExecutionError(TidegateError):
-    """A step of the model failed; the requests in it are lost, the engine goes on."""
+    """A step of the model failed; the request that made it fail is lost, the engine goes on."""
 
     code = "execution_failed"
 
