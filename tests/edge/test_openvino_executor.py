@@ -267,6 +267,18 @@ def test_kv_memory_is_what_the_compiled_graph_asks_for(
         )
 
 
+@pytest.mark.parametrize(("context", "step", "rows"), [(1, 1, 1), (2, 64, 4), (256, 3, 4)])
+def test_the_narrowest_limits_still_load(
+    context: int, step: int, rows: int, folder: Path, weights: RandomWeights
+) -> None:
+    settings = replace(
+        SETTINGS, kv_tokens=1, context_tokens=context, step_tokens=step, step_rows=rows
+    )
+    executor = OpenVinoExecutor(folder, ARCH, settings)
+    assert executor.kv.blocks == 1
+    assert executor.limits.step_rows == rows
+
+
 def test_a_compiled_model_comes_back_from_its_cache(
     folder: Path, weights: RandomWeights, tmp_path: Path
 ) -> None:

@@ -120,14 +120,21 @@ class OpenVinoExecutor:
         return np.array(self._request.get_tensor("logits").data, np.float32)
 
     def _warm_up(self) -> None:
-        """Run the largest prefill and the largest decode, so that memory has reached its peak."""
-        context = min(self._settings.context_tokens, self._kv.blocks * BLOCK_TOKENS)
-        chunk = min(self._settings.step_tokens, context)
-        blocks = np.arange(blocks_for(context), dtype=np.int32)
-        prefill = Row(tokens=np.zeros(chunk, np.int64), past=context - chunk, blocks=blocks)
-        decode = Row(tokens=np.zeros(1, np.int64), past=context - 1, blocks=blocks)
-        self._run([prefill])
-        self._run([decode] * min(self._settings.step_rows, self._settings.step_tokens))
+        """Run the extreme steps, so that weights are repacked and memory has reached its peak.
+
+        The widest prefill runs at the start of the context and narrow ones at its end: each takes
+        the memory that it alone needs, and both at once would take minutes when it is long.
+        """
+        pool = self._kv.blocks * BLOCK_TOKENS
+        context = min(self._settings.context_tokens, pool)
+        widest = min(self._settings.step_tokens, context)
+        rows = min(self._settings.step_rows, self._settings.step_tokens)
+        self._run([_zeros(widest, widest)])
+        self._run([_zeros(min(widest, BLOCK_TOKENS), context)])
+        # Chunks of all rows: the keys and values of their blocks are unpacked together.
+        share = max(min(context, pool // rows), 1)
+        self._run([_zeros(max(min(2, widest // rows, share), 1), share)] * rows)
+        self._run([_zeros(1, context)] * rows)
 
     def _check(self, step: ExecutorStep) -> None:
         """Raise `ExecutionError` if the step is outside the limits."""
@@ -163,6 +170,12 @@ class OpenVinoExecutor:
 def blocks_for(tokens: int) -> int:
     """Blocks that hold so many tokens."""
     return -(-tokens // BLOCK_TOKENS)
+
+
+def _zeros(count: int, end: int) -> Row:
+    """A row of `count` tokens that ends at `end`, in the first blocks."""
+    blocks = np.arange(blocks_for(end), dtype=np.int32)
+    return Row(tokens=np.zeros(count, np.int64), past=end - count, blocks=blocks)
 
 
 def step_inputs(rows: Sequence[Row]) -> dict[str, npt.NDArray[np.int32]]:
