@@ -54,7 +54,7 @@ def test_a_request_is_due_at_once_and_then_backs_off_with_jitter() -> None:
     waits = []
     now_s = 0.0
     for expected in range(8):
-        assert session.send(now_s).attempt == expected
+        assert session.send(now_s) == expected
         due_s = session.next_wakeup_s()
         waits.append(due_s - now_s)
         assert not session.due_to_send(due_s - 0.001)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from linklab import HANDLE, Peers, new_peers
 
 from tidegate.errors import RequestError, SealError
+from tidegate.link.chunks import CHUNK_MULTIPLE, padded_request_bytes
 from tidegate.link.envelope import (
-    CHUNK_MULTIPLE,
     MAX_BODY_BYTES,
     DeviceId,
     GatewayAttempt,
@@ -27,7 +27,6 @@ from tidegate.link.envelope import (
     RequestId,
     new_request_id,
     open_request,
-    padded_request_bytes,
     request_time_ms,
     route,
 )

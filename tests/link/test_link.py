@@ -21,7 +21,7 @@ from tidegate.errors import (
 from tidegate.link.device import DeviceLink
 from tidegate.link.effects import InboundRequest
 from tidegate.link.envelope import new_request_id
-from tidegate.link.fleet import pair
+from tidegate.link.fleet import add_device, add_gateway, create_fleet, pair
 from tidegate.link.gateway import UNSENT_PAYLOADS, Gateway, Handler
 from tidegate.link.memory import Faults, MemoryBroker, MemoryTransport
 from tidegate.link.outbox import Outcome
@@ -38,13 +38,20 @@ async def answer(request: InboundRequest) -> AsyncIterator[bytes]:
 
 @asynccontextmanager
 async def running_gateway(
-    root: Path, broker: MemoryBroker, handler: Handler, *, max_requests: int = 64
+    root: Path,
+    broker: MemoryBroker,
+    handler: Handler,
+    *,
+    max_requests: int = 64,
+    name: str = "gateway",
+    load: float = 0.0,
 ) -> AsyncIterator[Gateway]:
     gateway = Gateway(
-        root / "gateway",
+        root / name,
         MemoryTransport(broker),
         handler,
         models=lambda: ("m",),
+        load=lambda: load,
         timing=FAST,
         max_requests=max_requests,
     )
@@ -133,11 +140,15 @@ def test_many_requests_at_once_keep_apart(root: Path) -> None:
 
 def test_a_bad_network_changes_nothing_but_the_time(root: Path) -> None:
     async def main() -> None:
-        faults = Faults(drop=0.1, duplicate=0.1, reorder=0.1, corrupt=0.1)
+        faults = Faults(drop=0.1, duplicate=0.1, reorder=0.1, corrupt=0.2)
         broker = MemoryBroker(faults=faults)
-        async with running_gateway(root, broker, answer), running_device(root, broker) as device:
-            assert await ask(device) == ANSWER
-            assert device.counters.dropped > 0
+        async with (
+            running_gateway(root, broker, answer) as gateway,
+            running_device(root, broker) as device,
+        ):
+            for _ in range(3):
+                assert await ask(device) == ANSWER
+            assert device.counters.dropped + gateway.counters.dropped > 0
 
     run(main)
 
@@ -171,6 +182,33 @@ def test_a_gateway_that_restarts_goes_on_where_it_was(root: Path) -> None:
                 async with running_gateway(root, broker, answer):
                     got += [payload async for payload in payloads]
             assert got == ANSWER
+
+    run(main)
+
+
+def test_when_a_gateway_goes_silent_another_one_finishes_its_answer(tmp_path: Path) -> None:
+    create_fleet(tmp_path / "fleet")
+    for name in ("busy", "idle"):
+        add_gateway(tmp_path / "fleet", tmp_path / name, name)
+    add_device(tmp_path / "fleet", tmp_path / "device", [tmp_path / "busy", tmp_path / "idle"])
+
+    async def main() -> None:
+        broker = MemoryBroker()
+        got: list[bytes] = []
+        async with (
+            running_gateway(tmp_path, broker, answer, name="busy", load=0.9) as busy,
+            running_device(tmp_path, broker) as device,
+        ):
+            async with running_gateway(tmp_path, broker, answer, name="idle", load=0.1) as idle:
+                while len(await device.gateways()) < 2:
+                    await asyncio.sleep(0.01)
+                reading = device.request(b"prompt", deadline_s=20.0)
+                while len(got) < 20:
+                    got.append(await anext(reading))
+                assert (busy.counters.opened, idle.counters.opened > 0) == (0, True)
+            got += [payload async for payload in reading]
+            assert got == ANSWER
+            assert busy.counters.completed == 1
 
     run(main)
 

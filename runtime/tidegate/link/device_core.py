@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tidegate.errors import CapacityError, IdentityError, LinkError, RequestError, SealError
+from tidegate.errors import CapacityError, LinkError, RequestError, SealError
 from tidegate.link.counters import Tally
 from tidegate.link.device_session import (
     Action,
@@ -20,29 +20,27 @@ from tidegate.link.device_session import (
     End,
     SendAck,
     SendCancel,
-    SendRequest,
     State,
 )
 from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
 from tidegate.link.envelope import (
     MAX_BODY_BYTES,
-    DeviceAttempt,
     RequestId,
     Route,
     route,
     seal_request,
 )
+from tidegate.link.gateway_directory import GatewayDirectory
 from tidegate.link.identity import DeviceIdentity
+from tidegate.link.lingering import Lingering, Sent
 from tidegate.link.messages import CALL_BYTES, Bundle, Call, Control, ControlKind, Status
 from tidegate.link.outbox import Outbox, OutboxRow, Outcome
-from tidegate.link.prekeys import Advert, open_advert
+from tidegate.link.prekeys import Advert
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics
 
 MAX_REQUEST_BODY_BYTES = MAX_BODY_BYTES - CALL_BYTES
 _ATTEMPTS_KEPT = 4
-_LINGERING_KEPT = 256
-_GATEWAYS_KEPT = 256
 _SILENT_SENDS_BEFORE_MOVING = 2
 _EXPIRE_EVERY_S = 600.0
 _MAX_TTL_MS = 0xFFFF_FFFF
@@ -58,14 +56,6 @@ class Standing:
     code: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """An attempt under way: its keys, and the topic of the gateway that has it."""
-
-    keys: DeviceAttempt = field(repr=False)
-    topic: str
-
-
 @dataclass(slots=True)
 class _Live:
     """A request that is not over, and how much of it the outbox has."""
@@ -74,19 +64,9 @@ class _Live:
     session: DeviceSession
     saved: int
     outcome: Outcome = Outcome.OPEN
-    sent: OrderedDict[int, _Sent] = field(default_factory=OrderedDict)
+    sent: OrderedDict[int, Sent] = field(default_factory=OrderedDict)
     gateway_id: str | None = None
     unsaved: list[bytes] = field(default_factory=list, repr=False)
-
-
-@dataclass(slots=True)
-class _Lingering:
-    """A request that is over here, while its gateway may not have heard: say it again if asked."""
-
-    sent: OrderedDict[int, _Sent]
-    control: Control
-    until_s: float
-    quiet_until_s: float
 
 
 class DeviceCore:
@@ -110,9 +90,9 @@ class DeviceCore:
         self._timing = timing
         self._rng = rng
         self._wall_s = wall_s
-        self._adverts: dict[str, Advert] = {}
+        self._gateways = GatewayDirectory(identity, wall_s, self.tally)
         self._live: dict[RequestId, _Live] = {}
-        self._lingering: OrderedDict[RequestId, _Lingering] = OrderedDict()
+        self._lingering = Lingering(timing)
         self._expire_at_s = now_s
         for request_id, outcome in outbox.ids():
             if outcome is Outcome.OPEN:
@@ -125,13 +105,7 @@ class DeviceCore:
 
     def gateways(self) -> list[Advert]:
         """Adverts that are valid now, the least loaded first."""
-        now_s = self._wall_s()
-        alive = [
-            advert
-            for advert in self._adverts.values()
-            if now_s < advert.expires_s and advert.prekey(now_s) is not None
-        ]
-        return sorted(alive, key=lambda advert: advert.load)
+        return self._gateways.alive()
 
     def submit(
         self,
@@ -178,7 +152,7 @@ class DeviceCore:
     def release(self, request_id: RequestId) -> None:
         """The application has read the whole answer, or the error."""
         if request_id not in self._live:
-            self._outbox.remove(request_id)
+            self._remove(request_id)
 
     def cancel(self, now_s: float, request_id: RequestId) -> list[DeviceEffect]:
         """The application gave up on `request_id`."""
@@ -200,7 +174,8 @@ class DeviceCore:
     def receive(self, now_s: float, topic: str, payload: bytes) -> list[DeviceEffect]:
         """A message arrived. Never raises for anything a peer or a broker can send."""
         if self._topics.is_advert(topic):
-            self._on_advert(now_s, topic, payload)
+            if self._gateways.receive(topic, payload):
+                self._nudge_queued(now_s)
             return []
         try:
             return self._on_response(now_s, payload)
@@ -213,8 +188,7 @@ class DeviceCore:
         if now_s >= self._expire_at_s:
             self._expire_at_s = now_s + _EXPIRE_EVERY_S
             self._outbox.expire(int(self._wall_s() * 1000))
-        while self._lingering and next(iter(self._lingering.values())).until_s <= now_s:
-            self._lingering.popitem(last=False)
+        self._lingering.expire(now_s)
         effects: list[DeviceEffect] = []
         for live in list(self._live.values()):
             effects += self._perform(now_s, live, live.session.poll(now_s))
@@ -226,6 +200,11 @@ class DeviceCore:
         """When `poll` next has something to do."""
         due = [live.session.next_wakeup_s() for live in self._live.values()]
         return min([self._expire_at_s, *due])
+
+    def _nudge_queued(self, now_s: float) -> None:
+        for live in self._live.values():
+            if live.session.state is State.QUEUED:
+                live.session.nudge(now_s)
 
     def _resume(
         self, now_s: float, request_id: RequestId, *, connect_by_s: float | None = None
@@ -249,35 +228,6 @@ class DeviceCore:
         )
         self._live[request_id] = _Live(row=row, session=session, saved=len(payloads))
 
-    def _on_advert(self, now_s: float, topic: str, payload: bytes) -> None:
-        try:
-            advert = open_advert(
-                payload,
-                root=self._identity.root,
-                group=self._identity.group,
-                now_s=self._wall_s(),
-            )
-        except (IdentityError, ValueError):
-            self.tally.add("adverts_rejected")
-            return
-        known = self._adverts.get(advert.gateway_id)
-        if known is not None and advert.version <= known.version:
-            # The broker repeats a retained advert after every subscription: only older ones count.
-            if advert.version < known.version:
-                self.tally.add("adverts_rejected")
-            return
-        if topic != self._topics.advert(advert.gateway_id):
-            self.tally.add("adverts_rejected")
-            return
-        if known is None and len(self._adverts) >= _GATEWAYS_KEPT:
-            return
-        self._adverts[advert.gateway_id] = advert
-        self.tally.add("adverts")
-        if known is None or known.expires_s <= self._wall_s():
-            for live in self._live.values():
-                if live.session.state is State.QUEUED:
-                    live.session.nudge(now_s)
-
     def _on_response(self, now_s: float, payload: bytes) -> list[DeviceEffect]:
         where = route(payload)
         live = self._live.get(where.request_id)
@@ -298,43 +248,27 @@ class DeviceCore:
         return self._perform(now_s, live, actions)
 
     def _on_late_response(self, now_s: float, where: Route, payload: bytes) -> list[DeviceEffect]:
-        """The gateway goes on about a request that is over: tell it again, but not too often."""
-        lingering = self._lingering.get(where.request_id)
-        sent = None if lingering is None else lingering.sent.get(where.attempt)
-        if lingering is None or sent is None:
-            raise SealError
-        sent.keys.open_response(payload)
+        word = self._lingering.answer(now_s, where, payload)
         self.tally.add("duplicates")
-        if now_s < lingering.quiet_until_s:
-            return []
-        lingering.quiet_until_s = now_s + self._timing.ack_delay_s
-        return [self._control(sent, lingering.control)]
-
-    def _choose(self, live: _Live) -> Advert | None:
-        """The gateway to send to: the one before while it answers, else the least loaded."""
-        fit = [a for a in self.gateways() if live.row.model is None or live.row.model in a.models]
-        moving = live.session.silent_sends >= _SILENT_SENDS_BEFORE_MOVING
-        before = [advert for advert in fit if advert.gateway_id == live.gateway_id]
-        others = [advert for advert in fit if advert.gateway_id != live.gateway_id]
-        ranked = others + before if moving else before + others
-        return ranked[0] if ranked else None
+        return [] if word is None else [self._control(*word)]
 
     def _send(self, now_s: float, live: _Live) -> list[DeviceEffect]:
-        advert = self._choose(live) if self.connected else None
+        advert = None
+        if self.connected:
+            moving = live.session.silent_sends >= _SILENT_SENDS_BEFORE_MOVING
+            advert = self._gateways.choose(live.row.model, before=live.gateway_id, moving=moving)
         if advert is None:
             live.session.postpone(now_s)
             return []
         if live.session.next_attempt > 0:
             self.tally.add("resends")
         live.gateway_id = advert.gateway_id
-        return self._perform(now_s, live, [live.session.send(now_s)])
+        return self._seal_request(now_s, live, live.session.send(now_s), advert)
 
     def _perform(self, now_s: float, live: _Live, actions: list[Action]) -> list[DeviceEffect]:
         effects: list[DeviceEffect] = []
         for action in actions:
             match action:
-                case SendRequest(attempt):
-                    effects += self._seal_request(now_s, live, attempt)
                 case Deliver(first, payloads):
                     live.unsaved += payloads
                     request_id = live.row.request_id
@@ -349,11 +283,11 @@ class DeviceCore:
                     effects.append(self._end(now_s, live, state, code))
         return effects
 
-    def _seal_request(self, now_s: float, live: _Live, attempt: int) -> list[DeviceEffect]:
-        assert live.gateway_id is not None
-        advert = self._adverts[live.gateway_id]
+    def _seal_request(
+        self, now_s: float, live: _Live, attempt: int, advert: Advert
+    ) -> list[DeviceEffect]:
         prekey = advert.prekey(self._wall_s())
-        assert prekey is not None
+        assert prekey is not None, "only gateways with a valid prekey are chosen"
         if not self._save(live) or not self._use_attempt(live, attempt):
             return []
         ttl_ms = max(0, int((live.session.deadline_s - now_s) * 1000))
@@ -374,8 +308,8 @@ class DeviceCore:
             device_key=self._identity.key,
             handle=self._identity.handle,
         )
-        topic = self._topics.request(live.gateway_id, self._identity.handle)
-        live.sent[attempt] = _Sent(keys, topic)
+        topic = self._topics.request(advert.gateway_id, self._identity.handle)
+        live.sent[attempt] = Sent(keys, topic)
         while len(live.sent) > _ATTEMPTS_KEPT:
             live.sent.popitem(last=False)
         return [self._publish(topic, message)]
@@ -412,25 +346,25 @@ class DeviceCore:
         request_id = live.row.request_id
         del self._live[request_id]
         if state is State.CANCELLED:
-            self._outbox.remove(request_id)
+            kept = self._remove(request_id)
             self.tally.add("cancelled")
         else:
-            self._save(live)
+            kept = self._save(live)
             self.tally.add("completed" if state is State.DONE else "failed")
-        if live.sent:
-            self._linger(now_s, live, state)
+        if live.sent and kept:
+            kind = ControlKind.DONE if state is State.DONE else ControlKind.CANCEL
+            seen, have = live.session.seen, live.session.have
+            control = Control(kind=kind, have=have, credit=1, seen=seen)
+            self._lingering.add(now_s, request_id, live.sent, control)
         return Ended(request_id=request_id, state=state, code=code)
 
-    def _linger(self, now_s: float, live: _Live, state: State) -> None:
-        kind = ControlKind.DONE if state is State.DONE else ControlKind.CANCEL
-        self._lingering[live.row.request_id] = _Lingering(
-            sent=live.sent,
-            control=Control(kind=kind, have=live.session.have, credit=1, seen=live.session.seen),
-            until_s=now_s + self._timing.lease_s,
-            quiet_until_s=now_s + self._timing.ack_delay_s,
-        )
-        while len(self._lingering) > _LINGERING_KEPT:
-            self._lingering.popitem(last=False)
+    def _remove(self, request_id: RequestId) -> bool:
+        try:
+            self._outbox.remove(request_id)
+        except CapacityError:
+            self.tally.add("store_failures")
+            return False
+        return True
 
     def _save(self, live: _Live) -> bool:
         """Bring the outbox up to date; False when the disk refuses and nothing may be claimed."""
@@ -453,7 +387,7 @@ class DeviceCore:
         live.outcome = outcome
         return True
 
-    def _control(self, sent: _Sent, control: Control) -> Publish:
+    def _control(self, sent: Sent, control: Control) -> Publish:
         return self._publish(sent.topic, sent.keys.seal_control(control.encode()))
 
     def _publish(self, topic: str, payload: bytes) -> Publish:

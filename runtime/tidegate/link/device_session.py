@@ -60,13 +60,6 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class SendRequest:
-    """Seal the request under attempt `attempt` and publish it."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
 class SendAck:
     """Save what was delivered, then acknowledge it; `done` when it is the whole answer."""
 
@@ -95,7 +88,7 @@ class End:
     code: str = ""
 
 
-Action = SendRequest | SendAck | SendCancel | Deliver | End
+Action = SendAck | SendCancel | Deliver | End
 
 
 class DeviceSession:
@@ -174,15 +167,15 @@ class DeviceSession:
     def due_to_send(self, now_s: float) -> bool:
         return self.state not in TERMINAL and now_s >= self._send_at_s
 
-    def send(self, now_s: float) -> SendRequest:
-        """The caller has a gateway for it: next attempt, next backoff."""
+    def send(self, now_s: float) -> int:
+        """The caller has a gateway for it: returns the attempt to seal it under."""
         self._go(Event.SEND)
         self._connect_by_s = None
         self._send_at_s = now_s + backoff_s(self.silent_sends, self._rng, self._timing)
         self.silent_sends += 1
         attempt = self.next_attempt
         self.next_attempt += 1
-        return SendRequest(attempt)
+        return attempt
 
     def cancel(self) -> list[Action]:
         """The application gave up."""

@@ -13,13 +13,10 @@ holds the prekey can serve any request. Big-endian everywhere::
     th        SHA256(H | wrap)
     Q         root = HKDF-Extract(th, K);     chunk 0 = device_id[16] | E[32] | sig[64] | body
     R         root = HKDF-Extract(SHA256(th | W), K | X25519(W, E))
-    key, iv   HKDF-Expand(root, "tidegate/1 key" | dir | request_id) and "... iv"        RFC 5869
-    chunk n   ChaCha20-Poly1305(key, iv xor n, len u32 | data | zeros,                   RFC 8439
-              aad = "tidegate/1" | dir | request_id | attempt | topic handle | n u64 | FINAL u8)
 
-E is fresh for every attempt and W for every attempt a gateway opens, so no key ever sees a nonce
-twice. The chunk layout follows STREAM (Hoang et al., eprint 2015/189): a chunk opens in one place
-only. Whatever fails to open is one `SealError` without a reason.
+Chunks and their keys are in `chunks`. E is fresh for every attempt and W for every attempt a
+gateway opens, so no key ever sees a nonce twice. Whatever fails to open is one `SealError` without
+a reason.
 """
 
 from __future__ import annotations
@@ -37,10 +34,18 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes, hpke
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tidegate.errors import RequestError, SealError
+from tidegate.link.chunks import (
+    LABEL,
+    LENGTH_BYTES,
+    REQUEST_BUCKETS,
+    TAG_BYTES,
+    ChunkStream,
+    padded_chunk_bytes,
+    padded_request_bytes,
+)
 
 RequestId = NewType("RequestId", bytes)
 """16 bytes: 48-bit Unix time in ms, then 80 random bits."""
@@ -48,23 +53,16 @@ DeviceId = NewType("DeviceId", bytes)
 """16 random bytes, known to the two ends only."""
 
 VERSION = 1
-_LABEL = b"tidegate/1"
 _HEADER = struct.Struct(">2sBB8s16sH")
 _RESPONSE = struct.Struct(">B16sH32sQB")
 _CONTROL = struct.Struct(">B16sHQ")
 _ROUTE = struct.Struct(">B16sH")
-_TAG_BYTES = 16
-_LENGTH_BYTES = 4
 _PREFIX_BYTES = 16 + 32 + 64
 _KIB = 1024
 
-REQUEST_BUCKETS = (256, 1 * _KIB, 4 * _KIB, 16 * _KIB, 64 * _KIB)
-"""A request is padded to one of these, beyond them to multiples of the last."""
-CHUNK_MULTIPLE = 64
-"""Answer and control chunks are padded to multiples of this many bytes."""
 MAX_REQUEST_BYTES = 15 * 64 * _KIB
 """Padded request plaintext; a whole message stays under 1 MB, EMQX's default packet limit."""
-MAX_BODY_BYTES = MAX_REQUEST_BYTES - _LENGTH_BYTES - _PREFIX_BYTES
+MAX_BODY_BYTES = MAX_REQUEST_BYTES - LENGTH_BYTES - _PREFIX_BYTES
 MAX_CHUNK_BYTES = 96 * _KIB
 """Padded chunk plaintext of an answer (AWS IoT stops at 128 KB per message)."""
 
@@ -91,7 +89,7 @@ SUITES: Mapping[int, Suite] = MappingProxyType(
         1: Suite(
             1,
             hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305),
-            wrap_bytes=32 + 32 + _TAG_BYTES,
+            wrap_bytes=32 + 32 + TAG_BYTES,
         )
     }
 )
@@ -134,62 +132,8 @@ def request_time_ms(request_id: bytes) -> int:
     return int.from_bytes(request_id[:6], "big")
 
 
-def padded_request_bytes(content_bytes: int) -> int:
-    """Bucket that a request plaintext of `content_bytes` is padded to."""
-    for bucket in REQUEST_BUCKETS:
-        if content_bytes <= bucket:
-            return bucket
-    return -(-content_bytes // REQUEST_BUCKETS[-1]) * REQUEST_BUCKETS[-1]
-
-
-def _padded_chunk_bytes(content_bytes: int) -> int:
-    return -(-content_bytes // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
-
-
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-class ChunkStream:
-    """One direction of one attempt: seals in order, opens in any order, each chunk in its place."""
-
-    def __init__(
-        self, root: bytes, direction: bytes, request_id: bytes, attempt: int, handle: str
-    ) -> None:
-        context = direction + request_id
-        self._aead = ChaCha20Poly1305(_expand(root, b" key" + context, 32))
-        self._iv = int.from_bytes(_expand(root, b" iv" + context, 12), "big")
-        self._aad = _LABEL + context + attempt.to_bytes(2, "big") + handle.encode("ascii")
-        self.next_n = 0
-
-    def seal(self, data: bytes, *, final: bool, padded_bytes: int) -> tuple[int, bytes]:
-        """Seal the next chunk; returns its number and its ciphertext."""
-        n = self.next_n
-        self.next_n = n + 1
-        plaintext = (len(data).to_bytes(_LENGTH_BYTES, "big") + data).ljust(padded_bytes, b"\0")
-        return n, self._aead.encrypt(self._nonce(n), plaintext, self._place(n, final))
-
-    def open(self, n: int, final: int, ciphertext: bytes) -> bytes:
-        """Open chunk `n`.
-
-        Raises:
-            InvalidTag, ValueError: anything about it is wrong.
-        """
-        plaintext = self._aead.decrypt(self._nonce(n), ciphertext, self._place(n, final))
-        end = _LENGTH_BYTES + int.from_bytes(plaintext[:_LENGTH_BYTES], "big")
-        if len(plaintext) < _LENGTH_BYTES or end > len(plaintext) or any(plaintext[end:]):
-            raise ValueError("padding")
-        return plaintext[_LENGTH_BYTES:end]
-
-    def _nonce(self, n: int) -> bytes:
-        return (self._iv ^ n).to_bytes(12, "big")
-
-    def _place(self, n: int, final: int) -> bytes:
-        return self._aad + struct.pack(">QB", n, final)
-
-
-def _expand(root: bytes, info: bytes, length_bytes: int) -> bytes:
-    return HKDFExpand(hashes.SHA256(), length_bytes, _LABEL + info).derive(root)
 
 
 def _request_root(transcript: bytes, secret: bytes) -> bytes:
@@ -201,7 +145,7 @@ def _response_root(transcript: bytes, gateway_public: bytes, secret: bytes, shar
 
 
 def _signed(transcript: bytes, ephemeral: bytes, body: bytes) -> bytes:
-    return _LABEL + b" sig" + transcript + ephemeral + _sha256(body)
+    return LABEL + b" sig" + transcript + ephemeral + _sha256(body)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -220,7 +164,7 @@ class DeviceAttempt:
     def seal_control(self, data: bytes) -> bytes:
         """Seal an acknowledgement or a cancellation on the request's own stream."""
         n, ciphertext = self._control.seal(
-            data, final=False, padded_bytes=_padded_chunk_bytes(_LENGTH_BYTES + len(data))
+            data, final=False, padded_bytes=padded_chunk_bytes(LENGTH_BYTES + len(data))
         )
         head = _CONTROL.pack(MessageType.CONTROL, self.request_id, self.attempt, n)
         return head + ciphertext
@@ -234,7 +178,7 @@ class DeviceAttempt:
         Raises:
             SealError: anything about it is wrong.
         """
-        if not _RESPONSE.size < len(message) <= _RESPONSE.size + MAX_CHUNK_BYTES + _TAG_BYTES:
+        if not _RESPONSE.size < len(message) <= _RESPONSE.size + MAX_CHUNK_BYTES + TAG_BYTES:
             raise SealError
         kind, request_id, attempt, public, n, final = _RESPONSE.unpack_from(message)
         if (kind, request_id, attempt) != (MessageType.RESPONSE, self.request_id, self.attempt):
@@ -294,14 +238,14 @@ def seal_request(
     header = _HEADER.pack(b"TG", VERSION, suite, prekey_id, request_id, attempt)
     secret = secrets.token_bytes(32)
     ephemeral = X25519PrivateKey.generate()
-    wrap = SUITES[suite].hpke.encrypt(secret, prekey, info=_LABEL + b" wrap" + _sha256(header))
+    wrap = SUITES[suite].hpke.encrypt(secret, prekey, info=LABEL + b" wrap" + _sha256(header))
     transcript = _sha256(header + wrap)
     public = ephemeral.public_key().public_bytes_raw()
     signature = device_key.sign(_signed(transcript, public, body))
     stream = ChunkStream(_request_root(transcript, secret), b"Q", request_id, attempt, handle)
     content = device_id + public + signature + body
     _, ciphertext = stream.seal(
-        content, final=True, padded_bytes=padded_request_bytes(_LENGTH_BYTES + len(content))
+        content, final=True, padded_bytes=padded_request_bytes(LENGTH_BYTES + len(content))
     )
     keys = DeviceAttempt(
         request_id=request_id,
@@ -331,7 +275,7 @@ class GatewayAttempt:
     def seal_response(self, data: bytes, *, final: bool) -> bytes:
         """Seal the next chunk of the answer; its number is `sealed` before the call."""
         n, ciphertext = self._response.seal(
-            data, final=final, padded_bytes=_padded_chunk_bytes(_LENGTH_BYTES + len(data))
+            data, final=final, padded_bytes=padded_chunk_bytes(LENGTH_BYTES + len(data))
         )
         head = _RESPONSE.pack(
             MessageType.RESPONSE, self.request_id, self.attempt, self._public, n, final
@@ -352,7 +296,7 @@ class GatewayAttempt:
         Raises:
             SealError: anything about it is wrong, or it is not newer than the last one.
         """
-        if not _CONTROL.size < len(message) <= _CONTROL.size + MAX_CHUNK_BYTES + _TAG_BYTES:
+        if not _CONTROL.size < len(message) <= _CONTROL.size + MAX_CHUNK_BYTES + TAG_BYTES:
             raise SealError
         kind, request_id, attempt, n = _CONTROL.unpack_from(message)
         if (kind, request_id, attempt) != (MessageType.CONTROL, self.request_id, self.attempt):
@@ -386,7 +330,7 @@ def open_request(
     Raises:
         SealError: anything about it is wrong. Nothing was allocated beyond the message's size.
     """
-    if len(message) > 1 + _HEADER.size + 2048 + MAX_REQUEST_BYTES + _TAG_BYTES:
+    if len(message) > 1 + _HEADER.size + 2048 + MAX_REQUEST_BYTES + TAG_BYTES:
         raise SealError
     try:
         return _open_request(message, handle, find_prekey, find_device, new_key())
@@ -408,11 +352,11 @@ def _open_request(
         raise SealError
     prekey = find_prekey(number, prekey_id)
     wrap_end = 1 + _HEADER.size + suite.wrap_bytes
-    if prekey is None or len(message) < wrap_end + REQUEST_BUCKETS[0] + _TAG_BYTES:
+    if prekey is None or len(message) < wrap_end + REQUEST_BUCKETS[0] + TAG_BYTES:
         raise SealError
     header = message[1 : 1 + _HEADER.size]
     wrap = message[1 + _HEADER.size : wrap_end]
-    secret = suite.hpke.decrypt(wrap, prekey, info=_LABEL + b" wrap" + _sha256(header))
+    secret = suite.hpke.decrypt(wrap, prekey, info=LABEL + b" wrap" + _sha256(header))
     transcript = _sha256(header + wrap)
     control = ChunkStream(_request_root(transcript, secret), b"Q", request_id, attempt, handle)
     content = control.open(0, 1, message[wrap_end:])

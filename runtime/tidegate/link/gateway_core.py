@@ -158,11 +158,9 @@ class GatewayCore:
         return []
 
     def produced(self, now_s: float, batch: Sequence[Produced]) -> list[GatewayEffect]:
-        """What handlers yielded since the last call, stored in one transaction, then sent.
+        """What handlers yielded since the last call: stored in one transaction, then sent.
 
-        Raises:
-            CapacityError: the disk refuses; the sessions concerned have been dropped, and their
-                devices will ask again.
+        When the disk refuses, the requests concerned are dropped and their devices ask again.
         """
         effects: list[GatewayEffect] = []
         progress: list[Progress] = []
