@@ -25,7 +25,7 @@ from tidegate.link.effects import (
     Start,
     Stop,
 )
-from tidegate.link.envelope import RequestId, new_request_id
+from tidegate.link.envelope import RequestId, new_request_id, route
 from tidegate.link.fleet import pair
 from tidegate.link.gateway_core import Finished, GatewayCore, Produced
 from tidegate.link.gateway_store import GatewayStore
@@ -47,8 +47,10 @@ class Ends:
         self.now_s = 0.0
         self.timing = Timing()
         self.registry = DeviceRegistry(root / "gateway" / "devices.sqlite")
-        self.outbox = Outbox(CrashingDatabase(root / "o.sqlite", outbox.SCHEMA))
-        self.store = GatewayStore(CrashingDatabase(root / "g.sqlite", gateway_store.SCHEMA))
+        self.device_disk = CrashingDatabase(root / "o.sqlite", outbox.SCHEMA)
+        self.gateway_disk = CrashingDatabase(root / "g.sqlite", gateway_store.SCHEMA)
+        self.outbox = Outbox(self.device_disk)
+        self.store = GatewayStore(self.gateway_disk)
         self.prekeys = PrekeyStore(root / "prekeys.json")
         self.max_requests = max_requests
         self.start_device()
@@ -290,6 +292,72 @@ def test_a_vanished_device_loses_its_generation_and_gets_a_new_one(ends: Ends) -
     assert ends.to_device(answer)[0] == Delivered(
         request_id=request_id, first=1, payloads=(b"two",)
     )
+
+
+def test_an_attempt_number_is_not_used_again_after_a_crash(ends: Ends) -> None:
+    ends.ask()
+    used = [route(ends.request().payload).attempt]
+    for _ in range(3):
+        ends.start_device()
+        ends.meet()
+        used.append(route(ends.request().payload).attempt)
+    assert used == [0, 1, 2, 3]
+
+
+def test_a_restarted_gateway_sends_a_finished_answer_without_running_again(ends: Ends) -> None:
+    request_id = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    ends.finish(start.run, b"one", b"two")
+    ends.start_gateway()
+    ends.now_s = 30.0
+    effects = ends.to_gateway(ends.request())
+    (answer,) = published(effects)
+    assert effects == [answer]
+    assert ends.to_device(answer)[0] == Delivered(
+        request_id=request_id, first=0, payloads=(b"one", b"two")
+    )
+
+
+def fill(disk: CrashingDatabase) -> None:
+    ((pages,),) = disk.read("PRAGMA page_count")
+    disk.read(f"PRAGMA max_page_count = {pages}")
+
+
+def make_room(disk: CrashingDatabase) -> None:
+    disk.read("PRAGMA max_page_count = 1000000")
+
+
+def test_a_full_disk_at_the_device_claims_nothing_it_did_not_store(ends: Ends) -> None:
+    ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    outputs = [bytes(60_000)] * 2
+    answers = published(ends.gateway.produced(0.0, [Produced(start.run, x) for x in outputs]))
+    answers += ends.finish(start.run)
+    fill(ends.device_disk)
+    effects = [effect for answer in answers for effect in ends.to_device(answer)]
+    assert [type(effect) for effect in effects] == [Delivered, Delivered, Ended]
+    assert ends.device.tally.snapshot().store_failures > 0
+    make_room(ends.device_disk)
+    ends.start_device()
+    ends.meet()
+    again = published(ends.to_gateway(ends.request()))
+    effects = [effect for answer in again for effect in ends.to_device(answer)]
+    delivered = [effect for effect in effects if isinstance(effect, Delivered)]
+    assert sum(len(effect.payloads) for effect in delivered) == 2
+
+
+def test_a_full_disk_at_the_gateway_refuses_by_name_and_recovers(ends: Ends) -> None:
+    request_id = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    fill(ends.gateway_disk)
+    batch = [Produced(start.run, bytes(60_000))] * 4
+    assert ends.gateway.produced(0.0, batch) == [Stop(start.run)]
+    assert ends.gateway.tally.snapshot().store_failures == 1
+    make_room(ends.gateway_disk)
+    ends.now_s = 30.0
+    again = started(ends.to_gateway(ends.request()))
+    assert again.request.request_id == request_id
+    assert again.run != start.run
 
 
 def test_a_payload_over_the_limit_fails_that_request_only(ends: Ends) -> None:

@@ -39,7 +39,7 @@ from tidegate.link.prekeys import PrekeyStore
 from tidegate.link.timing import Timing
 
 WALL_S = 1_800_000_000.0
-TIMING = Timing(lease_s=20.0, advert_every_s=10.0, advert_valid_s=40.0)
+TIMING = Timing(lease_s=20.0, advert_every_s=10.0, advert_valid_s=40.0, connect_timeout_s=3600.0)
 
 
 @dataclass(frozen=True, kw_only=True)
