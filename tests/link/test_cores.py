@@ -32,10 +32,12 @@ from tidegate.link.gateway_store import GatewayStore
 from tidegate.link.identity import DeviceRegistry, load_device, load_gateway
 from tidegate.link.messages import MAX_PAYLOAD_BYTES, Status
 from tidegate.link.outbox import Outbox
-from tidegate.link.prekeys import PrekeyStore
+from tidegate.link.prekeys import ModelOffer, PrekeyStore
 from tidegate.link.timing import Timing
 
 WALL_S = 1_800_000_000.0
+
+OFFERS = (ModelOffer(id="m", context_tokens=2048),)
 
 
 class Ends:
@@ -82,7 +84,7 @@ class Ends:
         )
 
     def meet(self) -> None:
-        advert = self.gateway.advert(("m",), None)
+        advert = self.gateway.advert(OFFERS, None)
         self.device.receive(self.now_s, advert.topic, advert.payload)
         self.device.on_connected(self.now_s)
 
@@ -175,7 +177,7 @@ def test_every_flipped_byte_of_every_message_is_dropped_and_counted(ends: Ends) 
 
 
 def test_every_flipped_byte_of_an_advert_is_counted(ends: Ends) -> None:
-    advert = ends.gateway.advert(("m",), 0.5)
+    advert = ends.gateway.advert(OFFERS, 0.5)
     for damaged in flips(advert):
         ends.to_device(damaged)
     assert ends.device.tally.snapshot().adverts_rejected == len(advert.payload)
@@ -380,14 +382,14 @@ def test_a_body_over_the_limit_is_refused_with_the_limit(ends: Ends) -> None:
 def test_only_a_gateway_with_the_model_is_asked(ends: Ends) -> None:
     ends.ask(model="other")
     assert ends.device.poll(0.1) == []
-    advert = ends.gateway.advert(("other", "m"), 0.0)
+    advert = ends.gateway.advert((*OFFERS, ModelOffer(id="other", context_tokens=512)), 0.0)
     ends.to_device(advert)
     assert isinstance(ends.device.poll(2.0)[0], Publish)
 
 
 def test_an_older_advert_than_the_known_one_is_rejected(ends: Ends) -> None:
-    older = ends.gateway.advert(("m",), 0.1)
-    newer = ends.gateway.advert(("m",), 0.2)
+    older = ends.gateway.advert(OFFERS, 0.1)
+    newer = ends.gateway.advert(OFFERS, 0.2)
     ends.to_device(newer)
     ends.to_device(newer)
     ends.to_device(older)
@@ -396,7 +398,7 @@ def test_an_older_advert_than_the_known_one_is_rejected(ends: Ends) -> None:
 
 
 def test_an_advert_under_another_gateways_topic_is_rejected(ends: Ends) -> None:
-    advert = ends.gateway.advert(("m",), 0.1)
+    advert = ends.gateway.advert(OFFERS, 0.1)
     ends.device.receive(0.0, "tidegate/1/home/gw/gw1/advert", advert.payload)
     assert ends.device.tally.snapshot().adverts_rejected == 1
 

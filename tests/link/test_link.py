@@ -25,6 +25,7 @@ from tidegate.link.fleet import add_device, add_gateway, create_fleet, pair
 from tidegate.link.gateway import UNSENT_PAYLOADS, Gateway, Handler
 from tidegate.link.memory import Faults, MemoryBroker, MemoryTransport
 from tidegate.link.outbox import Outcome
+from tidegate.link.prekeys import ModelOffer
 
 ANSWER = [b"token %d " % i for i in range(60)]
 TIME_LIMIT_S = 30.0
@@ -50,7 +51,7 @@ async def running_gateway(
         root / name,
         MemoryTransport(broker),
         handler,
-        models=lambda: ("m",),
+        models=lambda: (ModelOffer(id="m", context_tokens=2048),),
         load=lambda: load,
         timing=FAST,
         max_requests=max_requests,
@@ -102,7 +103,8 @@ def test_the_answer_arrives_as_the_handler_yielded_it(root: Path) -> None:
             assert await device.pending() == ()
             assert device.connected
             (view,) = await device.gateways()
-            assert (view.gateway_id, view.models) == ("gw0", ("m",))
+            assert view.gateway_id == "gw0"
+            assert view.models == (ModelOffer(id="m", context_tokens=2048),)
             assert 0.0 <= view.age_s < TIME_LIMIT_S
             assert device.counters.completed == 1
 

@@ -16,6 +16,7 @@ from tidegate.link.prekeys import (
     ROTATE_AFTER_S,
     VALID_FOR_S,
     Advert,
+    ModelOffer,
     PrekeyStore,
     open_advert,
     seal_advert,
@@ -40,7 +41,7 @@ def advert_of(gateway: GatewayIdentity, store: PrekeyStore) -> Advert:
         issued_s=NOW_S,
         expires_s=NOW_S + 60,
         suites=(1,),
-        models=("qwen3-8b",),
+        models=(ModelOffer(id="qwen3-8b", context_tokens=8192),),
         load=0.25,
         prekeys=tuple(store.public(NOW_S)),
     )

@@ -35,7 +35,7 @@ from tidegate.link.gateway_store import GatewayStore
 from tidegate.link.identity import DeviceRegistry, load_device, load_gateway
 from tidegate.link.messages import Status
 from tidegate.link.outbox import Outbox, Outcome
-from tidegate.link.prekeys import PrekeyStore
+from tidegate.link.prekeys import ModelOffer, PrekeyStore
 from tidegate.link.timing import Timing
 
 WALL_S = 1_800_000_000.0
@@ -190,7 +190,9 @@ class World:
 
     def advertise(self, life: int) -> None:
         if life == self.gateway_life and self.gateway is not None:
-            self.on_gateway(lambda core: [core.advert(("m",), None)])
+            self.on_gateway(
+                lambda core: [core.advert((ModelOffer(id="m", context_tokens=2048),), None)]
+            )
             self.after(TIMING.advert_every_s, lambda: self.advertise(life))
 
     def die(self, name: str) -> None:

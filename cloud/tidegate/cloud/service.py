@@ -26,6 +26,7 @@ from tidegate.engine.text import TextModel
 from tidegate.errors import ConfigError
 from tidegate.link.gateway import Gateway
 from tidegate.link.mqtt import MqttTransport
+from tidegate.link.prekeys import ModelOffer
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.text_files import write_text_files
 
@@ -103,12 +104,13 @@ def open_cloud(settings: CloudSettings) -> Cloud:
     app = create_app(backend, settings=HttpSettings(authorise=authorise), metrics=metrics)
     server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
     gateway = None
+    offer = ModelOffer(id=settings.model_id, context_tokens=engine.context_tokens)
     if settings.gateway is not None:
         gateway = Gateway(
             settings.gateway.keys,
             MqttTransport(settings.gateway.broker),
             LinkHandler(backend, metrics),
-            models=lambda: (settings.model_id,),
+            models=lambda: (offer,),
         )
     return Cloud(
         settings=settings, executor=executor, engine=engine, server=server, gateway=gateway

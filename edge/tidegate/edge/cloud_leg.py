@@ -28,6 +28,7 @@ from tidegate.errors import (
 )
 from tidegate.link.device import DeviceLink
 from tidegate.link.envelope import RequestId
+from tidegate.link.prekeys import ModelOffer
 
 DEFAULT_PATIENCE_S = 120.0
 """How long a request without a deadline may take before it is reported as failed."""
@@ -47,7 +48,7 @@ class CloudLeg:
         self._link, self._clock = link, clock
         self._answer_s: float | None = None
 
-    async def models(self) -> tuple[str, ...]:
+    async def models(self) -> tuple[ModelOffer, ...]:
         """What the live gateways say they serve."""
         return tuple(model for view in await self._link.gateways() for model in view.models)
 
@@ -61,7 +62,7 @@ class CloudLeg:
             detail = "no gateway announced itself"
         return CloudSignals(
             reachable=not detail,
-            context_tokens=UNKNOWN_TOKENS,
+            context_tokens=max((model.context_tokens for model in models), default=UNKNOWN_TOKENS),
             answer_s=self._answer_s,
             detail=detail,
         )

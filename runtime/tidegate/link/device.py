@@ -29,6 +29,7 @@ from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
 from tidegate.link.envelope import RequestId, new_request_id
 from tidegate.link.identity import load_device
 from tidegate.link.outbox import Outbox, Outcome
+from tidegate.link.prekeys import ModelOffer
 from tidegate.link.timing import Timing
 from tidegate.link.transport import Connected, Disconnected, Message, Transport
 
@@ -43,7 +44,7 @@ class GatewayView:
     """A live gateway, as its last signed advert describes it."""
 
     gateway_id: str
-    models: tuple[str, ...]
+    models: tuple[ModelOffer, ...]
     load: float
     age_s: float
 

@@ -30,7 +30,7 @@ from tidegate.link.gateway_core import Finished, GatewayCore, Produced
 from tidegate.link.gateway_store import GatewayStore
 from tidegate.link.identity import DeviceRegistry, load_gateway
 from tidegate.link.messages import Status
-from tidegate.link.prekeys import PrekeyStore
+from tidegate.link.prekeys import ModelOffer, PrekeyStore
 from tidegate.link.timing import Timing
 from tidegate.link.transport import Connected, Disconnected, Message, Transport
 
@@ -53,7 +53,7 @@ class Gateway:
         handler: see `Handler`. A `TidegateError` it raises reaches the device as its `code`; any
             other exception as `execution_failed`. It is cancelled when the device cancels or is
             gone.
-        models: names for the advert, asked for at every advert.
+        models: for the advert, asked for at every advert.
         load: 0 to 1 for the advert; by default the share of `max_requests` that run.
         max_requests: more are refused with `over_capacity`.
 
@@ -68,7 +68,7 @@ class Gateway:
         transport: Transport,
         handler: Handler,
         *,
-        models: Callable[[], Sequence[str]] = tuple,
+        models: Callable[[], Sequence[ModelOffer]] = tuple,
         load: Callable[[], float] | None = None,
         max_requests: int = 64,
         timing: Timing | None = None,

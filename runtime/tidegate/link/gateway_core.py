@@ -38,7 +38,14 @@ from tidegate.link.gateway_session import TERMINAL, GatewaySession, State
 from tidegate.link.gateway_store import GatewayRow, GatewayStore, Progress, RequestKey
 from tidegate.link.identity import DeviceRegistry, GatewayIdentity
 from tidegate.link.messages import MAX_PAYLOAD_BYTES, Bundle, Call, Control, ControlKind, Status
-from tidegate.link.prekeys import CLOCK_SKEW_S, VALID_FOR_S, Advert, PrekeyStore, seal_advert
+from tidegate.link.prekeys import (
+    CLOCK_SKEW_S,
+    VALID_FOR_S,
+    Advert,
+    ModelOffer,
+    PrekeyStore,
+    seal_advert,
+)
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics, last_level
 
@@ -122,7 +129,7 @@ class GatewayCore:
         """Share of the allowed requests that are running, 0 to 1."""
         return len(self._runs) / self._max_requests
 
-    def advert(self, models: Sequence[str], load: float | None) -> Publish:
+    def advert(self, models: Sequence[ModelOffer], load: float | None) -> Publish:
         """A fresh signed advert; makes and drops prekeys as their time comes."""
         now_s = self._wall_s()
         self._prekeys.rotate(now_s)

@@ -61,7 +61,11 @@ class GatewayDirectory:
 
         Among others the least loaded. Only gateways with `model` count, if it is given.
         """
-        fit = [advert for advert in self.alive() if model is None or model in advert.models]
+        fit = [
+            advert
+            for advert in self.alive()
+            if model is None or model in {one.id for one in advert.models}
+        ]
         same = [advert for advert in fit if advert.gateway_id == before]
         others = [advert for advert in fit if advert.gateway_id != before]
         ranked = others + same if moving else same + others

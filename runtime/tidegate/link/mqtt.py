@@ -285,6 +285,8 @@ class _Connection:
     # Socket callbacks. `connect` runs in a worker thread, so these may too.
 
     def _on_socket_open(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        # Two small packets in a row would otherwise wait for a delayed ACK: 40 ms per answer.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._loop.call_soon_threadsafe(self._watch, sock)
 
     def _watch(self, sock: Any) -> None:

@@ -46,6 +46,14 @@ class Prekey:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOffer:
+    """A model that a gateway serves, and the most tokens that prompt and answer may have."""
+
+    id: str
+    context_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Advert:
     """What a gateway says about itself: `load` is 0 (idle) to 1 (full)."""
 
@@ -55,7 +63,7 @@ class Advert:
     issued_s: int
     expires_s: int
     suites: tuple[int, ...]
-    models: tuple[str, ...]
+    models: tuple[ModelOffer, ...]
     load: float
     prekeys: tuple[Prekey, ...]
 
@@ -80,7 +88,9 @@ def seal_advert(identity: GatewayIdentity, advert: Advert) -> bytes:
         "issued": advert.issued_s,
         "expires": advert.expires_s,
         "suites": list(advert.suites),
-        "models": list(advert.models),
+        "models": [
+            {"id": model.id, "context_tokens": model.context_tokens} for model in advert.models
+        ],
         "load": advert.load,
         "prekeys": [
             {
@@ -119,9 +129,9 @@ def open_advert(payload: bytes, *, root: Ed25519PublicKey, group: str, now_s: fl
             suite for suite in statements.items(fields, "suites", most=16) if isinstance(suite, int)
         ),
         models=tuple(
-            model
-            for model in statements.items(fields, "models", most=256)
-            if isinstance(model, str)
+            offer
+            for item in statements.items(fields, "models", most=256)
+            if (offer := _open_offer(item)) is not None
         ),
         load=statements.number(fields, "load"),
         prekeys=tuple(
@@ -139,6 +149,19 @@ def open_advert(payload: bytes, *, root: Ed25519PublicKey, group: str, now_s: fl
     if not advert.issued_s - CLOCK_SKEW_S <= now_s < advert.expires_s:
         raise IdentityError("advert: not valid now (or this machine's clock is wrong)")
     return advert
+
+
+def _open_offer(item: object) -> ModelOffer | None:
+    """None for one we cannot read: a newer gateway may say more about its models."""
+    if not isinstance(item, dict):
+        return None
+    try:
+        return ModelOffer(
+            id=statements.text(item, "id"),
+            context_tokens=statements.integer(item, "context_tokens"),
+        )
+    except IdentityError:
+        return None
 
 
 def _open_prekey(item: object) -> Prekey | None:
