@@ -88,9 +88,7 @@ def seal_advert(identity: GatewayIdentity, advert: Advert) -> bytes:
         "issued": advert.issued_s,
         "expires": advert.expires_s,
         "suites": list(advert.suites),
-        "models": [
-            {"id": model.id, "context_tokens": model.context_tokens} for model in advert.models
-        ],
+        "models": [{"id": model.id, "context": model.context_tokens} for model in advert.models],
         "load": advert.load,
         "prekeys": [
             {
@@ -158,7 +156,7 @@ def _open_offer(item: object) -> ModelOffer | None:
     try:
         return ModelOffer(
             id=statements.text(item, "id"),
-            context_tokens=statements.integer(item, "context_tokens"),
+            context_tokens=statements.integer(item, "context"),
         )
     except IdentityError:
         return None
