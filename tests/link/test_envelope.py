@@ -1,12 +1,12 @@
 """The envelope: what opens, and that everything else does not."""
 
-from __future__ from dataclasses import fields
-import annotations
+from __future__ import annotations
 
 import hashlib
 import hmac
 import json
 import struct
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
