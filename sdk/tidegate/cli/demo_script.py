@@ -9,25 +9,23 @@ from tidegate.api.backend import Route
 from tidegate.client import AskOptions
 
 TABLE = """Readings:
-kitchen temperature 21
-kitchen humidity 45
-bedroom temperature 18
-attic temperature 30
-workshop power 34"""
+temperature:
+kitchen 21
+bedroom 18
+attic 30
+power:
+workshop 84
+garage 7"""
 
-ROOMS = ("kitchen", "bedroom", "attic", "workshop", "garage", "cellar", "office", "hall")
-SENSORS = ("temperature", "humidity", "power")
+PLACES = ("bay", "bench", "rack", "shelf", "tank")
+LETTERS = "ABCDEFGHIJKLMNOPQRST"
 
 
 def long_table() -> str:
-    """About 90 readings, too many tokens for the context that the demo gives the device."""
-    rows = [
-        f"{room} {number} {sensor} {1 + (7 * number + 13 * i + 29 * j) % 99}"
-        for number in range(1, 5)
-        for i, room in enumerate(ROOMS)
-        for j, sensor in enumerate(SENSORS)
-    ]
-    return "\n".join(["Readings:", *rows[:90]])
+    """A hundred readings: too many tokens for the context that the demo gives the device."""
+    places = [f"{place} {letter}" for place in PLACES for letter in LETTERS]
+    rows = [f"{place} {1 + (37 * i) % 99}" for i, place in enumerate(places)]
+    return "\n".join(["Readings:", "humidity:", *rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class DemoRequest:
 
 
 GREEDY = AskOptions(temperature=0.0, max_tokens=64)
-REPEATED = f"{TABLE}\nwhat is the humidity in the kitchen?"
+REPEATED = f"{TABLE}\nWhat is the temperature in the kitchen?"
 
 REQUESTS = (
     DemoRequest(title="small talk", prompt="hello", options=GREEDY, expected="edge"),
@@ -56,20 +54,20 @@ REQUESTS = (
     DemoRequest(title="easy question", prompt=REPEATED, options=GREEDY, expected="edge"),
     DemoRequest(
         title="with a deadline",
-        prompt=f"{TABLE}\nwhich room is warmest?",
+        prompt=f"{TABLE}\nWhich place is warmest?",
         options=GREEDY | AskOptions(deadline_ms=20_000),
         expected="edge",
     ),
     DemoRequest(title="identical repeat", prompt=REPEATED, options=GREEDY, expected="cache"),
     DemoRequest(
         title="too long for the device",
-        prompt=f"{long_table()}\nwhat is the power in the attic 3?",
+        prompt=f"{long_table()}\nWhat is the humidity in the shelf C?",
         options=GREEDY,
         expected="cloud",
     ),
     DemoRequest(
         title="asked for the cloud",
-        prompt=f"{TABLE}\nwhat is the sum of the temperature in the kitchen and the attic?",
+        prompt=f"{TABLE}\nAdd the temperature of the kitchen and the attic.",
         options=GREEDY | AskOptions(route="cloud"),
         expected="cloud",
     ),
@@ -81,7 +79,7 @@ REQUESTS = (
     ),
     DemoRequest(
         title="private and too long",
-        prompt=f"{long_table()}\nwhat is the power in the attic 2?",
+        prompt=f"{long_table()}\nWhat is the humidity in the tank H?",
         options=GREEDY | AskOptions(privacy="local"),
         expected="refused",
     ),
