@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -377,6 +378,14 @@ def test_a_body_over_the_limit_is_refused_with_the_limit(ends: Ends) -> None:
         ends.ask(bytes(MAX_REQUEST_BODY_BYTES + 1))
     ends.ask(bytes(MAX_REQUEST_BODY_BYTES))
     assert len(started(ends.to_gateway(ends.request())).request.body) == MAX_REQUEST_BODY_BYTES
+
+
+@pytest.mark.parametrize("deadline_s", [0.0, -1.0, math.nan, math.inf, 73 * 3600.0])
+def test_a_deadline_out_of_range_is_refused_with_the_limits(ends: Ends, deadline_s: float) -> None:
+    with pytest.raises(RequestError, match=r"deadline_s: .*above 0 and at most 259200"):
+        ends.device.submit(
+            0.0, b"", request_id=new_request_id(0), deadline_s=deadline_s, model=None
+        )
 
 
 def test_only_a_gateway_with_the_model_is_asked(ends: Ends) -> None:

@@ -314,13 +314,14 @@ def test_a_handler_cannot_run_ahead_of_what_was_sent(root: Path) -> None:
         (UnavailableError("secret"), UnavailableError, "engine"),
         (ExecutionError("secret"), ExecutionError, "could not answer"),
         (RuntimeError("secret"), ExecutionError, "could not answer"),
+        (asyncio.CancelledError("secret"), ExecutionError, "could not answer"),
         (LinkError("secret"), LinkError, "link_error"),
     ],
 )
 def test_a_handler_that_fails_ends_its_request_with_a_named_error(
     root: Path,
     caplog: pytest.LogCaptureFixture,
-    raised: Exception,
+    raised: BaseException,
     expected: type[TidegateError],
     said: str,
 ) -> None:
@@ -351,6 +352,23 @@ def test_without_a_gateway_the_caller_hears_so_in_time(root: Path) -> None:
             with pytest.raises(UnavailableError, match="no gateway is known after 1 s"):
                 await ask(device)
             assert await device.pending() == ()
+
+    run(main)
+
+
+def test_adverts_from_another_time_hint_at_the_clock(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.link.gateway.time.time", lambda: 1_000_000_000.0)
+
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, answer):
+            await asyncio.sleep(0.1)
+            monkeypatch.undo()
+            async with running_device(root, broker) as device:
+                with pytest.raises(UnavailableError, match="is this clock right"):
+                    await ask(device)
 
     run(main)
 

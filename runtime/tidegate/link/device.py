@@ -167,11 +167,11 @@ class DeviceLink:
         Args:
             body: opaque, at most `device_core.MAX_REQUEST_BODY_BYTES`.
             deadline_s: from now, in seconds; a request from the outbox keeps the one it has.
-            request_id: from `envelope.new_request_id`; made here by default.
+            request_id: from `envelope.new_request_id`, for one request only; made here by default.
             model: only a gateway that advertises this model will do.
 
         Raises:
-            RequestError: the body is too large.
+            RequestError: the body is too large, or `deadline_s` not above 0 and at most 72 h.
             CapacityError: the outbox or the gateway is full.
             UnavailableError: no gateway in time, or no whole answer before the deadline.
             ExecutionError: the gateway could not answer.
@@ -257,8 +257,10 @@ class DeviceLink:
         match code:
             case "no_gateway":
                 waited_s = self._timing.connect_timeout_s
+                rejected = self.counters.adverts_rejected
+                hint = f"; {rejected} adverts rejected, is this clock right?" if rejected else ""
                 return UnavailableError(
-                    f"no gateway is known after {waited_s:g} s; {self._transport.status}"
+                    f"no gateway is known after {waited_s:g} s; {self._transport.status}{hint}"
                 )
             case "deadline_exceeded":
                 return UnavailableError(

@@ -35,11 +35,13 @@ from tidegate.link.identity import DeviceIdentity
 from tidegate.link.lingering import Lingering, Sent
 from tidegate.link.messages import CALL_BYTES, Bundle, Call, Control, ControlKind, Status
 from tidegate.link.outbox import Outbox, OutboxRow, Outcome
-from tidegate.link.prekeys import Advert
+from tidegate.link.prekeys import VALID_FOR_S, Advert
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics
 
 MAX_REQUEST_BODY_BYTES = MAX_BODY_BYTES - CALL_BYTES
+MAX_DEADLINE_S = VALID_FOR_S
+"""A gateway refuses ids older than its prekeys live."""
 _ATTEMPTS_KEPT = 4
 _SILENT_SENDS_BEFORE_MOVING = 2
 _EXPIRE_EVERY_S = 600.0
@@ -119,9 +121,12 @@ class DeviceCore:
         """Accept a request: it is in the outbox when this returns. `poll` sends it.
 
         Raises:
-            RequestError: the body is too large.
+            RequestError: the body is too large, or the deadline out of range.
             CapacityError: the outbox is full.
         """
+        if not 0 < deadline_s <= MAX_DEADLINE_S:
+            problem = f"{deadline_s:g} s: must be above 0 and at most {MAX_DEADLINE_S}"
+            raise RequestError("deadline_s", problem)
         if len(body) > MAX_REQUEST_BODY_BYTES:
             problem = f"{len(body)} bytes: must be at most {MAX_REQUEST_BODY_BYTES}"
             raise RequestError("body", problem, status=413)
@@ -187,7 +192,7 @@ class DeviceCore:
         """Do whatever is due."""
         if now_s >= self._expire_at_s:
             self._expire_at_s = now_s + _EXPIRE_EVERY_S
-            self._outbox.expire(int(self._wall_s() * 1000))
+            self._expire()
         self._lingering.expire(now_s)
         effects: list[DeviceEffect] = []
         for live in list(self._live.values()):
@@ -200,6 +205,12 @@ class DeviceCore:
         """When `poll` next has something to do."""
         due = [live.session.next_wakeup_s() for live in self._live.values()]
         return min([self._expire_at_s, *due])
+
+    def _expire(self) -> None:
+        try:
+            self._outbox.expire(int(self._wall_s() * 1000))
+        except CapacityError:
+            self.tally.add("store_failures")
 
     def _nudge_queued(self, now_s: float) -> None:
         for live in self._live.values():

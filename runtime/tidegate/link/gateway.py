@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
-from tidegate.errors import ExecutionError, TidegateError, UnavailableError
+from tidegate.errors import CapacityError, ExecutionError, TidegateError, UnavailableError
 from tidegate.link.core_thread import CoreThread
 from tidegate.link.counters import LinkCounters
 from tidegate.link.effects import (
@@ -174,8 +174,12 @@ class Gateway:
             self._advertise_now.clear()
             if self._transport.connected:
                 load = None if self._load is None else self._load()
-                advert = await self._thread.call(self._core.advert, tuple(self._models()), load)
-                self._outgoing.put_nowait(advert)
+                try:
+                    advert = await self._thread.call(self._core.advert, tuple(self._models()), load)
+                except CapacityError as error:
+                    logger.warning("no advert sent: %s", error)
+                else:
+                    self._outgoing.put_nowait(advert)
             await _wait(self._advertise_now, self._timing.advert_every_s)
 
     def _apply(self, effects: list[GatewayEffect], tasks: asyncio.TaskGroup) -> None:
@@ -204,6 +208,12 @@ class Gateway:
                 async for payload in payloads:
                     await room.acquire()
                     self._put(run, payload)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Something inside the handler was cancelled, not the handler itself.
+            ending = Finished(Status.FAILED, ExecutionError.code)
         except TidegateError as error:
             logger.warning("request failed: %s", error.code)
             ending = Finished(Status.FAILED, error.code)

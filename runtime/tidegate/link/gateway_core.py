@@ -130,7 +130,11 @@ class GatewayCore:
         return len(self._runs) / self._max_requests
 
     def advert(self, models: Sequence[ModelOffer], load: float | None) -> Publish:
-        """A fresh signed advert; makes and drops prekeys as their time comes."""
+        """A fresh signed advert; makes and drops prekeys as their time comes.
+
+        Raises:
+            CapacityError: the disk refuses to hold its version.
+        """
         now_s = self._wall_s()
         self._prekeys.rotate(now_s)
         advert = Advert(
@@ -193,7 +197,7 @@ class GatewayCore:
         """Do whatever is due."""
         if now_s >= self._expire_at_s:
             self._expire_at_s = now_s + _EXPIRE_EVERY_S
-            self._store.expire(self._oldest_ms())
+            self._expire()
         effects: list[GatewayEffect] = []
         for key, live in list(self._live.items()):
             effects += self._poll(now_s, key, live)
@@ -203,6 +207,12 @@ class GatewayCore:
         """When `poll` next has something to do."""
         due = [live.session.next_wakeup_s() for live in self._live.values()]
         return min([self._expire_at_s, *due])
+
+    def _expire(self) -> None:
+        try:
+            self._store.expire(self._oldest_ms())
+        except CapacityError:
+            self.tally.add("store_failures")
 
     def _oldest_ms(self) -> int:
         """Ids older than this are refused, so their rows are not needed: no prekey opens them."""

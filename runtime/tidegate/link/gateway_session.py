@@ -71,11 +71,6 @@ class GatewaySession:
         self._peak = len(stored)
         self.on_request(now_s, have=0, credit=timing.credit, ttl_s=math.inf)
 
-    @property
-    def done(self) -> tuple[Status, str] | None:
-        """How the handler ended, once it has."""
-        return self._ending
-
     def produce(self, payload: bytes) -> int | None:
         """The handler yielded `payload`; returns its index, or None when it is a repetition."""
         if self._repeated:
@@ -127,7 +122,7 @@ class GatewaySession:
         self._go(Event.CANCEL)
 
     def poll(self, now_s: float) -> list[Bundle]:
-        """Bundles to seal and publish now, in order, as chunks `next_number`, ..."""
+        """Bundles to seal and publish now, in order: they are the attempt's next chunks."""
         if self.state in TERMINAL:
             return []
         if now_s >= min(self._lease_until_s, self._expires_s):
