@@ -18,7 +18,13 @@ names = st.text(max_size=40)
 counts = st.integers(0, 2**53 - 1)
 seconds = st.floats(0, allow_infinity=False)
 usages = st.builds(Usage, prompt_tokens=counts, completion_tokens=counts, cached_tokens=counts)
-timings = st.builds(Timing, first_scheduled_s=seconds, first_token_s=seconds, total_s=seconds)
+timings = st.builds(
+    Timing,
+    first_scheduled_s=seconds,
+    first_token_s=seconds,
+    total_s=seconds,
+    decode_s=seconds,
+)
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
 events = st.one_of(
     st.builds(
@@ -107,7 +113,7 @@ def test_damaged_and_hostile_payloads_are_refused(payload: bytes) -> None:
 
 
 def test_times_must_be_finite() -> None:
-    timing = Timing(first_scheduled_s=0, first_token_s=1, total_s=2)
+    timing = Timing(first_scheduled_s=0, first_token_s=1, total_s=2, decode_s=1)
     good = write_event(
         Finished(reason="stop", usage=Usage(prompt_tokens=1, completion_tokens=1), timing=timing)
     )

@@ -85,5 +85,5 @@ def _finished(call: Call, words: int) -> Finished:
     return Finished(
         reason="length" if words == call.sampling.max_tokens else "stop",
         usage=Usage(prompt_tokens=len(_said(call).split(" ")), completion_tokens=words),
-        timing=Timing(first_scheduled_s=0.0, first_token_s=0.25, total_s=1.25),
+        timing=Timing(first_scheduled_s=0.0, first_token_s=0.25, total_s=1.25, decode_s=1.0),
     )

@@ -144,11 +144,13 @@ def _refusal(event: Failed | Cancelled) -> TidegateError:
 
 
 def _as_seen_here(event: Finished, first_token_s: float, total_s: float) -> Finished:
-    """With this device's times, the way there and back included, in place of the cloud's own."""
+    """With this device's times, the way there and back included, but the cloud's own pace."""
     timing = Timing(
         first_scheduled_s=min(event.timing.first_scheduled_s, first_token_s),
         first_token_s=first_token_s,
         total_s=total_s,
+        # Tokens arrive in bursts, one for each beat of the link: only the cloud saw their pace.
+        decode_s=event.timing.decode_s,
     )
     return replace(event, timing=timing)
 

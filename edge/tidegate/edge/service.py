@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidegate.api.backend import AnswerEvent, Health, ModelCard, Route, Routed
 from tidegate.api.engine_backend import EngineBackend, encode_call, fit_sampling
@@ -19,6 +19,7 @@ from tidegate.edge.answer_cache import AnswerCache, CachedAnswer, answer_key
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.router import CloudSignals, Decision, EdgeSignals, RouteRequest, decide
 from tidegate.engine.events import Finished, TextDelta, Timing
+from tidegate.engine.request import SamplingParams
 from tidegate.errors import (
     CapacityError,
     ExecutionError,
@@ -92,9 +93,7 @@ class EdgeBackend:
             prompt=prompt,
             request_id=new_request_id(time.time_ns() // 1_000_000).hex(),
             key=answer_key(model, prompt, sampling),
-            answer_tokens=float(sampling.max_tokens)
-            if sampling.ignore_eos
-            else min(float(sampling.max_tokens), self._typical_answer_tokens),
+            answer_tokens=self._expected_tokens(call, sampling),
         )
         async with aclosing(self._routed(work)) as events:
             async for event in events:
@@ -109,20 +108,39 @@ class EdgeBackend:
                 yield event
             return
         decision = await self._decide(work)
+        if decision.place == "edge":
+            begun = False
+            try:
+                async with aclosing(self._edge(work, decision.reason)) as events:
+                    async for event in events:
+                        begun = True
+                        yield event
+                return
+            except CapacityError:
+                if begun:
+                    raise
+            # The engine's line is bounded in tokens too: full is full, so decide once more.
+            decision = await self._decide(work, queue_full=True)
         if decision.place == "refuse":
             self._refused += 1
             raise _refusal(decision)
-        source = self._edge if decision.place == "edge" else self._cloud_or_edge
-        async with aclosing(source(work, decision.reason)) as events:
+        async with aclosing(self._cloud_or_edge(work, decision.reason)) as events:
             async for event in events:
                 yield event
+
+    def _expected_tokens(self, call: Call, fitted: SamplingParams) -> float:
+        """How long the answer will be: what past ones were, within what was asked for."""
+        if fitted.ignore_eos:
+            asked = call.sampling if call.max_tokens_given else fitted
+            return float(asked.max_tokens)
+        return min(float(call.sampling.max_tokens), self._typical_answer_tokens)
 
     def _cached(self, work: _Work) -> CachedAnswer | None:
         if work.key is None or work.call.options.route == "cloud":
             return None
         return self._cache.get(work.key)
 
-    async def _decide(self, work: _Work) -> Decision:
+    async def _decide(self, work: _Work, *, queue_full: bool = False) -> Decision:
         options = work.call.options
         request = RouteRequest(
             prompt_tokens=len(work.prompt),
@@ -132,7 +150,8 @@ class EdgeBackend:
             deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000,
         )
         cloud = NO_CLOUD if self._cloud is None else await self._cloud.signals()
-        return decide(request, self._signals(), cloud)
+        edge = self._signals()
+        return decide(request, replace(edge, queue_limit=0) if queue_full else edge, cloud)
 
     def _signals(self) -> EdgeSignals:
         now = self._local.engine.snapshot()
@@ -186,7 +205,7 @@ class EdgeBackend:
                     begun = True
                     yield event
             return
-        except (UnavailableError, CapacityError, ExecutionError, LinkError) as error:
+        except (RequestError, UnavailableError, CapacityError, ExecutionError, LinkError) as error:
             if begun or not self._fits_here(work):
                 raise
             reason = f"fallback: {error}"
@@ -241,6 +260,6 @@ def _replay(answer: CachedAnswer, request_id: str, model: str) -> list[AnswerEve
         Finished(
             reason=answer.reason,
             usage=answer.usage,
-            timing=Timing(first_scheduled_s=0.0, first_token_s=0.0, total_s=0.0),
+            timing=Timing(first_scheduled_s=0.0, first_token_s=0.0, total_s=0.0, decode_s=0.0),
         ),
     ]

@@ -69,8 +69,8 @@ def extension(routed: Routed, finished: Finished | None = None) -> Json:
 def decode_rate(finished: Finished) -> float | None:
     """Tokens per second after the first; None when there was no second token to time."""
     later = finished.usage.completion_tokens - 1
-    span_s = finished.timing.total_s - finished.timing.first_token_s
-    return round(later / span_s, 3) if later > 0 and span_s > 0 else None
+    decode_s = finished.timing.decode_s
+    return round(later / decode_s, 3) if later > 0 and decode_s > 0 else None
 
 
 def usage_object(usage: Usage) -> Json:

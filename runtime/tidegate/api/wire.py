@@ -101,7 +101,7 @@ def _event_json(event: AnswerEvent) -> _Json:
             assert_never(event)
 
 
-_TIMING = ("first_scheduled_s", "first_token_s", "total_s")
+_TIMING = ("first_scheduled_s", "first_token_s", "total_s", "decode_s")
 _USAGE = ("prompt_tokens", "completion_tokens", "cached_tokens")
 
 

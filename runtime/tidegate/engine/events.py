@@ -27,6 +27,8 @@ class Timing:
     first_scheduled_s: float
     first_token_s: float
     total_s: float
+    decode_s: float
+    """From the first token to the last, where they were generated: what tokens/s is taken from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

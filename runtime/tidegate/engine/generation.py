@@ -105,6 +105,7 @@ class Generation:
             first_scheduled_s=scheduled - self.submitted_s,
             first_token_s=first_token - self.submitted_s,
             total_s=now_s - self.submitted_s,
+            decode_s=now_s - first_token,
         )
 
     def _append(self, token: int) -> None:

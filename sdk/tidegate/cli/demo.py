@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidegate.errors import ConfigError, TidegateError, UnavailableError
+from tidegate.errors import ConfigError, RequestError, UnavailableError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -237,7 +237,7 @@ async def _ask(client: AsyncClient, request: DemoRequest, console: Console) -> O
                 first_s = first_s or time.monotonic() - began_s
                 console.print(text, end="", markup=False)
         answer = stream.answer
-    except TidegateError as error:
+    except RequestError as error:
         console.print(f"  refused: {error}", markup=False)
         return Outcome(
             title=request.title,
@@ -246,19 +246,16 @@ async def _ask(client: AsyncClient, request: DemoRequest, console: Console) -> O
             tokens=0,
             ttft_s=None,
             tokens_per_s=None,
-            as_expected=request.expected == "refused",
+            as_expected=request.expected == "refused" and error.status == 422,
         )
-    total_s = time.monotonic() - began_s
     console.print()
-    tokens = answer.usage.completion_tokens
-    rest_s = total_s - (first_s or total_s)
     return Outcome(
         title=request.title,
         route=str(answer.route),
         reason=answer.reason,
-        tokens=tokens,
+        tokens=answer.usage.completion_tokens,
         ttft_s=first_s,
-        tokens_per_s=(tokens - 1) / rest_s if tokens > 1 and answer.route != "cache" else None,
+        tokens_per_s=answer.timings.tokens_per_s,
         as_expected=answer.route == request.expected,
     )
 
