@@ -29,6 +29,7 @@ from tidegate.link.effects import (
 from tidegate.link.envelope import RequestId, new_request_id, route
 from tidegate.link.fleet import pair
 from tidegate.link.gateway_core import Finished, GatewayCore, Produced
+from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_store import GatewayStore
 from tidegate.link.identity import DeviceRegistry, load_device, load_gateway
 from tidegate.link.messages import MAX_PAYLOAD_BYTES, Status
@@ -74,10 +75,13 @@ class Ends:
 
     def start_gateway(self) -> None:
         self.gateway = GatewayCore(
-            identity=load_gateway(self.root / "gateway"),
+            keys=GatewayKeys(
+                identity=load_gateway(self.root / "gateway"),
+                prekeys=self.prekeys,
+                registry=self.registry,
+                wall_s=self.wall_s,
+            ),
             store=self.store,
-            prekeys=self.prekeys,
-            registry=self.registry,
             timing=self.timing,
             max_requests=self.max_requests,
             wall_s=self.wall_s,
@@ -238,6 +242,19 @@ def test_a_request_beyond_the_places_is_refused_and_runs_when_asked_again(tmp_pa
     assert ends.gateway.load == 0.0
     ends.device.submit(0.0, b"", request_id=second, deadline_s=600.0, model=None)
     assert started(ends.to_gateway(ends.request())).request.request_id == second
+    ends.close()
+
+
+def test_answers_nobody_fetches_cannot_pile_up(tmp_path: Path) -> None:
+    ends = Ends(tmp_path, max_requests=2)
+    ends.meet()
+    for _ in range(8):
+        ends.ask()
+        ends.finish(started(ends.to_gateway(ends.request())).run, b"one")
+    ends.ask()
+    (refusal,) = published(ends.to_gateway(ends.request()))
+    assert isinstance(ends.to_device(refusal)[-1], Ended)
+    assert ends.gateway.tally.snapshot().refused == 1
     ends.close()
 
 

@@ -10,7 +10,7 @@ import pytest
 from linklab import Crash, CrashingDatabase
 
 from tidegate.errors import CapacityError, IdentityError, LinkError
-from tidegate.link import outbox
+from tidegate.link import gateway_store, outbox
 from tidegate.link.at_rest import Database
 from tidegate.link.envelope import DeviceId, RequestId, new_request_id
 from tidegate.link.gateway_store import GatewayStore, Progress, RequestKey
@@ -187,6 +187,17 @@ def test_a_fetched_answer_is_dropped_and_its_row_stays(store: GatewayStore) -> N
     row = store.find(key)
     assert row is not None
     assert (row.closed, row.code, store.payloads(key)) == (True, "already_answered", [])
+    store.close()
+
+
+def test_the_gateways_rows_are_bounded_and_expiring_makes_room(tmp_path: Path) -> None:
+    store = GatewayStore(Database(tmp_path / "r.sqlite", gateway_store.SCHEMA), max_rows=2)
+    for ms in (1_000, 2_000):
+        store.begin(RequestKey(DEVICE, new_id(ms)), 0)
+    with pytest.raises(CapacityError, match="at most 2"):
+        store.begin(RequestKey(DEVICE, new_id(3_000)), 0)
+    store.expire(1_500)
+    store.begin(RequestKey(DEVICE, new_id(3_000)), 0)
     store.close()
 
 

@@ -31,6 +31,7 @@ from tidegate.link.effects import (
 )
 from tidegate.link.envelope import RequestId, new_request_id
 from tidegate.link.gateway_core import Finished, GatewayCore, Produced
+from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_store import GatewayStore
 from tidegate.link.identity import DeviceRegistry, load_device, load_gateway
 from tidegate.link.messages import Status
@@ -176,10 +177,13 @@ class World:
     def start_gateway(self) -> None:
         self.gateway_life = life = next(self.life)
         self.gateway = GatewayCore(
-            identity=self.gateway_identity,
+            keys=GatewayKeys(
+                identity=self.gateway_identity,
+                prekeys=self.prekeys,
+                registry=self.registry,
+                wall_s=lambda: WALL_S + self.now_s,
+            ),
             store=GatewayStore(self.disk["gateway"]),
-            prekeys=self.prekeys,
-            registry=self.registry,
             timing=TIMING,
             max_requests=16,
             wall_s=lambda: WALL_S + self.now_s,

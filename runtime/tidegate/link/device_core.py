@@ -157,7 +157,7 @@ class DeviceCore:
     def release(self, request_id: RequestId) -> None:
         """The application has read the whole answer, or the error."""
         if request_id not in self._live:
-            self._remove(request_id)
+            self._wrote(lambda: self._outbox.remove(request_id))
 
     def cancel(self, now_s: float, request_id: RequestId) -> list[DeviceEffect]:
         """The application gave up on `request_id`."""
@@ -192,7 +192,8 @@ class DeviceCore:
         """Do whatever is due."""
         if now_s >= self._expire_at_s:
             self._expire_at_s = now_s + _EXPIRE_EVERY_S
-            self._expire()
+            wall_ms = int(self._wall_s() * 1000)
+            self._wrote(lambda: self._outbox.expire(wall_ms))
         self._lingering.expire(now_s)
         effects: list[DeviceEffect] = []
         for live in list(self._live.values()):
@@ -206,12 +207,6 @@ class DeviceCore:
         due = [live.session.next_wakeup_s() for live in self._live.values()]
         return min([self._expire_at_s, *due])
 
-    def _expire(self) -> None:
-        try:
-            self._outbox.expire(int(self._wall_s() * 1000))
-        except CapacityError:
-            self.tally.add("store_failures")
-
     def _nudge_queued(self, now_s: float) -> None:
         for live in self._live.values():
             if live.session.state is State.QUEUED:
@@ -224,7 +219,9 @@ class DeviceCore:
             row = self._outbox.find(request_id)
             payloads = self._outbox.payloads(request_id)
         except LinkError:
-            self._outbox.save(request_id, 0, (), outcome=Outcome.FAILED, code="damaged")
+            self._wrote(
+                lambda: self._outbox.save(request_id, 0, (), outcome=Outcome.FAILED, code="damaged")
+            )
             return
         assert row is not None
         session = DeviceSession(
@@ -299,7 +296,10 @@ class DeviceCore:
     ) -> list[DeviceEffect]:
         prekey = advert.prekey(self._wall_s())
         assert prekey is not None, "only gateways with a valid prekey are chosen"
-        if not self._save(live) or not self._use_attempt(live, attempt):
+        request_id = live.row.request_id
+        if not self._save(live):
+            return []
+        if not self._wrote(lambda: self._outbox.use_attempt(request_id, attempt)):
             return []
         ttl_ms = max(0, int((live.session.deadline_s - now_s) * 1000))
         call = Call(
@@ -310,7 +310,7 @@ class DeviceCore:
         )
         message, keys = seal_request(
             call.encode(),
-            request_id=live.row.request_id,
+            request_id=request_id,
             attempt=attempt,
             suite=prekey.suite,
             prekey_id=prekey.prekey_id,
@@ -324,14 +324,6 @@ class DeviceCore:
         while len(live.sent) > _ATTEMPTS_KEPT:
             live.sent.popitem(last=False)
         return [self._publish(topic, message)]
-
-    def _use_attempt(self, live: _Live, attempt: int) -> bool:
-        try:
-            self._outbox.use_attempt(live.row.request_id, attempt)
-        except CapacityError:
-            self.tally.add("store_failures")
-            return False
-        return True
 
     def _seal_control(
         self, live: _Live, kind: ControlKind, *, rewind: bool = False
@@ -357,7 +349,7 @@ class DeviceCore:
         request_id = live.row.request_id
         del self._live[request_id]
         if state is State.CANCELLED:
-            kept = self._remove(request_id)
+            kept = self._wrote(lambda: self._outbox.remove(request_id))
             self.tally.add("cancelled")
         else:
             kept = self._save(live)
@@ -369,33 +361,34 @@ class DeviceCore:
             self._lingering.add(now_s, request_id, live.sent, control)
         return Ended(request_id=request_id, state=state, code=code)
 
-    def _remove(self, request_id: RequestId) -> bool:
-        try:
-            self._outbox.remove(request_id)
-        except CapacityError:
-            self.tally.add("store_failures")
-            return False
-        return True
-
     def _save(self, live: _Live) -> bool:
         """Bring the outbox up to date; False when the disk refuses and nothing may be claimed."""
         outcome = _OUTCOMES.get(live.session.state, Outcome.OPEN)
         if not live.unsaved and outcome is live.outcome:
             return True
-        try:
-            self._outbox.save(
+        saved = self._wrote(
+            lambda: self._outbox.save(
                 live.row.request_id,
                 live.saved,
                 live.unsaved,
                 outcome=outcome,
                 code=live.session.code,
             )
-        except CapacityError:
-            self.tally.add("store_failures")
+        )
+        if not saved:
             return False
         live.saved += len(live.unsaved)
         live.unsaved = []
         live.outcome = outcome
+        return True
+
+    def _wrote(self, write: Callable[[], None]) -> bool:
+        """Do `write`; False when the disk refuses, and then nothing may depend on it."""
+        try:
+            write()
+        except CapacityError:
+            self.tally.add("store_failures")
+            return False
         return True
 
     def _control(self, sent: Sent, control: Control) -> Publish:

@@ -27,6 +27,7 @@ from tidegate.link.effects import (
     Stop,
 )
 from tidegate.link.gateway_core import Finished, GatewayCore, Produced
+from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_store import GatewayStore
 from tidegate.link.identity import DeviceRegistry, load_gateway
 from tidegate.link.messages import Status
@@ -78,14 +79,16 @@ class Gateway:
         self._models = models
         self._load = load
         self._timing = timing or Timing()
-        identity = load_gateway(directory)
         self._registry = DeviceRegistry(directory / "devices.sqlite")
         self._store = GatewayStore.open(directory / "requests.sqlite")
         self._core = GatewayCore(
-            identity=identity,
+            keys=GatewayKeys(
+                identity=load_gateway(directory),
+                prekeys=PrekeyStore(directory / "prekeys.json"),
+                registry=self._registry,
+                wall_s=time.time,
+            ),
             store=self._store,
-            prekeys=PrekeyStore(directory / "prekeys.json"),
-            registry=self._registry,
             timing=self._timing,
             max_requests=max_requests,
             wall_s=time.time,

@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
 from tidegate.errors import CapacityError, ConfigError, LinkError, SealError
 from tidegate.link.counters import Tally
 from tidegate.link.device_session import MAX_ANSWER_BYTES
@@ -25,31 +22,27 @@ from tidegate.link.effects import (
     Stop,
 )
 from tidegate.link.envelope import (
-    SUITES,
-    DeviceId,
     GatewayAttempt,
     MessageType,
     RequestId,
-    open_request,
     request_time_ms,
     route,
 )
+from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_session import TERMINAL, GatewaySession, State
 from tidegate.link.gateway_store import GatewayRow, GatewayStore, Progress, RequestKey
-from tidegate.link.identity import DeviceRegistry, GatewayIdentity
 from tidegate.link.messages import MAX_PAYLOAD_BYTES, Bundle, Call, Control, ControlKind, Status
 from tidegate.link.prekeys import (
     CLOCK_SKEW_S,
     VALID_FOR_S,
-    Advert,
     ModelOffer,
-    PrekeyStore,
-    seal_advert,
 )
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics, last_level
 
 _EXPIRE_EVERY_S = 60.0
+_WAITING_PER_PLACE = 4
+"""Live requests, running or waiting to be fetched, per place to run one: bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +87,8 @@ class GatewayCore:
     def __init__(
         self,
         *,
-        identity: GatewayIdentity,
+        keys: GatewayKeys,
         store: GatewayStore,
-        prekeys: PrekeyStore,
-        registry: DeviceRegistry,
         timing: Timing,
         max_requests: int,
         wall_s: Callable[[], float],
@@ -106,11 +97,9 @@ class GatewayCore:
         if max_requests < 1:
             raise ConfigError("link.max_requests", max_requests, "1 or more")
         self.tally = Tally()
-        self._identity = identity
-        self._topics = Topics(identity.group)
+        self._keys = keys
+        self._topics = Topics(keys.identity.group)
         self._store = store
-        self._prekeys = prekeys
-        self._registry = registry
         self._timing = timing
         self._max_requests = max_requests
         self._wall_s = wall_s
@@ -122,12 +111,20 @@ class GatewayCore:
     @property
     def filters(self) -> tuple[str, ...]:
         """Topic filters to subscribe to."""
-        return (self._topics.every_request(self._identity.gateway_id),)
+        return (self._topics.every_request(self._keys.identity.gateway_id),)
 
     @property
     def load(self) -> float:
         """Share of the allowed requests that are running, 0 to 1."""
         return len(self._runs) / self._max_requests
+
+    @property
+    def _full(self) -> bool:
+        """All places are taken, or too many answers wait for devices that have gone quiet."""
+        return (
+            len(self._runs) >= self._max_requests
+            or len(self._live) >= self._max_requests * _WAITING_PER_PLACE
+        )
 
     def advert(self, models: Sequence[ModelOffer], load: float | None) -> Publish:
         """A fresh signed advert; makes and drops prekeys as their time comes.
@@ -135,21 +132,14 @@ class GatewayCore:
         Raises:
             CapacityError: the disk refuses to hold its version.
         """
-        now_s = self._wall_s()
-        self._prekeys.rotate(now_s)
-        advert = Advert(
-            group=self._identity.group,
-            gateway_id=self._identity.gateway_id,
-            version=self._store.next_advert_version(int(now_s * 1000)),
-            issued_s=int(now_s),
-            expires_s=int(now_s + self._timing.advert_valid_s) + 1,
-            suites=tuple(SUITES),
-            models=tuple(models),
+        payload = self._keys.advert(
+            version=self._store.next_advert_version(int(self._wall_s() * 1000)),
+            models=models,
             load=self.load if load is None else load,
-            prekeys=tuple(self._prekeys.public(now_s)),
+            valid_s=self._timing.advert_valid_s,
         )
-        topic = self._topics.advert(self._identity.gateway_id)
-        return Publish(topic=topic, payload=seal_advert(self._identity, advert), retain=True)
+        topic = self._topics.advert(self._keys.identity.gateway_id)
+        return Publish(topic=topic, payload=payload, retain=True)
 
     def receive(self, now_s: float, topic: str, payload: bytes) -> list[GatewayEffect]:
         """A message arrived. Never raises for anything a peer or a broker can send."""
@@ -219,18 +209,7 @@ class GatewayCore:
         return int((self._wall_s() - VALID_FOR_S) * 1000)
 
     def _on_request(self, now_s: float, key: LiveKey, payload: bytes) -> list[GatewayEffect]:
-        def find_device(device_id: DeviceId) -> Ed25519PublicKey | None:
-            record = self._registry.find(device_id)
-            if record is None or record.revoked or record.handle != key.handle:
-                return None
-            return Ed25519PublicKey.from_public_bytes(record.public_key)
-
-        def find_prekey(suite: int, prekey_id: bytes) -> X25519PrivateKey | None:
-            return self._prekeys.find(suite, prekey_id, self._wall_s())
-
-        keys = open_request(
-            payload, handle=key.handle, find_prekey=find_prekey, find_device=find_device
-        )
+        keys = self._keys.open(key.handle, payload)
         call = Call.decode(keys.body)
         newest_ms = (self._wall_s() + CLOCK_SKEW_S) * 1000
         if not self._oldest_ms() <= request_time_ms(key.request_id) <= newest_ms:
@@ -262,7 +241,7 @@ class GatewayCore:
         self, now_s: float, key: LiveKey, row_key: RequestKey, keys: GatewayAttempt, call: Call
     ) -> list[GatewayEffect]:
         try:
-            if len(self._runs) >= self._max_requests:
+            if self._full:
                 raise CapacityError("gateway: all places taken")
             self._store.begin(row_key, keys.attempt)
         except CapacityError as error:
@@ -285,7 +264,7 @@ class GatewayCore:
         if row.closed:
             return self._refuse(key, keys, row.code)
         ended = None if row.status is Status.MORE else Finished(row.status, row.code)
-        if ended is None and len(self._runs) >= self._max_requests:
+        if self._full:
             return self._refuse(key, keys, CapacityError.code)
         self._store.use_attempt(row_key, keys.attempt)
         self.tally.add("resends")

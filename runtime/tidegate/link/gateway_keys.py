@@ -1,0 +1,69 @@
+"""What a gateway uses its keys for: opening requests of devices it knows, and signing adverts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from tidegate.link.envelope import SUITES, DeviceId, GatewayAttempt, open_request
+from tidegate.link.identity import DeviceRegistry, GatewayIdentity
+from tidegate.link.prekeys import Advert, ModelOffer, PrekeyStore, seal_advert
+
+
+class GatewayKeys:
+    """Identity, prekeys and device registry of one gateway."""
+
+    def __init__(
+        self,
+        *,
+        identity: GatewayIdentity,
+        prekeys: PrekeyStore,
+        registry: DeviceRegistry,
+        wall_s: Callable[[], float],
+    ) -> None:
+        self.identity = identity
+        self._prekeys = prekeys
+        self._registry = registry
+        self._wall_s = wall_s
+
+    def open(self, handle: str, message: bytes) -> GatewayAttempt:
+        """Open a request that came on the topic of `handle`.
+
+        Raises:
+            SealError: damaged, forged, under a prekey that is gone, or from a device that is
+                unknown, revoked or not the one of this topic.
+        """
+
+        def find_device(device_id: DeviceId) -> Ed25519PublicKey | None:
+            record = self._registry.find(device_id)
+            if record is None or record.revoked or record.handle != handle:
+                return None
+            return Ed25519PublicKey.from_public_bytes(record.public_key)
+
+        def find_prekey(suite: int, prekey_id: bytes) -> X25519PrivateKey | None:
+            return self._prekeys.find(suite, prekey_id, self._wall_s())
+
+        return open_request(
+            message, handle=handle, find_prekey=find_prekey, find_device=find_device
+        )
+
+    def advert(
+        self, *, version: int, models: Sequence[ModelOffer], load: float, valid_s: float
+    ) -> bytes:
+        """A fresh signed advert; makes and drops prekeys as their time comes."""
+        now_s = self._wall_s()
+        self._prekeys.rotate(now_s)
+        advert = Advert(
+            group=self.identity.group,
+            gateway_id=self.identity.gateway_id,
+            version=version,
+            issued_s=int(now_s),
+            expires_s=int(now_s + valid_s) + 1,
+            suites=tuple(SUITES),
+            models=tuple(models),
+            load=load,
+            prekeys=tuple(self._prekeys.public(now_s)),
+        )
+        return seal_advert(self.identity, advert)
