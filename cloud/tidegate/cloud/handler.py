@@ -6,6 +6,7 @@ payload must be the same bytes every time: one event per token, sampling with th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -25,10 +26,19 @@ class LinkHandler:
     def __init__(self, backend: EngineBackend, metrics: Metrics) -> None:
         """Answer with `backend` and count in `metrics`, as the HTTP front door does."""
         self._backend, self._metrics = backend, metrics
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def settled(self) -> None:
+        """Wait until no request is being answered."""
+        await self._idle.wait()
 
     async def __call__(self, request: InboundRequest) -> AsyncIterator[bytes]:
         """Yield the answer's events as payloads; an error is the last event, not an exception."""
         record = self._metrics.begin()
+        self._active += 1
+        self._idle.clear()
         try:
             call = _seeded(read_call(request.body), request.request_id)
             events = self._backend.answer_as(call, request.request_id.hex(), join_unread=False)
@@ -43,6 +53,9 @@ class LinkHandler:
             )
         finally:
             record.end()
+            self._active -= 1
+            if self._active == 0:
+                self._idle.set()
 
 
 def read_call(body: bytes) -> Call:

@@ -30,6 +30,10 @@ from tidegate.link.prekeys import ModelOffer
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.text_files import write_text_files
 
+_TICKS_S = 0.25
+"""A few of the gateway's ticks. What a slow device has not acknowledged by then is stored: it asks
+for it again when there is a gateway again."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatewaySettings:
@@ -72,6 +76,7 @@ class Cloud:
     engine: Engine
     server: BoundServer
     gateway: Gateway | None
+    handler: LinkHandler
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, drain, and free everything."""
@@ -82,12 +87,18 @@ class Cloud:
                 server=self.server,
                 stop=stop,
                 parts=parts,
+                settle=None if self.gateway is None else self._settle,
                 drain_s=self.settings.drain_s,
             )
         finally:
             if self.gateway is not None:
                 await self.gateway.close()
             self.executor.close()
+
+    async def _settle(self) -> None:
+        """Until the gateway has stored and sent the ends of its answers, on its next ticks."""
+        await self.handler.settled()
+        await asyncio.sleep(_TICKS_S)
 
 
 def open_cloud(settings: CloudSettings) -> Cloud:
@@ -103,17 +114,23 @@ def open_cloud(settings: CloudSettings) -> Cloud:
     authorise = KeyRing(settings.api_key_hashes) if settings.api_key_hashes else None
     app = create_app(backend, settings=HttpSettings(authorise=authorise), metrics=metrics)
     server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
+    handler = LinkHandler(backend, metrics)
     gateway = None
     offer = ModelOffer(id=settings.model_id, context_tokens=engine.context_tokens)
     if settings.gateway is not None:
         gateway = Gateway(
             settings.gateway.keys,
             MqttTransport(settings.gateway.broker),
-            LinkHandler(backend, metrics),
+            handler,
             models=lambda: (offer,),
         )
     return Cloud(
-        settings=settings, executor=executor, engine=engine, server=server, gateway=gateway
+        settings=settings,
+        executor=executor,
+        engine=engine,
+        server=server,
+        gateway=gateway,
+        handler=handler,
     )
 
 

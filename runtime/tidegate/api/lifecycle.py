@@ -1,7 +1,8 @@
 """Runs the parts of a service together and ends them in order.
 
 On the stop event the engine refuses new requests first (so readiness flips), lets those here
-finish, then the HTTP server drains, then everything else is cancelled. A part that fails ends all.
+finish, then the HTTP server and other front doors drain, then everything else is cancelled. A part
+that fails ends all.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ async def run_service(
     server: BoundServer,
     stop: asyncio.Event,
     parts: Sequence[Part] = (),
+    settle: Part | None = None,
     drain_s: float = 30.0,
 ) -> None:
     """Run until `stop` is set, then drain for at most about `drain_s` seconds.
+
+    `settle` returns when the answers of a front door in `parts` have left it.
 
     Raises:
         ExceptionGroup: a part failed; the others were cancelled.
@@ -48,8 +52,9 @@ async def run_service(
         await stop.wait()
         await engine.drain(drain_s)
         server.drain()
-        await asyncio.wait([serving], timeout=drain_s)
-        for task in (serving, *rest):
+        settling = [] if settle is None else [tasks.create_task(_run(settle))]
+        await asyncio.wait([serving, *settling], timeout=drain_s)
+        for task in (serving, *settling, *rest):
             task.cancel()
 
 
