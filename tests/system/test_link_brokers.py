@@ -6,11 +6,6 @@ import asyncio
 import datetime
 import os
 import resource
-import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from linkbrokers import BrokerProcess
 from linklab import FAST
 
 from tidegate.errors import UnavailableError
@@ -34,61 +30,6 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 PROMPT = b"a very secret prompt"
 ANSWER = [b"plaintext token %d " % i for i in range(150)]
 TIME_LIMIT_S = 90.0
-RUNTIME = Path(__file__).resolve().parents[2] / "runtime"
-AMQTT = (
-    "import asyncio, sys; sys.path.insert(0, sys.argv[1]);"
-    "from tidegate.link.broker import run_broker;"
-    "asyncio.run(run_broker('127.0.0.1', int(sys.argv[2])))"
-)
-
-
-class BrokerProcess:
-    """One broker on a fixed loopback port, started and killed at will."""
-
-    def __init__(self, kind: str, scratch: Path) -> None:
-        self.port = free_port()
-        self.url = f"mqtt://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-        if kind == "amqtt":
-            pytest.importorskip("amqtt")
-            self._command = [sys.executable, "-P", "-c", AMQTT, str(RUNTIME), str(self.port)]
-            return
-        mosquitto = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")
-        if mosquitto is None:
-            pytest.skip("mosquitto is not installed (Debian package `mosquitto`)")
-        config = scratch / "mosquitto.conf"
-        config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n")
-        self._command = [mosquitto, "-c", str(config)]
-
-    def start(self) -> None:
-        assert self._process is None
-        self._process = subprocess.Popen(
-            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline_s = time.monotonic() + 20
-        while time.monotonic() < deadline_s:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                assert self._process.poll() is None, "the broker did not start"
-                time.sleep(0.05)
-            else:
-                return
-        raise AssertionError("the broker does not listen")
-
-    def kill(self) -> None:
-        """SIGKILL: nothing is flushed, nobody is told."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(timeout=10)
-            self._process = None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(params=["mosquitto", "amqtt"])
