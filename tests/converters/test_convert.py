@@ -122,3 +122,20 @@ def test_a_chat_template_inside_the_tokenizer_config_is_taken_along(
     (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ 1 }}"}))
     bundle = convert(checkpoint, tmp_path / "b", plan())
     assert (bundle.folder / "chat_template.jinja").read_text() == "{{ 1 }}"
+
+
+def test_the_end_token_is_found_wherever_the_checkpoint_keeps_it(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    (checkpoint / "generation_config.json").write_text(json.dumps({"temperature": 0.7}))
+    bundle = convert(checkpoint, tmp_path / "b", plan())
+    settings = json.loads((bundle.folder / "generation_config.json").read_text())
+    assert settings == {"temperature": 0.7, "eos_token_id": 1}
+
+
+def test_token_ids_that_are_no_numbers_do_no_harm(tmp_path: Path, checkpoint: Path) -> None:
+    tokenizer = checkpoint / "tokenizer.json"
+    body = json.loads(tokenizer.read_text())
+    body["added_tokens"].append({"id": "seven", "content": "x"})
+    tokenizer.write_text(json.dumps(body))
+    assert convert(checkpoint, tmp_path / "b", plan()).manifest.version == 1

@@ -72,6 +72,18 @@ def test_a_broken_file_is_a_bundle_error_that_names_it(
         TextModel.load(folder, context_tokens=64)
 
 
+def test_truncation_and_padding_in_the_tokenizer_change_no_prompt(tmp_path: Path) -> None:
+    folder = bundle(tmp_path)
+    plain = TextModel.load(folder, context_tokens=128)
+    tokenizer = toy_tokenizer()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=6)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    cut = TextModel.load(folder, context_tokens=128)
+    for prompt in ("a", "one two three four five six seven"):
+        assert cut.encode_prompt(prompt) == plain.encode_prompt(prompt)
+
+
 def test_a_missing_tokenizer_is_a_bundle_error(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         TextModel.load(tmp_path, context_tokens=64)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -153,3 +155,37 @@ def test_a_target_that_was_not_converted_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="target 'openvino': the bundle holds onnx"):
         bundle.target_folder("openvino")
     assert replace(bundle.manifest, version=2).to_bytes() != bundle.manifest.to_bytes()
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b")
+    (tmp_path / "b" / "chat_template.jinja").write_text("{{ 'mine now' }}")
+    with pytest.raises(BundleError, match=r"chat_template\.jinja: is not listed"):
+        Bundle.open(tmp_path / "b")
+
+
+def test_a_manifest_must_vouch_for_its_targets_and_its_tokenizer(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path / "b")
+    files = dict(written.manifest.files)
+    for name, problem in (("onnx/model.onnx", "target 'onnx'"), ("tokenizer.json", "tokenizer")):
+        (tmp_path / "b" / name).rename(tmp_path / "aside")
+        rest = {path: entry for path, entry in files.items() if path != name}
+        data = replace(written.manifest, files=rest).to_bytes()
+        (tmp_path / "b" / "manifest.json").write_bytes(data)
+        with pytest.raises(BundleError, match=problem):
+            Bundle.open(tmp_path / "b")
+        (tmp_path / "aside").rename(tmp_path / "b" / name)
+
+
+def test_what_a_killed_writer_left_is_cleaned_up_and_the_old_bundle_put_back(
+    tmp_path: Path,
+) -> None:
+    write_bundle(tmp_path / "b", b"old")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / "b").rename(tmp_path / f".b.old-{dead.pid}")
+    (tmp_path / f".b.partial-{dead.pid}" / "onnx").mkdir(parents=True)
+    (tmp_path / f".b.partial-{os.getppid()}").mkdir()
+    with BundleWriter(tmp_path / "b"):
+        assert (tmp_path / "b" / "onnx" / "model.onnx").read_bytes() == b"old"
+    assert {path.name for path in tmp_path.iterdir()} == {"b", f".b.partial-{os.getppid()}"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import safetensors_bytes, write_checkpoint
+from checkpoints import checkpoint_tensors, safetensors_bytes, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -151,4 +151,25 @@ def test_a_shard_index_cannot_point_outside(tmp_path: Path) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"x": "../../etc/passwd"}}))
     with pytest.raises(CheckpointError, match="not a plain file name"):
+        Checkpoint.open(folder)
+
+
+def test_biases_must_be_there_when_the_config_says_so_and_have_their_shape(folder: Path) -> None:
+    edit_config(folder, attention_bias=True)
+    with pytest.raises(
+        CheckpointError, match=r"no tensor 'model\.layers\.0\.self_attn\.q_proj\.bias'"
+    ):
+        Checkpoint.open(folder)
+    edit_config(folder, attention_bias=False)
+    arch = tiny_architecture()
+    tensors = checkpoint_tensors(arch, RandomWeights(arch))
+    tensors["model.layers.0.self_attn.k_proj.bias"] = np.ones(7, np.float32)
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    with pytest.raises(CheckpointError, match=r"k_proj\.bias: shape \(7,\)"):
+        Checkpoint.open(folder)
+
+
+def test_a_number_beyond_any_float_is_refused(folder: Path) -> None:
+    edit_config(folder, rms_norm_eps=10**400)
+    with pytest.raises(CheckpointError, match="rms_norm_eps"):
         Checkpoint.open(folder)

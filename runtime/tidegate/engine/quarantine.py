@@ -13,7 +13,7 @@ from typing import Final
 
 from tidegate.engine.scheduler import Key
 
-_MOST_IN_A_ROW: Final = 2
+_MOST_IN_A_ROW: Final = 4
 """Requests that fail alone with no success between: then it is the executor, and all give up."""
 
 

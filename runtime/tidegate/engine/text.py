@@ -195,11 +195,15 @@ def _read(path: Path) -> str:
 
 def _tokenizer(path: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_str(_read(path))
+        tokenizer = Tokenizer.from_str(_read(path))
     except BundleError:
         raise
     except Exception as error:  # the library raises nothing narrower
         raise BundleError(f"{path.name}: not a tokenizer: {error}") from error
+    # What training cut or filled up to one length is a whole prompt here.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _generation_ids(path: Path) -> tuple[int | None, list[int]]:

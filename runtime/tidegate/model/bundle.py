@@ -10,6 +10,7 @@ failed conversion leaves nothing, and a running device never sees half a bundle.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -44,6 +45,7 @@ class Bundle:
         if path.is_symlink() or not path.is_file():
             raise BundleError(f"{folder}: is not a bundle: it has no {MANIFEST_FILE}")
         manifest = Manifest.from_bytes(path.read_bytes())
+        _check_listing(folder, manifest)
         for name, entry in manifest.files.items():
             _verify(folder, name, entry)
         return cls(folder=folder, manifest=manifest)
@@ -58,6 +60,20 @@ class Bundle:
             made = ", ".join(self.manifest.targets)
             raise BundleError(f"{self.folder}: target {target!r}: the bundle holds {made}")
         return self.folder / target
+
+
+def _check_listing(folder: Path, manifest: Manifest) -> None:
+    """Nothing may lie in the folder that the manifest does not vouch for, and vice versa."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        plain_folder = path.is_dir() and not path.is_symlink()
+        if not plain_folder and name != MANIFEST_FILE and name not in manifest.files:
+            raise BundleError(f"{name}: is not listed in {MANIFEST_FILE}")
+    for target in manifest.targets:
+        if not any(name.startswith(f"{target}/") for name in manifest.files):
+            raise BundleError(f"{MANIFEST_FILE}: target {target!r} has no files")
+    if "tokenizer.json" not in manifest.files:
+        raise BundleError(f"{MANIFEST_FILE}: files: tokenizer.json is missing")
 
 
 def _verify(folder: Path, name: str, entry: FileEntry) -> None:
@@ -98,8 +114,10 @@ class BundleWriter:
             raise BundleError(f"{out}: exists and is not a bundle: it is not overwritten")
         self.out = out
         self.folder = out.parent / f".{out.name}.partial-{os.getpid()}"
+        self._old = out.parent / f".{out.name}.old-{os.getpid()}"
 
     def __enter__(self) -> Self:
+        _clean_up_after_the_dead(self.out)
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
@@ -124,15 +142,39 @@ class BundleWriter:
     def finish(self, manifest: Manifest) -> Bundle:
         """Write the manifest, flush everything to disk and move the bundle into place."""
         (self.folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
-        for path in self.folder.rglob("*"):
+        for path in (*self.folder.rglob("*"), self.folder):
             _flush(path)
-        old = self.out.parent / f".{self.out.name}.old-{os.getpid()}"
         if self.out.exists():
-            self.out.rename(old)
+            self.out.rename(self._old)
         self.folder.rename(self.out)
         _flush(self.out.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._old, ignore_errors=True)
         return Bundle(folder=self.out, manifest=manifest)
+
+
+def _clean_up_after_the_dead(out: Path) -> None:
+    """Undo what a writer that was killed left beside `out`: put the old bundle back, drop halves.
+
+    Between its two renames a writer has moved the old bundle away and the new one not yet in.
+    """
+    for path in sorted(out.parent.glob(f".{glob.escape(out.name)}.*-*")):
+        kind, _, pid = path.name.removeprefix(f".{out.name}.").partition("-")
+        if kind not in ("partial", "old") or not pid.isdigit() or _is_alive(int(pid)):
+            continue
+        if kind == "old" and not out.exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -132,9 +132,27 @@ def _check_shapes(arch: Architecture, where: Mapping[str, SafetensorsFile]) -> N
         tensor = f"{name}.weight"
         if tensor not in where:
             raise CheckpointError(f"the checkpoint has no tensor {tensor!r}")
-        found, expected = where[tensor].entries[tensor].shape, _shape(arch, role)
-        if found != expected:
-            raise CheckpointError(f"{tensor}: shape {found}: config.json asks for {expected}")
+        expected = _shape(arch, role)
+        _check_shape(where, tensor, expected)
+        bias = f"{name}.bias"
+        if bias in where:
+            _check_shape(where, bias, expected[:1])
+        elif _has_bias(arch, role):
+            raise CheckpointError(f"the checkpoint has no tensor {bias!r}: config.json asks for it")
+
+
+def _check_shape(
+    where: Mapping[str, SafetensorsFile], tensor: str, expected: tuple[int, ...]
+) -> None:
+    found = where[tensor].entries[tensor].shape
+    if found != expected:
+        raise CheckpointError(f"{tensor}: shape {found}: config.json asks for {expected}")
+
+
+def _has_bias(arch: Architecture, role: str) -> bool:
+    kind = role.rsplit(".", 1)[-1]
+    attention = arch.attention_bias and kind in ("q", "k", "v", "o")
+    return attention or (arch.mlp_bias and kind in ("gate", "up", "down"))
 
 
 def _shape(arch: Architecture, role: str) -> tuple[int, ...]:

@@ -12,9 +12,12 @@ from tidegate.errors import CheckpointError
 
 Config = Mapping[str, object]
 
+_HUGE = 1e30
+"""No scale, rate or epsilon of a model comes near; above it a float32 overflows."""
+
 
 def _refuse(key: str, value: object, allowed: str) -> CheckpointError:
-    return CheckpointError(f"config.json: {key} = {value!r}: must be {allowed}")
+    return CheckpointError(f"config.json: {key} = {value!r:.80}: must be {allowed}")
 
 
 def positive_int(config: Config, key: str, default: int | None = None) -> int:
@@ -32,7 +35,7 @@ def positive_float(config: Config, key: str, default: float | None = None) -> fl
     value = config.get(key)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _HUGE:
         raise _refuse(key, value, "a number above 0")
     return float(value)
 

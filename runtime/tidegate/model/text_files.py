@@ -14,7 +14,7 @@ from tidegate.errors import CheckpointError
 from tidegate.model.architecture import Architecture
 from tidegate.model.checkpoint import Checkpoint, read_json_object
 
-TEXT_FILES = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
+_IDS = ("bos_token_id", "eos_token_id")
 
 
 def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
@@ -29,7 +29,7 @@ def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
     """
     tokenizer = read_json_object(checkpoint.folder / "tokenizer.json")
     _check_vocabulary(tokenizer, checkpoint.architecture)
-    for name in TEXT_FILES:
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         source = checkpoint.folder / name
         if source.is_file():
             (folder / name).write_bytes(source.read_bytes())
@@ -37,10 +37,14 @@ def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
         template = _template_of(checkpoint.folder / "tokenizer_config.json")
         if template is not None:
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    if not (folder / "generation_config.json").exists():
-        keys = ("bos_token_id", "eos_token_id")
-        settings = {key: checkpoint.config[key] for key in keys if key in checkpoint.config}
-        (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    path = folder / "generation_config.json"
+    settings = read_json_object(path) if path.exists() else {}
+    missing = {
+        key: checkpoint.config[key]
+        for key in _IDS
+        if settings.get(key) is None and key in checkpoint.config
+    }
+    path.write_text(json.dumps(settings | missing), encoding="utf-8")
 
 
 def _check_vocabulary(tokenizer: dict[str, object], arch: Architecture) -> None:
@@ -51,10 +55,10 @@ def _check_vocabulary(tokenizer: dict[str, object], arch: Architecture) -> None:
         raise CheckpointError("tokenizer.json: has no model.vocab")
     added = tokenizer.get("added_tokens")
     listed = added if isinstance(added, list) else []
-    ids = [token.get("id", 0) for token in listed if isinstance(token, dict)]
+    found: list[object] = [token.get("id") for token in listed if isinstance(token, dict)]
     if isinstance(vocabulary, dict):
-        ids += [token for token in vocabulary.values() if isinstance(token, int)]
-    highest = max([len(vocabulary) - 1, *ids])
+        found += vocabulary.values()
+    highest = max([len(vocabulary) - 1, *(one for one in found if isinstance(one, int))])
     if highest >= arch.vocab:
         raise CheckpointError(
             f"tokenizer.json: token id {highest}: the embedding has {arch.vocab} rows"
