@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -405,7 +406,7 @@ def test_too_many_requests_are_refused_by_name(root: Path) -> None:
 def test_one_request_has_one_reader(root: Path) -> None:
     async def main() -> None:
         broker = MemoryBroker()
-        name = new_request_id(1_900_000_000_000)
+        name = new_request_id(time.time_ns() // 1_000_000)
         async with running_device(root, broker) as device:
             first = device.request(b"prompt", request_id=name, deadline_s=5.0)
             waiting = asyncio.ensure_future(anext(first))

@@ -165,13 +165,13 @@ class DeviceLink:
         its payloads come from the first on.
 
         Args:
-            body: opaque, at most `device_core.MAX_REQUEST_BODY_BYTES`.
+            body: opaque, at most `limits.MAX_REQUEST_BODY_BYTES`.
             deadline_s: from now, in seconds; a request from the outbox keeps the one it has.
             request_id: from `envelope.new_request_id`, for one request only; made here by default.
             model: only a gateway that advertises this model will do.
 
         Raises:
-            RequestError: the body is too large, or `deadline_s` not above 0 and at most 72 h.
+            RequestError: see `limits.check_request`.
             CapacityError: the outbox or the gateway is full.
             UnavailableError: no gateway in time, or no whole answer before the deadline.
             ExecutionError: the gateway could not answer.

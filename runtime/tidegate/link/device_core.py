@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tidegate.errors import CapacityError, LinkError, RequestError, SealError
+from tidegate.errors import CapacityError, LinkError, SealError
 from tidegate.link.counters import Tally
 from tidegate.link.device_session import (
     Action,
@@ -24,7 +24,6 @@ from tidegate.link.device_session import (
 )
 from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
 from tidegate.link.envelope import (
-    MAX_BODY_BYTES,
     RequestId,
     Route,
     route,
@@ -32,16 +31,14 @@ from tidegate.link.envelope import (
 )
 from tidegate.link.gateway_directory import GatewayDirectory
 from tidegate.link.identity import DeviceIdentity
+from tidegate.link.limits import check_request
 from tidegate.link.lingering import Lingering, Sent
-from tidegate.link.messages import CALL_BYTES, Bundle, Call, Control, ControlKind, Status
+from tidegate.link.messages import Bundle, Call, Control, ControlKind, Status
 from tidegate.link.outbox import Outbox, OutboxRow, Outcome
-from tidegate.link.prekeys import VALID_FOR_S, Advert
+from tidegate.link.prekeys import Advert
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics
 
-MAX_REQUEST_BODY_BYTES = MAX_BODY_BYTES - CALL_BYTES
-MAX_DEADLINE_S = VALID_FOR_S
-"""A gateway refuses ids older than its prekeys live."""
 _ATTEMPTS_KEPT = 4
 _SILENT_SENDS_BEFORE_MOVING = 2
 _EXPIRE_EVERY_S = 600.0
@@ -121,16 +118,11 @@ class DeviceCore:
         """Accept a request: it is in the outbox when this returns. `poll` sends it.
 
         Raises:
-            RequestError: the body is too large, or the deadline out of range.
+            RequestError: see `limits.check_request`.
             CapacityError: the outbox is full.
         """
-        if not 0 < deadline_s <= MAX_DEADLINE_S:
-            problem = f"{deadline_s:g} s: must be above 0 and at most {MAX_DEADLINE_S}"
-            raise RequestError("deadline_s", problem)
-        if len(body) > MAX_REQUEST_BODY_BYTES:
-            problem = f"{len(body)} bytes: must be at most {MAX_REQUEST_BODY_BYTES}"
-            raise RequestError("body", problem, status=413)
         wall_ms = int(self._wall_s() * 1000)
+        check_request(body, request_id, deadline_s, now_ms=wall_ms)
         deadline_ms = wall_ms + int(deadline_s * 1000)
         self._outbox.add(request_id, body, deadline_ms=deadline_ms, model=model)
         connect_by_s = now_s + self._timing.connect_timeout_s

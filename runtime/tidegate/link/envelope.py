@@ -49,6 +49,7 @@ from tidegate.link.chunks import (
 
 RequestId = NewType("RequestId", bytes)
 """16 bytes: 48-bit Unix time in ms, then 80 random bits."""
+REQUEST_ID_BYTES = 16
 DeviceId = NewType("DeviceId", bytes)
 """16 random bytes, known to the two ends only."""
 
