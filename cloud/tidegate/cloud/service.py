@@ -113,7 +113,6 @@ def open_cloud(settings: CloudSettings) -> Cloud:
     backend, metrics = EngineBackend(engine, route="cloud", created_s=int(time.time())), Metrics()
     authorise = KeyRing(settings.api_key_hashes) if settings.api_key_hashes else None
     app = create_app(backend, settings=HttpSettings(authorise=authorise), metrics=metrics)
-    server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
     handler = LinkHandler(backend, metrics)
     gateway = None
     offer = ModelOffer(id=settings.model_id, context_tokens=engine.context_tokens)
@@ -124,6 +123,7 @@ def open_cloud(settings: CloudSettings) -> Cloud:
             handler,
             models=lambda: (offer,),
         )
+    server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
     return Cloud(
         settings=settings,
         executor=executor,
