@@ -7,10 +7,11 @@ payload must be the same bytes every time: one event per token, sampling with th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
+from tidegate.api.backend import AnswerEvent
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.metrics import Metrics
 from tidegate.api.schema import Call, read_chat, read_completion
@@ -37,25 +38,52 @@ class LinkHandler:
     async def __call__(self, request: InboundRequest) -> AsyncIterator[bytes]:
         """Yield the answer's events as payloads; an error is the last event, not an exception."""
         record = self._metrics.begin()
-        self._active += 1
-        self._idle.clear()
+        with self._working() as leave:
+            async for event in self._answer(request):
+                if self._is_going_away(event):
+                    leave()
+                    await asyncio.Event().wait()
+                record.see(event)
+                yield write_event(event)
+            record.end()
+
+    async def _answer(self, request: InboundRequest) -> AsyncIterator[AnswerEvent]:
         try:
             call = _seeded(read_call(request.body), request.request_id)
             events = self._backend.answer_as(call, request.request_id.hex(), join_unread=False)
             async with aclosing(events):
                 async for event in events:
-                    record.see(event)
-                    yield write_event(event)
+                    yield event
         except TidegateError as error:
-            record.failed(error)
-            yield write_event(
-                Failed(code=error.code, message=str(error), retryable=error.retryable)
-            )
-        finally:
-            record.end()
-            self._active -= 1
+            yield Failed(code=error.code, message=str(error), retryable=error.retryable)
+
+    def _is_going_away(self, event: AnswerEvent) -> bool:
+        """The service stops: a request it cannot finish stays open, for the gateway's next start.
+
+        Its handler waits to be cancelled. A stored failure would be final for the device.
+        """
+        draining = not self._backend.engine.snapshot().accepting
+        return draining and isinstance(event, Failed) and event.retryable
+
+    @contextmanager
+    def _working(self) -> Iterator[Callable[[], None]]:
+        """Count as active until left, by the function it gives or by leaving the block."""
+        left = False
+        self._active += 1
+        self._idle.clear()
+
+        def leave() -> None:
+            nonlocal left
+            if not left:
+                left = True
+                self._active -= 1
             if self._active == 0:
                 self._idle.set()
+
+        try:
+            yield leave
+        finally:
+            leave()
 
 
 def read_call(body: bytes) -> Call:

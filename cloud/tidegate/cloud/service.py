@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tidegate.api.engine_backend import EngineBackend
-from tidegate.api.http import HttpSettings, create_app
-from tidegate.api.keys import KeyRing
-from tidegate.api.lifecycle import Part, run_service
-from tidegate.api.metrics import Metrics
+from tidegate.api.http import create_app
+from tidegate.api.lifecycle import run_service
+from tidegate.api.metrics import Metrics, render_counters
 from tidegate.api.server import BoundServer
+from tidegate.api.settings import surface_for
 from tidegate.cloud.handler import LinkHandler
 from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
 from tidegate.engine.engine import Engine
@@ -39,7 +41,7 @@ for it again when there is a gateway again."""
 class GatewaySettings:
     """How the gateway reaches the broker."""
 
-    broker: str
+    broker: str = field(repr=False)
     """`mqtt://` or `mqtts://`, with the password in it if there is one: never logged."""
     keys: Path
     """The folder that the gateway's keys and its request table live in."""
@@ -72,28 +74,21 @@ class Cloud:
     """A service that is ready to run."""
 
     settings: CloudSettings
-    executor: Executor
     engine: Engine
     server: BoundServer
     gateway: Gateway | None
     handler: LinkHandler
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, drain, and free everything."""
-        parts: list[Part] = [] if self.gateway is None else [self.gateway.run]
-        try:
-            await run_service(
-                engine=self.engine,
-                server=self.server,
-                stop=stop,
-                parts=parts,
-                settle=None if self.gateway is None else self._settle,
-                drain_s=self.settings.drain_s,
-            )
-        finally:
-            if self.gateway is not None:
-                await self.gateway.close()
-            self.executor.close()
+        """Serve until `stop` is set, then drain."""
+        await run_service(
+            engine=self.engine,
+            server=self.server,
+            stop=stop,
+            parts=[] if self.gateway is None else [self.gateway.run],
+            settle=None if self.gateway is None else self._settle,
+            drain_s=self.settings.drain_s,
+        )
 
     async def _settle(self) -> None:
         """Until the gateway has stored and sent the ends of its answers, on its next ticks."""
@@ -101,37 +96,66 @@ class Cloud:
         await asyncio.sleep(_TICKS_S)
 
 
-def open_cloud(settings: CloudSettings) -> Cloud:
-    """Read the checkpoint, allocate all memory, bind the port.
+@asynccontextmanager
+async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
+    """Read the checkpoint, allocate all memory, bind the port; close it all in the end.
 
     Raises:
         CheckpointError: the checkpoint is damaged or of an unknown kind.
-        ConfigError: a setting is out of range, or the port is taken.
+        ConfigError: a setting is out of range, the port is taken, or strangers could reach it.
         IdentityError: the gateway's keys cannot be used.
     """
-    engine, executor = _open_engine(settings)
-    backend, metrics = EngineBackend(engine, route="cloud", created_s=int(time.time())), Metrics()
-    authorise = KeyRing(settings.api_key_hashes) if settings.api_key_hashes else None
-    app = create_app(backend, settings=HttpSettings(authorise=authorise), metrics=metrics)
-    handler = LinkHandler(backend, metrics)
-    gateway = None
-    offer = ModelOffer(id=settings.model_id, context_tokens=engine.context_tokens)
-    if settings.gateway is not None:
-        gateway = Gateway(
-            settings.gateway.keys,
-            MqttTransport(settings.gateway.broker),
-            handler,
-            models=lambda: (offer,),
+    surface = surface_for(settings.host, key_hashes=settings.api_key_hashes)
+    async with AsyncExitStack() as stack:
+        engine, executor = _open_engine(settings)
+        stack.callback(executor.close)
+        metrics = Metrics()
+        backend = CloudBackend(engine, created_s=int(time.time()))
+        handler = LinkHandler(backend, metrics)
+        if settings.gateway is not None:
+            gateway = _open_gateway(settings.gateway, handler, engine)
+            stack.push_async_callback(gateway.close)
+            backend.gateway = gateway
+        app = create_app(backend, settings=surface, metrics=metrics)
+        server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
+        stack.callback(server.close)
+        yield Cloud(
+            settings=settings,
+            engine=engine,
+            server=server,
+            gateway=backend.gateway,
+            handler=handler,
         )
-    server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
-    return Cloud(
-        settings=settings,
-        executor=executor,
-        engine=engine,
-        server=server,
-        gateway=gateway,
-        handler=handler,
-    )
+
+
+class CloudBackend(EngineBackend):
+    """The engine as a backend, with what its gateway counted."""
+
+    def __init__(self, engine: Engine, *, created_s: int) -> None:
+        """Serve `engine`; `gateway` is set once there is one."""
+        super().__init__(engine, route="cloud", created_s=created_s)
+        self.gateway: Gateway | None = None
+
+    async def status(self) -> Mapping[str, object]:
+        """See `Backend.status`."""
+        link = None
+        if self.gateway is not None:
+            link = {
+                "connected": self.gateway.connected,
+                "counters": asdict(self.gateway.counters),
+            }
+        return {"engine": await super().status(), "link": link}
+
+    def metrics(self) -> bytes:
+        """See `Backend.metrics`."""
+        if self.gateway is None:
+            return super().metrics()
+        return super().metrics() + render_counters("tidegate_link", asdict(self.gateway.counters))
+
+
+def _open_gateway(settings: GatewaySettings, handler: LinkHandler, engine: Engine) -> Gateway:
+    offer = ModelOffer(id=engine.model_id, context_tokens=engine.context_tokens)
+    return Gateway(settings.keys, MqttTransport(settings.broker), handler, models=lambda: (offer,))
 
 
 def _open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import asdict, replace
 
 from tidegate.api.backend import AnswerEvent, Routed
+from tidegate.api.metrics import render_counters
 from tidegate.api.schema import Call, call_to_json
 from tidegate.api.wire import read_event
 from tidegate.edge.router import CloudSignals
@@ -51,6 +52,10 @@ class CloudLeg:
     async def models(self) -> tuple[ModelOffer, ...]:
         """What the live gateways say they serve."""
         return tuple(model for view in await self._link.gateways() for model in view.models)
+
+    def metrics(self) -> bytes:
+        """Prometheus text of the link's counters."""
+        return render_counters("tidegate_link", asdict(self._link.counters))
 
     async def signals(self) -> CloudSignals:
         """What the router may count on right now."""
@@ -96,7 +101,10 @@ class CloudLeg:
         # A late answer is still worth more than none: the deadline chose the route, no more.
         patience_s = DEFAULT_PATIENCE_S if deadline_ms is None else 10 + deadline_ms / 1000
         link_id = RequestId(bytes.fromhex(request_id))
-        answer = self._link.request(body, deadline_s=patience_s, request_id=link_id)
+        # The widest model's gateway: `signals` promised the router that context.
+        offers = await self.models()
+        model = max(offers, key=lambda one: one.context_tokens).id if offers else None
+        answer = self._link.request(body, deadline_s=patience_s, request_id=link_id, model=model)
         heading: Routed | None = None
         first_s, ended = None, False
         async with aclosing(answer):

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tidegate.api.engine_backend import EngineBackend
-from tidegate.api.http import HttpSettings, create_app
-from tidegate.api.lifecycle import Part, run_service
+from tidegate.api.http import create_app
+from tidegate.api.lifecycle import kept_alive, run_service
 from tidegate.api.server import BoundServer
+from tidegate.api.settings import surface_for
 from tidegate.edge.answer_cache import AnswerCache
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
@@ -34,7 +37,7 @@ _MIB = 1 << 20
 class LinkSettings:
     """How a device reaches its gateways."""
 
-    broker: str
+    broker: str = field(repr=False)
     """`mqtt://` or `mqtts://`, with the password in it if there is one: never logged."""
     keys: Path
     """The folder that the device's keys and outbox live in."""
@@ -47,6 +50,8 @@ class EdgeSettings:
     bundle: Path
     host: str = "127.0.0.1"
     port: int = 8080
+    api_key_hashes: tuple[str, ...] = ()
+    """SHA-256 of the keys that may call; without one only loopback is served."""
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     queue_limit: int = 32
     """Requests that may wait for the device's engine before new ones overflow."""
@@ -69,50 +74,63 @@ class Edge:
     """A daemon that is ready to run."""
 
     settings: EdgeSettings
-    executor: Executor
     engine: Engine
     server: BoundServer
     link: DeviceLink | None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, drain, and free everything."""
-        parts: list[Part] = [] if self.link is None else [self.link.run]
-        try:
-            await run_service(
-                engine=self.engine,
-                server=self.server,
-                stop=stop,
-                parts=parts,
-                drain_s=self.settings.drain_s,
-            )
-        finally:
-            if self.link is not None:
-                await self.link.close()
-            self.executor.close()
+        """Serve until `stop` is set, then drain. Without its link a device still answers."""
+        await run_service(
+            engine=self.engine,
+            server=self.server,
+            stop=stop,
+            parts=[] if self.link is None else [kept_alive("the link", self.link.run)],
+            drain_s=self.settings.drain_s,
+        )
 
 
-def open_edge(settings: EdgeSettings) -> Edge:
-    """Verify the bundle, load the model, bind the port.
+@asynccontextmanager
+async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
+    """Verify the bundle, load the model, bind the port; close it all in the end.
 
     Raises:
         BundleError: the bundle is damaged or was not made for the wanted executor.
-        ConfigError: a setting is out of range, or the port is taken.
+        ConfigError: a setting is out of range, the port is taken, or strangers could reach it.
         IdentityError: the link's keys cannot be used.
     """
+    surface = surface_for(settings.host, key_hashes=settings.api_key_hashes)
     bundle = Bundle.open(settings.bundle)
-    link = None if settings.link is None else _open_link(settings.link)
-    executor = open_executor(bundle, settings.executor)
+    async with AsyncExitStack() as stack:
+        link = None
+        if settings.link is not None:
+            link = DeviceLink(settings.link.keys, MqttTransport(settings.link.broker))
+            stack.push_async_callback(link.close)
+        executor = open_executor(bundle, settings.executor)
+        stack.callback(executor.close)
+        engine = _make_engine(bundle, executor, settings)
+        app = create_app(_make_backend(engine, executor, link, settings), settings=surface)
+        server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
+        stack.callback(server.close)
+        yield Edge(settings=settings, engine=engine, server=server, link=link)
+
+
+def _make_engine(bundle: Bundle, executor: Executor, settings: EdgeSettings) -> Engine:
     text = TextModel.load(
         bundle.folder,
         context_tokens=max(settings.longest_prompt_tokens, executor.limits.context_tokens),
     )
-    engine = Engine(
+    return Engine(
         executor,
         text,
         model_id=bundle.manifest.model_id,
         settings=EngineSettings(most_waiting=settings.queue_limit),
     )
-    backend = EdgeBackend(
+
+
+def _make_backend(
+    engine: Engine, executor: Executor, link: DeviceLink | None, settings: EdgeSettings
+) -> EdgeBackend:
+    return EdgeBackend(
         EngineBackend(engine, route="edge", created_s=int(time.time())),
         cloud=None if link is None else CloudLeg(link),
         cache=AnswerCache(
@@ -123,10 +141,3 @@ def open_edge(settings: EdgeSettings) -> Edge:
         batch_rows=executor.limits.step_rows,
         queue_limit=settings.queue_limit,
     )
-    app = create_app(backend, settings=HttpSettings(status=True))
-    server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
-    return Edge(settings=settings, executor=executor, engine=engine, server=server, link=link)
-
-
-def _open_link(settings: LinkSettings) -> DeviceLink:
-    return DeviceLink(settings.keys, MqttTransport(settings.broker))

@@ -32,6 +32,8 @@ class RouteRequest:
     privacy: Privacy
     deadline_s: float | None
     """Seconds from now until the whole answer should be there."""
+    token_ids: bool = False
+    """The prompt came as token ids, which mean something to this device's model only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +142,8 @@ def _why_not_cloud(request: RouteRequest, cloud: CloudSignals) -> tuple[Obstacle
         return "lasting", "asked for the device"
     if request.privacy not in MAY_LEAVE:
         return "lasting", f"private ({request.privacy}): never leaves the device"
+    if request.token_ids:
+        return "lasting", "token ids are for the device's own model"
     if needed > cloud.context_tokens:
         return (
             "lasting",

@@ -148,6 +148,7 @@ class EdgeBackend:
             wish=options.route,
             privacy=options.privacy,
             deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000,
+            token_ids=isinstance(work.call.prompt, tuple),
         )
         cloud = NO_CLOUD if self._cloud is None else await self._cloud.signals()
         edge = self._signals()
@@ -236,7 +237,8 @@ class EdgeBackend:
 
     def metrics(self) -> bytes:
         """See `Backend.metrics`."""
-        return self._local.metrics()
+        link = b"" if self._cloud is None else self._cloud.metrics()
+        return self._local.metrics() + link
 
 
 def _refusal(decision: Decision) -> TidegateError:

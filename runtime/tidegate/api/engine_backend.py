@@ -36,6 +36,9 @@ async def encode_call(text: TextModel, call: Call) -> tuple[int, ...]:
             return await asyncio.to_thread(text.encode_chat, messages)
         return text.encode_chat(messages)
     if isinstance(call.prompt, tuple):
+        if len(call.prompt) >= text.context_tokens:
+            problem = f"{len(call.prompt)} tokens: must be less than {text.context_tokens}"
+            raise RequestError("prompt", problem, status=413)
         return call.prompt
     assert call.prompt is not None, "a completion call has a prompt"
     if len(call.prompt) > _LONG_PROMPT_CHARS:
@@ -54,6 +57,16 @@ def fit_sampling(
     """Clamp `max_tokens` to what the context leaves, at least 1."""
     rest = max(1, context_tokens - prompt_tokens)
     return replace(sampling, max_tokens=min(sampling.max_tokens, rest))
+
+
+def _refuse_strays(call: Call) -> None:
+    """Refuse in the cloud what should not have left its device; it is then not answered either."""
+    if call.options.privacy in ("local", "redact"):
+        problem = f"{call.options.privacy!r}: must stay on a device, and this is the cloud"
+        raise RequestError("tidegate.privacy", problem, status=422)
+    if call.options.route == "edge":
+        problem = "'edge': must run on a device, and this is the cloud"
+        raise RequestError("tidegate.route", problem, status=422)
 
 
 class EngineBackend:
@@ -97,6 +110,8 @@ class EngineBackend:
         """
         if call.model not in (None, self.engine.model_id):
             raise RequestError("model", f"must be {self.engine.model_id!r}", status=404)
+        if self._route == "cloud":
+            _refuse_strays(call)
         prompt = await encode_call(self.engine.text, call)
         answer = self.generate(call, prompt, request_id, "asked here", join_unread=join_unread)
         async with aclosing(answer) as events:

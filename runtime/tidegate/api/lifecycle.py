@@ -8,14 +8,20 @@ that fails ends all.
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 
 from tidegate.api.server import BoundServer
 from tidegate.engine.engine import Engine
 
+_log = logging.getLogger(__name__)
+
 Part = Callable[[], Awaitable[None]]
 """Runs until cancelled."""
+
+_LONGEST_WAIT_S = 30.0
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
@@ -60,3 +66,24 @@ async def run_service(
 
 async def _run(part: Part) -> None:
     await part()
+
+
+def kept_alive(name: str, part: Part, *, first_wait_s: float = 1.0) -> Part:
+    """`part`, started again whenever it fails, after a wait that doubles up to half a minute.
+
+    For a part that the service can do without for a while: its failure is logged by type only,
+    since an exception's message may quote the data it tripped over.
+    """
+
+    async def run() -> None:
+        wait_s = first_wait_s
+        while True:
+            try:
+                await part()
+                return
+            except Exception as error:  # the boundary of a part
+                _log.error("%s failed with %s; starting it again", name, type(error).__qualname__)
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    return run

@@ -8,6 +8,7 @@ registry, so two apps in one process do not collide.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -172,4 +173,13 @@ def render_engine(numbers: EngineNumbers) -> bytes:
     for name, (text, value) in counters.items():
         counter = Counter(f"tidegate_{name}", text, ["model_name"], registry=registry)
         counter.labels(numbers.model).inc(value)
+    return generate_latest(registry)
+
+
+def render_counters(prefix: str, counts: Mapping[str, int]) -> bytes:
+    """Prometheus text exposition of plain counters, `PREFIX_NAME_total`."""
+    registry = CollectorRegistry()
+    for name, count in counts.items():
+        words = name.replace("_", " ")
+        Counter(f"{prefix}_{name}", f"Link messages: {words}.", registry=registry).inc(count)
     return generate_latest(registry)

@@ -60,6 +60,10 @@ class BoundServer:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
+    def close(self) -> None:
+        """Give the port back; for a server that never ran."""
+        self._socket.close()
+
     def drain(self) -> None:
         """Accept no more; `run` returns when the calls in flight ended, or `drain_s` later."""
         self._server.should_exit = True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tidegate.api.keys import KeyRing
 from tidegate.errors import ConfigError
 
 Authorise = Callable[[str | None], bool]
@@ -52,3 +53,24 @@ class HttpSettings:
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(name, getattr(self, name), "above 0")
+
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def surface_for(host: str, *, key_hashes: Sequence[str]) -> HttpSettings:
+    """The settings of a service on `host`: private by address, or by key.
+
+    On loopback the `Host` header must name it, so that a web page rebound to 127.0.0.1 gets
+    nothing. Anywhere else callers need a key. `/status` is then never open to strangers.
+
+    Raises:
+        ConfigError: `host` is not loopback and there are no keys.
+    """
+    authorise = KeyRing(key_hashes) if key_hashes else None
+    if host in LOOPBACK_NAMES:
+        return HttpSettings(status=True, authorise=authorise, allowed_hosts=LOOPBACK_NAMES)
+    if authorise is None:
+        allowed = f"one of {', '.join(LOOPBACK_NAMES)}, or any with --api-key-file"
+        raise ConfigError("listen", host, allowed)
+    return HttpSettings(status=True, authorise=authorise)

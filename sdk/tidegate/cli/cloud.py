@@ -11,8 +11,6 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from tidegate.errors import ConfigError
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
@@ -22,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-key-file",
         type=Path,
-        help="file with one SHA-256 per line of the keys that may call (see: tidegate keys api)",
+        help="file with one SHA-256 per line of the keys that may call (see: tidegate keys api);"
+        " beyond loopback required",
     )
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
     parser.add_argument("--rows", type=int, default=8, help="requests that run at once (default 8)")
@@ -33,7 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the checkpoint, then serve until SIGTERM or SIGINT."""
-    from tidegate.cli.listen import announce, check_link, parse_listen, run_until_signal
+    from tidegate.cli.listen import (
+        announce,
+        check_link,
+        parse_listen,
+        read_hashes,
+        run_until_signal,
+    )
     from tidegate.cloud.service import CloudSettings, GatewaySettings, open_cloud
 
     check_link(args.link, args.keys)
@@ -51,22 +56,8 @@ def run(args: argparse.Namespace) -> int:
     )
 
     async def main(stop: asyncio.Event) -> None:
-        cloud = open_cloud(settings)
-        announce(f"tidegate cloud: {cloud.engine.model_id} on {cloud.server.url}")
-        await cloud.run(stop)
+        async with open_cloud(settings) as cloud:
+            announce(f"tidegate cloud: {cloud.engine.model_id} on {cloud.server.url}")
+            await cloud.run(stop)
 
     return run_until_signal(main)
-
-
-def read_hashes(path: Path) -> tuple[str, ...]:
-    """The first word of every line that is neither empty nor a comment."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise ConfigError("api-key-file", str(path), "a readable text file") from error
-    words = [line.split()[0] for line in lines if line.strip()]
-    hashes = tuple(word for word in words if not word.startswith("#"))
-    if not hashes:
-        # Serving everyone is what leaving the flag out means; an empty file is a mistake.
-        raise ConfigError("api-key-file", str(path), "a file with at least one hash")
-    return hashes

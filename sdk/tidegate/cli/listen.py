@@ -49,3 +49,17 @@ def announce(line: str) -> None:
     """Tell people, and scripts that wait for it, that a service is up: one line on stdout."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def read_hashes(path: Path) -> tuple[str, ...]:
+    """The first word of every line that is neither empty nor a comment."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ConfigError("api-key-file", str(path), "a readable text file") from error
+    words = [line.split()[0] for line in lines if line.strip()]
+    hashes = tuple(word for word in words if not word.startswith("#"))
+    if not hashes:
+        # Serving everyone is what leaving the flag out means; an empty file is a mistake.
+        raise ConfigError("api-key-file", str(path), "a file with at least one hash")
+    return hashes

@@ -17,6 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("--listen", default="127.0.0.1:8080", help="HOST:PORT of the HTTP API")
     parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        help="file with one SHA-256 per line of the keys that may call; beyond loopback required",
+    )
+    parser.add_argument(
         "--executor",
         choices=("auto", "onnx", "openvino"),
         default="auto",
@@ -33,7 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the bundle, then serve until SIGTERM or SIGINT."""
-    from tidegate.cli.listen import announce, check_link, parse_listen, run_until_signal
+    from tidegate.cli.listen import (
+        announce,
+        check_link,
+        parse_listen,
+        read_hashes,
+        run_until_signal,
+    )
     from tidegate.edge.daemon import EdgeSettings, LinkSettings, open_edge
     from tidegate.edge.executors.choice import ExecutorSettings
 
@@ -43,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         bundle=args.bundle,
         host=host,
         port=port,
+        api_key_hashes=() if args.api_key_file is None else read_hashes(args.api_key_file),
         executor=ExecutorSettings(
             choice=args.executor,
             context_tokens=args.context,
@@ -55,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
     )
 
     async def main(stop: asyncio.Event) -> None:
-        edge = open_edge(settings)
-        announce(f"tidegate serve: {edge.engine.model_id} on {edge.server.url}")
-        await edge.run(stop)
+        async with open_edge(settings) as edge:
+            announce(f"tidegate serve: {edge.engine.model_id} on {edge.server.url}")
+            await edge.run(stop)
 
     return run_until_signal(main)
