@@ -13,7 +13,7 @@ import pytest
 from services import free_port
 from wordmodel import write_word_checkpoint
 
-from tidegate.cli.cloud import read_hashes
+from tidegate.cli.listen import read_hashes
 from tidegate.cli.listen import parse_listen
 from tidegate.cli.main import COMMANDS, main
 from tidegate.errors import ConfigError
@@ -328,9 +328,16 @@ def test_a_damaged_bundle_is_named(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_setting_of_a_device_is_named(
-    failing: Failing, bundle: Path, flags: list[str], named: str
+    failing: Failing,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    named: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     message = failing("serve", bundle, "--executor", "onnx", *flags)
+    assert list(tmp_path.iterdir()) == []
     assert named in message
     assert "word" not in message
 
@@ -349,9 +356,16 @@ def test_a_wrong_setting_of_a_device_is_named(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_setting_of_a_cloud_is_named(
-    failing: Failing, checkpoint: Path, flags: list[str], named: str
+    failing: Failing,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    named: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert named in failing("cloud", checkpoint, "--listen", "127.0.0.1:0", *flags)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bundle_without_the_wanted_executor_says_what_it_holds(

@@ -27,6 +27,7 @@ from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
 from tidegate.errors import ConfigError
 from tidegate.link.gateway import Gateway
+from tidegate.link.identity import load_gateway
 from tidegate.link.mqtt import MqttTransport
 from tidegate.link.prekeys import ModelOffer
 from tidegate.model.checkpoint import Checkpoint
@@ -107,7 +108,9 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
     """
     surface = surface_for(settings.host, key_hashes=settings.api_key_hashes)
     async with AsyncExitStack() as stack:
-        engine, executor = _open_engine(settings)
+        if settings.gateway is not None:
+        load_gateway(settings.gateway.keys)  # before anything takes seconds or makes a file there
+    engine, executor = _open_engine(settings)
         stack.callback(executor.close)
         metrics = Metrics()
         backend = CloudBackend(engine, created_s=int(time.time()))
