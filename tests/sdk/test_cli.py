@@ -314,7 +314,7 @@ def test_a_damaged_bundle_is_named(
     [
         (["--listen", "nowhere"], "listen = 'nowhere': must be HOST:PORT"),
         (["--listen", "127.0.0.1:65536"], "listen = "),
-        (["--listen", "192.0.2.7:0"], "host = '192.0.2.7': must be"),
+        (["--listen", "192.0.2.7:0"], "listen = '192.0.2.7': must be"),
         (["--rows", "0"], "rows = 0: must be at least 1"),
         (["--queue", "0"], "queue_limit = 0: must be at least 1"),
         (["--context", "0"], "context_tokens = 0: must be at least 1"),

@@ -109,8 +109,8 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
     surface = surface_for(settings.host, key_hashes=settings.api_key_hashes)
     async with AsyncExitStack() as stack:
         if settings.gateway is not None:
-        load_gateway(settings.gateway.keys)  # before anything takes seconds or makes a file there
-    engine, executor = _open_engine(settings)
+            load_gateway(settings.gateway.keys)  # before a file is made there, and in no time
+        engine, executor = _open_engine(settings)
         stack.callback(executor.close)
         metrics = Metrics()
         backend = CloudBackend(engine, created_s=int(time.time()))
