@@ -357,19 +357,19 @@ def test_without_a_gateway_the_caller_hears_so_in_time(root: Path) -> None:
     run(main)
 
 
-def test_adverts_from_another_time_hint_at_the_clock(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tidegate.link.gateway.time.time", lambda: 1_000_000_000.0)
+def test_a_certificate_of_another_time_hints_at_the_clock(tmp_path: Path) -> None:
+    create_fleet(tmp_path / "fleet")
+    add_gateway(tmp_path / "fleet", tmp_path / "gateway", "gw0", now_s=1_000_000_000)
+    add_device(tmp_path / "fleet", tmp_path / "device", [tmp_path / "gateway"])
 
     async def main() -> None:
         broker = MemoryBroker()
-        async with running_gateway(root, broker, answer):
-            await asyncio.sleep(0.1)
-            monkeypatch.undo()
-            async with running_device(root, broker) as device:
-                with pytest.raises(UnavailableError, match="is this clock right"):
-                    await ask(device)
+        async with (
+            running_gateway(tmp_path, broker, answer),
+            running_device(tmp_path, broker) as device,
+        ):
+            with pytest.raises(UnavailableError, match="is this clock right"):
+                await ask(device)
 
     run(main)
 
