@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(RUN) -m tidegate.cli demo
 
 test: .venv/ready
-	scripts/system-deps mosquitto
+	scripts/system-deps mosquitto curl
 	$(RUN) -m pytest -q
 
 check: .venv/ready

@@ -19,6 +19,7 @@ the setting or field, the value it had and what is allowed, and never a secret.
 
 from __future__ import annotations
 
+import traceback
 from typing import ClassVar
 
 
@@ -112,3 +113,13 @@ class IdentityError(LinkError):
     """A key, an advert or a device is unknown, expired or revoked."""
 
     code = "identity_error"
+
+
+def describe_defect(error: BaseException) -> str:
+    """Type and frames of an unexpected error, for a log.
+
+    Its message is left out: a library's may quote the data that it tripped over, and a prompt must
+    not reach a log.
+    """
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    return f"{type(error).__qualname__}\n{frames}"

@@ -42,6 +42,7 @@ from tidegate.client import (
     Usage,
 )
 from tidegate.client.answers import StreamReader, read_answer, read_error, read_models
+from tidegate.client.exchange import connection
 from tidegate.engine.events import Failed
 from tidegate.engine.request import Priority
 
@@ -432,3 +433,13 @@ def test_any_stream_is_texts_or_one_of_our_errors(events: list[object], junk: by
 def test_any_error_body_is_one_of_our_errors(status: int, junk: bytes, data: object) -> None:
     for body in (junk, json.dumps({"error": data}).encode()):
         assert isinstance(read_error(status, body, {"retry-after": "soon"}), TidegateError)
+
+
+def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with serving(create_app(EchoBackend())) as server, Client(server.url) as client:
+        assert client.chat("hello", privacy="local").text
+    assert connection("http://10.0.0.5", api_key=None, timeout_s=1, connect_timeout_s=1).trust_env

@@ -7,7 +7,7 @@ In a stream the first chunk has it without timings and the last with them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from tidegate.api.backend import ModelCard, Routed
 from tidegate.engine.events import Finished, Usage
@@ -165,6 +165,9 @@ def status_of_code(code: str) -> int:
     return _STATUS_OF_CODE.get(code, 500)
 
 
+HIDDEN_MESSAGE: Final = "the request failed; see the server's log"
+
+
 def error_answer(error: TidegateError) -> tuple[int, Json]:
     """The HTTP status and body for an error raised on purpose."""
     if isinstance(error, RequestError):
@@ -173,5 +176,5 @@ def error_answer(error: TidegateError) -> tuple[int, Json]:
         return error.status, body
     status = status_of_code(error.code)
     # A ConfigError or BundleError that surfaces in a request names files of the host.
-    message = str(error) if error.retryable else "the request failed; see the server's log"
+    message = str(error) if error.retryable else HIDDEN_MESSAGE
     return status, error_object(message, status=status, code=error.code)

@@ -10,17 +10,16 @@ import logging
 import math
 import re
 import secrets
-import traceback
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tidegate.api.answers import error_answer, error_object, status_of_code
+from tidegate.api.answers import HIDDEN_MESSAGE, error_answer, error_object, status_of_code
 from tidegate.api.settings import HttpSettings
 from tidegate.engine.events import Failed
-from tidegate.errors import CapacityError, TidegateError
+from tidegate.errors import CapacityError, TidegateError, describe_defect
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +63,10 @@ def error_response(error: Exception, scope: Scope) -> JSONResponse:
     match error:
         case FailedAnswerError(failed=failed):
             status = status_of_code(failed.code)
-            body = error_object(failed.message, status=status, code=failed.code)
+            # As in `error_answer`: what a library said of a failed step is for the log.
+            hidden = status >= 500 and not failed.retryable
+            message = HIDDEN_MESSAGE if hidden else failed.message
+            body = error_object(message, status=status, code=failed.code)
         case TidegateError():
             status, body = error_answer(error)
             if status >= 500 and not error.retryable:
@@ -82,10 +84,8 @@ def error_response(error: Exception, scope: Scope) -> JSONResponse:
 
 
 def log_unexpected(error: Exception, scope: Scope) -> None:
-    """Type and frames only: the message of an exception may quote the data it tripped over."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    kind = type(error).__qualname__
-    _log.error("request %s failed with %s\n%s", request_id(scope), kind, frames)
+    """Log it without its message, see `describe_defect`."""
+    _log.error("request %s failed with %s", request_id(scope), describe_defect(error))
 
 
 class Door:

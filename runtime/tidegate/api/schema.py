@@ -129,7 +129,9 @@ def _refuse_unsupported(fields: Fields) -> None:
         if value is None or any(type(value) is type(ok) and value == ok for ok in neutral):
             continue
         allowed = "".join(f"{ok!r} or " for ok in neutral[:1]) + "absent"
-        raise RequestError(name, f"{shown(value)} is not supported yet: must be {allowed}")
+        # A string's content stays out: `suffix` is a part of the prompt.
+        found = kind_of(value) if isinstance(value, str) else shown(value)
+        raise RequestError(name, f"{found} is not supported yet: must be {allowed}")
 
 
 def _max_tokens(fields: Fields) -> int | None:

@@ -29,6 +29,7 @@ from tidegate.errors import (
     RequestError,
     TidegateError,
     UnavailableError,
+    describe_defect,
 )
 
 _log = logging.getLogger(__name__)
@@ -210,8 +211,8 @@ class Engine:
         """One step; a defect of our own costs the requests it met, never the loop."""
         try:
             await self._step()
-        except Exception:  # the pass boundary of the loop
-            _log.exception("the engine failed in a step")
+        except Exception as error:  # the pass boundary of the loop
+            _log.error("the engine failed in a step: %s", describe_defect(error))
             self._batcher.abandon_step()
             met = tuple(self._batcher.running.values()) or self._batcher.everyone()
             self._fail_all(met, TidegateError("internal error in the engine"))
@@ -254,7 +255,7 @@ class Engine:
             try:
                 self._advance(generation, token)
             except Exception as error:  # the boundary of one request: its text, its sampling
-                _log.exception("request %s failed", generation.request.id)
+                _log.error("request %s failed: %s", generation.request.id, describe_defect(error))
                 self._end(generation, _failed(error), forget=True)
 
     def _advance(self, generation: Generation, token: int | None) -> None:

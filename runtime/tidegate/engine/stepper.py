@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tidegate.engine.executor import Executor, ExecutorStep, StepResult
 from tidegate.engine.sampling import Draw, sample
-from tidegate.errors import ExecutionError, TidegateError
+from tidegate.errors import ExecutionError, TidegateError, describe_defect
 
 _log = logging.getLogger(__name__)
 
@@ -57,9 +57,10 @@ class Stepper:
             _check(result, len(draws), self._executor.limits.vocab)
             tokens = tuple(sample(result.logits, draws)) if draws else ()
         except TidegateError as error:
+            _log.warning("a step of the model failed: %s", error)
             return Outcome(error=error)
         except Exception as error:  # the boundary between a backend's libraries and the engine
-            _log.exception("a step of the model failed")
+            _log.error("a step of the model failed: %s", describe_defect(error))
             lost = ExecutionError(f"a step of the model failed: {type(error).__name__}")
             lost.__cause__ = error
             return Outcome(error=lost)

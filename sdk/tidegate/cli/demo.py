@@ -80,8 +80,6 @@ def run(args: argparse.Namespace) -> int:
         if not (args.models / name / "config.json").is_file():
             raise ConfigError("models", str(args.models), f"a folder with {name}/config.json")
     console = Console(highlight=False, soft_wrap=True)
-    # SIGTERM unwinds like Ctrl-C, so that the children are always ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="tidegate-demo-") as folder:
         return _demo(args, Path(folder), console)
 
@@ -183,7 +181,7 @@ async def _ask_everything(device: str, console: Console) -> list[Outcome]:
 async def _status(device: str) -> dict[str, object]:
     import httpx
 
-    async with httpx.AsyncClient(base_url=device, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=device, timeout=10, trust_env=False) as http:
         body = (await http.get("/status")).json()
     assert isinstance(body, dict)
     return body

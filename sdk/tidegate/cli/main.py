@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
@@ -55,6 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `tidegate`; returns the exit status."""
     args = build_parser().parse_args(argv)
+    # SIGTERM unwinds like Ctrl-C, so that children end and half-written files go; a service
+    # replaces both by an orderly stop.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return int(args.run(args))
     except KeyboardInterrupt:

@@ -35,7 +35,9 @@ class AsyncClient:
         to = exchange.connection(
             base_url, api_key=api_key, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s
         )
-        self._http = httpx.AsyncClient(base_url=to.base_url, headers=to.headers, timeout=to.timeout)
+        self._http = httpx.AsyncClient(
+            base_url=to.base_url, headers=to.headers, timeout=to.timeout, trust_env=to.trust_env
+        )
 
     async def chat(self, said: Chat, **options: Unpack[AskOptions]) -> Answer:
         """Answer a message or a conversation. Cancelling the task cancels the answer."""

@@ -111,6 +111,11 @@ class Connection:
     base_url: httpx.URL
     headers: Mapping[str, str] = field(repr=False)
     timeout: httpx.Timeout
+    trust_env: bool
+    """Whether the environment's proxies apply."""
+
+
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 def connection(
@@ -126,8 +131,12 @@ def connection(
             raise ConfigError(name, value, "above 0")
     if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
         raise ConfigError("api_key", "(hidden)", "printable ASCII")
+    url = _url(base_url)
     return Connection(
-        base_url=_url(base_url),
+        base_url=url,
+        # A proxy of the environment is not asked for this very machine: a private prompt must not
+        # take that way, and the proxy would not reach it.
+        trust_env=url.host not in _LOOPBACK,
         headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
         timeout=httpx.Timeout(timeout_s, connect=connect_timeout_s),
     )

@@ -41,7 +41,9 @@ class Client:
         to = exchange.connection(
             base_url, api_key=api_key, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s
         )
-        self._http = httpx.Client(base_url=to.base_url, headers=to.headers, timeout=to.timeout)
+        self._http = httpx.Client(
+            base_url=to.base_url, headers=to.headers, timeout=to.timeout, trust_env=to.trust_env
+        )
 
     def chat(self, said: Chat, **options: Unpack[AskOptions]) -> Answer:
         """Answer a message or a conversation.
