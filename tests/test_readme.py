@@ -1,4 +1,4 @@
-"""The README is true: every command and program in it runs, in order, as it is written."""
+"""The README is true: every block of commands and every program runs, in order, as written."""
 
 from __future__ import annotations
 

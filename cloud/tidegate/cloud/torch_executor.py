@@ -58,13 +58,7 @@ class TorchExecutor:
             torch.set_num_threads(settings.threads)
         self._arch, self._settings = arch, settings
         self._weights, self._tensors = ResidentWeights(weights), WeightTensors()
-        self._kv = TorchKv.allocate(
-            layers=arch.layers,
-            slots=settings.slots,
-            tokens=settings.context_tokens,
-            kv_heads=arch.kv_heads,
-            head_size=arch.head_size,
-        )
+        self._kv = _allocate(arch, settings)
         self._run([TorchRow(tokens=(0,), past=0, slot=0)])
 
     @property
@@ -109,6 +103,19 @@ class TorchExecutor:
     def _run(self, rows: list[TorchRow]) -> torch.Tensor:
         with torch.inference_mode():
             return decoder(TorchOps(rows, self._kv, self._tensors), self._arch, self._weights)
+
+
+def _allocate(arch: Architecture, settings: TorchSettings) -> TorchKv:
+    try:
+        return TorchKv.allocate(
+            layers=arch.layers,
+            slots=settings.slots,
+            tokens=settings.context_tokens,
+            kv_heads=arch.kv_heads,
+            head_size=arch.head_size,
+        )
+    except RuntimeError as error:  # torch's way to say that memory is out
+        raise ConfigError("slots", settings.slots, "few enough for the KV to fit") from error
 
 
 def _torch_row(row: Row) -> TorchRow:

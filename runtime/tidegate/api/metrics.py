@@ -92,6 +92,7 @@ class CallRecord:
         self._metrics = metrics
         self._began_s = self._last_s = time.monotonic()
         self._model: str | None = None
+        self._route: str | None = None
         self._first = True
         self._reason = "abort"
 
@@ -99,7 +100,7 @@ class CallRecord:
         """Record one event of the answer."""
         match event:
             case Routed():
-                self._model = event.model
+                self._model, self._route = event.model, event.route
                 self._metrics.requests.labels(event.model, event.route).inc()
             case TextDelta():
                 self._text(len(event.tokens) or 1)
@@ -134,6 +135,8 @@ class CallRecord:
         self._last_s = now_s
 
     def _usage(self, usage: Usage) -> None:
+        if self._route == "cache":
+            return  # nothing was processed or generated for it
         self._metrics.prompt_tokens.labels(self._model).inc(usage.prompt_tokens)
         self._metrics.generation_tokens.labels(self._model).inc(usage.completion_tokens)
 

@@ -1,7 +1,7 @@
 """Run a small MQTT broker in this process, for laptops and trials; production runs mosquitto.
 
-Anonymous and without TLS, so it listens on loopback unless told otherwise. What goes through it is
-sealed end to end either way.
+Anonymous and without TLS, so it listens on loopback only. What goes through it is sealed end to end
+either way.
 
 Example:
   tidegate broker --listen 127.0.0.1:1883

@@ -52,7 +52,13 @@ def open_executor(bundle: Bundle, settings: ExecutorSettings) -> Executor:
     if context > bundle.manifest.context_tokens:
         allowed = f"at most the bundle's {bundle.manifest.context_tokens}"
         raise ConfigError("context_tokens", context, allowed)
-    target = _target(bundle, settings.choice)
+    try:
+        return _open(bundle, _target(bundle, settings.choice), context, settings)
+    except MemoryError as error:
+        raise ConfigError("rows", settings.rows, "few enough for the KV to fit") from error
+
+
+def _open(bundle: Bundle, target: Target, context: int, settings: ExecutorSettings) -> Executor:
     folder, arch = bundle.target_folder(target), bundle.manifest.architecture
     # Imported here: a device installs only the runtime it uses.
     if target == "openvino":
