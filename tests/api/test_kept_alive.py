@@ -34,7 +34,7 @@ def test_cancelling_ends_it() -> None:
         async def part() -> None:
             await asyncio.Event().wait()
 
-        task = asyncio.create_task(kept_alive("it", part)())  # type: ignore[arg-type]
+        task = asyncio.create_task(kept_alive("it", part)())
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

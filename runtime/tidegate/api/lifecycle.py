@@ -11,14 +11,15 @@ import asyncio
 import logging
 import random
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from tidegate.api.server import BoundServer
 from tidegate.engine.engine import Engine
 
 _log = logging.getLogger(__name__)
 
-Part = Callable[[], Awaitable[None]]
+Part = Callable[[], Coroutine[Any, Any, None]]
 """Runs until cancelled."""
 
 _LONGEST_WAIT_S = 30.0
@@ -53,7 +54,7 @@ async def run_service(
         ExceptionGroup: a part failed; the others were cancelled.
     """
     async with asyncio.TaskGroup() as tasks:
-        rest = [tasks.create_task(_run(part)) for part in (engine.run, *parts)]
+        rest = [tasks.create_task(part()) for part in (engine.run, *parts)]
         serving = tasks.create_task(server.run())
         await stop.wait()
         await engine.drain(drain_s)
@@ -62,10 +63,6 @@ async def run_service(
         await asyncio.wait([serving, *settling], timeout=drain_s)
         for task in (serving, *settling, *rest):
             task.cancel()
-
-
-async def _run(part: Part) -> None:
-    await part()
 
 
 def kept_alive(name: str, part: Part, *, first_wait_s: float = 1.0) -> Part:
