@@ -59,7 +59,7 @@ async def run_service(
         await stop.wait()
         await engine.drain(drain_s)
         server.drain()
-        settling = [] if settle is None else [tasks.create_task(_run(settle))]
+        settling = [] if settle is None else [tasks.create_task(settle())]
         await asyncio.wait([serving, *settling], timeout=drain_s)
         for task in (serving, *settling, *rest):
             task.cancel()
