@@ -35,6 +35,9 @@ DEVICE_CONTEXT_TOKENS = 512
 
 _LINK_S = 30.0
 
+_LOG_COLUMNS = 120
+"""Width of the table where there is no terminal to ask."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -80,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         if not (args.models / name / "config.json").is_file():
             raise ConfigError("models", str(args.models), f"a folder with {name}/config.json")
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _LOG_COLUMNS
     with tempfile.TemporaryDirectory(prefix="tidegate-demo-") as folder:
         return _demo(args, Path(folder), console)
 
@@ -262,10 +267,11 @@ def _print_table(outcomes: list[Outcome], console: Console) -> None:
     from rich.table import Table
 
     table = Table(title="Where each request ran, and why", title_justify="left")
-    for name, justify in (("request", "left"), ("route", "left"), ("why", "left")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("request")
+    table.add_column("route", no_wrap=True)
+    table.add_column("why", ratio=1)
     for name in ("tokens", "first token", "tokens/s"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for one in outcomes:
         route = one.route if one.as_expected else f"[red]{one.route}, unexpected[/red]"
         first = "" if one.ttft_s is None else f"{one.ttft_s * 1000:.0f} ms"
