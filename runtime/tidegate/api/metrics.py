@@ -111,6 +111,8 @@ class CallRecord:
                 self._usage(event.usage)
             case Failed():
                 self._reason = "error"
+                if self._model is None and event.retryable:
+                    self._metrics.rejections.labels(event.code).inc()
 
     def failed(self, error: Exception) -> None:
         """The call raised instead of answering."""
