@@ -13,8 +13,7 @@ import pytest
 from services import free_port
 from wordmodel import write_word_checkpoint
 
-from tidegate.cli.listen import read_hashes
-from tidegate.cli.listen import parse_listen
+from tidegate.cli.listen import parse_listen, read_hashes
 from tidegate.cli.main import COMMANDS, main
 from tidegate.errors import ConfigError
 
