@@ -25,12 +25,14 @@ class Mix:
     """What a training run reads and in what portions."""
 
     tier_weights: tuple[float, ...] = (1.2, 1.2, 1.2, 1.6)
-    rows: int = 18
+    easy_weights: tuple[float, ...] = (1.0, 0.3, 0.0, 0.0)
+    easy_steps: int = 0
+    rows: int = 10
     row_tokens: int = 256
     long_every: int = 20
     long_rows: int = 4
     long_row_tokens: int = 1024
-    long_table_rows: tuple[int, int] = (60, 90)
+    long_table_rows: tuple[int, int] = (110, 160)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,11 @@ def pack(conversations: Sequence[Encoded], rows: int, row_tokens: int, next_seed
     return Batch(ids=ids, targets=targets, segments=segments, next_seed=next_seed)
 
 
-def draw_batch(tokenizer: Tokenizer, mix: Mix, seed: int, *, is_long: bool) -> Batch:
-    """Return the batch that starts at a seed."""
+def draw_batch(tokenizer: Tokenizer, mix: Mix, seed: int, *, step: int) -> Batch:
+    """Return the batch of a step, read from a seed on."""
+    is_easy = step < mix.easy_steps
+    is_long = not is_easy and step % mix.long_every == mix.long_every - 1
+    weights = mix.easy_weights if is_easy else mix.tier_weights
     rows = mix.long_rows if is_long else mix.rows
     row_tokens = mix.long_row_tokens if is_long else mix.row_tokens
     conversations: list[Encoded] = []
@@ -80,7 +85,7 @@ def draw_batch(tokenizer: Tokenizer, mix: Mix, seed: int, *, is_long: bool) -> B
         if is_long:
             conversation = long_conversation(seed, rows=mix.long_table_rows)
         else:
-            conversation = training_conversation(seed, tier_weights=mix.tier_weights)
+            conversation = training_conversation(seed, tier_weights=weights)
         seed += 1
         encoded = encode_messages(tokenizer, conversation.messages())
         while len(encoded[0]) > row_tokens:

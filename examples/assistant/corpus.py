@@ -165,7 +165,7 @@ def training_conversation(seed: int, *, tier_weights: Sequence[float]) -> Conver
 def long_conversation(seed: int, *, rows: tuple[int, int]) -> Conversation:
     """Return a training conversation of eight lookups in a table of many rows."""
     rng = random.Random(seed)
-    table = draw_table(rng, rows=rng.randint(*rows), numbered_share=0.6)
+    table = draw_table(rng, rows=rng.randint(*rows), lettered_share=0.6)
     drawn = [draw_turn(rng, "train", 2, table, held_out=False) for _ in range(8)]
     turns = tuple(turn for turn in drawn if turn is not None)
     return Conversation(system=None, table=table, table_in_system=False, turns=turns)
@@ -188,7 +188,7 @@ def long_example(seed: int, split: Split, *, rows: tuple[int, int]) -> Example:
     rng = random.Random(seed)
     turn = None
     while turn is None:
-        table = draw_table(rng, rows=rng.randint(*rows), numbered_share=0.6)
+        table = draw_table(rng, rows=rng.randint(*rows), lettered_share=0.6)
         turn = draw_turn(rng, split, 2, table, held_out=False)
     return as_example(rng, turn, table)
 

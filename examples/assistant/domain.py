@@ -25,8 +25,8 @@ ROOMS: Final = (
     "garden",
     "nursery",
 )
-NUMBERED_PLACES: Final = ("bay", "bench", "rack", "shelf", "tank")
-HIGHEST_PLACE_NUMBER: Final = 20
+LETTERED_PLACES: Final = ("bay", "bench", "rack", "shelf", "tank")
+LETTERS: Final = "ABCDEFGHIJKLMNOPQRST"
 
 HELD_OUT_ONE_IN: Final = 12
 
@@ -148,8 +148,8 @@ def draw_adjustment(rng: random.Random, *, held_out: bool) -> tuple[Device, str,
             return device, room, rng.randrange(device.lowest, device.highest + 1, step)
 
 
-def draw_place(rng: random.Random, *, numbered_share: float = 0.15) -> str:
-    """Draw a room, or now and then a numbered place of the workshop such as ``bay 12``."""
-    if rng.random() < numbered_share:
-        return f"{rng.choice(NUMBERED_PLACES)} {rng.randint(1, HIGHEST_PLACE_NUMBER)}"
+def draw_place(rng: random.Random, *, lettered_share: float = 0.15) -> str:
+    """Draw a room, or now and then a lettered place of the workshop such as ``bay C``."""
+    if rng.random() < lettered_share:
+        return f"{rng.choice(LETTERED_PLACES)} {rng.choice(LETTERS)}"
     return rng.choice(ROOMS)

@@ -44,8 +44,8 @@ class LongTable:
 
 
 LONG_TABLES: Final = (
-    LongTable(title="lookup in 22 to 36 rows", rows=(22, 36), context=512),
-    LongTable(title="lookup in 60 to 90 rows", rows=(60, 90), context=1024),
+    LongTable(title="lookup in 40 to 75 rows", rows=(40, 75), context=512),
+    LongTable(title="lookup in 110 to 160 rows", rows=(110, 160), context=1024),
 )
 
 

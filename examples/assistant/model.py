@@ -36,6 +36,13 @@ SHAPES: Final = {
 }
 
 
+LOOK_BACK: Final = 3
+LOOK_BACK_FREQUENCIES: Final = 6
+LOOK_BACK_STRENGTH: Final = 1.4
+SHARED_LENGTH: Final = 0.1
+"""Chosen so that a look-back head begins with about half of its attention on its token."""
+
+
 def rotation(shape: Shape, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return cosines and sines (T, H) for positions 0..T-1."""
     exponent = torch.arange(0, shape.head_size, 2, device=device) / shape.head_size
@@ -156,10 +163,35 @@ class Llama(nn.Module):
                 is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
                 depth = (2 * shape.layers) ** -0.5 if is_output else 1.0
                 nn.init.normal_(parameter, std=0.02 * depth)
+        start_with_look_back(self)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., width)."""
         return F.linear(hidden, self.model.embed_tokens.weight.to(hidden.dtype))
+
+
+@torch.no_grad()
+def start_with_look_back(llama: Llama) -> None:
+    """Let some heads of the first layer begin by attending one, two and three tokens back.
+
+    A lookup needs a head that knows what stood before each value and a later head that matches it;
+    neither is useful without the other, so training waits long for both. Here the first is given:
+    all embeddings share a direction, which the first layer reads as the same key everywhere and as
+    that key rotated back by one to three positions as the query. Everything stays trainable.
+    """
+    shape = llama.shape
+    size, half = shape.head_size, shape.head_size // 2
+    direction = torch.ones(shape.width) / shape.width**0.5
+    llama.model.embed_tokens.weight += SHARED_LENGTH * direction
+    key = torch.zeros(half)
+    key[:LOOK_BACK_FREQUENCIES] = LOOK_BACK_STRENGTH
+    frequency = shape.rope_theta ** (-torch.arange(half) / half)
+    first = next(module for module in llama.modules() if isinstance(module, Attention))
+    first.k_proj.weight[:size] += torch.outer(torch.cat((key, torch.zeros(half))), direction)
+    for head in range(min(LOOK_BACK, shape.heads // shape.kv_heads)):
+        angle = -(head + 1) * frequency
+        query = torch.cat((key * angle.cos(), key * angle.sin()))
+        first.q_proj.weight[head * size : (head + 1) * size] += torch.outer(query, direction)
 
 
 def packed_mask(segments: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """A small table of sensor readings and the questions about it, from lookup to conditional action.
 
-Readings are whole numbers from 1 to 99. A table is one line per reading, ``kitchen humidity 45``.
+Readings are whole numbers from 1 to 99. A table has a heading per sensor, ``humidity:``, and under
+it one line per reading, ``kitchen 45``.
 An answer quotes the readings it rests on before it concludes, and sums show their working, so
-each step depends on words already written: ``kitchen power 21, attic power 34: 21+34=55 W``.
+each step depends on words already written: ``kitchen 21, attic 34: 21+34=55 W``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final, TypeAlias
 
 from .commands import say_switching, switching
@@ -29,7 +31,7 @@ class Reading:
     value: int
 
     def __str__(self) -> str:
-        return f"{self.place} {self.sensor.name} {self.value}"
+        return f"{self.place} {self.value}"
 
     @property
     def text(self) -> str:
@@ -39,12 +41,15 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Readings in the order they are shown; a (place, sensor) pair occurs once."""
+    """Readings in the order they are shown, by sensor; a (place, sensor) pair occurs once."""
 
     readings: tuple[Reading, ...]
 
     def __str__(self) -> str:
-        return "\n".join((HEADING, *map(str, self.readings)))
+        lines = [HEADING]
+        for sensor, readings in groupby(self.readings, key=lambda reading: reading.sensor):
+            lines += [f"{sensor.name}:", *map(str, readings)]
+        return "\n".join(lines)
 
     def of(self, sensor: Sensor) -> list[Reading]:
         """Return the readings of one sensor, in table order."""
@@ -55,16 +60,17 @@ class Table:
         return [r for r in self.readings if reading_is_held_out(r.place, r.sensor) == held_out]
 
 
-def draw_table(rng: random.Random, *, rows: int, numbered_share: float = 0.15) -> Table:
+def draw_table(rng: random.Random, *, rows: int, lettered_share: float = 0.15) -> Table:
     """Draw a table with at most two sensors per small table, so that comparisons have company."""
     sensors = rng.sample(SENSORS, k=len(SENSORS) if rows > 12 else rng.choice((1, 2, 2, 3)))
     chosen: dict[tuple[str, str], Reading] = {}
     while len(chosen) < rows:
-        place, sensor = draw_place(rng, numbered_share=numbered_share), rng.choice(sensors)
+        place, sensor = draw_place(rng, lettered_share=lettered_share), rng.choice(sensors)
         value = rng.randint(1, 99)
         reading = Reading(place=place, sensor=sensor, value=value)
         chosen.setdefault((place, sensor.name), reading)
-    return Table(readings=tuple(chosen.values()))
+    in_order = sorted(chosen.values(), key=lambda reading: sensors.index(reading.sensor))
+    return Table(readings=tuple(in_order))
 
 
 def lookup_words(rng: random.Random, reading: Reading, *, plain: bool) -> str:

@@ -1,7 +1,8 @@
-"""The tokenizer: byte-level BPE of 1024 tokens in which every digit is a token of its own.
+"""The tokenizer: byte-level BPE of 1024 tokens in which no token holds two digits.
 
 Any text encodes, because the 256 bytes are in the vocabulary. Numbers are read digit by digit,
-which is what lets a small model compare and add them.
+which is what lets a small model compare and add them; a space before a number joins its first
+digit, so that a value directly follows what it belongs to.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from .corpus import Message
 
@@ -42,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int = VOCABULARY) -> To
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(r" ?\d"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .batches import Batch, Mix, draw_batch
-from .checkpoint import export, load_or_train_tokenizer
+from .checkpoint import export, load, load_or_train_tokenizer
+from .growth import grow
 from .model import SHAPES, Llama, Shape, packed_mask
 
 HERE: Final = Path(__file__).parent
@@ -35,11 +36,11 @@ class Recipe:
 
     steps: int
     seed: int = 1
-    muon_rate: float = 4e-3
-    adam_rate: float = 4e-3
+    muon_rate: float = 1e-3
+    adam_rate: float = 1e-3
     weight_decay: float = 0.02
     warm_up_steps: int = 50
-    decay_steps: int = 800
+    decay_steps: int = 300
     gradient_limit: float = 1.0
     save_every: int = 100
     log_every: int = 20
@@ -120,8 +121,7 @@ def take_step(run: Run, recipe: Recipe, mix: Mix, tokenizer: Tokenizer, hidden_o
     """Take one step and return its loss."""
     began = time.perf_counter()
     device = next(run.model.parameters()).device
-    is_long = run.step % mix.long_every == mix.long_every - 1
-    batch = draw_batch(tokenizer, mix, run.next_seed, is_long=is_long)
+    batch = draw_batch(tokenizer, mix, run.next_seed, step=run.step)
     share = rate_share(run.step, recipe)
     for optimizer, rate in zip(run.optimizers, (recipe.muon_rate, recipe.adam_rate), strict=True):
         for group in optimizer.param_groups:
@@ -186,14 +186,16 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=sorted(SHAPES))
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rate", type=float, default=4e-3)
-    parser.add_argument("--decay-steps", type=int, default=800)
-    parser.add_argument("--rows", type=int, default=18)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--decay-steps", type=int, default=300)
+    parser.add_argument("--rows", type=int, default=10)
     parser.add_argument("--row-tokens", type=int, default=256)
     parser.add_argument("--tier-weights", type=float, nargs=4, default=Mix.tier_weights)
+    parser.add_argument("--easy-steps", type=int, default=500, help="steps on tiers 1 and 2 only")
+    parser.add_argument("--grow-from", type=Path, help="start as this smaller checkpoint")
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
     parser.add_argument("--state", type=Path, default=HERE / ".state")
     parser.add_argument("--output", type=Path, help="checkpoint folder, default: the model's name")
@@ -215,16 +217,20 @@ def main() -> None:
     is_edge = arguments.name == "edge"
     mix = Mix(
         tier_weights=tuple(arguments.tier_weights),
+        easy_steps=arguments.easy_steps,
         rows=arguments.rows,
         row_tokens=arguments.row_tokens,
         long_row_tokens=512 if is_edge else 1024,
-        long_table_rows=(20, 40) if is_edge else (50, 90),
+        long_table_rows=(40, 75) if is_edge else (110, 160),
     )
     tokenizer = load_or_train_tokenizer(arguments.state / "tokenizer.json")
     run = start_run(SHAPES[arguments.name], recipe, device)
     state_path = arguments.state / f"{arguments.name}.pt"
     if state_path.exists():
         run.restore(torch.load(state_path, map_location=device, weights_only=True))
+    elif arguments.grow_from:
+        small, _ = load(arguments.grow_from)
+        grow(small.to(device), run.model)
     log_path = arguments.state / f"{arguments.name}.jsonl"
     train(
         run,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ checkpoint: Any = import_module("assistant.checkpoint")
 corpus: Any = import_module("assistant.corpus")
 domain: Any = import_module("assistant.domain")
 evaluate: Any = import_module("assistant.evaluate")
+growth: Any = import_module("assistant.growth")
 model: Any = import_module("assistant.model")
 tokenizer: Any = import_module("assistant.tokenizer")
 train: Any = import_module("assistant.train")
@@ -31,31 +33,45 @@ TINY_RECIPE = train.Recipe(steps=6, warm_up_steps=2, decay_steps=2, save_every=3
 JSON_KINDS = {"command", "read", "value", "timed", "paraphrase", "schedule", "conditional"}
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keep tiny tensors on one thread: on a busy machine the others only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def examples() -> list[Any]:
-    """Six hundred test examples."""
-    return list(corpus.generate("test", count=600))
+    """Four hundred test examples."""
+    return list(corpus.generate("test", count=400))
 
 
 @pytest.fixture(scope="module")
 def conversations() -> list[Any]:
-    """A thousand training conversations."""
+    """Five hundred training conversations."""
     weights = batches.Mix().tier_weights
-    return [corpus.training_conversation(seed, tier_weights=weights) for seed in range(1000)]
+    return [corpus.training_conversation(seed, tier_weights=weights) for seed in range(500)]
 
 
 @pytest.fixture(scope="module")
 def small_tokenizer(conversations: list[Any]) -> Any:
     """Return a tokenizer trained on a few conversations."""
-    texts = [m["content"] for c in conversations[:300] for m in c.messages()]
+    texts = [m["content"] for c in conversations[:150] for m in c.messages()]
     return tokenizer.train_tokenizer(texts)
 
 
 def shown_table(example: Any) -> dict[tuple[str, str], int]:
     """Read the table back from the messages, independently of the generator's objects."""
-    text = "\n".join(message["content"] for message in example.messages)
-    lines = re.findall(r"^(.+) (temperature|humidity|light|noise|power) (\d+)$", text, re.M)
-    return {(place, sensor): int(value) for place, sensor, value in lines}
+    lines = "\n".join(message["content"] for message in example.messages).splitlines()
+    table, heading = {}, ""
+    for line in lines:
+        if re.fullmatch(r"(temperature|humidity|light|noise|power):", line):
+            heading = line[:-1]
+        elif heading and (row := re.fullmatch(r"([a-zA-Z ]+) (\d+)", line)):
+            table[row[1], heading] = int(row[2])
+    return table
 
 
 def asked_of(example: Any) -> str:
@@ -141,11 +157,11 @@ def test_held_out_combinations_are_absent_from_training(conversations: list[Any]
             verb = action.get("state", "value")
             assert not domain.is_held_out(action["device"], action["room"], verb)
             actions += 1
-    assert actions > 500
+    assert actions > 200
 
 
 def test_the_test_split_asks_for_held_out_combinations(examples: list[Any]) -> None:
-    assert sum(example.held_out for example in examples) > 100
+    assert sum(example.held_out for example in examples) > 60
     for example in of_kind(examples, "command"):
         action = json.loads(example.answer)
         held_out = domain.is_held_out(action["device"], action["room"], action["state"])
@@ -163,15 +179,16 @@ def test_every_action_is_one_line_of_json(examples: list[Any]) -> None:
         assert isinstance(action, list) == (example.kind == "schedule")
 
 
-def test_a_lookup_answers_the_value_in_the_table(examples: list[Any]) -> None:
+def test_a_lookup_quotes_the_only_matching_line_of_the_table(examples: list[Any]) -> None:
     for example in of_kind(examples, "lookup"):
         table, asked = shown_table(example), asked_of(example)
+        units = {sensor.name: sensor.unit for sensor in domain.SENSORS}
         matching = [
-            value
+            f"{place} {value} {units[sensor]}"
             for (place, sensor), value in table.items()
             if re.search(rf"\b{place}\b", asked) and sensor in asked
         ]
-        assert [int(example.answer.split()[0])] == matching
+        assert [example.answer] == matching
 
 
 def test_a_missing_reading_is_really_missing(examples: list[Any]) -> None:
@@ -182,10 +199,12 @@ def test_a_missing_reading_is_really_missing(examples: list[Any]) -> None:
             assert not (re.search(rf"\b{place}\b", asked) and sensor in asked)
 
 
-def test_a_sum_shows_each_step_and_ends_at_the_total(examples: list[Any]) -> None:
+def test_a_sum_quotes_its_readings_and_ends_at_the_total(examples: list[Any]) -> None:
     for example in of_kind(examples, "sum"):
+        quoted, working = example.answer.split(": ")
         values = named_values(example)
-        steps = re.findall(r"(\d+)\+(\d+)=(\d+)", example.answer)
+        assert [int(part.split()[-1]) for part in quoted.split(", ")] == values
+        steps = re.findall(r"(\d+)\+(\d+)=(\d+)", working)
         assert [int(n) for n in (steps[0][0], *(step[1] for step in steps))] == values
         assert all(int(a) + int(b) == int(c) for a, b, c in steps)
         assert int(steps[-1][2]) == sum(values)
@@ -194,14 +213,22 @@ def test_a_sum_shows_each_step_and_ends_at_the_total(examples: list[Any]) -> Non
 def test_a_difference_takes_the_smaller_from_the_larger(examples: list[Any]) -> None:
     for example in of_kind(examples, "difference"):
         high, low = sorted(named_values(example), reverse=True)
-        assert example.answer.split()[0] == f"{high}-{low}={high - low}"
+        assert example.answer.split(": ")[1].split()[0] == f"{high}-{low}={high - low}"
+
+
+def test_bare_sums_and_differences_are_right(examples: list[Any]) -> None:
+    for example in of_kind(examples, "arithmetic"):
+        left, sign, right, result = re.findall(r"[-+]|\d+", example.answer)
+        expected = int(left) + int(right) if sign == "+" else int(left) - int(right)
+        assert int(result) == expected
 
 
 def test_a_comparison_says_which_is_larger(examples: list[Any]) -> None:
     for example in of_kind(examples, "compare"):
         left, right = named_values(example)
-        assert example.answer.startswith("yes" if left > right else "no")
-        assert re.findall(r"\d+", example.answer) == [str(left), str(right)]
+        quoted, verdict = example.answer.split(": ")
+        assert [int(part.split()[-1]) for part in quoted.split(", ")] == [left, right]
+        assert verdict == ("yes" if left > right else "no")
 
 
 def test_an_extreme_is_the_extreme_of_its_sensor(examples: list[Any]) -> None:
@@ -212,14 +239,15 @@ def test_an_extreme_is_the_extreme_of_its_sensor(examples: list[Any]) -> None:
         readings = {place: value for (place, which), value in table.items() if which == name}
         pick = max if re.search(rf"\b{sensor.most}\b", asked_of(example)) else min
         place = pick(readings, key=lambda place: readings[place])
-        assert example.answer == f"{place}, {readings[place]} {sensor.unit}"
+        assert example.answer == f"{place} {readings[place]} {sensor.unit}"
 
 
 def test_counts_and_lists_agree_with_the_limit(examples: list[Any]) -> None:
-    for example in of_kind(examples, "count"):
-        assert example.answer == str(len(limited(example)))
-    for example in of_kind(examples, "which"):
-        assert example.answer == (", ".join(limited(example)) or "nowhere")
+    for kind in ("count", "which"):
+        for example in of_kind(examples, kind):
+            places = limited(example)
+            listed = ", ".join(places) or "nowhere"
+            assert example.answer == (f"{listed}: {len(places)}" if kind == "count" else listed)
 
 
 def test_a_condition_chooses_the_action_by_the_reading(examples: list[Any]) -> None:
@@ -238,10 +266,10 @@ def test_a_condition_chooses_the_action_by_the_reading(examples: list[Any]) -> N
 
 
 def test_the_tokenizer_returns_any_text_and_splits_every_number(small_tokenizer: Any) -> None:
-    for text in ("Readings:\nbay 12 noise 7", "Grüße, 温度 21 °C 🔥", "  a\t\x00b\n\n"):
+    for text in ("Readings:\nnoise:\nbay C 7", "Grüße, 温度 21 °C 🔥", "  a\t\x00b\n\n"):
         ids = small_tokenizer.encode(text, add_special_tokens=False).ids
         assert small_tokenizer.decode(ids) == text
-    assert [t for t in small_tokenizer.encode("1994").tokens if t != "Ġ"] == ["1", "9", "9", "4"]
+    assert small_tokenizer.encode("a 1994").tokens[-4:] == ["Ġ1", "9", "9", "4"]
 
 
 def test_only_the_assistants_words_are_learned(
@@ -270,7 +298,7 @@ def test_the_jinja_template_renders_what_training_saw(
 
 
 def test_a_packed_batch_keeps_every_conversation_whole(small_tokenizer: Any) -> None:
-    batch = batches.draw_batch(small_tokenizer, TINY_MIX, 0, is_long=False)
+    batch = batches.draw_batch(small_tokenizer, TINY_MIX, 0, step=0)
     learned = batch.targets >= 0
     following = batch.ids.roll(-1, dims=1)
     assert (batch.targets[learned] == following[learned]).all()
@@ -299,6 +327,44 @@ def test_attention_equals_the_library_attention() -> None:
         q, k, v, attn_mask=mask, enable_gqa=True
     )
     torch.testing.assert_close(model.attend(q, k, v, mask), expected)
+
+
+def test_the_first_heads_begin_by_looking_back() -> None:
+    torch.manual_seed(0)
+    llama = model.Llama(model.SHAPES["edge"])
+    tokens, size = 24, llama.shape.head_size
+    first = llama.model.layers[0]
+    x = first.input_layernorm(llama.model.embed_tokens(torch.randint(0, 1024, (1, tokens))))
+    cos, sin = model.rotation(llama.shape, tokens, x.device)
+    q, k = (
+        model.rotate(projection(x).view(1, tokens, -1, size).transpose(1, 2), cos, sin)[0]
+        for projection in (first.self_attn.q_proj, first.self_attn.k_proj)
+    )
+    causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    for head in range(model.LOOK_BACK):
+        scores = (q[head] @ k[0].T / size**0.5).masked_fill(~causal, -torch.inf)
+        back = head + 1
+        assert scores.softmax(dim=-1).diagonal(-back)[8:].mean() > 0.4
+
+
+def test_a_grown_model_computes_what_the_small_one_did() -> None:
+    torch.manual_seed(0)
+    common = {"context": 64, "norm_epsilon": 1e-12}
+    small_shape = model.Shape(width=48, layers=2, heads=4, kv_heads=1, inner=64, **common)
+    large_shape = model.Shape(width=80, layers=5, heads=6, kv_heads=2, inner=96, **common)
+    small, large = model.Llama(small_shape), model.Llama(large_shape)
+    for parameter in small.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    growth.grow(small, large)
+    ids = torch.randint(0, 1024, (2, 12))
+    mask = model.packed_mask(torch.ones_like(ids))
+    expected, found = (llama.logits(llama.model(ids, mask)) for llama in (small, large))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_does_not_grow_into_a_smaller_one() -> None:
+    with pytest.raises(ValueError, match="must not shrink"):
+        growth.check_growth(model.SHAPES["cloud"], model.SHAPES["edge"])
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(
