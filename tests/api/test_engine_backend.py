@@ -6,18 +6,24 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import pytest
 from toyengine import PAGED, toy_engine
 from toyengine import serving as running
 from toyexecutor import Behaviour, ToyExecutor
 
-from tidegate.api.engine_backend import EngineBackend
+from tidegate.api.backend import Routed
+from tidegate.api.engine_backend import EngineBackend, fit_sampling, new_request_id
 from tidegate.api.http import create_app
+from tidegate.api.schema import read_chat
 from tidegate.api.server import BoundServer
 from tidegate.engine.engine import Engine
+from tidegate.engine.events import Finished, TextDelta
 from tidegate.engine.settings import EngineSettings
+from tidegate.errors import RequestError
 
 CHAT = "/v1/chat/completions"
 
@@ -167,5 +173,54 @@ def test_metrics_show_the_engine_under_vllms_names() -> None:
             'tidegate_generation_tokens_total{model_name="toy"} 3.0',
         ):
             assert line in shown
+
+    with_engine(test, toy_engine(eos=False))
+
+
+def test_a_limit_is_clamped_to_what_the_context_leaves() -> None:
+    asked = read_chat(body(max_tokens=100)).sampling
+    assert fit_sampling(asked, 20, 128).max_tokens == 100
+    assert fit_sampling(asked, 100, 128).max_tokens == 28
+    assert fit_sampling(asked, 128, 128).max_tokens == 1
+    assert fit_sampling(asked, 500, 128).max_tokens == 1
+
+
+def test_a_call_that_comes_with_an_id_keeps_it() -> None:
+    async def run() -> None:
+        engine = toy_engine(eos=False)
+        backend = EngineBackend(engine, route="cloud", created_s=7)
+        async with running(engine):
+            call = read_chat(body(max_tokens=3, model="toy"))
+            routed, *texts, end = [event async for event in backend.answer_as(call, "ab" * 16)]
+            assert isinstance(routed, Routed)
+            assert (routed.request_id, routed.route, routed.model) == ("ab" * 16, "cloud", "toy")
+            assert all(isinstance(event, TextDelta) for event in texts)
+            assert isinstance(end, Finished)
+            with pytest.raises(RequestError, match="must be 'toy'"):
+                _ = [event async for event in backend.answer_as(replace(call, model="x"), "a")]
+        assert backend.models()[0].created_s == 7
+
+    asyncio.run(run())
+
+
+def test_two_calls_never_share_an_id() -> None:
+    assert len({new_request_id() for _ in range(1000)}) == 1000
+    assert all(len(bytes.fromhex(new_request_id())) == 16 for _ in range(10))
+
+
+def test_a_prompt_of_token_ids_is_taken_as_it_is() -> None:
+    async def test(client: httpx.AsyncClient, engine: Engine) -> None:
+        fields = {"max_tokens": 4, "temperature": 0}
+        words = "tide gate"
+        ids = list(engine.text.encode_prompt(words))
+        as_ids = await client.post("/v1/completions", json={"prompt": ids, **fields})
+        as_text = await client.post("/v1/completions", json={"prompt": words, **fields})
+        assert as_ids.json()["choices"] == as_text.json()["choices"]
+        beyond = await client.post("/v1/completions", json={"prompt": [299, 300], **fields})
+        assert beyond.status_code == 400
+        assert beyond.json()["error"]["param"] == "prompt"
+        too_many = await client.post("/v1/completions", json={"prompt": [5] * 128, **fields})
+        assert too_many.status_code in (400, 413)
+        assert "128" in too_many.json()["error"]["message"]
 
     with_engine(test, toy_engine(eos=False))
