@@ -113,6 +113,11 @@ def decide(request: RouteRequest, edge: EdgeSignals, cloud: CloudSignals) -> Dec
     return _by_time(request, edge, cloud, edge_s)
 
 
+def can_leave(request: RouteRequest, cloud: CloudSignals) -> bool:
+    """Whether a request may go to the cloud, and would fit there."""
+    return _why_not_cloud(request, cloud) is None
+
+
 def _refusal(edge: Obstacle, cloud: Obstacle) -> Obstacle:
     """The obstacle that may pass decides: then the same request can be tried again."""
     if "busy" in (edge, cloud):

@@ -17,7 +17,15 @@ from tidegate.api.engine_backend import EngineBackend, encode_call, fit_sampling
 from tidegate.api.schema import Call
 from tidegate.edge.answer_cache import AnswerCache, CachedAnswer, answer_key
 from tidegate.edge.cloud_leg import CloudLeg
-from tidegate.edge.router import CloudSignals, Decision, EdgeSignals, RouteRequest, decide
+from tidegate.edge.handoff import continuation, joined, was_cut_short
+from tidegate.edge.router import (
+    CloudSignals,
+    Decision,
+    EdgeSignals,
+    RouteRequest,
+    can_leave,
+    decide,
+)
 from tidegate.engine.events import Finished, TextDelta, Timing
 from tidegate.engine.request import SamplingParams
 from tidegate.errors import (
@@ -75,7 +83,7 @@ class EdgeBackend:
         self._typical_answer_tokens = _FIRST_GUESS_TOKENS
         self._pending_tokens: dict[str, float] = {}
         self._routes: Counter[Route] = Counter()
-        self._refused = self._fallbacks = 0
+        self._refused = self._fallbacks = self._handoffs = 0
 
     def models(self) -> tuple[ModelCard, ...]:
         """See `Backend.models`."""
@@ -141,8 +149,14 @@ class EdgeBackend:
         return self._cache.get(work.key)
 
     async def _decide(self, work: _Work, *, queue_full: bool = False) -> Decision:
+        request = self._route_request(work)
+        cloud = NO_CLOUD if self._cloud is None else await self._cloud.signals()
+        edge = self._signals()
+        return decide(request, replace(edge, queue_limit=0) if queue_full else edge, cloud)
+
+    def _route_request(self, work: _Work) -> RouteRequest:
         options = work.call.options
-        request = RouteRequest(
+        return RouteRequest(
             prompt_tokens=len(work.prompt),
             answer_tokens=work.answer_tokens,
             wish=options.route,
@@ -150,9 +164,6 @@ class EdgeBackend:
             deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000,
             token_ids=isinstance(work.call.prompt, tuple),
         )
-        cloud = NO_CLOUD if self._cloud is None else await self._cloud.signals()
-        edge = self._signals()
-        return decide(request, replace(edge, queue_limit=0) if queue_full else edge, cloud)
 
     def _signals(self) -> EdgeSignals:
         now = self._local.engine.snapshot()
@@ -180,21 +191,59 @@ class EdgeBackend:
                         texts.append(event.text)
                         self._count_down(work.request_id, len(event.tokens))
                     elif isinstance(event, Finished):
-                        self._keep(work, "".join(texts), event)
+                        text = "".join(texts)
+                        cut = was_cut_short(work.call, event, self._local.engine.context_tokens)
+                        if cut and await self._can_continue(work):
+                            async for later in self._continued(work, text, event):
+                                yield later
+                            return
+                        self._learn(event.usage.completion_tokens)
+                        if work.key is not None and not cut:
+                            self._cache.put(work.key, text, event.reason, event.usage)
                     yield event
         finally:
             del self._pending_tokens[work.request_id]
+
+    async def _can_continue(self, work: _Work) -> bool:
+        """Whether the cloud may and can go on with an answer that fills the device's context."""
+        if self._cloud is None:
+            return False
+        context = self._local.engine.context_tokens
+        route = self._route_request(work)
+        return can_leave(replace(route, prompt_tokens=context), await self._cloud.signals())
+
+    async def _continued(
+        self, work: _Work, text: str, end: Finished
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """The rest of an answer from the cloud; the cut answer as it is when nothing comes."""
+        assert self._cloud is not None
+        context = self._local.engine.context_tokens
+        reason = f"continued in the cloud: the device's {context} tokens are full"
+        call = continuation(work.call, text, end.usage)
+        begun = False
+        # A request of its own on the link: the id of the answer stays the same for the caller.
+        link_id = new_request_id(time.time_ns() // 1_000_000).hex()
+        try:
+            async with aclosing(self._cloud.answer(call, link_id, reason)) as events:
+                async for event in events:
+                    begun = True
+                    if isinstance(event, Routed):
+                        event = replace(event, request_id=work.request_id)
+                    yield joined(end, event) if isinstance(event, Finished) else event
+            self._handoffs += 1
+        except TidegateError:
+            if begun:
+                raise
+            yield end
 
     def _count_down(self, request_id: str, tokens: int) -> None:
         """An answer that is longer than expected is expected to end any moment."""
         rest = self._pending_tokens[request_id] - tokens
         self._pending_tokens[request_id] = max(1.0, rest)
 
-    def _keep(self, work: _Work, text: str, end: Finished) -> None:
+    def _learn(self, answer_tokens: int) -> None:
         old = self._typical_answer_tokens
-        self._typical_answer_tokens = (1 - _WEIGHT) * old + _WEIGHT * end.usage.completion_tokens
-        if work.key is not None:
-            self._cache.put(work.key, text, end.reason, end.usage)
+        self._typical_answer_tokens = (1 - _WEIGHT) * old + _WEIGHT * answer_tokens
 
     async def _cloud_or_edge(self, work: _Work, reason: str) -> AsyncGenerator[AnswerEvent, None]:
         """Run in the cloud; if nothing at all comes back, on the device when it fits there."""
@@ -230,6 +279,7 @@ class EdgeBackend:
             "routes": dict(self._routes),
             "refused": self._refused,
             "fallbacks": self._fallbacks,
+            "handoffs": self._handoffs,
             "typical_answer_tokens": round(self._typical_answer_tokens, 1),
             "answer_cache": {"entries": len(self._cache), "bytes": self._cache.nbytes},
             "link": None if self._cloud is None else await self._cloud.status(),

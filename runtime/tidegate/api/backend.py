@@ -1,7 +1,8 @@
 """`Backend`: what stands behind the HTTP surface, be it an engine, a router or a test.
 
 A call's answer is a stream of events: `Routed` first (where it runs and why), then the engine's
-text events, then exactly one terminal event. The same events, as JSON, are the payload that
+text events, then exactly one terminal event. A further `Routed` between texts says that another
+place goes on with the same answer. The same events, as JSON, are the payload that
 travels over the link; `tidegate.api.wire` turns one into the other.
 """
 

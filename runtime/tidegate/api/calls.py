@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Final
 
 from starlette.responses import JSONResponse
@@ -97,6 +98,9 @@ class CallEndpoint:
             try:
                 await outlet.write(sse.encode(answers.opening(heading)))
                 async for event in answer:
+                    if isinstance(event, Routed):
+                        heading = replace(heading, routed=event)
+                        continue
                     for chunk in _chunks(call, heading, event):
                         await outlet.write(chunk)
             except ClientGoneError:
@@ -125,7 +129,9 @@ def _chunks(call: Call, heading: answers.Heading, event: object) -> list[bytes]:
 async def _collect(heading: answers.Heading, answer: Answer) -> answers.Json:
     texts = []
     async for event in answer:
-        if isinstance(event, TextDelta):
+        if isinstance(event, Routed):
+            heading = replace(heading, routed=event)
+        elif isinstance(event, TextDelta):
             texts.append(event.text)
         elif isinstance(event, Finished):
             return answers.whole(heading, "".join(texts), event)
@@ -133,7 +139,7 @@ async def _collect(heading: answers.Heading, answer: Answer) -> answers.Json:
 
 
 async def _checked(events: AsyncIterator[AnswerEvent], metrics: Metrics) -> Answer:
-    """The events of an answer that goes well: `Routed`, text, `Finished`; recorded in `metrics`.
+    """The events of an answer that goes well: `Routed`, texts, `Finished`; recorded in `metrics`.
 
     Raises:
         FailedAnswerError: the answer failed or was cancelled, or the backend broke its contract.
@@ -143,7 +149,7 @@ async def _checked(events: AsyncIterator[AnswerEvent], metrics: Metrics) -> Answ
         first = True
         async for event in events:
             record.see(event)
-            if first != isinstance(event, Routed):
+            if first and not isinstance(event, Routed):
                 raise FailedAnswerError(_NO_TERMINAL)
             first = False
             match event:

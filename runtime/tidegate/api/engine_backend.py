@@ -31,10 +31,9 @@ async def encode_call(text: TextModel, call: Call) -> tuple[int, ...]:
         RequestError: the prompt is empty or longer than what `text` takes.
     """
     if call.kind == "chat":
-        messages = [{"role": one.role, "content": one.content} for one in call.messages]
         if sum(len(one.content) for one in call.messages) > _LONG_PROMPT_CHARS:
-            return await asyncio.to_thread(text.encode_chat, messages)
-        return text.encode_chat(messages)
+            return await asyncio.to_thread(_encode_chat, text, call)
+        return _encode_chat(text, call)
     if isinstance(call.prompt, tuple):
         if len(call.prompt) >= text.context_tokens:
             problem = f"{len(call.prompt)} tokens: must be less than {text.context_tokens}"
@@ -44,6 +43,18 @@ async def encode_call(text: TextModel, call: Call) -> tuple[int, ...]:
     if len(call.prompt) > _LONG_PROMPT_CHARS:
         return await asyncio.to_thread(text.encode_prompt, call.prompt)
     return text.encode_prompt(call.prompt)
+
+
+def _encode_chat(text: TextModel, call: Call) -> tuple[int, ...]:
+    messages = [{"role": one.role, "content": one.content} for one in call.messages]
+    if not call.continue_final_message:
+        return text.encode_chat(messages)
+    begun = text.encode_continuation(call.messages[-1].content)
+    tokens = text.encode_chat(messages[:-1]) + begun
+    if len(tokens) >= text.context_tokens:
+        problem = f"{len(tokens)} tokens: must be less than the context of {text.context_tokens}"
+        raise RequestError("messages", problem, status=413)
+    return tokens
 
 
 def new_request_id() -> str:

@@ -82,6 +82,8 @@ class Call:
     sampling: SamplingParams
     """`max_tokens` is `REST_OF_CONTEXT` when the client did not say; see `max_tokens_given`."""
     max_tokens_given: bool
+    continue_final_message: bool = False
+    """Chat: the last message is the assistant's and the answer goes on where it ends (as vLLM)."""
     stream: bool = False
     include_usage: bool = False
     options: Options = field(default_factory=Options)
@@ -109,17 +111,27 @@ def _read(fields: Fields, kind: Literal["chat", "completion"]) -> Call:
     _refuse_unsupported(fields)
     max_tokens = _max_tokens(fields)
     stream_options = fields.inner("stream_options")
+    messages = _messages(fields.raw("messages")) if kind == "chat" else ()
     return Call(
         kind=kind,
         model=fields.name("model", most_chars=MODEL_CHARS),
-        messages=_messages(fields.raw("messages")) if kind == "chat" else (),
+        messages=messages,
         prompt=_prompt(fields.raw("prompt")) if kind == "completion" else None,
         sampling=_sampling(fields, REST_OF_CONTEXT if max_tokens is None else max_tokens),
         max_tokens_given=max_tokens is not None,
+        continue_final_message=kind == "chat" and _continues(fields, messages),
         stream=fields.flag("stream") or False,
         include_usage=bool(stream_options and stream_options.flag("include_usage")),
         options=_options(fields.inner("tidegate")),
     )
+
+
+def _continues(fields: Fields, messages: tuple[Message, ...]) -> bool:
+    wanted = fields.flag("continue_final_message") or False
+    if wanted and (len(messages) < 2 or messages[-1].role != "assistant"):
+        problem = "true: must come with an assistant message last and another before it"
+        raise RequestError("continue_final_message", problem)
+    return wanted
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -245,6 +257,7 @@ def call_to_json(call: Call) -> dict[str, object]:
         "seed": sampling.seed,
         "stop": list(sampling.stop) or None,
         "ignore_eos": sampling.ignore_eos or None,
+        "continue_final_message": call.continue_final_message or None,
         "stream": call.stream or None,
         "stream_options": {"include_usage": True} if call.include_usage else None,
         "tidegate": {

@@ -136,6 +136,21 @@ class TextModel:
         parts = (self._encode(part, add_special_tokens=False) for part in text.split(mark))
         return self._checked("messages", [token for part in parts for token in part])
 
+    def encode_continuation(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text that an answer begins with; special tokens in it are just text.
+
+        Raises:
+            RequestError: it is longer than the limit it names (413).
+        """
+        self._check_chars("messages", len(text))
+        mark = next((one for one in _NONCHARACTERS if one not in text), None)
+        if mark is None:
+            raise RequestError("messages", "use every Unicode noncharacter: must leave one")
+        parts = str(self._broken(text, mark)).split(mark)
+        return tuple(
+            token for part in parts for token in self._encode(part, add_special_tokens=False)
+        )
+
     def _broken(self, value: object, mark: str) -> object:
         """`value` with a mark around every character of the special tokens in its texts."""
         if isinstance(value, str):

@@ -1,0 +1,56 @@
+"""Handing an answer over in its middle: the device's context is full, the cloud goes on.
+
+The cloud gets the call with the text so far as the start of the assistant's turn, so it continues
+that very answer and nothing is said twice. Texts are joined, not tokens: the two models may cut
+text differently. A stop string that lies across the seam is not seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tidegate.api.schema import Call, Message
+from tidegate.engine.events import Finished, Timing, Usage
+
+
+def was_cut_short(call: Call, end: Finished, context_tokens: int) -> bool:
+    """Whether the answer ended for lack of context, not because it was long enough."""
+    used = end.usage.prompt_tokens + end.usage.completion_tokens
+    wanted = end.usage.completion_tokens < call.sampling.max_tokens
+    return end.reason == "length" and used >= context_tokens and wanted
+
+
+def continuation(call: Call, text: str, usage: Usage) -> Call:
+    """The call that asks for the rest of an answer that began with `text`."""
+    sampling = call.sampling
+    if call.max_tokens_given:
+        rest = sampling.max_tokens - usage.completion_tokens
+        sampling = replace(sampling, max_tokens=rest)
+    if call.kind == "completion":
+        assert isinstance(call.prompt, str), "token ids never leave the device"
+        return replace(call, prompt=call.prompt + text, sampling=sampling)
+    messages = call.messages
+    if call.continue_final_message:
+        *earlier, last = messages
+        messages = (*earlier, replace(last, content=last.content + text))
+    else:
+        messages = (*messages, Message(role="assistant", content=text))
+    return replace(call, messages=messages, sampling=sampling, continue_final_message=True)
+
+
+def joined(first: Finished, rest: Finished) -> Finished:
+    """The end of the whole answer. Times count from the first request, rates over both parts."""
+    return Finished(
+        reason=rest.reason,
+        usage=Usage(
+            prompt_tokens=first.usage.prompt_tokens,
+            completion_tokens=first.usage.completion_tokens + rest.usage.completion_tokens,
+            cached_tokens=first.usage.cached_tokens,
+        ),
+        timing=Timing(
+            first_scheduled_s=first.timing.first_scheduled_s,
+            first_token_s=first.timing.first_token_s,
+            total_s=first.timing.total_s + rest.timing.total_s,
+            decode_s=first.timing.decode_s + rest.timing.decode_s,
+        ),
+    )
