@@ -16,6 +16,7 @@ from wordmodel import write_word_checkpoint
 from tidegate.cli.listen import parse_listen, read_hashes
 from tidegate.cli.main import COMMANDS, main
 from tidegate.errors import ConfigError
+from tidegate.link.fleet import pair
 
 
 @dataclass(frozen=True)
@@ -445,3 +446,13 @@ def test_addresses_are_read_as_people_write_them() -> None:
     for wrong in ("", "8080", "host:", "host:x", "host:-1", "host:99999", "host:\u0661"):
         with pytest.raises(ConfigError, match="HOST:PORT"):
             parse_listen(wrong)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1883", "mqtt+tls://me:word@127.0.0.1:8883", "a"])
+def test_a_link_of_another_scheme_is_refused_instead_of_spoken_in_clear(
+    failing: Failing, bundle: Path, tmp_path: Path, url: str
+) -> None:
+    pair(tmp_path / "device", tmp_path / "gateway")
+    message = failing("serve", bundle, "--link", url, "--keys", tmp_path / "device")
+    assert "must be mqtt://host[:port] or mqtts://host[:port]" in message
+    assert "word" not in message

@@ -71,7 +71,8 @@ class BrokerUrl:
             port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
         except ValueError as error:
             raise ConfigError("broker", shown, "a URL with a port from 1 to 65535") from error
-        if port is None or not parts.hostname or parts.path.strip("/") or parts.query:
+        known = parts.scheme in _DEFAULT_PORTS
+        if not known or port is None or not parts.hostname or parts.path.strip("/") or parts.query:
             raise ConfigError("broker", shown, "mqtt://host[:port] or mqtts://host[:port]")
         return cls(
             host=parts.hostname,
