@@ -208,6 +208,22 @@ def test_closing_the_answer_frees_the_engine_and_settles() -> None:
     with_handler(test, behaviour=Behaviour(step_s=0.02))
 
 
+def test_a_service_that_stops_leaves_what_it_cannot_finish_open() -> None:
+    async def test(handler: LinkHandler, engine: Engine) -> None:
+        await engine.drain(1)
+        answer = handler(inbound(body()))
+        asking = asyncio.ensure_future(anext(answer))
+        done, _rest = await asyncio.wait([asking], timeout=0.1)
+        # A failure would be final for the device; the gateway's next start runs it.
+        assert not done
+        await asyncio.wait_for(handler.settled(), 1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    with_handler(test)
+
+
 def test_the_link_counts_in_the_same_metrics_as_http() -> None:
     async def test(handler: LinkHandler, _: Engine) -> None:
         running = [payloads(handler, inbound(body(f"n {n}"), n)) for n in range(12)]

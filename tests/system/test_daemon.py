@@ -132,6 +132,21 @@ def test_an_idle_daemon_stops_at_once(bundle: Path, tmp_path: Path, number: sign
         assert "Traceback" not in device.log.read_text()
 
 
+def test_chat_prints_the_answer_apart_from_where_it_ran(device: Service) -> None:
+    asked = ("chat", "which lamp?", "--url", device.url, "--max-tokens", "9", "--privacy", "local")
+    done = run_tidegate(*asked)
+    assert done.returncode == 0, done.stderr
+    body = chat("which lamp?", max_tokens=9)
+    whole = httpx.post(f"{device.url}{CHAT}", json=body, timeout=20).json()
+    assert done.stdout == whole["choices"][0]["message"]["content"] + "\n"
+    assert done.stderr.startswith("[edge: private (local)")
+    assert "9 tokens" in done.stderr
+    refused = run_tidegate(*asked, "--route", "cloud", "--wait", "0")
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert "never leaves the device" in refused.stderr
+
+
 def test_two_daemons_do_not_share_a_port(device: Service, bundle: Path) -> None:
     address = device.url.removeprefix("http://")
     done = run_tidegate("serve", str(bundle), "--listen", address)
