@@ -6,6 +6,7 @@ asked directly: complete, and every word of it once.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import httpx
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
-from services import Service, Services, until
+from services import STOP_S, Service, Services, until
 from streams import chat, streamed
 
 from tidegate.link.fleet import add_device, pair
@@ -274,6 +275,21 @@ def test_a_cloud_that_is_told_to_stop_first_ends_what_it_streams(deployment: Dep
         stream.read()
     assert stream.text == whole
     deployment.start_cloud()
+
+
+def test_a_device_that_is_told_to_stop_first_ends_what_comes_from_the_cloud(
+    deployment: Deployment,
+) -> None:
+    deployment.ready()
+    body = to_cloud(max_tokens=200)
+    whole = directly(deployment, body)
+    with streamed(deployment.device.url, body) as stream:
+        stream.read(10)
+        deployment.device.process.send_signal(signal.SIGTERM)
+        stream.read()
+    assert stream.text == whole
+    assert deployment.device.process.wait(STOP_S) == 0
+    deployment.start_device()
 
 
 def test_a_device_that_died_comes_back_and_leaves_nothing_running(deployment: Deployment) -> None:
