@@ -147,6 +147,9 @@ def test_a_refusal_says_whether_trying_again_may_help() -> None:
     assert decide(private, replace(EDGE, waiting=16), CLOUD).refusal == "busy"
     assert decide(private, replace(EDGE, healthy=False), CLOUD).refusal == "gone"
     assert decide(replace(REQUEST, wish="cloud"), EDGE, GONE).refusal == "gone"
+    nowhere = replace(GONE, is_set_up=False)
+    assert decide(replace(REQUEST, wish="cloud"), EDGE, nowhere).refusal == "lasting"
+    assert decide(replace(REQUEST, prompt_tokens=700), EDGE, nowhere).refusal == "lasting"
     assert decide(replace(REQUEST, prompt_tokens=9000), EDGE, CLOUD).refusal == "lasting"
 
 

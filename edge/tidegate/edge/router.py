@@ -63,6 +63,8 @@ class CloudSignals:
     """Smoothed seconds from sending a request to its last token."""
     detail: str
     """Why it is not reachable, for the reason line."""
+    is_set_up: bool = True
+    """False for a device without a link: then waiting for a cloud is no use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +157,7 @@ def _why_not_cloud(request: RouteRequest, cloud: CloudSignals) -> tuple[Obstacle
             f"too long for the cloud: {needed} tokens, it holds {cloud.context_tokens}",
         )
     if not cloud.reachable:
-        return "gone", f"cloud: {cloud.detail}"
+        return "gone" if cloud.is_set_up else "lasting", f"cloud: {cloud.detail}"
     return None
 
 

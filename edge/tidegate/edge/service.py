@@ -38,7 +38,9 @@ from tidegate.errors import (
 )
 from tidegate.link.envelope import new_request_id
 
-NO_CLOUD = CloudSignals(reachable=False, context_tokens=2**31, answer_s=None, detail="not set up")
+NO_CLOUD = CloudSignals(
+    reachable=False, context_tokens=2**31, answer_s=None, detail="not set up", is_set_up=False
+)
 
 _FIRST_GUESS_TOKENS = 64.0
 """Length of an answer before any was seen; the smoothed mean replaces it within a few."""
