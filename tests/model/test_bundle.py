@@ -189,3 +189,15 @@ def test_what_a_killed_writer_left_is_cleaned_up_and_the_old_bundle_put_back(
     with BundleWriter(tmp_path / "b"):
         assert (tmp_path / "b" / "onnx" / "model.onnx").read_bytes() == b"old"
     assert {path.name for path in tmp_path.iterdir()} == {"b", f".b.partial-{os.getppid()}"}
+
+
+def test_a_failed_write_takes_the_folders_it_made_with_it(tmp_path: Path) -> None:
+    def fail() -> None:
+        with BundleWriter(tmp_path / "new" / "deep" / "b"):
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not list(tmp_path.iterdir())
+    write_bundle(tmp_path / "new" / "deep" / "b")
+    assert Bundle.open(tmp_path / "new" / "deep" / "b").manifest.version == 1

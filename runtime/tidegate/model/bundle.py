@@ -10,6 +10,7 @@ failed conversion leaves nothing, and a running device never sees half a bundle.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -115,9 +116,11 @@ class BundleWriter:
         self.out = out
         self.folder = out.parent / f".{out.name}.partial-{os.getpid()}"
         self._old = out.parent / f".{out.name}.old-{os.getpid()}"
+        self._made: list[Path] = []
 
     def __enter__(self) -> Self:
         _clean_up_after_the_dead(self.out)
+        self._made = [parent for parent in self.out.parents if not parent.exists()]
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
@@ -128,6 +131,9 @@ class BundleWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        for parent in self._made:  # the nearest first; one that is in use stays
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
     def entries(self) -> Mapping[str, FileEntry]:
         """Digest and size of every file written so far, by path in the bundle."""
