@@ -73,9 +73,9 @@ class Deployment:
     def start_device(self) -> None:
         self.device = self.another_device("device")
 
-    def another_device(self, keys: str) -> Service:
+    def another_device(self, keys: str, *arguments: str) -> Service:
         link = ("--link", self.broker.url, "--keys", str(self.folder / keys))
-        return self.services.serve(self.bundle, *link)
+        return self.services.serve(self.bundle, *link, *arguments)
 
     def ready(self, device: Service | None = None) -> None:
         """Wait until the device has heard from the gateway."""
@@ -330,3 +330,22 @@ def test_without_a_broker_the_device_answers_itself_until_one_appears(
     deployment.ready()
     answer = ask(deployment.device, to_cloud(max_tokens=20))
     assert answer["tidegate"]["route"] == "cloud"
+
+
+def test_an_answer_that_outgrows_the_device_goes_on_in_the_cloud(deployment: Deployment) -> None:
+    folder = deployment.folder
+    add_device(folder / "gateway" / "fleet", folder / "small", [folder / "gateway"])
+    small = deployment.another_device("small", "--context", "128")
+    deployment.ready(small)
+    body = chat("tell me everything", max_tokens=200)
+    with streamed(small.url, body) as stream:
+        stream.read()
+    told = [chunk["tidegate"] for chunk in stream.chunks if "tidegate" in chunk]
+    assert (told[0]["route"], told[-1]["route"]) == ("edge", "cloud")
+    assert told[-1]["reason"] == "continued in the cloud: the device's 128 tokens are full"
+    assert stream.usage["completion_tokens"] == 200
+    assert small.get("/status")["handoffs"] == 1
+    cut = ask(small, body | {"tidegate": {"privacy": "local"}})
+    assert cut["choices"][0]["finish_reason"] == "length"
+    assert cut["usage"]["total_tokens"] == 128
+    assert stream.text.startswith(text_of(cut))

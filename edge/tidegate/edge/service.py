@@ -230,9 +230,9 @@ class EdgeBackend:
                 async for event in events:
                     begun = True
                     if isinstance(event, Routed):
+                        self._handoffs += 1
                         event = replace(event, request_id=work.request_id)
                     yield joined(end, event) if isinstance(event, Finished) else event
-            self._handoffs += 1
         except TidegateError:
             if begun:
                 raise
