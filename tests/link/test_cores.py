@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,16 +27,23 @@ from tidegate.link.effects import (
     Start,
     Stop,
 )
-from tidegate.link.envelope import RequestId, new_request_id, route, seal_request
-from tidegate.link.fleet import pair
+from tidegate.link.envelope import (
+    DeviceId,
+    MessageType,
+    RequestId,
+    new_request_id,
+    route,
+    seal_request,
+)
+from tidegate.link.fleet import add_device, pair
 from tidegate.link.gateway_core import Finished, GatewayCore, Produced
 from tidegate.link.gateway_keys import GatewayKeys
-from tidegate.link.gateway_store import GatewayStore
+from tidegate.link.gateway_store import GatewayStore, RequestKey
 from tidegate.link.identity import DeviceRegistry, load_device, load_gateway
-from tidegate.link.limits import MAX_REQUEST_BODY_BYTES
-from tidegate.link.messages import MAX_PAYLOAD_BYTES, Call, Status
-from tidegate.link.outbox import Outbox
-from tidegate.link.prekeys import ModelOffer, PrekeyStore
+from tidegate.link.limits import MAX_DEADLINE_S, MAX_REQUEST_BODY_BYTES
+from tidegate.link.messages import MAX_ANSWER_BYTES, MAX_PAYLOAD_BYTES, Call, Status
+from tidegate.link.outbox import Outbox, Outcome
+from tidegate.link.prekeys import VALID_FOR_S, ModelOffer, PrekeyStore
 from tidegate.link.timing import Timing
 
 WALL_S = 1_800_000_000.0
@@ -101,9 +109,29 @@ class Ends:
 
     def request(self) -> Publish:
         """The one request message that is due."""
-        (message,) = self.device.poll(self.now_s + 0.1)
-        assert isinstance(message, Publish)
+        due = self.device.poll(self.now_s + 0.1)
+        (message,) = [
+            effect
+            for effect in due
+            if isinstance(effect, Publish) and effect.payload[0] == MessageType.REQUEST
+        ]
         return message
+
+    def seal_as(self, device_name: str, call: Call) -> Publish:
+        """A request by hand, of a device that may not be ours."""
+        device, (prekey,) = load_device(self.root / device_name), self.prekeys.public(self.wall_s())
+        message, _ = seal_request(
+            call.encode(),
+            request_id=new_request_id(int(self.wall_s() * 1000)),
+            attempt=0,
+            suite=1,
+            prekey_id=prekey.prekey_id,
+            prekey=prekey.public,
+            device_id=device.device_id,
+            device_key=device.key,
+            handle=device.handle,
+        )
+        return Publish(topic=f"tidegate/1/home/gw/gw0/q/{device.handle}", payload=message)
 
     def to_gateway(self, message: Publish) -> list[GatewayEffect]:
         return self.gateway.receive(self.now_s, message.topic, message.payload)
@@ -263,7 +291,7 @@ def test_a_request_beyond_the_places_is_refused_and_runs_when_asked_again(tmp_pa
 
 
 def test_answers_nobody_fetches_cannot_pile_up(tmp_path: Path) -> None:
-    ends = Ends(tmp_path, max_requests=2)
+    ends = Ends(tmp_path, max_requests=4)
     ends.meet()
     for _ in range(8):
         ends.ask()
@@ -273,6 +301,200 @@ def test_answers_nobody_fetches_cannot_pile_up(tmp_path: Path) -> None:
     assert isinstance(ends.to_device(refusal)[-1], Ended)
     assert ends.gateway.tally.snapshot().refused == 1
     ends.close()
+
+
+def test_one_device_gets_half_of_the_places_at_most(tmp_path: Path) -> None:
+    ends = Ends(tmp_path, max_requests=4)
+    add_device(tmp_path / "gateway" / "fleet", tmp_path / "other", [tmp_path / "gateway"])
+    ends.meet()
+    for _ in range(2):
+        ends.ask()
+        started(ends.to_gateway(ends.request()))
+    third = ends.ask()
+    (refusal,) = published(ends.to_gateway(ends.request()))
+    ended = ends.to_device(refusal)[-1]
+    assert ended == Ended(request_id=third, state=State.FAILED, code="over_capacity")
+    message = ends.seal_as("other", Call(have=0, credit=0, ttl_ms=2**32 - 1, body=b""))
+    started(ends.to_gateway(message))
+    ends.close()
+
+
+@pytest.mark.parametrize("end", ["cancel", "done"])
+def test_a_full_disk_at_the_end_of_a_request_drops_it_and_nothing_else(
+    ends: Ends, end: str
+) -> None:
+    request_id = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    if end == "cancel":
+        word, _ = ends.device.cancel(0.0, request_id)
+    else:
+        (answer,) = ends.finish(start.run, b"one")
+        word = ends.to_device(answer)[1]
+    assert isinstance(word, Publish)
+    ends.store.begin(RequestKey(DeviceId(bytes(16)), request_id), 0)
+    ends.gateway_disk.refuse = True
+    assert ends.to_gateway(word) == ([Stop(start.run)] if end == "cancel" else [])
+    assert ends.gateway.tally.snapshot().store_failures == 1
+    assert ends.gateway.produced(0.0, [Produced(start.run, b"late")]) == []
+    assert ends.to_gateway(word) == []
+    assert ends.gateway.load == 0.0
+
+
+@pytest.mark.parametrize(
+    ("again", "code"),
+    [
+        ([b"one", b"TWO", b"three", b"four"], "answer_diverged"),
+        ([b"one", b"two", b"THREE", b"four"], "answer_diverged"),
+        ([b"one"], "answer_diverged"),
+        ([b"failed"], "answer_diverged"),
+        ([b"one", b"two", b"THREE"], ""),
+        ([b"one", b"two", b"three", b"four"], ""),
+    ],
+)
+def test_a_run_after_a_restart_must_repeat_what_was_stored(
+    ends: Ends, again: list[bytes], code: str
+) -> None:
+    request_id = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    stored = [Produced(start.run, payload) for payload in (b"one", b"two", b"three")]
+    (first,) = published(ends.gateway.produced(0.0, stored))
+    ends.to_device(first)
+    ends.start_gateway()
+    ends.now_s = 30.0
+    start = started(ends.to_gateway(ends.request()))
+    effects = [
+        effect for message in ends.finish(start.run, *again) for effect in ends.to_device(message)
+    ]
+    ended = effects[-1]
+    assert isinstance(ended, Ended)
+    assert ended.code == code
+    standing = ends.device.standing(request_id)
+    assert standing is not None
+    assert (
+        standing.payloads
+        == [b"one", b"two", b"three", *([b"four"] if code == "" else [])][: len(standing.payloads)]
+    )
+    assert len(standing.payloads) == (4 if code == "" and len(again) == 4 else 3)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "code"),
+    [
+        ([b"ONE", b"two", b"three"], "answer_diverged"),
+        ([b"one", b"TWO", b"three"], "answer_diverged"),
+        ([b"one"], "answer_diverged"),
+        ([b"one", b"TWO"], ""),
+        ([b"one", b"two", b"three"], ""),
+    ],
+)
+def test_another_gateway_goes_on_only_from_what_it_would_have_said_itself(
+    ends: Ends, elsewhere: list[bytes], code: str
+) -> None:
+    request_id = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    outputs = [Produced(start.run, payload) for payload in (b"one", b"two")]
+    (first,) = published(ends.gateway.produced(0.0, outputs))
+    ends.to_device(first)
+    ends.store.close()
+    ends.store = GatewayStore(CrashingDatabase(ends.root / "other.sqlite", gateway_store.SCHEMA))
+    ends.start_gateway()
+    ends.now_s = 30.0
+    start = started(ends.to_gateway(ends.request()))
+    messages = ends.finish(start.run, *elsewhere)
+    effects = [effect for message in messages for effect in ends.to_device(message)]
+    assert isinstance(effects[-1], Ended)
+    assert effects[-1].code == code
+    standing = ends.device.standing(request_id)
+    assert standing is not None
+    assert standing.payloads == [b"one", b"two", *(elsewhere[2:] if code == "" else [])]
+
+
+def test_a_repeated_answer_counts_once_against_its_size(ends: Ends) -> None:
+    ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    payload = bytes(MAX_PAYLOAD_BYTES)
+    whole = [payload] * (MAX_ANSWER_BYTES // MAX_PAYLOAD_BYTES)
+    ends.gateway.produced(0.0, [Produced(start.run, payload) for payload in whole])
+    ends.start_gateway()
+    ends.now_s = 30.0
+    start = started(ends.to_gateway(ends.request()))
+    ends.finish(start.run, *whole)
+    counters = ends.gateway.tally.snapshot()
+    assert (counters.completed, counters.failed) == (1, 0)
+
+
+def test_a_late_refusal_of_an_old_attempt_ends_nothing(tmp_path: Path) -> None:
+    ends = Ends(tmp_path, max_requests=1)
+    ends.meet()
+    busy = started(
+        ends.to_gateway(ends.seal_as("device", Call(have=0, credit=1, ttl_ms=9, body=b"")))
+    )
+    ends.ask()
+    (refusal,) = published(ends.to_gateway(ends.request()))
+    ends.finish(busy.run)
+    ends.now_s = 30.0
+    effects = ends.to_gateway(ends.request())
+    start = started(effects)
+    for life in published(effects):
+        ends.to_device(life)
+    assert ends.to_device(refusal) == []
+    (answer,) = ends.finish(start.run, b"one")
+    ended = ends.to_device(answer)[-1]
+    assert isinstance(ended, Ended)
+    assert ended.state is State.DONE
+    ends.close()
+
+
+def test_a_clock_that_jumps_ahead_deletes_no_open_request(ends: Ends) -> None:
+    request_id = ends.ask()
+    real, ends.wall_s = ends.wall_s, lambda: WALL_S + 90 * 86400  # type: ignore[method-assign]
+    ends.start_device()
+    (ended,) = ends.device.poll(0.0)
+    assert ended == Ended(request_id=request_id, state=State.FAILED, code="deadline_exceeded")
+    assert ends.outbox.ids() == [(request_id, Outcome.FAILED)]
+    ends.wall_s = real  # type: ignore[method-assign]
+
+
+def test_a_clock_that_jumps_back_keeps_no_request_for_ever(ends: Ends) -> None:
+    request_id = ends.ask()
+    ends.wall_s = lambda: 0.0  # type: ignore[method-assign]
+    ends.start_device()
+    assert ends.device.remaining_s(0.0, request_id) == MAX_DEADLINE_S
+
+
+def test_prekeys_are_made_and_erased_without_a_connection(tmp_path: Path) -> None:
+    ends = Ends(tmp_path)
+    ends.gateway.poll(0.0)
+    (prekey,) = ends.prekeys.public(ends.wall_s())
+    ends.now_s = VALID_FOR_S + 1.0
+    ends.gateway.poll(ends.now_s)
+    assert prekey.prekey_id.hex() not in (tmp_path / "prekeys.json").read_text()
+    ends.close()
+
+
+def test_a_disk_that_refuses_prekeys_is_counted_and_survived(tmp_path: Path) -> None:
+    ends = Ends(tmp_path)
+    (tmp_path / "prekeys.json").mkdir()
+    ends.gateway.poll(0.0)
+    ends.gateway.advert(OFFERS, None)
+    assert ends.gateway.tally.snapshot().store_failures == 2
+    assert ends.prekeys.public(ends.wall_s()) == []
+    (tmp_path / "prekeys.json").rmdir()
+    ends.meet()
+    assert len(ends.device.gateways()) == 1
+    ends.close()
+
+
+def test_a_registry_that_cannot_be_read_drops_the_request_and_nothing_else(ends: Ends) -> None:
+    ends.ask()
+    request = ends.request()
+    with sqlite3.connect(ends.root / "gateway" / "devices.sqlite") as db:
+        db.execute("ALTER TABLE devices RENAME TO elsewhere")
+    assert ends.to_gateway(request) == []
+    db.execute("ALTER TABLE elsewhere RENAME TO devices")
+    db.close()
+    assert ends.gateway.tally.snapshot().store_failures == 1
+    started(ends.to_gateway(request))
 
 
 def test_a_cancel_stops_the_handler_and_a_later_attempt_is_told(ends: Ends) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from tidegate.errors import ConfigError
 from tidegate.link.device_session import (
-    MAX_ANSWER_BYTES,
     TERMINAL,
     TRANSITIONS,
     Deliver,
@@ -19,7 +18,7 @@ from tidegate.link.device_session import (
     SendCancel,
     State,
 )
-from tidegate.link.messages import Bundle, Status
+from tidegate.link.messages import MAX_ANSWER_BYTES, Bundle, Status
 from tidegate.link.timing import Timing, backoff_s
 
 TIMING = Timing(ack_delay_s=0.2, heartbeat_s=2.0, silence_s=7.0, credit=16)

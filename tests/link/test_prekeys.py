@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tidegate.errors import IdentityError
+from tidegate.errors import CapacityError, IdentityError
 from tidegate.link.fleet import add_device, add_gateway, create_fleet
 from tidegate.link.identity import DeviceIdentity, GatewayIdentity
 from tidegate.link.prekeys import (
@@ -153,6 +153,22 @@ def test_prekeys_are_made_daily_live_three_days_and_are_erased(tmp_path: Path) -
     assert store.find(1, first, NOW_S + VALID_FOR_S) is None
     assert store.rotate(NOW_S + VALID_FOR_S)
     assert first.hex() not in path.read_text()
+
+
+def test_a_prekey_from_a_clock_that_was_wrong_is_replaced(tmp_path: Path) -> None:
+    store = PrekeyStore(tmp_path / "prekeys.json")
+    store.rotate(NOW_S + 365 * 86400)
+    assert store.rotate(NOW_S)
+    (prekey,) = store.public(NOW_S)
+    assert prekey.nbf_s == NOW_S
+
+
+def test_a_set_of_prekeys_that_was_not_written_is_not_used(tmp_path: Path) -> None:
+    store = PrekeyStore(tmp_path / "prekeys.json")
+    (tmp_path / "prekeys.json").mkdir()
+    with pytest.raises(CapacityError, match=r"prekeys\.json"):
+        store.rotate(NOW_S)
+    assert store.public(NOW_S) == []
 
 
 def test_prekeys_survive_a_restart(tmp_path: Path) -> None:

@@ -86,10 +86,14 @@ def test_the_outbox_is_bounded_in_rows_and_bytes(tmp_path: Path) -> None:
 def test_results_nobody_fetched_are_forgotten_a_day_after_their_deadline(tmp_path: Path) -> None:
     box = Outbox.open(tmp_path / "outbox.sqlite")
     old, young = new_id(1), new_id(2)
+    still_open = new_id(3)
     box.add(old, b"", deadline_ms=1000, model=None)
     box.add(young, b"", deadline_ms=3000, model=None)
+    box.add(still_open, b"", deadline_ms=1000, model=None)
+    box.save(old, 0, [], outcome=Outcome.DONE)
+    box.save(young, 0, [], outcome=Outcome.DONE)
     box.expire(2000 + KEEP_RESULT_MS)
-    assert [name for name, _ in box.ids()] == [young]
+    assert [name for name, _ in box.ids()] == [young, still_open]
     box.close()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from tidegate.errors import CapacityError
 from tidegate.link.at_rest import Database
 from tidegate.link.envelope import (
     DeviceAttempt,
@@ -109,6 +110,8 @@ class CrashingDatabase(Database):
         self.fuse: int | None = None
         self.writes = 0
         self.after_commit = False
+        self.refuse = False
+        """As a full disk does, also for what takes no room."""
 
     def light(self, rng: random.Random, longest: int) -> None:
         self.fuse = rng.randrange(longest)
@@ -116,6 +119,8 @@ class CrashingDatabase(Database):
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
+        if self.refuse:
+            raise CapacityError("the disk is full")
         dying = self.fuse == 0
         if self.fuse is not None:
             self.fuse = None if dying else self.fuse - 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,10 @@ class Database:
     def __init__(self, path: Path, schema: str) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.cipher = RestCipher(load_or_make_key(path.with_suffix(".key")))
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise LinkError(f"{path}: cannot be used as a store ({error})") from error
         try:
             path.chmod(0o600)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -98,21 +101,30 @@ class Database:
         """One transaction: all of it or, after an error or a crash, none of it.
 
         Raises:
-            CapacityError: the disk is full or the file is locked.
+            CapacityError: the disk is full, the file is locked or damaged.
         """
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
             self._db.execute("COMMIT")
         except BaseException as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError):
+            with suppress(sqlite3.Error):
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
                 raise CapacityError(f"the link's store cannot be written ({error})") from error
             raise
 
     def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        return self._db.execute(query, values).fetchall()
+        """The rows of `query`.
+
+        Raises:
+            CapacityError: the file cannot be read.
+        """
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise CapacityError(f"the link's store cannot be read ({error})") from error
 
     def close(self) -> None:
         self._db.close()

@@ -31,9 +31,9 @@ from tidegate.link.envelope import (
 )
 from tidegate.link.gateway_directory import GatewayDirectory
 from tidegate.link.identity import DeviceIdentity
-from tidegate.link.limits import check_request
+from tidegate.link.limits import MAX_DEADLINE_S, check_request
 from tidegate.link.lingering import Lingering, Sent
-from tidegate.link.messages import Bundle, Call, Control, ControlKind, Status
+from tidegate.link.messages import Bundle, Call, Control, ControlKind, Prefix, Status
 from tidegate.link.outbox import Outbox, OutboxRow, Outcome
 from tidegate.link.prekeys import Advert
 from tidegate.link.timing import Timing
@@ -62,6 +62,7 @@ class _Live:
     row: OutboxRow
     session: DeviceSession
     saved: int
+    prefix: Prefix
     outcome: Outcome = Outcome.OPEN
     sent: OrderedDict[int, Sent] = field(default_factory=OrderedDict)
     gateway_id: str | None = None
@@ -142,6 +143,11 @@ class DeviceCore:
             return None
         return Standing(self._outbox.payloads(request_id), row.outcome, row.code)
 
+    def remaining_s(self, now_s: float, request_id: RequestId) -> float | None:
+        """How long `request_id` may still take, or None when it is over or unknown."""
+        live = self._live.get(request_id)
+        return None if live is None else live.session.deadline_s - now_s
+
     def stored(self) -> list[tuple[RequestId, Outcome]]:
         """Every request in the outbox, oldest first."""
         return self._outbox.ids()
@@ -216,17 +222,21 @@ class DeviceCore:
             )
             return
         assert row is not None
+        # The wall clock may have jumped since; no request was ever given more than this.
+        remaining_s = min(row.deadline_ms / 1000 - self._wall_s(), MAX_DEADLINE_S)
         session = DeviceSession(
             timing=self._timing,
             rng=self._rng,
             now_s=now_s,
-            deadline_s=now_s + row.deadline_ms / 1000 - self._wall_s(),
+            deadline_s=now_s + remaining_s,
             connect_by_s=connect_by_s,
             next_attempt=row.attempt,
             have=len(payloads),
             have_bytes=sum(map(len, payloads)),
         )
-        self._live[request_id] = _Live(row=row, session=session, saved=len(payloads))
+        self._live[request_id] = _Live(
+            row=row, session=session, saved=len(payloads), prefix=Prefix(payloads)
+        )
 
     def _on_response(self, now_s: float, payload: bytes) -> list[DeviceEffect]:
         where = route(payload)
@@ -271,6 +281,8 @@ class DeviceCore:
             match action:
                 case Deliver(first, payloads):
                     live.unsaved += payloads
+                    for payload in payloads:
+                        live.prefix.add(payload)
                     request_id = live.row.request_id
                     effects.append(Delivered(request_id=request_id, first=first, payloads=payloads))
                 case SendAck(rewind, done):
@@ -298,6 +310,7 @@ class DeviceCore:
             have=live.session.have,
             credit=self._timing.credit,
             ttl_ms=min(ttl_ms, _MAX_TTL_MS),
+            proof=live.prefix.proof(),
             body=live.row.body,
         )
         message, keys = seal_request(

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import MappingProxyType
 
-from tidegate.link.messages import Bundle, Status
+from tidegate.link.messages import MAX_ANSWER_BYTES, Bundle, Status
 from tidegate.link.timing import Timing, backoff_s
 
-MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_ATTEMPT = 0xFFFF
 _NUDGE_S = 0.05
 
@@ -188,6 +187,9 @@ class DeviceSession:
     def on_bundle(self, now_s: float, attempt: int, number: int, bundle: Bundle) -> list[Action]:
         """Chunk `number` of the stream that answers `attempt` was opened."""
         if self.state in TERMINAL:
+            return []
+        if bundle.status is Status.FAILED and attempt < self.heard_attempt:
+            # A late refusal: a newer attempt has been taken up, and says itself how it ends.
             return []
         self.silent_sends = 0
         if attempt > self.heard_attempt:

@@ -6,12 +6,12 @@ and a chunk is published only after it is.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tidegate.errors import CapacityError, ConfigError, LinkError, SealError
 from tidegate.link.counters import Tally
-from tidegate.link.device_session import MAX_ANSWER_BYTES
 from tidegate.link.effects import (
     GatewayEffect,
     InboundRequest,
@@ -29,9 +29,17 @@ from tidegate.link.envelope import (
     route,
 )
 from tidegate.link.gateway_keys import GatewayKeys
-from tidegate.link.gateway_session import TERMINAL, GatewaySession, State
+from tidegate.link.gateway_session import DIVERGED, TERMINAL, GatewaySession, State
 from tidegate.link.gateway_store import GatewayRow, GatewayStore, Progress, RequestKey
-from tidegate.link.messages import MAX_PAYLOAD_BYTES, Bundle, Call, Control, ControlKind, Status
+from tidegate.link.messages import (
+    MAX_ANSWER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    Bundle,
+    Call,
+    Control,
+    ControlKind,
+    Status,
+)
 from tidegate.link.prekeys import (
     CLOCK_SKEW_S,
     VALID_FOR_S,
@@ -40,6 +48,7 @@ from tidegate.link.prekeys import (
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics, last_level
 
+logger = logging.getLogger(__name__)
 _EXPIRE_EVERY_S = 60.0
 _WAITING_PER_PLACE = 4
 """Live requests, running or waiting to be fetched, per place to run one: bounds memory."""
@@ -118,12 +127,18 @@ class GatewayCore:
         """Share of the allowed requests that are running, 0 to 1."""
         return len(self._runs) / self._max_requests
 
-    @property
-    def _full(self) -> bool:
-        """All places are taken, or too many answers wait for devices that have gone quiet."""
+    def _full(self, handle: str) -> bool:
+        """No place is left, or too many answers wait for devices that have gone quiet.
+
+        One device gets half of the places at most, so that it cannot lock the others out.
+        """
+        share = max(1, self._max_requests // 2)
+        its_own = [live for key, live in self._live.items() if key.handle == handle]
         return (
             len(self._runs) >= self._max_requests
             or len(self._live) >= self._max_requests * _WAITING_PER_PLACE
+            or sum(live.run is not None for live in its_own) >= share
+            or len(its_own) >= share * _WAITING_PER_PLACE
         )
 
     def advert(self, models: Sequence[ModelOffer], load: float | None) -> Publish:
@@ -132,6 +147,7 @@ class GatewayCore:
         Raises:
             CapacityError: the disk refuses to hold its version.
         """
+        self._rotate()
         payload = self._keys.advert(
             version=self._store.next_advert_version(int(self._wall_s() * 1000)),
             models=models,
@@ -198,7 +214,16 @@ class GatewayCore:
         due = [live.session.next_wakeup_s() for live in self._live.values()]
         return min([self._expire_at_s, *due])
 
+    def _rotate(self) -> None:
+        """Make and erase prekeys as their time comes; on a refusing disk go on with the old."""
+        try:
+            self._keys.rotate()
+        except CapacityError as error:
+            self.tally.add("store_failures")
+            logger.warning("%s", error)
+
     def _expire(self) -> None:
+        self._rotate()
         try:
             self._store.expire(self._oldest_ms())
         except CapacityError:
@@ -234,14 +259,14 @@ class GatewayCore:
         self._store.use_attempt(live.row, keys.attempt)
         self.tally.add("resends")
         live.keys = keys
-        self._attach(now_s, live, call)
-        return self._poll(now_s, key, live)
+        stop = self._attach(now_s, live, call)
+        return stop + self._poll(now_s, key, live)
 
     def _begin(
         self, now_s: float, key: LiveKey, row_key: RequestKey, keys: GatewayAttempt, call: Call
     ) -> list[GatewayEffect]:
         try:
-            if self._full:
+            if self._full(key.handle):
                 raise CapacityError("gateway: all places taken")
             self._store.begin(row_key, keys.attempt)
         except CapacityError as error:
@@ -264,7 +289,7 @@ class GatewayCore:
         if row.closed:
             return self._refuse(key, keys, row.code)
         ended = None if row.status is Status.MORE else Finished(row.status, row.code)
-        if self._full:
+        if self._full(key.handle):
             return self._refuse(key, keys, CapacityError.code)
         self._store.use_attempt(row_key, keys.attempt)
         self.tally.add("resends")
@@ -287,7 +312,7 @@ class GatewayCore:
     ) -> list[GatewayEffect]:
         session = GatewaySession(timing=self._timing, now_s=now_s, stored=stored)
         if ended is not None:
-            session.finish(ended.status, ended.code)
+            session.end(ended.status, ended.code)
         live = _Live(
             row=row_key,
             keys=keys,
@@ -304,15 +329,23 @@ class GatewayCore:
             attempt=keys.attempt,
         )
         start: list[GatewayEffect] = []
-        if ended is None:
+        if ended is None and not session.diverged:
             self._last_run += 1
             live.run = RunId(self._last_run)
             self._runs[live.run] = key
             start.append(Start(run=live.run, request=request))
         return start + self._poll(now_s, key, live)
 
-    def _attach(self, now_s: float, live: _Live, call: Call) -> None:
-        live.session.on_request(now_s, have=call.have, credit=call.credit, ttl_s=call.ttl_ms / 1000)
+    def _attach(self, now_s: float, live: _Live, call: Call) -> list[GatewayEffect]:
+        """Serve this attempt; a device that has another answer than ours ends the run."""
+        live.session.on_request(
+            now_s,
+            have=call.have,
+            credit=call.credit,
+            ttl_s=min(call.ttl_ms / 1000, VALID_FOR_S),
+            proof=call.proof,
+        )
+        return self._end_run(live) if live.session.diverged else []
 
     def _refuse(self, key: LiveKey, keys: GatewayAttempt, code: str) -> list[GatewayEffect]:
         """Answer with an error and keep nothing: a later attempt may find room."""
@@ -334,37 +367,47 @@ class GatewayCore:
                 return self._poll(now_s, key, live)
             case ControlKind.DONE:
                 live.session.on_done()
-                self._store.close_request(live.row)
+                code = "already_answered"
             case ControlKind.CANCEL:
                 live.session.cancel()
+                code = "cancelled"
                 self.tally.add("cancelled")
-                self._store.close_request(live.row, "cancelled")
+        try:
+            self._store.close_request(live.row, code)
+        except CapacityError:
+            # The row stays as it is until it is too old: its device asks no more.
+            self.tally.add("store_failures")
         return self._drop(key)
 
     def _take(self, item: Produced, live: _Live, progress: list[Progress]) -> list[GatewayEffect]:
-        output = item.output
-        if isinstance(output, bytes):
-            live.answer_bytes += len(output)
-            if len(output) <= MAX_PAYLOAD_BYTES and live.answer_bytes <= MAX_ANSWER_BYTES:
-                number = live.session.produce(output)
-                if number is None:
-                    live.answer_bytes -= len(output)
-                    return [Release(item.run, 1)]
-                progress.append(Progress(key=live.row, first=number, payloads=(output,)))
+        ending = item.output
+        if isinstance(ending, bytes):
+            failure = self._take_payload(ending, live, progress)
+            if failure is None:
                 return []
-            output = Finished(Status.FAILED, "answer_too_large")
-        live.session.finish(output.status, output.code)
-        self.tally.add("completed" if output.status is Status.COMPLETE else "failed")
-        progress.append(
-            Progress(
-                key=live.row,
-                first=len(live.session.payloads),
-                payloads=(),
-                status=output.status,
-                code=output.code,
-            )
-        )
+            if not failure:
+                return [Release(item.run, 1)]
+            ending = Finished(Status.FAILED, failure)
+        status, code = live.session.finish(ending.status, ending.code)
+        self.tally.add("completed" if status is Status.COMPLETE else "failed")
+        first = len(live.session.payloads)
+        progress.append(Progress(key=live.row, first=first, payloads=(), status=status, code=code))
         return self._end_run(live)
+
+    def _take_payload(self, payload: bytes, live: _Live, progress: list[Progress]) -> str | None:
+        """None when it is a new payload, "" when it is a repetition, or why the answer fails."""
+        session = live.session
+        if not session.repeating:
+            live.answer_bytes += len(payload)
+            if len(payload) > MAX_PAYLOAD_BYTES or live.answer_bytes > MAX_ANSWER_BYTES:
+                return "answer_too_large"
+        number = session.produce(payload)
+        if session.diverged:
+            return DIVERGED
+        if number is None:
+            return ""
+        progress.append(Progress(key=live.row, first=number, payloads=(payload,)))
+        return None
 
     def _poll(self, now_s: float, key: LiveKey, live: _Live) -> list[GatewayEffect]:
         effects: list[GatewayEffect] = []

@@ -49,12 +49,19 @@ class GatewayKeys:
             message, handle=handle, find_prekey=find_prekey, find_device=find_device
         )
 
+    def rotate(self) -> None:
+        """Make and erase prekeys as their time comes.
+
+        Raises:
+            CapacityError: the disk refuses; the prekeys are what they were.
+        """
+        self._prekeys.rotate(self._wall_s())
+
     def advert(
         self, *, version: int, models: Sequence[ModelOffer], load: float, valid_s: float
     ) -> bytes:
-        """A fresh signed advert; makes and drops prekeys as their time comes."""
+        """A fresh signed advert of the prekeys there are."""
         now_s = self._wall_s()
-        self._prekeys.rotate(now_s)
         advert = Advert(
             group=self.identity.group,
             gateway_id=self.identity.gateway_id,

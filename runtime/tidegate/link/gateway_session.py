@@ -14,7 +14,14 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from types import MappingProxyType
 
-from tidegate.link.messages import Bundle, Control, Status, bundle_from
+from tidegate.link.messages import (
+    Bundle,
+    Control,
+    Prefix,
+    Status,
+    bundle_from,
+    same_but_last,
+)
 from tidegate.link.timing import Timing
 
 
@@ -39,6 +46,8 @@ class Event(Enum):
     LEASE_END = auto()
 
 
+DIVERGED = "answer_diverged"
+"""Error code: a run did not repeat what an earlier one had said."""
 TERMINAL = frozenset((State.CLOSED, State.CANCELLED, State.PARKED))
 _ENDS = {
     Event.DONE: State.CLOSED,
@@ -58,38 +67,99 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
 class GatewaySession:
     """State of one live request.
 
-    `payloads` starts with what an earlier life stored; the handler's first outputs are then
-    skipped, because it is deterministic and repeats them.
+    `payloads` starts with what an earlier life stored. The handler repeats it, because it is
+    deterministic, and each repetition is compared and skipped; the same goes for payloads that
+    the device has from another gateway. A difference fails the request: two answers are never
+    spliced. Only the last payload may differ, and only if the answer ends with it: the event that
+    ends an answer carries times.
     """
 
     def __init__(self, *, timing: Timing, now_s: float, stored: list[bytes]) -> None:
         self.state = State.ACCEPTED
         self.payloads = stored
         self._timing = timing
-        self._repeated = len(stored)
+        self._owed = len(stored)
+        self._must_end = False
+        self._claim: tuple[int, bytes] | None = None
         self._ending: tuple[Status, str] | None = None
         self._peak = len(stored)
         self.on_request(now_s, have=0, credit=timing.credit, ttl_s=math.inf)
 
     def produce(self, payload: bytes) -> int | None:
-        """The handler yielded `payload`; returns its index, or None when it is a repetition."""
-        if self._repeated:
-            self._repeated -= 1
+        """The handler yielded `payload`; returns its index, or None when there is no new one.
+
+        That is a repetition, or a payload that shows the run to have `diverged`.
+        """
+        if self._owed:
+            same = payload == self.payloads[-self._owed]
+            self._owed -= 1
+            if not same and self._owed:
+                self._diverge(len(self.payloads))
+            self._must_end = self._must_end or not same
+            return None
+        if self._must_end:
+            self._diverge(len(self.payloads))
             return None
         self._go(Event.PRODUCE)
         self.payloads.append(payload)
-        return len(self.payloads) - 1
+        self._check_claim()
+        return None if self.diverged else len(self.payloads) - 1
 
-    def finish(self, status: Status, code: str) -> None:
-        """The handler ended, or a stored answer is complete."""
+    def finish(self, status: Status, code: str) -> tuple[Status, str]:
+        """The handler ended; returns how the answer ends, which may be otherwise."""
+        if self._owed and status is Status.COMPLETE:
+            self._diverge(len(self.payloads))
+        if self._ending is None:
+            self.end(status, code)
+        assert self._ending is not None
+        return self._ending
+
+    def end(self, status: Status, code: str) -> None:
+        """The answer is all there: a stored one is not produced again."""
         self._go(Event.FINISH)
         self._ending = (status, code)
 
-    def on_request(self, now_s: float, *, have: int, credit: int, ttl_s: float) -> None:
-        """The device asked (again) under a new attempt: new keys, from `have` on."""
+    @property
+    def diverged(self) -> bool:
+        """A run, ours or the device's, said something else: the request fails."""
+        return self._ending is not None and self._ending[1] == DIVERGED
+
+    @property
+    def repeating(self) -> bool:
+        """The handler's next payload has been stored by an earlier run."""
+        return self._owed > 0
+
+    def _check_claim(self) -> None:
+        """Compare what the device says it has with ours, once we have as much."""
+        if self._claim is None or len(self.payloads) < self._claim[0]:
+            return
+        (have, proof), self._claim = self._claim, None
+        ours = Prefix(self.payloads[:have]).proof()
+        if ours == proof:
+            return
+        if same_but_last(ours, proof) and have == len(self.payloads):
+            self._must_end = True
+        else:
+            self._diverge(have)
+
+    def _diverge(self, have: int) -> None:
+        """Fail it, and send nothing beyond the first `have` payloads."""
+        if self.state is not State.FINISHED:
+            self._go(Event.FINISH)
+        del self.payloads[have:]
+        self._ending = (Status.FAILED, DIVERGED)
+        self._final_sent = False
+
+    def on_request(
+        self, now_s: float, *, have: int, credit: int, ttl_s: float, proof: bytes | None = None
+    ) -> None:
+        """The device asked (again) under a new attempt: new keys, from `have` on.
+
+        `proof` is `messages.Prefix.proof` of what the device has.
+        """
         self._acked = have
         self._sent = have
-        self._credit = min(credit, self._timing.credit)
+        self._credit = max(1, min(credit, self._timing.credit))
         self._in_flight: deque[tuple[int, int]] = deque()
         self._number = 0
         self._rewind_number = -1
@@ -97,11 +167,13 @@ class GatewaySession:
         self._life_at_s = now_s
         self._lease_until_s = now_s + self._timing.lease_s
         self._expires_s = now_s + ttl_s
+        self._claim = None if proof is None or have == 0 else (have, proof)
+        self._check_claim()
 
     def on_ack(self, now_s: float, control: Control) -> bool:
         """Acknowledgement; returns True when it sent the stream back."""
         self._lease_until_s = now_s + self._timing.lease_s
-        self._credit = min(control.credit, self._timing.credit)
+        self._credit = max(1, min(control.credit, self._timing.credit))
         self._acked = max(self._acked, min(control.have, len(self.payloads)))
         while self._in_flight and self._in_flight[0][1] <= self._acked:
             self._in_flight.popleft()

@@ -3,7 +3,7 @@
 Fixed big-endian structs; every parser checks sizes before it slices and fails with `ValueError`,
 which its caller counts as a message that could not be opened::
 
-    Call     have u32 | credit u16 | ttl_ms u32 | body
+    Call     have u32 | credit u16 | ttl_ms u32 | proof[32] | body
     Bundle   first u32 | status u8 | count u16 | (len u32 | payload) * count | code, ASCII
     Control  kind u8 | have u32 | credit u16 | seen u64 | rewind u8
 
@@ -13,11 +13,13 @@ repeated delivery visible after a resend, a rewind or a restart of either end.
 
 from __future__ import annotations
 
+import hashlib
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-_CALL = struct.Struct(">IHI")
+_CALL = struct.Struct(">IHI32s")
 _BUNDLE = struct.Struct(">IBH")
 _CONTROL = struct.Struct(">BIHQB")
 _ITEM_HEAD_BYTES = 4
@@ -28,6 +30,9 @@ MAX_BUNDLE_BYTES = 80 * 1024
 """All payloads of one sealed message with their length fields."""
 MAX_BUNDLE_PAYLOADS = 1024
 MAX_CODE_BYTES = 64
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+"""All payloads of one answer."""
+PROOF_BYTES = 32
 CALL_BYTES = _CALL.size
 
 
@@ -48,24 +53,57 @@ class ControlKind(IntEnum):
     CANCEL = 3
 
 
+class Prefix:
+    """What was received of an answer, as a proof that another end can compare with its own.
+
+    The last payload is told apart from those before it: it alone may differ between two runs,
+    and only if the answer ends there, because the event that ends an answer carries times.
+    """
+
+    def __init__(self, payloads: Iterable[bytes] = ()) -> None:
+        self._before = hashlib.sha256()
+        self._last = b""
+        for payload in payloads:
+            self.add(payload)
+
+    def add(self, payload: bytes) -> None:
+        """One more payload."""
+        self._before.update(self._last)
+        self._last = hashlib.sha256(payload).digest()
+
+    def proof(self) -> bytes:
+        """`PROOF_BYTES`: 16 of all payloads but the last, then 16 of the last."""
+        return self._before.digest()[:16] + self._last[:16].ljust(16, b"\0")
+
+
+def same_but_last(proof: bytes, other: bytes) -> bool:
+    """Two proofs of equally many payloads agree on all of them but the last."""
+    return proof[:16] == other[:16]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """The device's request: it has `have` payloads and waits `ttl_ms` ms for the rest."""
+    """The device's request: it has `have` payloads and waits `ttl_ms` ms for the rest.
+
+    `proof` is `Prefix.proof` of what it has, so that no other answer is spliced to it.
+    """
 
     have: int
     credit: int
     ttl_ms: int
+    proof: bytes = bytes(PROOF_BYTES)
     body: bytes = field(repr=False)
 
     def encode(self) -> bytes:
-        return _CALL.pack(self.have, self.credit, self.ttl_ms) + self.body
+        return _CALL.pack(self.have, self.credit, self.ttl_ms, self.proof) + self.body
 
     @classmethod
     def decode(cls, data: bytes) -> Call:
         if len(data) < _CALL.size:
             raise ValueError("call")
-        have, credit, ttl_ms = _CALL.unpack_from(data)
-        return cls(have=have, credit=credit, ttl_ms=ttl_ms, body=data[_CALL.size :])
+        have, credit, ttl_ms, proof = _CALL.unpack_from(data)
+        body = data[_CALL.size :]
+        return cls(have=have, credit=credit, ttl_ms=ttl_ms, proof=proof, body=body)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -135,9 +135,14 @@ class Outbox:
             db.execute("DELETE FROM requests WHERE request_id = ?", (request_id,))
 
     def expire(self, now_ms: int) -> None:
-        """Forget what nobody fetched within a day after its deadline."""
+        """Forget what nobody fetched within a day after its deadline.
+
+        An open request stays, whatever the wall clock says now: its session ends it first.
+        """
         for (request_id,) in self._db.read(
-            "SELECT request_id FROM requests WHERE deadline_ms < ?", now_ms - KEEP_RESULT_MS
+            "SELECT request_id FROM requests WHERE deadline_ms < ? AND outcome != ?",
+            now_ms - KEEP_RESULT_MS,
+            Outcome.OPEN,
         ):
             self.remove(request_id)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from tidegate.errors import IdentityError
+from tidegate.errors import CapacityError, IdentityError
 from tidegate.link import statements
 from tidegate.link.envelope import SUITES
 from tidegate.link.identity import GatewayIdentity, open_certificate
@@ -193,17 +193,30 @@ class PrekeyStore:
     def rotate(self, now_s: float) -> bool:
         """Make a prekey when the youngest is a day old and drop expired ones; True on a change.
 
+        One from the future was made while the clock was wrong: no device would use it until then.
         Dropping rewrites the file. On flash the old block may outlive that; full-disk encryption
         is what helps there.
+
+        Raises:
+            CapacityError: the disk refuses; the set is what it was.
         """
-        held = [item for item in self._held if now_s < item.public.naf_s]
+        held = [
+            item
+            for item in self._held
+            if now_s < item.public.naf_s and item.public.nbf_s <= now_s + CLOCK_SKEW_S
+        ]
         youngest = max((item.public.nbf_s for item in held), default=None)
         if youngest is None or now_s >= youngest + ROTATE_AFTER_S:
             held.append(_make(int(now_s)))
         if held == self._held:
             return False
+        try:
+            _write(self._path, held)
+        except OSError as error:
+            raise CapacityError(
+                f"{self._path}: prekeys cannot be written ({error.strerror})"
+            ) from error
         self._held = held
-        _write(self._path, held)
         return True
 
     def public(self, now_s: float) -> Sequence[Prekey]:
