@@ -21,12 +21,13 @@ from tidegate.errors import (
 )
 from tidegate.link.device import DeviceLink
 from tidegate.link.effects import InboundRequest
-from tidegate.link.envelope import new_request_id
+from tidegate.link.envelope import MAX_MESSAGE_BYTES, new_request_id
 from tidegate.link.fleet import add_device, add_gateway, create_fleet, pair
 from tidegate.link.gateway import UNSENT_PAYLOADS, Gateway, Handler
 from tidegate.link.memory import Faults, MemoryBroker, MemoryTransport
 from tidegate.link.outbox import Outcome
 from tidegate.link.prekeys import ModelOffer
+from tidegate.link.transport import QUEUE_BYTES, EventQueue, Message
 
 ANSWER = [b"token %d " % i for i in range(60)]
 TIME_LIMIT_S = 30.0
@@ -427,5 +428,104 @@ def test_a_link_that_does_not_run_says_so(root: Path, monkeypatch: pytest.Monkey
         with pytest.raises(UnavailableError, match=r"DeviceLink\.run"):
             await ask(device, deadline_s=0.1)
         await device.close()
+
+    run(main)
+
+
+def test_a_second_process_on_the_same_keys_is_refused_by_name(root: Path) -> None:
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, answer), running_device(root, broker):
+            with pytest.raises(LinkError, match=f"{root / 'gateway'}: another process"):
+                Gateway(root / "gateway", MemoryTransport(broker), answer)
+            with pytest.raises(LinkError, match=f"{root / 'device'}: another process"):
+                DeviceLink(root / "device", MemoryTransport(broker))
+        async with running_gateway(root, broker, answer), running_device(root, broker) as device:
+            assert await ask(device) == ANSWER
+
+    run(main)
+
+
+def test_keys_that_cannot_be_used_are_not_kept_locked(root: Path) -> None:
+    (root / "gateway" / "requests.sqlite").mkdir()
+    for _ in range(2):
+        with pytest.raises(LinkError, match=r"requests\.sqlite"):
+            Gateway(root / "gateway", MemoryTransport(MemoryBroker()), answer)
+
+
+def test_waiting_in_vain_for_a_stored_request_leaves_it_stored(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.link.device._GRACE_S", 0.05)
+
+    async def main() -> None:
+        device = DeviceLink(root / "device", MemoryTransport(MemoryBroker()), timing=FAST)
+        name = new_request_id(time.time_ns() // 1_000_000)
+        for deadline_s in (0.3, 0.01):
+            with pytest.raises(UnavailableError, match="not running"):
+                _ = [
+                    part
+                    async for part in device.request(b"", deadline_s=deadline_s, request_id=name)
+                ]
+        (pending,) = await device.pending()
+        assert (pending.request_id, pending.outcome) == (name, Outcome.OPEN)
+        await device.close()
+
+    run(main)
+
+
+def test_a_shorter_deadline_does_not_cut_a_stored_request_short(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.link.device._GRACE_S", 0.05)
+
+    async def main() -> None:
+        broker = MemoryBroker()
+        name = new_request_id(time.time_ns() // 1_000_000)
+        async with running_device(root, broker) as device:
+            first = asyncio.ensure_future(
+                anext(device.request(b"", deadline_s=20.0, request_id=name))
+            )
+            while not await device.pending():
+                await asyncio.sleep(0.01)
+        with pytest.raises(UnavailableError):
+            await first
+        async with running_device(root, broker) as device:
+            again = device.request(b"", deadline_s=0.01, request_id=name)
+            waiting = asyncio.ensure_future(anext(again))
+            await asyncio.sleep(0.3)
+            async with running_gateway(root, broker, answer):
+                got = [await waiting, *[part async for part in again]]
+            assert got == ANSWER
+
+    run(main)
+
+
+def test_what_the_transport_threw_away_is_counted(root: Path) -> None:
+    async def main() -> None:
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, answer) as gateway:
+            while not gateway.connected:
+                await asyncio.sleep(0.01)
+            junk = Message("tidegate/1/home/gw/gw0/q/x", bytes(MAX_MESSAGE_BYTES + 1))
+            broker.publish(junk, retain=False)
+            assert (gateway.counters.overflowed, gateway.counters.dropped) == (1, 0)
+
+    run(main)
+
+
+def test_waiting_messages_are_bounded_in_bytes() -> None:
+    async def main() -> None:
+        queue = EventQueue()
+        big = Message("a", bytes(MAX_MESSAGE_BYTES))
+        fit = QUEUE_BYTES // MAX_MESSAGE_BYTES
+        for _ in range(fit + 2):
+            queue.put(big)
+        assert queue.dropped == 2
+        events = queue.events()
+        for _ in range(fit):
+            await anext(events)
+        queue.put(big)
+        assert queue.dropped == 2
 
     run(main)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import traceback
 from pathlib import Path
 
 import pytest
 
 from tidegate.errors import ConfigError, UnavailableError
-from tidegate.link.mqtt import BrokerUrl, MqttTransport
+from tidegate.link.mqtt import WINDOW_PUBLISHES, BrokerUrl, MqttTransport
+from tidegate.link.transport import Connected, Disconnected
 
 
 @pytest.mark.parametrize(
@@ -51,12 +53,22 @@ def test_a_user_and_a_password_are_decoded_and_never_shown() -> None:
         "ftp://me:secret@broker",
         "mqtt://me:secret@x@broker:99999",
         "mqtt://[::1",
+        "mqtt://broker#x",
+        "mqtt://broker:0",
+        "mqtt://me:secret@broker//",
+        "mqtt://me:secret#x@broker",
+        "mqtt://me:x#secret@broker",
+        "mqtt://me:99#secret@broker",
+        "mqtt://me:x?secret@broker",
+        "mqtt://me:99/secret@broker",
+        "mqtt://me:secret@bro\nker",
     ],
 )
 def test_another_url_is_refused_without_repeating_the_password(url: str) -> None:
     with pytest.raises(ConfigError, match="broker = ") as caught:
         BrokerUrl.parse(url)
-    assert "secret" not in str(caught.value)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "secret" not in shown
 
 
 def test_a_file_of_roots_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
@@ -120,3 +132,42 @@ def test_something_that_is_no_broker_is_survived(reply: bytes) -> None:
         await server.wait_closed()
 
     asyncio.run(main())
+
+
+def test_a_broker_that_stops_acknowledging_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.link.mqtt.ACKNOWLEDGE_TIMEOUT_S", 0.2)
+    connections = 0
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.read(100)
+        writer.write(b"\x20\x02\x00\x00")
+        while await reader.read(1000):
+            pass
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        transport = MqttTransport(f"mqtt://127.0.0.1:{port}")
+        task = asyncio.create_task(transport.run())
+        events = transport.events()
+        assert await anext(events) == Connected()
+        for _ in range(WINDOW_PUBLISHES):
+            await transport.publish("a", b"")
+        with pytest.raises(UnavailableError, match="stopped acknowledging"):
+            await transport.publish("a", b"")
+        assert await anext(events) == Disconnected()
+        assert await anext(events) == Connected()
+        assert connections == 2
+        task.cancel()
+        await asyncio.wait([task])
+        server.close()
+        await server.wait_closed()
+
+    async def limited() -> None:
+        async with asyncio.timeout(20):
+            await main()
+
+    asyncio.run(limited())

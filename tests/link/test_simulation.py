@@ -75,3 +75,22 @@ def test_a_request_runs_once_while_the_gateway_lives(fleet: Path, tmp_path: Path
     for seed in range(SEEDS):
         world = play(seed, LOSSY, fleet, tmp_path)
         assert set(world.runs.values()) == {1}
+
+
+def test_two_runs_that_differ_are_never_spliced(fleet: Path, tmp_path: Path) -> None:
+    codes: list[str] = []
+    for seed in range(SEEDS):
+        world = World(seed, GATEWAY_DIES, fleet, tmp_path, diverging=True)
+        try:
+            for payloads in (0, 1, 12, 60):
+                world.after(world.rng.uniform(0.0, 20.0), partial(world.ask, payloads))
+            world.run(4, until_s=900.0)
+        finally:
+            world.close()
+        assert len(world.results) + len(world.failures) == 4
+        for request_id, result in world.results.items():
+            # The last payload of a run may differ, and then that of another run stands for it.
+            runs = [said[: len(result)] for said in world.said[request_id]]
+            assert any(said == result or said[:-1] == result[:-1] for said in runs), f"seed {seed}"
+        codes += world.failures.values()
+    assert set(codes) == {"answer_diverged"}

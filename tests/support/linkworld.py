@@ -75,6 +75,8 @@ class World:
     fleet: Path
     scratch: Path
     now_s: float = 0.0
+    diverging: bool = False
+    """The handler says something else at every run, from a random payload on."""
     runs: dict[RequestId, int] = field(default_factory=dict)
     crashes: int = 0
 
@@ -99,6 +101,8 @@ class World:
         self.apps: dict[RequestId, App] = {}
         self.expected: dict[RequestId, list[bytes]] = {}
         self.results: dict[RequestId, list[bytes]] = {}
+        self.failures: dict[RequestId, str] = {}
+        self.said: dict[RequestId, list[list[bytes]]] = {}
         self.handlers: dict[RunId, list[bytes]] = {}
         self.life = itertools.count()
         self.gateway_life = 0
@@ -127,7 +131,7 @@ class World:
 
     def run(self, answers: int, until_s: float) -> None:
         """Let time pass until so many requests have been read, or `until_s`."""
-        while self.now_s < until_s and len(self.results) < answers:
+        while self.now_s < until_s and len(self.results) + len(self.failures) < answers:
             due = self.agenda[0][0] if self.agenda else until_s
             for core in (self.device, self.gateway):
                 if core is not None:
@@ -235,9 +239,13 @@ class World:
 
         Dying between the two shows it a request that it has: it only lets go again.
         """
-        assert state is State.DONE, state
         standing = core.standing(request_id)
         assert standing is not None
+        if self.diverging and standing.outcome is Outcome.FAILED:
+            self.failures[request_id] = standing.code
+            core.release(request_id)
+            return
+        assert state is State.DONE, state
         if self.results.setdefault(request_id, standing.payloads) != standing.payloads:
             raise AssertionError("the answer changed")
         core.release(request_id)
@@ -252,7 +260,7 @@ class World:
                         self.publish(effect)
                     case Start(run=run, request=request):
                         self.runs[request.request_id] = self.runs.get(request.request_id, 0) + 1
-                        self.handlers[run] = list(self.expected[request.request_id])
+                        self.handlers[run] = list(self.answer_of_run(request.request_id))
                         self.produce_later(run, self.gateway_life)
                     case Stop(run):
                         self.handlers.pop(run, None)
@@ -260,6 +268,14 @@ class World:
                         pass
         except Crash:
             self.die("gateway")
+
+    def answer_of_run(self, request_id: RequestId) -> list[bytes]:
+        answer = self.expected[request_id]
+        if self.diverging:
+            same = self.rng.randrange(len(answer) + 1)
+            answer = answer[:same] + [self.rng.randbytes(8) for _ in answer[same:]]
+        self.said.setdefault(request_id, []).append(list(answer))
+        return answer
 
     def produce_later(self, run: RunId, life: int) -> None:
         def produce() -> None:
@@ -334,7 +350,8 @@ class World:
 
     def submit(self, request_id: RequestId) -> None:
         def submit(core: DeviceCore) -> list[DeviceEffect]:
-            if request_id not in self.results and core.standing(request_id) is None:
+            over = request_id in self.results or request_id in self.failures
+            if not over and core.standing(request_id) is None:
                 core.submit(
                     self.now_s, b"prompt", request_id=request_id, deadline_s=3600, model=None
                 )

@@ -7,7 +7,7 @@ payload must be the same bytes every time: one event per token, sampling with th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
@@ -39,15 +39,16 @@ class LinkHandler:
         """Yield the answer's events as payloads; an error is the last event, not an exception."""
         record = self._metrics.begin()
         with self._working() as leave:
-            async for event in self._answer(request):
-                if self._is_going_away(event):
-                    leave()
-                    await asyncio.Event().wait()
-                record.see(event)
-                yield write_event(event)
+            async with aclosing(self._answer(request)) as events:
+                async for event in events:
+                    if self._is_going_away(event):
+                        leave()
+                        await asyncio.Event().wait()
+                    record.see(event)
+                    yield write_event(event)
             record.end()
 
-    async def _answer(self, request: InboundRequest) -> AsyncIterator[AnswerEvent]:
+    async def _answer(self, request: InboundRequest) -> AsyncGenerator[AnswerEvent, None]:
         try:
             call = _seeded(read_call(request.body), request.request_id)
             events = self._backend.answer_as(call, request.request_id.hex(), join_unread=False)

@@ -1,8 +1,8 @@
 """`tidegate broker`: amqtt in this process, for laptops and demos.
 
-It takes anyone, so it only listens on loopback; a fleet uses mosquitto (docs, deploy/). What it
-relays is sealed all the same. amqtt 0.12 needs its plugins named: by default it loads one that
-warns about psutil and logs every packet.
+It takes anyone, so it only listens on loopback; a fleet uses mosquitto. What it relays is
+sealed all the same. amqtt 0.12 needs its plugins named: by default it loads one that warns about
+psutil and logs every packet.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ CounterName = Literal[
     "expired",
     "publish_failures",
     "store_failures",
+    "overflowed",
 ]
 
 
@@ -58,6 +59,8 @@ class LinkCounters:
     """Messages the transport could not take; the protocol sends them again."""
     store_failures: int = 0
     """Writes the disk refused; what depended on them was not sent."""
+    overflowed: int = 0
+    """Messages the transport threw away: too large, or more than were taken off in time."""
 
 
 class Tally:
@@ -69,5 +72,6 @@ class Tally:
     def add(self, name: CounterName, count: int = 1) -> None:
         self._counts[name] += count
 
-    def snapshot(self) -> LinkCounters:
-        return LinkCounters(**self._counts)
+    def snapshot(self, *, overflowed: int = 0) -> LinkCounters:
+        """All counts; `overflowed` is the transport's own."""
+        return LinkCounters(**{**self._counts, "overflowed": overflowed})

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tidegate.link.device_session import State
 from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
 from tidegate.link.envelope import RequestId, new_request_id
 from tidegate.link.identity import load_device
+from tidegate.link.keyfiles import FolderLock
 from tidegate.link.outbox import Outbox, Outcome
 from tidegate.link.prekeys import ModelOffer
 from tidegate.link.timing import Timing
@@ -55,6 +57,10 @@ class PendingRequest:
 
     request_id: RequestId
     outcome: Outcome
+
+
+class _NothingHeardError(UnavailableError):
+    """The core has not even said that the deadline has passed."""
 
 
 class _Reader:
@@ -88,7 +94,8 @@ class DeviceLink:
         timing: waits and windows.
 
     Raises:
-        IdentityError, LinkError: the directory's keys or outbox cannot be used.
+        IdentityError, LinkError: the directory's keys or outbox cannot be used, or another process
+            is using them.
     """
 
     def __init__(
@@ -96,16 +103,21 @@ class DeviceLink:
     ) -> None:
         self._transport = transport
         self._timing = timing or Timing()
-        identity = load_device(directory)
-        self._outbox = Outbox.open(directory / "outbox.sqlite")
-        self._core = DeviceCore(
-            identity=identity,
-            outbox=self._outbox,
-            timing=self._timing,
-            rng=random.Random(),
-            wall_s=time.time,
-            now_s=time.monotonic(),
-        )
+        with ExitStack() as undo:
+            identity = load_device(directory)
+            self._lock = FolderLock(directory)
+            undo.callback(self._lock.release)
+            self._outbox = Outbox.open(directory / "outbox.sqlite")
+            undo.callback(self._outbox.close)
+            self._core = DeviceCore(
+                identity=identity,
+                outbox=self._outbox,
+                timing=self._timing,
+                rng=random.Random(),
+                wall_s=time.time,
+                now_s=time.monotonic(),
+            )
+            undo.pop_all()
         self._thread = CoreThread("tidegate-device")
         self._outgoing: asyncio.Queue[Publish] = asyncio.Queue()
         self._wake = asyncio.Event()
@@ -119,7 +131,7 @@ class DeviceLink:
 
     @property
     def counters(self) -> LinkCounters:
-        return self._core.tally.snapshot()
+        return self._core.tally.snapshot(overflowed=self._transport.dropped)
 
     async def gateways(self) -> tuple[GatewayView, ...]:
         """Gateways whose advert is valid now, the least loaded first."""
@@ -162,7 +174,7 @@ class DeviceLink:
 
         Closing the iterator early (`contextlib.aclosing`) cancels the request at the gateway. A
         `request_id` that is in the outbox already is taken up again instead of sent twice, and
-        its payloads come from the first on.
+        its payloads come from the first on; a caller who waits for it in vain leaves it there.
 
         Args:
             body: opaque, at most `limits.MAX_REQUEST_BODY_BYTES`.
@@ -182,18 +194,22 @@ class DeviceLink:
             raise LinkError(f"request {request_id.hex()}: someone is reading its answer already")
         reader = self._readers[request_id] = _Reader()
         ended: Ended | None = None
+        leave = False
         try:
-            await self._open(request_id, body, deadline_s, model, reader)
+            left_s = await self._open(request_id, body, deadline_s, model, reader)
             while ended is None:
-                output = await self._next(reader, deadline_s)
+                output = await self._next(reader, deadline_s if left_s is None else left_s)
                 if isinstance(output, Delivered):
                     for payload in reader.fresh(output):
                         yield payload
                 else:
                     ended = output
+        except _NothingHeardError:
+            leave = left_s is not None
+            raise
         finally:
             del self._readers[request_id]
-            if ended is None and self._running:
+            if ended is None and self._running and not leave:
                 self._apply(await self._thread.call_now(self._core.cancel, request_id))
         if ended.code != _STOPPED:
             await self._thread.call(self._core.release, request_id)
@@ -224,6 +240,7 @@ class DeviceLink:
         """Close the outbox. Call it after `run` has ended."""
         await self._thread.call(self._outbox.close)
         self._thread.close()
+        self._lock.release()
 
     async def _open(
         self,
@@ -232,25 +249,29 @@ class DeviceLink:
         deadline_s: float,
         model: str | None,
         reader: _Reader,
-    ) -> None:
+    ) -> float | None:
+        """Submit it, or take it up; returns how long one that is taken up still has."""
         known = await self._thread.call(self._core.standing, request_id)
         if known is None:
             await self._thread.call_now(
                 self._core.submit, body, request_id=request_id, deadline_s=deadline_s, model=model
             )
-        else:
-            reader.start_with(known)
-            if known.outcome is not Outcome.OPEN:
-                state = State.DONE if known.outcome is Outcome.DONE else State.FAILED
-                reader.queue.put_nowait(Ended(request_id=request_id, state=state, code=known.code))
+            self._wake.set()
+            return None
+        reader.start_with(known)
+        if known.outcome is not Outcome.OPEN:
+            state = State.DONE if known.outcome is Outcome.DONE else State.FAILED
+            reader.queue.put_nowait(Ended(request_id=request_id, state=state, code=known.code))
         self._wake.set()
+        left_s = await self._thread.call_now(self._core.remaining_s, request_id)
+        return 0.0 if left_s is None else left_s
 
     async def _next(self, reader: _Reader, deadline_s: float) -> Delivered | Ended:
         try:
             async with asyncio.timeout(deadline_s + _GRACE_S):
                 return await reader.queue.get()
         except TimeoutError:
-            raise UnavailableError("the link is not running: start DeviceLink.run()") from None
+            raise _NothingHeardError("the link is not running: start DeviceLink.run()") from None
 
     def _error(self, code: str) -> TidegateError:
         """The exception for a failure's stable name."""

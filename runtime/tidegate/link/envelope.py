@@ -67,6 +67,9 @@ MAX_BODY_BYTES = MAX_REQUEST_BYTES - LENGTH_BYTES - _PREFIX_BYTES
 MAX_CHUNK_BYTES = 96 * _KIB
 """Padded chunk plaintext of an answer (AWS IoT stops at 128 KB per message)."""
 
+MAX_MESSAGE_BYTES = 1 + _HEADER.size + 2048 + MAX_REQUEST_BYTES + TAG_BYTES
+"""A whole message with room for the largest wrap; nothing legal is larger, adverts included."""
+
 
 class MessageType(IntEnum):
     """First byte of every MQTT payload on a request or response topic."""
@@ -331,7 +334,7 @@ def open_request(
     Raises:
         SealError: anything about it is wrong. Nothing was allocated beyond the message's size.
     """
-    if len(message) > 1 + _HEADER.size + 2048 + MAX_REQUEST_BYTES + TAG_BYTES:
+    if len(message) > MAX_MESSAGE_BYTES:
         raise SealError
     try:
         return _open_request(message, handle, find_prekey, find_device, new_key())

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 
 from tidegate.errors import CapacityError, ExecutionError, TidegateError, UnavailableError
@@ -30,6 +30,7 @@ from tidegate.link.gateway_core import Finished, GatewayCore, Produced
 from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_store import GatewayStore
 from tidegate.link.identity import DeviceRegistry, load_gateway
+from tidegate.link.keyfiles import FolderLock
 from tidegate.link.messages import Status
 from tidegate.link.prekeys import ModelOffer, PrekeyStore
 from tidegate.link.timing import Timing
@@ -59,7 +60,8 @@ class Gateway:
         max_requests: more are refused with `over_capacity`.
 
     Raises:
-        IdentityError, LinkError: the directory's keys or store cannot be used.
+        IdentityError, LinkError: the directory's keys or store cannot be used, or another process
+            is using them.
         ConfigError: a setting is out of range.
     """
 
@@ -79,21 +81,28 @@ class Gateway:
         self._models = models
         self._load = load
         self._timing = timing or Timing()
-        self._registry = DeviceRegistry(directory / "devices.sqlite")
-        self._store = GatewayStore.open(directory / "requests.sqlite")
-        self._core = GatewayCore(
-            keys=GatewayKeys(
-                identity=load_gateway(directory),
-                prekeys=PrekeyStore(directory / "prekeys.json"),
-                registry=self._registry,
+        with ExitStack() as undo:
+            identity = load_gateway(directory)
+            self._lock = FolderLock(directory)
+            undo.callback(self._lock.release)
+            self._registry = DeviceRegistry(directory / "devices.sqlite")
+            undo.callback(self._registry.close)
+            self._store = GatewayStore.open(directory / "requests.sqlite")
+            undo.callback(self._store.close)
+            self._core = GatewayCore(
+                keys=GatewayKeys(
+                    identity=identity,
+                    prekeys=PrekeyStore(directory / "prekeys.json"),
+                    registry=self._registry,
+                    wall_s=time.time,
+                ),
+                store=self._store,
+                timing=self._timing,
+                max_requests=max_requests,
                 wall_s=time.time,
-            ),
-            store=self._store,
-            timing=self._timing,
-            max_requests=max_requests,
-            wall_s=time.time,
-            now_s=time.monotonic(),
-        )
+                now_s=time.monotonic(),
+            )
+            undo.pop_all()
         self._thread = CoreThread("tidegate-gateway")
         self._outgoing: asyncio.Queue[Publish] = asyncio.Queue()
         self._wake = asyncio.Event()
@@ -110,7 +119,7 @@ class Gateway:
 
     @property
     def counters(self) -> LinkCounters:
-        return self._core.tally.snapshot()
+        return self._core.tally.snapshot(overflowed=self._transport.dropped)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -129,6 +138,7 @@ class Gateway:
         await self._thread.call(self._store.close)
         await self._thread.call(self._registry.close)
         self._thread.close()
+        self._lock.release()
 
     async def _receive(self, tasks: asyncio.TaskGroup) -> None:
         async for event in self._transport.events():

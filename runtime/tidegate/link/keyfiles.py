@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from pathlib import Path
 
-from tidegate.errors import IdentityError
+from tidegate.errors import IdentityError, LinkError
 
 KEY_BYTES = 32
 """Ed25519 seeds, X25519 scalars and local at-rest keys are all this long."""
@@ -90,3 +91,28 @@ def load_or_make_key(path: Path) -> bytes:
     if not path.exists():
         write_atomic(path, secrets.token_bytes(KEY_BYTES))
     return read_key(path)
+
+
+class FolderLock:
+    """One process at a time works with a folder of keys; the kernel lets go when it dies.
+
+    Raises:
+        LinkError: another one does, or the folder cannot be locked.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise LinkError(f"{folder}: cannot be locked ({error.strerror})") from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            if isinstance(error, BlockingIOError):
+                raise LinkError(f"{folder}: another process is using these keys") from None
+            raise LinkError(f"{folder}: cannot be locked ({error.strerror})") from error
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        os.close(self._descriptor)

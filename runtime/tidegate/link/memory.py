@@ -122,6 +122,10 @@ class MemoryTransport:
     def status(self) -> str:
         return "memory broker: " + ("connected" if self._connected else "stopped")
 
+    @property
+    def dropped(self) -> int:
+        return self._queue.dropped
+
     def subscribe(self, topic_filter: str) -> None:
         self._filters.append(topic_filter)
 

@@ -38,6 +38,8 @@ WINDOW_PUBLISHES = 16
 """Publishes without PUBACK; below the smallest receive maximum in common use (20)."""
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 5.0
+ACKNOWLEDGE_TIMEOUT_S = 30.0
+"""A broker that answers pings but acknowledges nothing for this long is left."""
 _RECONNECT_MIN_S = 0.2
 _RECONNECT_MAX_S = 15.0
 _MISC_EVERY_S = 1.0
@@ -63,17 +65,20 @@ class BrokerUrl:
         """Parse `mqtt://[user[:password]@]host[:port]` or `mqtts://...`.
 
         Raises:
-            ConfigError: it is something else. The message never repeats the user part.
+            ConfigError: it is something else. The message never repeats the user part; a `#`, `?`
+                or `/` in a password must be written as %23, %3F or %2F.
         """
         shown = f"...@{url.rsplit('@', 1)[-1]}" if "@" in url else url
+        allowed = "mqtt://host[:port] or mqtts://host[:port], with a port from 1 to 65535"
         try:
             parts = urlsplit(url)
-            port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
-        except ValueError as error:
-            raise ConfigError("broker", shown, "a URL with a port from 1 to 65535") from error
-        known = parts.scheme in _DEFAULT_PORTS
-        if not known or port is None or not parts.hostname or parts.path.strip("/") or parts.query:
-            raise ConfigError("broker", shown, "mqtt://host[:port] or mqtts://host[:port]")
+            port = _DEFAULT_PORTS.get(parts.scheme) if parts.port is None else parts.port
+        except ValueError:
+            # Its own text, and so the cause, may quote the password.
+            raise ConfigError("broker", shown, allowed) from None
+        odd = any(sign in url for sign in "#?\\") or not url.isprintable() or " " in url
+        if odd or not port or not parts.hostname or parts.path not in ("", "/"):
+            raise ConfigError("broker", shown, allowed)
         return cls(
             host=parts.hostname,
             port=port,
@@ -113,7 +118,7 @@ class MqttTransport:
 
     @property
     def dropped(self) -> int:
-        """Messages thrown away because nobody took them off the queue in time."""
+        """Messages that arrived and were thrown away: see `EventQueue`."""
         return self._queue.dropped
 
     def subscribe(self, topic_filter: str) -> None:
@@ -230,7 +235,7 @@ class _Connection:
         self._client.connect(self._url.host, self._url.port, keepalive=KEEPALIVE_S)
 
     async def _expect(self, answer: asyncio.Future[str | None]) -> None:
-        """Wait for a future that holds None or what went wrong, while driving paho's clock."""
+        """Wait for a future that holds None or what went wrong."""
         problem = await answer
         if problem is not None:
             raise UnavailableError(problem)
@@ -246,7 +251,12 @@ class _Connection:
                 continue
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        await self._window.acquire()
+        try:
+            async with asyncio.timeout(ACKNOWLEDGE_TIMEOUT_S):
+                await self._window.acquire()
+        except TimeoutError:
+            self._fail("the broker has stopped acknowledging")
+            raise UnavailableError(self.problem) from None
         if self._lost.is_set():
             self._window.release()
             raise UnavailableError(self.problem)

@@ -11,8 +11,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tidegate.link.envelope import MAX_MESSAGE_BYTES
+
 QUEUE_EVENTS = 4096
 """Events a transport holds for a slow consumer; messages beyond it are dropped and counted."""
+QUEUE_BYTES = 64 * 1024 * 1024
+"""All payloads among them together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,11 @@ class Transport(Protocol):
         """One line for people: where the broker is and what is wrong, without secrets."""
         ...
 
+    @property
+    def dropped(self) -> int:
+        """Messages that arrived and were thrown away: see `EventQueue`."""
+        ...
+
     def subscribe(self, topic_filter: str) -> None:
         """Ask for messages on `topic_filter` from the next connection on. Call before `run`."""
         ...
@@ -69,18 +78,33 @@ class Transport(Protocol):
 
 
 class EventQueue:
-    """The bounded queue behind `Transport.events`; connection changes are never dropped."""
+    """The queue behind `Transport.events`, bounded in events and bytes.
+
+    Messages beyond the bounds, or larger than anything legal, are dropped; connection changes
+    never are.
+    """
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[TransportEvent] = asyncio.Queue()
+        self._held_bytes = 0
         self.dropped = 0
 
     def put(self, event: TransportEvent) -> None:
-        if isinstance(event, Message) and self._queue.qsize() >= QUEUE_EVENTS:
-            self.dropped += 1
-            return
+        if isinstance(event, Message):
+            size_bytes = len(event.payload)
+            if (
+                size_bytes > MAX_MESSAGE_BYTES
+                or self._held_bytes + size_bytes > QUEUE_BYTES
+                or self._queue.qsize() >= QUEUE_EVENTS
+            ):
+                self.dropped += 1
+                return
+            self._held_bytes += size_bytes
         self._queue.put_nowait(event)
 
     async def events(self) -> AsyncIterator[TransportEvent]:
         while True:
-            yield await self._queue.get()
+            event = await self._queue.get()
+            if isinstance(event, Message):
+                self._held_bytes -= len(event.payload)
+            yield event
