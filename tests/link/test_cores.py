@@ -225,6 +225,24 @@ def test_junk_never_raises(ends: Ends, payload: bytes, end: str) -> None:
     assert ends.gateway.receive(0.0, topic, payload) == []
 
 
+def test_junk_behind_a_good_head_never_raises(ends: Ends) -> None:
+    ends.ask()
+    request = ends.request()
+    (life,) = published(ends.to_gateway(request))
+    ends.to_device(life)
+    (ack,) = ends.device.poll(1.0)
+    assert isinstance(ack, Publish)
+    rng = random.Random(0)
+    for message, cuts in ((request, (1, 31, 111)), (life, (1, 19, 60)), (ack, (1, 19, 27))):
+        for _ in range(200):
+            junk = message.payload[: rng.choice(cuts)] + rng.randbytes(rng.randrange(600))
+            assert ends.gateway.receive(0.0, request.topic, junk) == []
+            assert ends.device.receive(0.0, life.topic, junk) == []
+    ends.to_gateway(ack)
+    assert ends.gateway.tally.snapshot().dropped == 600
+    assert ends.device.tally.snapshot().dropped == 600
+
+
 def test_a_replayed_request_never_runs_again(ends: Ends) -> None:
     ends.ask()
     request = ends.request()

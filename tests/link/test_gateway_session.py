@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tidegate.link.gateway_session import TERMINAL, TRANSITIONS, GatewaySession, State
-from tidegate.link.messages import Bundle, Control, ControlKind, Status
+from tidegate.link.messages import Bundle, Control, ControlKind, Prefix, Status
 from tidegate.link.timing import Timing
 
 TIMING = Timing(heartbeat_s=2.0, silence_s=7.0, lease_s=60.0, credit=4)
@@ -96,6 +96,37 @@ def test_a_restarted_handler_repeats_what_was_stored_and_it_is_skipped() -> None
     assert session.produce(b"b") is None
     assert session.produce(b"c") == 2
     assert session.poll(0.0) == [Bundle(first=0, payloads=(b"a", b"b", b"c"))]
+
+
+def test_a_repetition_that_differs_fails_it_and_sends_nothing_new() -> None:
+    session = new_session([b"a", b"b"])
+    assert session.produce(b"x") is None
+    assert session.diverged
+    assert session.poll(0.0) == [
+        Bundle(first=0, payloads=(b"a", b"b"), status=Status.FAILED, code="answer_diverged")
+    ]
+
+
+def test_a_run_that_fails_before_it_repeated_everything_says_why() -> None:
+    session = new_session([b"a", b"b"])
+    assert session.finish(Status.FAILED, "over_capacity") == (Status.FAILED, "over_capacity")
+
+
+def test_a_device_with_another_answer_than_ours_is_sent_none_of_it() -> None:
+    session = new_session()
+    for payload in (b"a", b"b", b"c"):
+        session.produce(payload)
+    proof = Prefix([b"a", b"x"]).proof()
+    session.on_request(0.0, have=2, credit=4, ttl_s=60.0, proof=proof)
+    assert session.diverged
+    assert session.poll(0.0) == [Bundle(first=2, status=Status.FAILED, code="answer_diverged")]
+
+
+def test_a_credit_of_nothing_is_a_credit_of_one() -> None:
+    session = new_session()
+    session.on_request(0.0, have=0, credit=0, ttl_s=60.0)
+    session.produce(b"a")
+    assert session.poll(0.0) == [Bundle(first=0, payloads=(b"a",))]
 
 
 def test_a_device_that_has_more_than_we_waits_for_the_handler_to_catch_up() -> None:

@@ -7,14 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.link.messages import (
+    CALL_BYTES,
     MAX_BUNDLE_BYTES,
     MAX_BUNDLE_PAYLOADS,
     Bundle,
     Call,
     Control,
     ControlKind,
+    Prefix,
     Status,
     bundle_from,
+    same_but_last,
 )
 
 counts = st.integers(0, 2**32 - 1)
@@ -22,9 +25,13 @@ credits_ = st.integers(0, 2**16 - 1)
 payload_lists = st.lists(st.binary(max_size=40), max_size=20)
 
 
-@given(counts, credits_, counts, st.binary(max_size=100))
-def test_a_call_survives_the_trip(have: int, credit: int, ttl_ms: int, body: bytes) -> None:
-    call = Call(have=have, credit=credit, ttl_ms=ttl_ms, body=body)
+@given(counts, credits_, counts, payload_lists, st.binary(max_size=100))
+def test_a_call_survives_the_trip(
+    have: int, credit: int, ttl_ms: int, held: list[bytes], body: bytes
+) -> None:
+    proof = Prefix(held).proof()
+    call = Call(have=have, credit=credit, ttl_ms=ttl_ms, proof=proof, body=body)
+    assert len(call.encode()) == CALL_BYTES + len(body)
     assert Call.decode(call.encode()) == call
 
 
@@ -51,6 +58,23 @@ def test_junk_is_parsed_to_a_value_or_refused(data: bytes) -> None:
         except ValueError:
             continue
         assert value.encode() == data
+
+
+def test_a_call_looks_like_this_on_the_wire() -> None:
+    call = Call(have=3, credit=32, ttl_ms=1500, proof=Prefix([b"a", b"b", b"c"]).proof(), body=b"x")
+    assert call.encode().hex() == (
+        "000000030020000005dce5a01fee14e0ed5c48714f22180f25ad2e7d2c03a9507ae265ecf5b5356885a578"
+    )
+
+
+@given(payload_lists, payload_lists)
+def test_a_proof_tells_answers_apart_and_the_last_payload_from_those_before(
+    ours: list[bytes], theirs: list[bytes]
+) -> None:
+    one, other = Prefix(ours).proof(), Prefix(theirs).proof()
+    assert (one == other) == (ours == theirs)
+    if len(ours) == len(theirs):
+        assert same_but_last(one, other) == (ours[:-1] == theirs[:-1])
 
 
 def test_an_error_code_comes_with_a_failure_and_only_then() -> None:

@@ -1,7 +1,7 @@
 """One end of the link as a process of its own, to be killed: `python linkprocess.py ROLE DIR URL`.
 
 A gateway answers every request with `answer()`; a device asks once, or takes up what its outbox
-holds, and prints one line per payload and one at the end.
+holds, and prints one line per payload and at the end how often it had to ask again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def ask(directory: Path, url: str) -> None:
     request_id = pending[0].request_id if pending else None
     async for payload in device.request(b"prompt", deadline_s=60.0, request_id=request_id):
         print(payload.decode(), flush=True)
-    print("end", flush=True)
+    print(f"resends {device.counters.resends}", flush=True)
     running.cancel()
     await asyncio.wait([running])
     await device.close()

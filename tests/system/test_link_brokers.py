@@ -21,7 +21,7 @@ from tidegate.errors import UnavailableError
 from tidegate.link.device import DeviceLink
 from tidegate.link.effects import InboundRequest
 from tidegate.link.fleet import pair
-from tidegate.link.gateway import Gateway
+from tidegate.link.gateway import Gateway, Handler
 from tidegate.link.mqtt import MqttTransport
 from tidegate.link.transport import Connected, Message
 
@@ -52,10 +52,24 @@ async def answer(request: InboundRequest) -> AsyncIterator[bytes]:
         await asyncio.sleep(0.005)
 
 
+class Gated:
+    """A handler that waits at some payloads until it is let on: what comes between is in time."""
+
+    def __init__(self, *stops: int) -> None:
+        self.gates = {stop: asyncio.Event() for stop in stops}
+
+    async def __call__(self, request: InboundRequest) -> AsyncIterator[bytes]:
+        for number, token in enumerate(ANSWER):
+            if number in self.gates:
+                await self.gates[number].wait()
+            yield token
+            await asyncio.sleep(0.005)
+
+
 @asynccontextmanager
-async def linked(root: Path, url: str) -> AsyncIterator[DeviceLink]:
+async def linked(root: Path, url: str, handler: Handler = answer) -> AsyncIterator[DeviceLink]:
     """A device and a gateway, running, on the broker at `url`."""
-    gateway = Gateway(root / "gateway", MqttTransport(url), answer, timing=FAST)
+    gateway = Gateway(root / "gateway", MqttTransport(url), handler, timing=FAST)
     device = DeviceLink(root / "device", MqttTransport(url), timing=FAST)
     tasks = [asyncio.create_task(gateway.run()), asyncio.create_task(device.run())]
     try:
@@ -116,13 +130,16 @@ def test_a_subscriber_to_everything_sees_none_of_it(broker: BrokerProcess, root:
 
 def test_a_broker_killed_in_mid_answer_costs_time_only(broker: BrokerProcess, root: Path) -> None:
     async def main() -> None:
-        async with linked(root, broker.url) as device:
+        handler = Gated(40)
+        async with linked(root, broker.url, handler) as device:
             got: list[bytes] = []
             async for part in device.request(PROMPT, deadline_s=60.0):
                 got.append(part)
                 if len(got) == 40:
                     await asyncio.to_thread(broker.kill)
+                    assert device.counters.completed == 0, "it was killed in mid-answer"
                     await asyncio.to_thread(broker.start)
+                    handler.gates[40].set()
             assert got == ANSWER
             assert await device.pending() == ()
 
@@ -132,14 +149,17 @@ def test_a_broker_killed_in_mid_answer_costs_time_only(broker: BrokerProcess, ro
 
 def test_a_broker_that_keeps_dying_costs_time_only(broker: BrokerProcess, root: Path) -> None:
     async def main() -> None:
-        async with linked(root, broker.url) as device:
+        handler = Gated(20, 50, 100)
+        async with linked(root, broker.url, handler) as device:
             got: list[bytes] = []
             async for part in device.request(PROMPT, deadline_s=60.0):
                 got.append(part)
-                if len(got) in (20, 50, 100):
+                if len(got) in handler.gates:
                     await asyncio.to_thread(broker.kill)
+                    assert device.counters.completed == 0, "it was killed in mid-answer"
                     await asyncio.sleep(0.3)
                     await asyncio.to_thread(broker.start)
+                    handler.gates[len(got)].set()
             assert got == ANSWER
 
     broker.start()

@@ -73,6 +73,12 @@ def read(process: subprocess.Popen[str], lines: int | None = None) -> list[str]:
     return got
 
 
+def whole_after_asking_again(lines: list[str]) -> bool:
+    """One whole answer, and the kill came before its end: the device had to ask again."""
+    resends = int(lines[-1].removeprefix("resends "))
+    return lines[:-1] == expected() and resends > 0
+
+
 def kill(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.wait(timeout=10)
@@ -83,7 +89,7 @@ def test_a_gateway_killed_in_mid_answer_goes_on_when_it_returns(ends: Ends) -> N
     got = read(device, 30)
     kill(gateway)
     ends.start("gateway")
-    assert got + read(device) == [*expected(), "end"]
+    assert whole_after_asking_again(got + read(device))
 
 
 def test_a_device_killed_in_mid_answer_finds_all_of_it_when_it_returns(ends: Ends) -> None:
@@ -91,7 +97,7 @@ def test_a_device_killed_in_mid_answer_finds_all_of_it_when_it_returns(ends: End
     device = ends.start("device")
     assert read(device, 30) == expected()[:30]
     kill(device)
-    assert read(ends.start("device")) == [*expected(), "end"]
+    assert whole_after_asking_again(read(ends.start("device")))
 
 
 def test_everything_killed_in_turn_still_gives_one_whole_answer(ends: Ends) -> None:
@@ -107,4 +113,4 @@ def test_everything_killed_in_turn_still_gives_one_whole_answer(ends: Ends) -> N
     kill(gateway)
     device = ends.start("device")
     ends.start("gateway")
-    assert read(device) == [*expected(), "end"]
+    assert whole_after_asking_again(read(device))

@@ -1,7 +1,8 @@
 """Answers what a gateway opened: the sealed body is a call, the payloads are its events.
 
-A gateway that restarts runs an unfinished request again and skips what it had stored, so the n-th
-payload must be the same bytes every time: one event per token, sampling with the call's own seed.
+A gateway that restarts runs an unfinished request again and compares it with what it had stored,
+so the n-th payload must be the same bytes every time: one event per token, sampling with the call's
+own seed. Only the event that ends the answer may differ, because it carries times.
 """
 
 from __future__ import annotations

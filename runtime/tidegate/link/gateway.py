@@ -40,7 +40,8 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[InboundRequest], AsyncIterator[bytes]]
 """Yields the answer's payloads. The n-th payload of a request must be the same bytes every time
 it runs (greedy or seeded sampling, one payload per token), because a restarted gateway runs an
-unfinished request again and skips what it had stored."""
+unfinished request again, compares what it had stored and goes on after it. A difference fails the
+request with `answer_diverged`; only the answer's very last payload may carry, say, times."""
 
 UNSENT_PAYLOADS = 256
 """How far a handler may run ahead of the device's credit window."""
