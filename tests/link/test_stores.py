@@ -207,6 +207,26 @@ def test_the_gateways_rows_are_bounded_and_expiring_makes_room(tmp_path: Path) -
     store.close()
 
 
+def test_answers_nobody_fetched_are_bounded_in_bytes(tmp_path: Path) -> None:
+    store = GatewayStore(Database(tmp_path / "r.sqlite", gateway_store.SCHEMA), max_bytes=10_000)
+    first, second, third = (RequestKey(DEVICE, new_id(ms)) for ms in (1_000, 2_000, 3_000))
+    for key in (first, second):
+        store.begin(key, 0)
+        store.append([Progress(key=key, first=0, payloads=[bytes(6_000)])])
+    with pytest.raises(CapacityError, match="10000 bytes"):
+        store.begin(third, 0)
+    store.close_request(second)
+    store.begin(third, 0)
+    store.append([Progress(key=third, first=0, payloads=[bytes(6_000)])])
+    store.close()
+    store = GatewayStore(Database(tmp_path / "r.sqlite", gateway_store.SCHEMA), max_bytes=10_000)
+    with pytest.raises(CapacityError, match="10000 bytes"):
+        store.begin(RequestKey(DEVICE, new_id(4_000)), 0)
+    store.expire(1_500)
+    store.begin(RequestKey(DEVICE, new_id(4_000)), 0)
+    store.close()
+
+
 def test_rows_go_when_their_ids_are_too_old_to_be_accepted(store: GatewayStore) -> None:
     old, young = (RequestKey(DEVICE, new_id(ms)) for ms in (1_000, 2_000))
     for key in (old, young):

@@ -60,12 +60,24 @@ class Progress:
 
 
 class GatewayStore:
-    """The gateway's store. `begin` refuses to exceed `max_rows`: 72 h of 19 requests a second."""
+    """The gateway's store.
 
-    def __init__(self, database: Database, *, max_rows: int = 5_000_000) -> None:
+    `begin` refuses to exceed `max_rows`, which is 72 h of 19 requests a second, and to add to
+    `max_bytes` of answers that nobody fetched; those that were begun are stored to their end.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        max_rows: int = 5_000_000,
+        max_bytes: int = 4 * 1024 * 1024 * 1024,
+    ) -> None:
         self._db = database
         self._max_rows = max_rows
+        self._max_bytes = max_bytes
         self._rows = self._count()
+        self._bytes = self._chunk_bytes()
 
     @classmethod
     def open(cls, path: Path) -> GatewayStore:
@@ -87,10 +99,12 @@ class GatewayStore:
         """Write the row that must exist before any work on the request.
 
         Raises:
-            CapacityError: too many rows.
+            CapacityError: too many rows, or bytes of answers that nobody fetched.
         """
         if self._rows >= self._max_rows:
             raise CapacityError(f"gateway store: {self._rows} rows: at most {self._max_rows}")
+        if self._bytes >= self._max_bytes:
+            raise CapacityError(f"gateway store: at most {self._max_bytes} bytes of answers")
         with self._db.write() as db:
             db.execute(
                 "INSERT INTO requests VALUES (?, ?, ?, ?, '', 0)", (*key, attempt, Status.MORE)
@@ -115,12 +129,15 @@ class GatewayStore:
         with self._db.write() as db:
             db.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", chunks)
             db.executemany(f"UPDATE requests SET status = ?, code = ? {_WHERE}", ends)
+        self._bytes += sum(len(sealed) for *_, sealed in chunks)
 
     def close_request(self, key: RequestKey, code: str = "already_answered") -> None:
         """Drop the answer and keep the row; `code` is what a later attempt is told."""
+        freed_bytes = self._chunk_bytes(_WHERE, *key)
         with self._db.write() as db:
             db.execute(f"DELETE FROM chunks {_WHERE}", key)
             db.execute(f"UPDATE requests SET closed = 1, code = ? {_WHERE}", (code, *key))
+        self._bytes -= freed_bytes
 
     def payloads(self, key: RequestKey) -> list[bytes]:
         """The stored part of an answer, in order.
@@ -135,14 +152,22 @@ class GatewayStore:
     def expire(self, oldest_ms: int) -> None:
         """Drop everything whose request id was made before `oldest_ms` (Unix time)."""
         oldest = max(0, oldest_ms).to_bytes(6, "big")
+        old_chunks = (
+            "WHERE (device_id, request_id) IN"
+            " (SELECT device_id, request_id FROM requests WHERE request_id < ?)"
+        )
+        freed_bytes = self._chunk_bytes(old_chunks, oldest)
         with self._db.write() as db:
-            db.execute(
-                "DELETE FROM chunks WHERE (device_id, request_id) IN"
-                " (SELECT device_id, request_id FROM requests WHERE request_id < ?)",
-                (oldest,),
-            )
+            db.execute(f"DELETE FROM chunks {old_chunks}", (oldest,))
             db.execute("DELETE FROM requests WHERE request_id < ?", (oldest,))
+        self._bytes -= freed_bytes
         self._rows = self._count()
+
+    def _chunk_bytes(self, where: str = "", *values: object) -> int:
+        ((held_bytes,),) = self._db.read(
+            f"SELECT COALESCE(SUM(LENGTH(sealed)), 0) FROM chunks {where}", *values
+        )
+        return int(held_bytes)
 
     def _count(self) -> int:
         ((rows,),) = self._db.read("SELECT COUNT(*) FROM requests")
