@@ -77,7 +77,8 @@ class BrokerUrl:
             # Its own text, and so the cause, may quote the password.
             raise ConfigError("broker", shown, allowed) from None
         odd = any(sign in url for sign in "#?\\") or not url.isprintable() or " " in url
-        if odd or not port or not parts.hostname or parts.path not in ("", "/"):
+        known = parts.scheme in _DEFAULT_PORTS
+        if odd or not known or not port or not parts.hostname or parts.path not in ("", "/"):
             raise ConfigError("broker", shown, allowed)
         return cls(
             host=parts.hostname,
