@@ -13,7 +13,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .corpus import long_conversation, training_conversation
+from .corpus import drill_conversation, long_conversation, training_conversation
+from .domain import SENSORS
 from .tokenizer import PAD_ID, encode_messages
 
 FILL: Final = 0.95
@@ -27,12 +28,14 @@ class Mix:
     tier_weights: tuple[float, ...] = (1.2, 1.2, 1.2, 1.6)
     easy_weights: tuple[float, ...] = (1.0, 0.3, 0.0, 0.0)
     easy_steps: int = 0
+    drill_share: float = 0.0
     rows: int = 10
     row_tokens: int = 256
     long_every: int = 20
     long_rows: int = 4
     long_row_tokens: int = 1024
     long_table_rows: tuple[int, int] = (110, 160)
+    long_table_sensors: tuple[int, ...] = (len(SENSORS),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,11 @@ def draw_batch(tokenizer: Tokenizer, mix: Mix, seed: int, *, step: int) -> Batch
     drawn = 0
     while drawn < FILL * rows * row_tokens:
         if is_long:
-            conversation = long_conversation(seed, rows=mix.long_table_rows)
+            conversation = long_conversation(
+                seed, rows=mix.long_table_rows, sensor_counts=mix.long_table_sensors
+            )
+        elif seed * 37 % 100 < 100 * mix.drill_share:
+            conversation = drill_conversation(seed)
         else:
             conversation = training_conversation(seed, tier_weights=weights)
         seed += 1

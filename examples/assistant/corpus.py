@@ -13,8 +13,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from .commands import COMMAND_TASKS
-from .readings import READING_TASKS, Table, draw_table, lookup
+from .commands import COMMAND_TASKS, arithmetic
+from .domain import SENSORS
+from .readings import (
+    READING_TASKS,
+    Table,
+    conditional,
+    count,
+    draw_table,
+    extreme,
+    lookup,
+    which,
+)
 from .turns import Turn
 
 Split = Literal["train", "validation", "test"]
@@ -28,6 +38,9 @@ SEEDS: Final[dict[Split, range]] = {
 TIERS: Final = (1, 2, 3, 4)
 COMMAND_SHARE: Final = {1: 0.4, 2: 0.45, 3: 0.2, 4: 0.15}
 HELD_OUT_SHARE: Final = 0.3
+DRILL_TURNS: Final = 12
+DRILL_TABLE_SHARE: Final = 0.5
+LIMIT_TASKS: Final = (which, which, extreme, count, conditional)
 
 SYSTEM_PROMPTS: Final = (
     "You are the assistant of a home and its workshop.",
@@ -162,10 +175,39 @@ def training_conversation(seed: int, *, tier_weights: Sequence[float]) -> Conver
     )
 
 
-def long_conversation(seed: int, *, rows: tuple[int, int]) -> Conversation:
+def drill_conversation(seed: int) -> Conversation:
+    """Return a training conversation of number work: bare sums, or limits over one sensor.
+
+    Digits teach themselves slowly from the few that an ordinary conversation holds.
+    """
+    rng = random.Random(seed)
+    table = None
+    if rng.random() < DRILL_TABLE_SHARE:
+        table = draw_table(rng, rows=rng.randint(3, 8))
+    turns: list[Turn] = []
+    for _ in range(DRILL_TURNS):
+        if table is None:
+            turn = arithmetic(rng, held_out=False)
+        else:
+            turn = rng.choice(LIMIT_TASKS)(rng, table, held_out=False)
+        if turn is not None and split_of(turn.question, table) == "train":
+            turns.append(turn)
+    return Conversation(system=None, table=table, table_in_system=False, turns=tuple(turns))
+
+
+def draw_long_table(
+    rng: random.Random, *, rows: tuple[int, int], sensor_counts: tuple[int, ...]
+) -> Table:
+    """Draw a table with one of the numbers of rows and sensors, most places lettered."""
+    return draw_table(rng, rows=rng.randint(*rows), lettered_share=0.6, sensor_counts=sensor_counts)
+
+
+def long_conversation(
+    seed: int, *, rows: tuple[int, int], sensor_counts: tuple[int, ...] = (len(SENSORS),)
+) -> Conversation:
     """Return a training conversation of eight lookups in a table of many rows."""
     rng = random.Random(seed)
-    table = draw_table(rng, rows=rng.randint(*rows), lettered_share=0.6)
+    table = draw_long_table(rng, rows=rows, sensor_counts=sensor_counts)
     drawn = [draw_turn(rng, "train", 2, table, held_out=False) for _ in range(8)]
     turns = tuple(turn for turn in drawn if turn is not None)
     return Conversation(system=None, table=table, table_in_system=False, turns=turns)
@@ -183,12 +225,18 @@ def draw_example(seed: int, split: Split, tier: int) -> Example:
     return as_example(rng, turn, table)
 
 
-def long_example(seed: int, split: Split, *, rows: tuple[int, int]) -> Example:
+def long_example(
+    seed: int,
+    split: Split,
+    *,
+    rows: tuple[int, int],
+    sensor_counts: tuple[int, ...] = (len(SENSORS),),
+) -> Example:
     """Return a single lookup in a table of many rows."""
     rng = random.Random(seed)
     turn = None
     while turn is None:
-        table = draw_table(rng, rows=rng.randint(*rows), lettered_share=0.6)
+        table = draw_long_table(rng, rows=rows, sensor_counts=sensor_counts)
         turn = draw_turn(rng, split, 2, table, held_out=False)
     return as_example(rng, turn, table)
 

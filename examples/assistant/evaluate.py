@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 
 from .checkpoint import load, write_json
 from .corpus import SEEDS, TIERS, Example, Split, generate, long_example
+from .domain import SENSORS
 from .model import Llama, packed_mask
 from .tokenizer import PAD_ID, encode_messages
 
@@ -41,10 +42,17 @@ class LongTable:
     title: str
     rows: tuple[int, int]
     context: int
+    sensor_counts: tuple[int, ...] = (len(SENSORS),)
 
 
 LONG_TABLES: Final = (
     LongTable(title="lookup in 40 to 75 rows", rows=(40, 75), context=512),
+    LongTable(
+        title="lookup in 60 to 100 rows of one sensor",
+        rows=(60, 100),
+        context=1024,
+        sensor_counts=(1,),
+    ),
     LongTable(title="lookup in 110 to 160 rows", rows=(110, 160), context=1024),
 )
 
@@ -111,10 +119,13 @@ def shares(outcomes: Iterable[Outcome]) -> dict[str, dict[str, float | int]]:
     }
 
 
-def long_examples(split: Split, *, count: int, rows: tuple[int, int]) -> list[Example]:
+def long_examples(split: Split, long: LongTable, *, count: int) -> list[Example]:
     """Return lookups in tables too large for the tiers, from the end of the split's seeds."""
     seeds = SEEDS[split]
-    return [long_example(seed, split, rows=rows) for seed in seeds[-count:]]
+    return [
+        long_example(seed, split, rows=long.rows, sensor_counts=long.sensor_counts)
+        for seed in seeds[-count:]
+    ]
 
 
 def report(name: str, split: Split, *, per_tier: int, long_count: int) -> dict[str, object]:
@@ -124,7 +135,7 @@ def report(name: str, split: Split, *, per_tier: int, long_count: int) -> dict[s
     result: dict[str, object] = dict(shares(measure(model, tokenizer, examples)))
     for long in LONG_TABLES:
         if long.context <= model.shape.context // LONG_CONTEXT_SHARE:
-            questions = long_examples(split, count=long_count, rows=long.rows)
+            questions = long_examples(split, long, count=long_count)
             result[long.title] = shares(measure(model, tokenizer, questions))["all"]
     return result
 

@@ -60,9 +60,16 @@ class Table:
         return [r for r in self.readings if reading_is_held_out(r.place, r.sensor) == held_out]
 
 
-def draw_table(rng: random.Random, *, rows: int, lettered_share: float = 0.15) -> Table:
-    """Draw a table with at most two sensors per small table, so that comparisons have company."""
-    sensors = rng.sample(SENSORS, k=len(SENSORS) if rows > 12 else rng.choice((1, 2, 2, 3)))
+def draw_table(
+    rng: random.Random,
+    *,
+    rows: int,
+    lettered_share: float = 0.15,
+    sensor_counts: tuple[int, ...] = (1, 2, 2, 3),
+) -> Table:
+    """Draw a table of few sensors, so that comparisons have company."""
+    is_fixed = len(sensor_counts) == 1
+    sensors = rng.sample(SENSORS, k=sensor_counts[0] if is_fixed else rng.choice(sensor_counts))
     chosen: dict[tuple[str, str], Reading] = {}
     while len(chosen) < rows:
         place, sensor = draw_place(rng, lettered_share=lettered_share), rng.choice(sensors)

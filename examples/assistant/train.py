@@ -155,19 +155,21 @@ def train(
     *,
     state_path: Path,
     log_path: Path,
+    until: int | None = None,
     compiled: bool = False,
 ) -> None:
-    """Train until the recipe's last step, saving and logging on the way."""
+    """Train to the recipe's last step or `until` an earlier one, saving and logging on the way."""
+    last = recipe.steps if until is None else min(until, recipe.steps)
     hidden_of: Hidden = run.model.model
     if compiled:
         hidden_of = torch.compile(run.model.model, dynamic=False)
     log_path.parent.mkdir(parents=True, exist_ok=True)
     losses: list[float] = []
-    while run.step < recipe.steps:
+    while run.step < last:
         loss = take_step(run, recipe, mix, tokenizer, hidden_of)
         if run.step % mix.long_every:
             losses.append(loss)
-        if run.step % recipe.log_every == 0 or run.step == recipe.steps:
+        if run.step % recipe.log_every == 0 or run.step == last:
             line = {
                 "step": run.step,
                 "loss": round(sum(losses) / max(1, len(losses)), 5),
@@ -178,7 +180,7 @@ def train(
                 log.write(json.dumps(line) + "\n")
             print(line, flush=True)
             losses.clear()
-        if run.step % recipe.save_every == 0 or run.step == recipe.steps:
+        if run.step % recipe.save_every == 0 or run.step == last:
             save_state(run, state_path)
 
 
@@ -187,6 +189,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=sorted(SHAPES))
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--until", type=int, help="stop at this step, to go on another time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -195,6 +198,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--row-tokens", type=int, default=256)
     parser.add_argument("--tier-weights", type=float, nargs=4, default=Mix.tier_weights)
     parser.add_argument("--easy-steps", type=int, default=500, help="steps on tiers 1 and 2 only")
+    parser.add_argument("--drill-share", type=float, default=0.0, help="share of number work")
+    parser.add_argument("--long-every", type=int, default=Mix.long_every)
+    parser.add_argument("--long-rows", type=int, nargs=2, help="of a long table")
+    parser.add_argument("--long-sensors", type=int, nargs="+", default=Mix.long_table_sensors)
     parser.add_argument("--grow-from", type=Path, help="start as this smaller checkpoint")
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
     parser.add_argument("--state", type=Path, default=HERE / ".state")
@@ -218,10 +225,13 @@ def main() -> None:
     mix = Mix(
         tier_weights=tuple(arguments.tier_weights),
         easy_steps=arguments.easy_steps,
+        drill_share=arguments.drill_share,
+        long_every=arguments.long_every,
         rows=arguments.rows,
         row_tokens=arguments.row_tokens,
         long_row_tokens=512 if is_edge else 1024,
-        long_table_rows=(40, 75) if is_edge else (110, 160),
+        long_table_rows=tuple(arguments.long_rows or ((40, 75) if is_edge else (110, 160))),
+        long_table_sensors=tuple(arguments.long_sensors),
     )
     tokenizer = load_or_train_tokenizer(arguments.state / "tokenizer.json")
     run = start_run(SHAPES[arguments.name], recipe, device)
@@ -239,6 +249,7 @@ def main() -> None:
         tokenizer,
         state_path=state_path,
         log_path=log_path,
+        until=arguments.until,
         compiled=arguments.compile,
     )
     export(run.model, tokenizer, arguments.output or HERE / arguments.name)
