@@ -17,15 +17,30 @@ power:
 workshop 84
 garage 7"""
 
-PLACES = ("bay", "bench", "rack", "shelf", "tank")
+ROOMS = (
+    "kitchen",
+    "bedroom",
+    "bathroom",
+    "living room",
+    "hallway",
+    "garage",
+    "office",
+    "attic",
+    "cellar",
+    "workshop",
+    "garden",
+    "nursery",
+)
+SHELVES = ("bay", "bench", "rack", "shelf", "tank")
 LETTERS = "ABCDEFGHIJKLMNOPQRST"
 
 
 def long_table() -> str:
-    """A hundred readings: too many tokens for the context that the demo gives the device."""
-    places = [f"{place} {letter}" for place in PLACES for letter in LETTERS]
-    rows = [f"{place} {1 + (37 * i) % 99}" for i, place in enumerate(places)]
-    return "\n".join(["Readings:", "humidity:", *rows])
+    """Over a hundred readings: too many tokens for the context that the demo gives the device."""
+    shelves = [f"{place} {letter}" for place in SHELVES for letter in LETTERS]
+    temperatures = [f"{room} {10 + (7 * i) % 25}" for i, room in enumerate(ROOMS)]
+    humidities = [f"{place} {1 + (37 * i) % 99}" for i, place in enumerate(shelves)]
+    return "\n".join(["Readings:", "temperature:", *temperatures, "humidity:", *humidities])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +76,7 @@ REQUESTS = (
     DemoRequest(title="identical repeat", prompt=REPEATED, options=GREEDY, expected="cache"),
     DemoRequest(
         title="too long for the device",
-        prompt=f"{long_table()}\nWhat is the humidity in the shelf C?",
+        prompt=f"{long_table()}\nWhat is the temperature in the attic?",
         options=GREEDY,
         expected="cloud",
     ),
@@ -79,7 +94,7 @@ REQUESTS = (
     ),
     DemoRequest(
         title="private and too long",
-        prompt=f"{long_table()}\nWhat is the humidity in the tank H?",
+        prompt=f"{long_table()}\nWhat is the temperature in the garden?",
         options=GREEDY | AskOptions(privacy="local"),
         expected="refused",
     ),

@@ -1,6 +1,8 @@
 """Opens the executor for a bundle: the one asked for, else the fastest that the bundle holds.
 
-OpenVINO first: on x86-64 its paged graph measured ahead of ONNX Runtime at every batch size.
+OpenVINO first: on x86-64 its paged graph prefills faster and gains more from several requests at
+once (benchmarks/results/throughput.json; at one request a very small model is faster on ONNX
+Runtime).
 """
 
 from __future__ import annotations
