@@ -1,8 +1,8 @@
 """Does an answer change with what runs beside it, how its prompt is cut, or what was cached?
 
 Greedy answers of the demo's edge model on the test split, through the engine and each executor as
-a device runs it (int8 activations): alone, then in batches of 4, with the prompt in chunks, and
-with the prefix cache on. Counts answers with exactly the same tokens.
+a device runs it (int8 activations, or float ones with `--exact`): alone, then in batches of 4, with
+the prompt in chunks, and with the prefix cache on. Counts answers with exactly the same tokens.
 
     python benchmarks/edge/invariance.py --json
 """
@@ -68,7 +68,7 @@ async def answers(engine: Engine, prompts: Sequence[tuple[int, ...]], *, at_once
     return found
 
 
-def measure(checkpoint: Path, count: int) -> list[Invariance]:
+def measure(checkpoint: Path, count: int, *, exact: bool) -> list[Invariance]:
     """Convert once, then run every variation on a fresh executor."""
     from assistant.corpus import generate
 
@@ -83,14 +83,16 @@ def measure(checkpoint: Path, count: int) -> list[Invariance]:
         text = TextModel.load(bundle.folder, context_tokens=CONTEXT_TOKENS)
         examples = generate("test", count=count)
         prompts = [text.encode_chat(list(example.messages)) for example in examples]
-        return [one for target in targets for one in _compare(bundle, target, text, prompts)]
+        return [one for target in targets for one in _compare(bundle, target, text, prompts, exact)]
 
 
 def _compare(
-    bundle: Bundle, target: Choice, text: TextModel, prompts: list[tuple[int, ...]]
+    bundle: Bundle, target: Choice, text: TextModel, prompts: list[tuple[int, ...]], exact: bool
 ) -> list[Invariance]:
     def run(settings: EngineSettings, *, at_once: int = 1) -> Answers:
-        sizes = ExecutorSettings(choice=target, context_tokens=CONTEXT_TOKENS, rows=ROWS)
+        sizes = ExecutorSettings(
+            choice=target, context_tokens=CONTEXT_TOKENS, rows=ROWS, exact=exact
+        )
         executor = open_executor(bundle, sizes)
         engine = Engine(executor, text, model_id="edge", settings=settings)
         try:
@@ -123,9 +125,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "examples/assistant/edge")
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--exact", action="store_true", help="float activations and KV")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    results = measure(args.checkpoint, args.prompts)
+    results = measure(args.checkpoint, args.prompts, exact=args.exact)
     if args.json:
         packages = ("onnxruntime", "openvino")
         print(report("edge/invariance.py", packages, [asdict(one) for one in results]))
