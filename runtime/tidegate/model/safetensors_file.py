@@ -1,61 +1,55 @@
-"""Reads safetensors files without trusting them, one tensor at a time, through a memory map.
+"""Reads safetensors files without trusting them, a tensor or some rows of one at a time.
 
-The format (github.com/huggingface/safetensors, README): u64 little-endian header length, that many
-bytes of JSON, then tensor bytes that the header indexes without holes. Everything is checked
-before a byte of a tensor is handed out. Tensors come back as float32 because numpy has no
-bfloat16; the reader exists for that, and because a device should not need torch to read weights.
+Everything is checked before a byte of a tensor is handed out. Tensors are read, not mapped: mapped
+pages count as the process's memory until the kernel takes them back. `read` widens to float32
+because numpy has no bfloat16, and a device should not need torch to read weights.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import mmap
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from tidegate.errors import CheckpointError
-from tidegate.model.packed import Array
+from tidegate.model.packed import Array, Bytes
+from tidegate.model.safetensors_header import (
+    LENGTH_BYTES,
+    STORED_AS,
+    TensorEntry,
+    header_bytes,
+    parse_header,
+)
 
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_MAX_HEADER_BYTES = 100_000_000
-"""The limit of the reference implementation."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorEntry:
-    """Where a tensor lies: `start` and `stop` are byte offsets from the file's begin."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_CHUNK_BYTES = 1 << 19
+"""Read and widened at a time: small enough to be in a core's cache for the second pass."""
 
 
 class SafetensorsFile:
-    """One open file. Use it as a context manager, or `close` it."""
+    """One open file. Use it as a context manager, or `close` it. Threads may share it."""
 
     def __init__(self, path: Path) -> None:
-        """Map the file and check its header.
+        """Open the file and check its header.
 
         Raises:
             CheckpointError: the file is missing, truncated or not what the format says.
         """
         self.path = path
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path.name}: cannot be read: {error}") from error
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise self._refuse(f"cannot be read: {error}") from error
         try:
             self.entries = self._read_header()
-        except CheckpointError:
-            self._map.close()
-            raise
+        except CheckpointError as error:
+            self._file.close()
+            raise self._refuse(str(error)) from error
 
     def __enter__(self) -> Self:
         return self
@@ -64,76 +58,99 @@ class SafetensorsFile:
         self.close()
 
     def close(self) -> None:
-        """Unmap the file."""
-        self._map.close()
+        """Close the file."""
+        self._file.close()
 
-    def read(self, name: str) -> Array:
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Array:
         """A copy of a tensor, widened to float32 in its own shape.
 
+        Args:
+            name: the tensor.
+            rows: read only `rows[0]` up to, without, `rows[1]` of its first dimension, which is
+                kept; all when None.
+
         Raises:
-            CheckpointError: there is no such tensor, or it is of a type that holds no weights.
+            CheckpointError: there is no such tensor or row, it is of a type that holds no weights,
+                or the file cannot be read any more.
         """
+        entry = self._find(name, _FLOATS)
+        shape, start = entry.shape, entry.start
+        if rows is not None:
+            first, after = rows
+            if not shape or not 0 <= first <= after <= shape[0]:
+                raise self._refuse(f"{name}: rows {first} to {after}: its shape is {shape}")
+            row_bytes = math.prod(shape[1:]) * np.dtype(STORED_AS[entry.dtype]).itemsize
+            shape, start = (after - first, *shape[1:]), start + first * row_bytes
+        values = np.empty(shape, np.float32)
+        try:
+            self._widen(values.reshape(-1), entry.dtype, start)
+        except CheckpointError as error:
+            raise self._refuse(f"{name}: {error}") from error
+        return values
+
+    def read_raw(self, name: str) -> npt.NDArray[np.generic]:
+        """A copy of a tensor in its own type, bfloat16 as the bits of its values in uint16.
+
+        Raises:
+            CheckpointError: there is no such tensor, numpy has no such type, or the file cannot
+                be read any more.
+        """
+        entry = self._find(name, STORED_AS)
+        values: npt.NDArray[np.generic] = np.empty(entry.shape, np.dtype(STORED_AS[entry.dtype]))
+        try:
+            self._fill(values.reshape(-1).view(np.uint8), entry.start)
+        except CheckpointError as error:
+            raise self._refuse(f"{name}: {error}") from error
+        return values
+
+    def _find(self, name: str, dtypes: Mapping[str, str] | tuple[str, ...]) -> TensorEntry:
         entry = self.entries.get(name)
         if entry is None:
-            raise CheckpointError(f"{self.path.name}: has no tensor {name!r}")
-        raw = self._map[entry.start : entry.stop]
-        if entry.dtype == "BF16":
-            values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-        elif entry.dtype in _ITEM_BYTES:
-            values = np.frombuffer(raw, f"<f{_ITEM_BYTES[entry.dtype]}").astype(np.float32)
-        else:
-            allowed = ", ".join(_ITEM_BYTES)
+            raise self._refuse(f"has no tensor {name!r}")
+        if entry.dtype not in dtypes:
+            allowed = ", ".join(dtypes)
             raise CheckpointError(f"{name}: dtype {entry.dtype!r}: must be one of {allowed}")
-        return values.reshape(entry.shape)
+        return entry
+
+    def _widen(self, values: Array, dtype: str, start: int) -> None:
+        """Fill `values` from the file; the only temporary is one chunk."""
+        stored = np.dtype(STORED_AS[dtype])
+        if stored == values.dtype:
+            self._fill(values.view(np.uint8), start)
+            return
+        chunk = np.empty(_CHUNK_BYTES // stored.itemsize, stored)
+        for at in range(0, len(values), len(chunk)):
+            part = chunk[: len(values) - at]
+            self._fill(part.view(np.uint8), start + at * stored.itemsize)
+            wide = values[at : at + len(part)]
+            if dtype == "BF16":
+                bits = wide.view(np.uint32)
+                bits[:] = part
+                bits <<= 16
+            else:
+                wide[:] = part
+
+    def _fill(self, buffer: Bytes, start: int) -> None:
+        """Read into all of `buffer`; one call reads at most 2 GiB, or less after a signal."""
+        view, done = buffer.data, 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._file.fileno(), [view[done:]], start + done)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"cannot be read: {error}") from error
+            if count == 0:
+                raise CheckpointError("is truncated: the file became shorter while it was open")
+            done += count
+
+    def _read_header(self) -> Mapping[str, TensorEntry]:
+        total = os.fstat(self._file.fileno()).st_size
+        length = header_bytes(self._bytes(0, min(total, LENGTH_BYTES)), total)
+        return parse_header(self._bytes(LENGTH_BYTES, length), total)
+
+    def _bytes(self, start: int, nbytes: int) -> bytes:
+        buffer = np.empty(nbytes, np.uint8)
+        self._fill(buffer, start)
+        return buffer.tobytes()
 
     def _refuse(self, problem: str) -> CheckpointError:
         return CheckpointError(f"{self.path.name}: {problem}")
-
-    def _read_header(self) -> Mapping[str, TensorEntry]:
-        total = len(self._map)
-        length = int.from_bytes(self._map[:8], "little")
-        if total < 8 or length > min(total - 8, _MAX_HEADER_BYTES):
-            raise self._refuse(f"is truncated or no safetensors file ({total} bytes)")
-        try:
-            header = json.loads(self._map[8 : 8 + length])
-        except (ValueError, RecursionError) as error:
-            raise self._refuse("its header is not JSON") from error
-        if not isinstance(header, dict):
-            raise self._refuse("its header is not an object")
-        header.pop("__metadata__", None)
-        entries = {name: self._entry(name, value, 8 + length) for name, value in header.items()}
-        self._check_cover(entries, 8 + length, total)
-        return entries
-
-    def _entry(self, name: str, value: object, base: int) -> TensorEntry:
-        if not isinstance(value, dict):
-            raise self._refuse(f"tensor {name!r}: its entry is not an object")
-        dtype = value.get("dtype")
-        shape, offsets = _whole(value.get("shape")), _whole(value.get("data_offsets"))
-        if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
-            raise self._refuse(f"tensor {name!r}: its entry is malformed")
-        start, stop = offsets
-        item = _ITEM_BYTES.get(dtype)
-        if start > stop or (item is not None and stop - start != math.prod(shape) * item):
-            raise self._refuse(f"tensor {name!r}: {stop - start} bytes do not hold {dtype} {shape}")
-        return TensorEntry(dtype=dtype, shape=tuple(shape), start=base + start, stop=base + stop)
-
-    def _check_cover(self, entries: Mapping[str, TensorEntry], base: int, total: int) -> None:
-        """The bytes must be indexed entirely, without overlap: a hole hides what nobody reads."""
-        position = base
-        for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.stop)):
-            if entry.start != position:
-                raise self._refuse(f"has a gap or an overlap at byte {position}")
-            position = entry.stop
-        if position != total:
-            raise self._refuse(f"is truncated: {total} bytes, its header speaks of {position}")
-
-
-def _whole(value: object) -> list[int] | None:
-    """`value` if it is a list of whole numbers of at least 0."""
-    if not isinstance(value, list):
-        return None
-    whole = all(
-        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value
-    )
-    return value if whole else None
