@@ -143,7 +143,7 @@ def measure(checkpoint: Path, prompts: int, group_size: int, symmetric: bool) ->
         sequences = corpus_sequences(text, prompts)
         with Checkpoint.open(checkpoint) as opened:
             torch_executor = TorchExecutor(
-                opened.architecture,
+                opened.decoder,
                 RecipeWeights(opened.weights(), recipe),
                 TorchSettings(slots=8, context_tokens=CONTEXT_TOKENS),
             )

@@ -77,7 +77,7 @@ def measure(checkpoint: Path, repeats: int, threads: int) -> list[Speed]:
         bundle = convert(checkpoint, Path(folder) / "bundle", plan)
         executors: dict[str, Executor] = {
             "torch": TorchExecutor(
-                opened.architecture,
+                opened.decoder,
                 RecipeWeights(opened.weights(), recipe),
                 TorchSettings(slots=8, context_tokens=CONTEXT_TOKENS, threads=threads),
             )

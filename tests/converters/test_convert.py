@@ -14,8 +14,8 @@ from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import RecipeWeights, make_recipe
 from tidegate.errors import BundleError, CheckpointError, ConfigError, ConversionError
 from tidegate.model.bundle import Bundle
-from tidegate.model.manifest import Recipe
 from tidegate.model.packed import PackedLinear
+from tidegate.model.recipe import Recipe
 
 RECIPE = make_recipe(bits=4, group_size=32, symmetric=False)
 

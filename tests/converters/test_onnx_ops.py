@@ -134,7 +134,7 @@ def test_biases_are_added_and_a_missing_one_of_a_merged_group_counts_as_zero(
             return linear
         return quantise(linear, bits=4, group_size=32, symmetric="0" in role)
 
-    arch = dataclasses.replace(tiny_architecture(), attention_bias=True, mlp_bias=True)
+    arch = dataclasses.replace(tiny_architecture(), qkv_bias=True, o_bias=True, mlp_bias=True)
     assert_equal_to_reference(arch, RandomWeights(arch, quantise=biased), tmp_path)
 
 

@@ -48,7 +48,7 @@ class Model:
         """How far apart the exact reference sees two choices after `tokens`."""
         with Checkpoint.open(self.checkpoint) as checkpoint:
             weights = RecipeWeights(checkpoint.weights(), RECIPE)
-            last = reference_logits(checkpoint.architecture, weights, np.array(tokens))[-1]
+            last = reference_logits(checkpoint.decoder, weights, np.array(tokens))[-1]
         return float(abs(last[first] - last[second]))
 
 

@@ -15,10 +15,17 @@ from hypothesis import strategies as st
 from tinymodel import tiny_architecture
 
 from tidegate.errors import BundleError
+from tidegate.model.architecture import LayerKind
 from tidegate.model.bundle import Bundle, BundleWriter
-from tidegate.model.manifest import FileEntry, Manifest, MemoryNeed, Recipe
+from tidegate.model.manifest import FileEntry, Manifest, MemoryNeed
+from tidegate.model.recipe import Format, FormatRule, PassSpec, Recipe
+from tidegate.model.rope import Rope
 
-RECIPE = Recipe(method="rtn", bits=4, group_size=64, symmetric=False, table_bits=8)
+RECIPE = Recipe(
+    name="fast",
+    formats=(FormatRule(match=("*",), format=Format(bits=4)),),
+    passes=(PassSpec(kind="clip", options={"grid": 20}),),
+)
 
 
 def manifest_of(files: dict[str, FileEntry], version: int = 1) -> Manifest:
@@ -53,15 +60,26 @@ def test_a_written_bundle_opens_with_the_same_manifest(tmp_path: Path) -> None:
 
 def test_the_manifest_has_exactly_these_bytes() -> None:
     entry = FileEntry(sha256="00", size_bytes=7)
-    assert manifest_of({"onnx/model.onnx": entry}).to_bytes() == (
-        b'{"architecture":{"activation":"silu","attention_bias":false,"context":256,'
-        b'"head_size":32,"heads":4,"inner":192,"kv_heads":2,"layers":2,"mlp_bias":false,'
-        b'"model_type":"llama","norm_eps":1e-05,"rope":{"theta":10000.0},"tied_head":true,'
-        b'"vocab":203,"width":128},"context_tokens":256,'
+    kinds = (LayerKind(rope=Rope(frequencies=(1.0, 0.5))),)
+    manifest = replace(
+        manifest_of({"onnx/model.onnx": entry}),
+        architecture=replace(tiny_architecture(), kinds=kinds),
+    )
+    assert manifest.to_bytes() == (
+        b'{"architecture":{"activation":"silu","attention_scale":0.1767766952966369,'
+        b'"attention_softcap":null,"context":256,"embed_scale":1.0,"head_scale":1.0,'
+        b'"head_size":32,"head_softcap":null,"heads":4,"inner":192,"kinds":[{"experts":null,'
+        b'"rope":{"frequencies":[1.0,0.5],"magnitude":1.0},"window":null}],"kv_heads":2,'
+        b'"layers":2,"mlp_bias":false,"model_type":"llama","norm_after":false,'
+        b'"norm_before":true,"norm_eps":1e-05,"o_bias":false,"pattern":[],"qk_norm":"none",'
+        b'"qkv_bias":false,"qkv_clip":null,"residual_scale":1.0,"tied_head":true,"vocab":203,'
+        b'"width":128},"calibration":null,"context_tokens":256,'
         b'"files":{"onnx/model.onnx":{"sha256":"00","size_bytes":7}},'
         b'"memory":{"kv_values_per_token":256,"weight_bytes":1000},"model_id":"assistant",'
-        b'"recipe":{"bits":4,"group_size":64,"method":"rtn","symmetric":false,"table_bits":8},'
-        b'"schema_version":1,"targets":["onnx"],"tensor_bits":{"embed":8,"layers.0.q":4},'
+        b'"quality":null,"recipe":{"formats":[{"format":{"bits":4,"group_size":64,'
+        b'"symmetric":false},"match":["*"]}],"name":"fast","passes":[{"kind":"clip",'
+        b'"match":["*"],"options":{"grid":20}}],"target_bpw":null},"schema_version":2,'
+        b'"signature":null,"targets":["onnx"],"tensor_bits":{"embed":8,"layers.0.q":4},'
         b'"toolchain":{"onnx":"1.0"},"version":1}'
     )
 
@@ -101,7 +119,7 @@ def test_paths_cannot_leave_the_bundle(path: str) -> None:
 
 def test_a_newer_schema_is_refused_with_both_numbers() -> None:
     body = json.loads(manifest_of({}).to_bytes()) | {"schema_version": 9}
-    with pytest.raises(BundleError, match="schema_version = 9: this release reads 1"):
+    with pytest.raises(BundleError, match="schema_version = 9: this release reads 2"):
         Manifest.from_bytes(json.dumps(body).encode())
 
 

@@ -105,7 +105,7 @@ def test_a_damaged_header_is_read_or_refused_but_never_crashes(
 
 def test_an_unknown_model_type_is_refused_with_the_known_ones(folder: Path) -> None:
     edit_config(folder, model_type="mamba")
-    with pytest.raises(CheckpointError, match="model_type = 'mamba': must be one of llama"):
+    with pytest.raises(CheckpointError, match=r"model_type = .mamba.: must be one of .*llama"):
         Checkpoint.open(folder)
 
 
@@ -115,8 +115,8 @@ def test_an_unknown_model_type_is_refused_with_the_known_ones(folder: Path) -> N
         ("hidden_size", "wide"),
         ("num_hidden_layers", 0),
         ("num_key_value_heads", 3),
-        ("hidden_act", "relu"),
-        ("rope_scaling", {"type": "yarn"}),
+        ("hidden_act", "mish"),
+        ("rope_scaling", 3),
         ("rms_norm_eps", None),
     ],
 )

@@ -9,8 +9,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tidegate.model.architecture import Architecture
-from tidegate.model.architectures.llama import tensor_names
 from tidegate.model.packed import DenseLinear
+from tidegate.model.registry import architecture_module
+from tidegate.model.roles import roles
 from tidegate.model.walk import Weights
 
 CHAT_TEMPLATE = (
@@ -57,7 +58,9 @@ def llama_config(arch: Architecture) -> dict[str, object]:
         "vocab_size": arch.vocab,
         "max_position_embeddings": arch.context,
         "rms_norm_eps": arch.norm_eps,
-        "rope_theta": arch.rope.theta,
+        "rope_theta": 10000.0,
+        "attention_bias": arch.qkv_bias,
+        "mlp_bias": arch.mlp_bias,
         "tie_word_embeddings": arch.tied_head,
         "hidden_act": "silu",
         "eos_token_id": 1,
@@ -78,13 +81,17 @@ def byte_tokenizer(vocab: int) -> Tokenizer:
 def checkpoint_tensors(arch: Architecture, weights: Weights) -> dict[str, np.ndarray]:
     """Every tensor of a checkpoint by its Hugging Face name."""
     tensors: dict[str, np.ndarray] = {}
-    for role, name in tensor_names(arch).items():
-        if role.endswith("norm"):
-            tensors[f"{name}.weight"] = weights.vector(role)
-        else:
-            linear = weights.linear(role)
-            assert isinstance(linear, DenseLinear)
-            tensors[f"{name}.weight"] = linear.weight
+    sources = architecture_module(arch.model_type).sources(arch, ())
+    for name, role in roles(arch).items():
+        tensor = sources[name].tensor
+        if not role.is_linear:
+            tensors[tensor] = weights.vector(name)
+            continue
+        linear = weights.linear(name)
+        assert isinstance(linear, DenseLinear)
+        tensors[tensor] = linear.weight
+        if linear.bias is not None:
+            tensors[tensor.removesuffix("weight") + "bias"] = linear.bias
     return tensors
 
 

@@ -13,7 +13,7 @@ from tidegate.converters.openvino_ops import export_openvino
 from tidegate.converters.rtn import quantise
 from tidegate.edge.executors.openvino import OpenVinoSettings
 from tidegate.model.architecture import Architecture
-from tidegate.model.packed import Bits, DenseLinear, Linear
+from tidegate.model.packed import Bits, DenseLinear, Linear, PackedLinear
 
 SETTINGS = OpenVinoSettings(
     kv_tokens=768, context_tokens=256, step_tokens=64, step_rows=4, threads=1, exact=True
@@ -64,6 +64,7 @@ def biased(packing: Packing, kinds: tuple[str, ...]) -> Callable[[str, DenseLine
         packed = packing(role, linear)
         if role.rsplit(".", 1)[-1] not in kinds:
             return packed
+        assert isinstance(packed, PackedLinear | DenseLinear)
         bias = np.linspace(-1, 1, linear.outputs, dtype=np.float32)
         return replace(packed, bias=bias)
 

@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tidegate.model.architecture import Architecture, Rope
-from tidegate.model.architectures.llama import tensor_names
+from tidegate.model.architecture import Architecture, LayerKind
 from tidegate.model.packed import Array, DenseLinear, Linear
+from tidegate.model.registry import AnyArchitecture
+from tidegate.model.roles import roles
+from tidegate.model.rope import Rope
 
 
 def tiny_architecture(
@@ -31,7 +33,8 @@ def tiny_architecture(
         context=context,
         norm_eps=1e-5,
         activation="silu",
-        rope=Rope(theta=10000.0),
+        kinds=(LayerKind(rope=Rope.plain(10000.0, 32)),),
+        attention_scale=32**-0.5,
         tied_head=tied_head,
     )
 
@@ -41,36 +44,27 @@ class RandomWeights:
 
     def __init__(
         self,
-        arch: Architecture,
+        arch: AnyArchitecture,
         *,
         seed: int = 0,
         quantise: Callable[[str, DenseLinear], Linear] | None = None,
     ) -> None:
         rng = np.random.default_rng(seed)
-        attended, kv = arch.heads * arch.head_size, arch.kv_heads * arch.head_size
-        shapes = {
-            "q": (attended, arch.width),
-            "k": (kv, arch.width),
-            "v": (kv, arch.width),
-            "o": (arch.width, attended),
-            "gate": (arch.inner, arch.width),
-            "up": (arch.inner, arch.width),
-            "down": (arch.width, arch.inner),
-            "embed": (arch.vocab, arch.width),
-            "head": (arch.vocab, arch.width),
-        }
         self._linears: dict[str, Linear] = {}
         self._vectors: dict[str, Array] = {}
-        for role in tensor_names(arch):
-            kind = role.rsplit(".", 1)[-1]
-            if kind in shapes:
+        for name, role in roles(arch).items():
+            noise = rng.standard_normal(role.shape)
+            if role.is_linear:
                 # 0.15 keeps the top-two logit gaps of a random model well above rounding.
+                bias = rng.standard_normal(role.shape[0]) * 0.15 if role.bias else None
                 dense = DenseLinear(
-                    weight=(rng.standard_normal(shapes[kind]) * 0.15).astype(np.float32)
+                    weight=(noise * 0.15).astype(np.float32),
+                    bias=None if bias is None else bias.astype(np.float32),
                 )
-                self._linears[role] = dense if quantise is None else quantise(role, dense)
+                self._linears[name] = dense if quantise is None else quantise(name, dense)
             else:
-                self._vectors[role] = (1 + 0.1 * rng.standard_normal(arch.width)).astype(np.float32)
+                mean = 0 if name.endswith(".bias") else 1
+                self._vectors[name] = (mean + 0.1 * noise).astype(np.float32)
 
     def linear(self, role: str) -> Linear:
         """See `tidegate.model.walk.Weights`."""

@@ -163,7 +163,7 @@ def _open_gateway(settings: GatewaySettings, handler: LinkHandler, engine: Engin
 
 def _open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:
     with Checkpoint.open(settings.checkpoint) as checkpoint:
-        arch = checkpoint.architecture
+        arch = checkpoint.decoder
         context = settings.context_tokens or arch.context
         executor = TorchExecutor(
             arch,

@@ -16,7 +16,8 @@ from tidegate.errors import ConversionError
 from tidegate.model.architecture import Architecture
 from tidegate.model.bundle import MANIFEST_FILE, Bundle, BundleWriter
 from tidegate.model.checkpoint import Checkpoint
-from tidegate.model.manifest import Manifest, MemoryNeed, Recipe, Target
+from tidegate.model.manifest import Manifest, MemoryNeed, Target
+from tidegate.model.recipe import Recipe
 from tidegate.model.text_files import write_text_files
 from tidegate.model.walk import Weights
 
@@ -48,7 +49,7 @@ def convert(
         BundleError: `out` cannot be written or is something else than a bundle.
     """
     with Checkpoint.open(folder) as checkpoint, BundleWriter(out) as writer:
-        arch = checkpoint.architecture
+        arch = checkpoint.decoder
         context = _context(arch, plan.context_tokens)
         write_text_files(checkpoint, writer.folder)
         weights = RecipeWeights(checkpoint.weights(), plan.recipe)

@@ -36,8 +36,10 @@ from tidegate.converters.onnx_linear import (
     store,
 )
 from tidegate.errors import ConversionError
-from tidegate.model.architecture import Activation, Architecture, AttentionSpec, Rope
+from tidegate.model.architecture import Activation, Architecture, AttentionSpec, Experts
+from tidegate.model.ops import GatedMlp
 from tidegate.model.packed import Array, Linear, PackedLinear
+from tidegate.model.rope import Rope
 from tidegate.model.walk import Weights, decoder
 
 GRAPH, EXACT_GRAPH, DATA = "model.onnx", "model.exact.onnx", "model.onnx.data"
@@ -132,6 +134,34 @@ class OnnxOps:
         self._computed[x] = [total]
         return Tensor(normed)
 
+    def scale(self, x: Value, factor: float) -> Value:
+        """See `Ops.scale`."""
+        return Tensor(self._graph.node("Mul", [self._name(x), self._scalar(factor)]))
+
+    def clip(self, x: Value, limit: float) -> Value:
+        """See `Ops.clip`."""
+        bounds = [self._scalar(-limit), self._scalar(limit)]
+        return Tensor(self._graph.node("Clip", [self._name(x), *bounds]))
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        """See `Ops.softcap`."""
+        bent = self._graph.node("Tanh", [self._name(self.scale(x, 1 / cap))])
+        return self.scale(Tensor(bent), cap)
+
+    def _scalar(self, value: float) -> str:
+        return self._graph.constant("scalar", np.array([value], np.float32))
+
+    def moe(
+        self,
+        x: Value,
+        router: Linear,
+        expert: Callable[[int], GatedMlp],
+        experts: Experts,
+        act: Activation,
+    ) -> Value:
+        """See `Ops.moe`."""
+        raise ConversionError("experts: ONNX Runtime's lowering has none yet")
+
     def attention(self, q: Value, k: Value, v: Value, spec: AttentionSpec) -> Value:
         """See `Ops.attention`; q, k and v of one merged operator are handed over packed."""
         _check_attention(spec)
@@ -175,11 +205,10 @@ class OnnxOps:
     def _rotation(self, rope: Rope, head_size: int) -> list[str]:
         """Cosines and sines, [context, H / 2]; layers that rotate alike share them."""
         if (rope, head_size) not in self._rotations:
-            frequencies = rope.theta ** (-np.arange(0, head_size, 2) / head_size)
-            angles = np.arange(self._arch.context)[:, None] * frequencies
+            tables = rope.tables(np.arange(self._arch.context))
             self._rotations[rope, head_size] = [
-                self._graph.constant(name, function(angles).astype(np.float32))
-                for name, function in (("cos", np.cos), ("sin", np.sin))
+                self._graph.constant(name, table.astype(np.float32))
+                for name, table in zip(("cos", "sin"), tables, strict=True)
             ]
         return self._rotations[rope, head_size]
 

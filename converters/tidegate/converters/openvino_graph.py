@@ -15,8 +15,9 @@ import numpy.typing as npt
 import openvino as ov
 import openvino.opset13 as op
 
-from tidegate.model.architecture import AttentionSpec, Rope
+from tidegate.model.architecture import AttentionSpec
 from tidegate.model.packed import Array
+from tidegate.model.rope import Rope
 
 Node: TypeAlias = Any
 """An `openvino.Node` or `openvino.Output`."""
@@ -96,9 +97,8 @@ def rotary_angles(positions: Node, rope: Rope, head_size: int, context: int) -> 
 
 def _turns(positions: npt.NDArray[np.int64], rope: Rope, head_size: int) -> tuple[Array, Array]:
     """Cosine and sine [n, H / 2] of the positions, rounded once."""
-    half = head_size // 2
-    angles = positions[:, None] * rope.theta ** (-np.arange(half, dtype=np.float64) / half)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    cos, sin = rope.tables(positions)
+    return cos.astype(np.float32), sin.astype(np.float32)
 
 
 def rotate(x: Node, heads: int, head_size: int, angles: tuple[Node, Node]) -> Node:

@@ -29,8 +29,10 @@ from tidegate.converters.openvino_graph import Node
 from tidegate.converters.openvino_weights import ConstantFile
 from tidegate.converters.stacking import stack, stacks
 from tidegate.errors import ConversionError
-from tidegate.model.architecture import Activation, Architecture, AttentionSpec, Rope
+from tidegate.model.architecture import Activation, Architecture, AttentionSpec, Experts
+from tidegate.model.ops import GatedMlp
 from tidegate.model.packed import Array, Linear, PackedLinear
+from tidegate.model.rope import Rope
 from tidegate.model.walk import Weights, decoder
 
 Progress = Callable[[str, int, int], None]
@@ -78,6 +80,29 @@ class OpenVinoOps:
     def rms_norm(self, x: Node, weight: Array, eps: float) -> Node:
         """See `Ops`."""
         return graph.rms_norm(x, weight, eps)
+
+    def scale(self, x: Node, factor: float) -> Node:
+        """See `Ops`."""
+        return op.multiply(x, graph.scalar(np.float32(factor)))
+
+    def clip(self, x: Node, limit: float) -> Node:
+        """See `Ops`."""
+        return op.clamp(x, -limit, limit)
+
+    def softcap(self, x: Node, cap: float) -> Node:
+        """See `Ops`."""
+        return self.scale(op.tanh(self.scale(x, 1 / cap)), cap)
+
+    def moe(
+        self,
+        x: Node,
+        router: Linear,
+        expert: Callable[[int], GatedMlp],
+        experts: Experts,
+        act: Activation,
+    ) -> Node:
+        """See `Ops`."""
+        raise ConversionError("experts: OpenVINO's lowering has none yet")
 
     def attention(self, q: Node, k: Node, v: Node, spec: AttentionSpec) -> Node:
         """See `Ops`. Adds the layer's two cache inputs to the graph."""
@@ -212,6 +237,8 @@ def _activation(x: Node, act: Activation) -> Node:
             return op.gelu(x, "erf")
         case "gelu_tanh":
             return op.gelu(x, "tanh")
+        case "relu":
+            return op.relu(x)
         case _:
             assert_never(act)
 

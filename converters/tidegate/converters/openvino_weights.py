@@ -16,7 +16,8 @@ import openvino as ov
 import openvino.opset13 as op
 
 from tidegate.converters.openvino_graph import Node, ints
-from tidegate.model.packed import Bytes, Linear, PackedLinear, pack_nibbles
+from tidegate.errors import ConversionError
+from tidegate.model.packed import Bytes, Linear, LowRankLinear, PackedLinear, pack_nibbles
 
 _SEGMENT_BYTES = 1 << 28
 _ALIGNMENT_BYTES = 64
@@ -73,6 +74,8 @@ class ConstantFile:
 
         A packed weight keeps the padding of its last group: [out, groups * group_size].
         """
+        if isinstance(linear, LowRankLinear):
+            raise ConversionError("a low-rank table: OpenVINO's lowering has none")
         if not isinstance(linear, PackedLinear):
             return self.constant(linear.weight, ov.Type.f32, (linear.outputs, linear.inputs))
         kind = ov.Type.u4 if linear.bits == 4 else ov.Type.u8

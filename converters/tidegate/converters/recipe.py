@@ -5,12 +5,14 @@ The embedding table and the head keep 8 bits: at 4 they cost far more quality th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from tidegate.converters.rtn import GROUP_SIZES, quantise
-from tidegate.errors import ConfigError
-from tidegate.model.manifest import Recipe
-from tidegate.model.packed import Array, Bits, DenseLinear, Linear, PackedLinear
+from tidegate.errors import ConfigError, ConversionError
+from tidegate.model.packed import Array, DenseLinear, Linear, PackedLinear
+from tidegate.model.recipe import Format, FormatRule, Recipe, format_of
+from tidegate.model.strict_json import read
 from tidegate.model.walk import Weights
 
 TABLE_BITS: Literal[8] = 8
@@ -26,9 +28,15 @@ def make_recipe(*, bits: int, group_size: int, symmetric: bool) -> Recipe:
         raise ConfigError("bits", bits, "4 or 8")
     if group_size not in GROUP_SIZES:
         raise ConfigError("group-size", group_size, f"one of {GROUP_SIZES}")
-    return Recipe(
-        method="rtn", bits=bits, group_size=group_size, symmetric=symmetric, table_bits=TABLE_BITS
+    wanted = read(
+        Format,
+        {"bits": bits, "group_size": group_size, "symmetric": symmetric},
+        "format",
+        ConversionError,
     )
+    tables = FormatRule(match=("embed", "head"), format=replace(wanted, bits=TABLE_BITS))
+    rest = FormatRule(match=("*",), format=wanted)
+    return Recipe(name="rtn", formats=(tables, rest), passes=())
 
 
 class RecipeWeights:
@@ -59,7 +67,7 @@ class RecipeWeights:
         if role == "embed" and self._table is not None:
             return self._table
         dense = self._source.linear(role)
-        packed = self._pack(dense, 8 if role in ("embed", "head") else _bits(self._recipe))
+        packed = self._pack(dense, format_of(self._recipe, role))
         self._bits[role], self._nbytes[role] = packed.bits, packed.nbytes
         if role == "embed":
             self._table = packed
@@ -71,13 +79,14 @@ class RecipeWeights:
         self._nbytes[role] = values.nbytes
         return values
 
-    def _pack(self, linear: Linear, bits: Bits) -> PackedLinear:
+    def _pack(self, linear: Linear, wanted: Format) -> PackedLinear:
         if isinstance(linear, PackedLinear):
             return linear
         assert isinstance(linear, DenseLinear)
-        recipe = self._recipe
-        return quantise(linear, bits=bits, group_size=recipe.group_size, symmetric=recipe.symmetric)
-
-
-def _bits(recipe: Recipe) -> Bits:
-    return 4 if recipe.bits == 4 else 8
+        assert wanted.bits != 32
+        return quantise(
+            linear,
+            bits=wanted.bits,
+            group_size=wanted.group_size,
+            symmetric=wanted.symmetric,
+        )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tidegate.model.packed import Array, DenseLinear, Linear, PackedLinear
+from tidegate.model.packed import Array, DenseLinear, Linear, LowRankLinear, PackedLinear
 
 
 def stacks(weights: Sequence[Linear]) -> list[list[int]]:
@@ -42,6 +42,8 @@ def stack(weights: Sequence[Linear]) -> Linear:
 
 
 def _shape(linear: Linear) -> tuple[object, ...]:
+    if isinstance(linear, LowRankLinear):
+        return (id(linear),)
     if isinstance(linear, DenseLinear):
         return ("dense", linear.inputs)
     return (linear.bits, linear.group_size, linear.inputs, linear.zeros is None)

@@ -7,14 +7,17 @@ same integers is that backend's arithmetic. Rotation and attention are spelled o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import assert_never
 
 import torch
 from torch.nn import functional
 
-from tidegate.model.architecture import Activation, AttentionSpec, Rope
-from tidegate.model.packed import Array, Linear, PackedLinear
+from tidegate.model.architecture import Activation, AttentionSpec, Experts
+from tidegate.model.ops import GatedMlp
+from tidegate.model.packed import Array, Linear, dense_weight
+from tidegate.model.rope import Rope
 
 Tensor = torch.Tensor
 
@@ -58,26 +61,32 @@ class WeightTensors:
         """The weight [out, in] and bias [out] of a layer."""
         entry = self._tensors.get(id(linear))
         if entry is None:
-            dense = linear.dequantise() if isinstance(linear, PackedLinear) else linear.weight
-            weight = torch.from_numpy(dense)
+            weight = torch.from_numpy(dense_weight(linear))
             bias = None if linear.bias is None else torch.from_numpy(linear.bias)
             entry = self._tensors[id(linear)] = (linear, weight, bias)
         return entry[1], entry[2]
 
 
-def rope_table(positions: Tensor, head_size: int, rope: Rope) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, 1, H / 2] of the angles at `positions` [T], computed in float64."""
-    half = head_size // 2
-    frequencies = rope.theta ** (-torch.arange(half, dtype=torch.float64) / half)
-    angles = (positions.to(torch.float64)[:, None] * frequencies)[:, None]
-    return angles.cos().float(), angles.sin().float()
+def rope_table(positions: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, 1, size / 2] at `positions` [T], computed in float64."""
+    cos, sin = rope.tables(positions.numpy())
+    return torch.from_numpy(cos).float()[:, None], torch.from_numpy(sin).float()[:, None]
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate [T, heads, H], halves paired (Su et al. 2021, rotate-half form)."""
+    """Rotate [T, heads, H], halves paired (Su et al. 2021); what the table lacks passes through."""
     cos, sin = table
-    low, high = x.chunk(2, dim=-1)
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
+    half = cos.shape[-1]
+    low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([low * cos - high * sin, high * cos + low * sin, rest], dim=-1)
+
+
+def root_mean_square_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Norm over each run of `len(weight)` values of the last axis."""
+    size = weight.shape[0]
+    runs = x.view(*x.shape[:-1], x.shape[-1] // size, size)
+    normal = runs * torch.rsqrt(runs.pow(2).mean(dim=-1, keepdim=True) + eps) * weight
+    return normal.flatten(-2)
 
 
 class TorchOps:
@@ -90,7 +99,7 @@ class TorchOps:
         self._positions = torch.cat(
             [torch.arange(row.past, row.past + len(row.tokens)) for row in rows]
         )
-        self._rope_tables: dict[tuple[int, Rope], tuple[Tensor, Tensor]] = {}
+        self._rope_tables: dict[Rope, tuple[Tensor, Tensor]] = {}
 
     def embed(self, table: Linear) -> Tensor:
         """See `Ops.embed`."""
@@ -102,15 +111,26 @@ class TorchOps:
 
     def rms_norm(self, x: Tensor, weight: Array, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""
-        mean_square = x.pow(2).mean(dim=-1, keepdim=True)
-        return x * torch.rsqrt(mean_square + eps) * torch.from_numpy(weight)
+        return root_mean_square_norm(x, torch.from_numpy(weight), eps)
+
+    def scale(self, x: Tensor, factor: float) -> Tensor:
+        """See `Ops.scale`."""
+        return x * factor
+
+    def clip(self, x: Tensor, limit: float) -> Tensor:
+        """See `Ops.clip`."""
+        return x.clamp(-limit, limit)
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        """See `Ops.softcap`."""
+        return cap * torch.tanh(x / cap)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         """See `Ops.attention`."""
         q = q.view(-1, spec.heads, spec.head_size)
         k, v = (x.view(-1, spec.kv_heads, spec.head_size) for x in (k, v))
         if spec.rope is not None:
-            table = self._rope_table(spec.head_size, spec.rope)
+            table = self._rope_table(spec.rope)
             q, k = rotate(q, table), rotate(k, table)
         attended, start = [], 0
         for row in self._rows:
@@ -119,12 +139,11 @@ class TorchOps:
             start = part.stop
         return torch.cat(attended).flatten(1)
 
-    def _rope_table(self, head_size: int, rope: Rope) -> tuple[Tensor, Tensor]:
+    def _rope_table(self, rope: Rope) -> tuple[Tensor, Tensor]:
         """The step's angles, computed by the first layer that needs them."""
-        key = (head_size, rope)
-        if key not in self._rope_tables:
-            self._rope_tables[key] = rope_table(self._positions, head_size, rope)
-        return self._rope_tables[key]
+        if rope not in self._rope_tables:
+            self._rope_tables[rope] = rope_table(self._positions, rope)
+        return self._rope_tables[rope]
 
     def _attend(
         self, row: TorchRow, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec
@@ -137,9 +156,10 @@ class TorchOps:
         share = spec.heads // spec.kv_heads
         grouped = q.view(-1, spec.kv_heads, share, spec.head_size)
         scores = torch.einsum("tkgh,skh->kgts", grouped, keys[:end]) * spec.scale
-        if len(row.tokens) > 1:
-            future = torch.arange(end)[None] > torch.arange(row.past, end)[:, None]
-            scores = scores.masked_fill(future, -torch.inf)
+        if spec.softcap is not None:
+            scores = self.softcap(scores, spec.softcap)
+        if len(row.tokens) > 1 or spec.window is not None:
+            scores = scores.masked_fill(_hidden(row.past, end, spec.window), -torch.inf)
         mixed = torch.einsum("kgts,skh->tkgh", scores.softmax(dim=-1), values[:end])
         return mixed.flatten(1, 2)
 
@@ -148,8 +168,30 @@ class TorchOps:
     ) -> Tensor:
         """See `Ops.gated_mlp`."""
         gated, widened = self.linears(x, [gate, up])
-        (narrowed,) = self.linears(_activate(gated, act) * widened, [down])
+        (narrowed,) = self.linears(activate(gated, act) * widened, [down])
         return narrowed
+
+    def moe(
+        self,
+        x: Tensor,
+        router: Linear,
+        expert: Callable[[int], GatedMlp],
+        experts: Experts,
+        act: Activation,
+    ) -> Tensor:
+        """See `Ops.moe`; an expert computes the tokens that chose it and no others."""
+        (routed,) = self.linears(x, [router])
+        shares, chosen = routed.softmax(dim=-1).topk(experts.chosen, dim=-1)
+        if experts.normalised:
+            shares = shares / shares.sum(dim=-1, keepdim=True)
+        total = torch.zeros_like(x)
+        for number in range(experts.count):
+            weights = expert(number)
+            tokens, place = (chosen == number).nonzero(as_tuple=True)
+            if len(tokens):
+                mixed = self.gated_mlp(x[tokens], weights.gate, weights.up, weights.down, act)
+                total.index_add_(0, tokens, mixed * shares[tokens, place, None])
+        return total
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """See `Ops.add`."""
@@ -167,7 +209,21 @@ class TorchOps:
         return logits
 
 
-def _activate(x: Tensor, act: Activation) -> Tensor:
-    if act == "silu":
-        return functional.silu(x)
-    return functional.gelu(x, approximate="tanh" if act == "gelu_tanh" else "none")
+def _hidden(past: int, end: int, window: int | None) -> Tensor:
+    """Keys that the queries at positions `past` to `end` must not see, [end - past, end]."""
+    queries, keys = torch.arange(past, end)[:, None], torch.arange(end)[None]
+    hidden = keys > queries
+    return hidden if window is None else hidden | (keys <= queries - window)
+
+
+def activate(x: Tensor, act: Activation) -> Tensor:
+    """The non-linearity `act`."""
+    match act:
+        case "silu":
+            return functional.silu(x)
+        case "relu":
+            return functional.relu(x)
+        case "gelu" | "gelu_tanh":
+            return functional.gelu(x, approximate="tanh" if act == "gelu_tanh" else "none")
+        case _:
+            assert_never(act)

@@ -1,6 +1,6 @@
 """A Hugging Face checkpoint folder: config, sharded weights read lazily, tokenizer files.
 
-Nothing is held but memory maps: `CheckpointWeights` reads a tensor when the walk asks for it.
+Nothing is held but open files: `CheckpointWeights` reads a tensor when the walk asks for it.
 Names in the shard index are taken as plain file names, so an index cannot point outside.
 """
 
@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from tidegate.errors import CheckpointError
-from tidegate.model.architecture import Architecture, architecture_module, describe
+from tidegate.model.architecture import Architecture
+from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.packed import Array, DenseLinear, Linear
+from tidegate.model.registry import AnyArchitecture, Source, architecture_module, describe
+from tidegate.model.roles import roles
 from tidegate.model.safetensors_file import SafetensorsFile
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -36,18 +41,24 @@ def read_json_object(path: Path) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """An open checkpoint. Use it as a context manager: it holds memory maps."""
+    """An open checkpoint. Use it as a context manager: it holds open files."""
 
     folder: Path
     config: Mapping[str, object]
-    architecture: Architecture
+    architecture: AnyArchitecture
     files: tuple[SafetensorsFile, ...]
     where: Mapping[str, SafetensorsFile]
     """The file of every tensor."""
+    sources: Mapping[str, Source]
+    """Where each role's numbers lie."""
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, *, context: int | None = None) -> Self:
         """Open a folder and check that every tensor of its architecture is there.
+
+        Args:
+            folder: holds config.json and safetensors.
+            context: positions to serve, None for what the model was trained for.
 
         Raises:
             CheckpointError: a file is missing or damaged, the architecture is unknown, or a
@@ -56,17 +67,27 @@ class Checkpoint:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: is not a folder with a checkpoint")
         config = read_json_object(folder / "config.json")
-        architecture = describe(config)
+        pooling = _sentence_transformers(folder)
+        if pooling:
+            config["sentence_transformers"] = pooling
+        architecture = describe(config, context)
         files = _open_files(folder)
         try:
             where = {name: file for file in files for name in file.entries}
-            _check_shapes(architecture, where)
+            module = architecture_module(architecture.model_type)
+            sources = module.sources(architecture, where.keys())
+            _check_sources(architecture, sources, where)
         except CheckpointError:
             for file in files:
                 file.close()
             raise
         return cls(
-            folder=folder, config=config, architecture=architecture, files=files, where=where
+            folder=folder,
+            config=config,
+            architecture=architecture,
+            files=files,
+            where=where,
+            sources=sources,
         )
 
     def __enter__(self) -> Self:
@@ -75,6 +96,20 @@ class Checkpoint:
     def __exit__(self, *_: object) -> None:
         for file in self.files:
             file.close()
+
+    @property
+    def decoder(self) -> Architecture:
+        """The architecture of a checkpoint that generates text.
+
+        Raises:
+            CheckpointError: it is an encoder.
+        """
+        if isinstance(self.architecture, EncoderArchitecture):
+            raise CheckpointError(
+                f"config.json: model_type = {self.architecture.model_type!r}: is an encoder, which "
+                "makes no text"
+            )
+        return self.architecture
 
     def weights(self) -> CheckpointWeights:
         """The weights by role, as they are in the checkpoint."""
@@ -86,25 +121,41 @@ class CheckpointWeights:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Read from `checkpoint`, which must stay open."""
-        arch = checkpoint.architecture
         self._where = checkpoint.where
-        self._names = architecture_module(arch.model_type).tensor_names(arch)
+        self._sources = checkpoint.sources
 
     def linear(self, role: str) -> Linear:
         """See `tidegate.model.walk.Weights`."""
-        name = self._names[role]
-        bias = f"{name}.bias"
-        return DenseLinear(
-            weight=self._read(f"{name}.weight"),
-            bias=self._read(bias) if bias in self._where else None,
-        )
+        source = self._sources[role]
+        bias = None if source.bias is None else self._read(source.bias)
+        if bias is not None and source.rows is not None:
+            bias = bias[slice(*source.rows)]
+        return DenseLinear(weight=self._weight(source), bias=bias)
 
     def vector(self, role: str) -> Array:
         """See `tidegate.model.walk.Weights`."""
-        return self._read(f"{self._names[role]}.weight")
+        source = self._sources[role]
+        values = self._read(source.tensor)
+        return values + np.float32(source.plus) if source.plus else values
 
-    def _read(self, name: str) -> Array:
-        return self._where[name].read(name)
+    def _weight(self, source: Source) -> Array:
+        if source.index is None:
+            return self._read(source.tensor, source.rows)
+        weight: Array = self._read(source.tensor, (source.index, source.index + 1))[0]
+        return weight if source.rows is None else weight[slice(*source.rows)]
+
+    def _read(self, name: str, rows: tuple[int, int] | None = None) -> Array:
+        return self._where[name].read(name, rows)
+
+
+def _sentence_transformers(folder: Path) -> dict[str, object]:
+    """How token vectors become one, from the files that sentence-transformers keeps beside."""
+    if not (folder / "modules.json").is_file():
+        return {}
+    found: dict[str, object] = {"normalize": (folder / "2_Normalize").exists()}
+    if (folder / "1_Pooling" / "config.json").is_file():
+        found |= read_json_object(folder / "1_Pooling" / "config.json")
+    return found
 
 
 def _open_files(folder: Path) -> tuple[SafetensorsFile, ...]:
@@ -127,45 +178,34 @@ def _open_files(folder: Path) -> tuple[SafetensorsFile, ...]:
     return tuple(files)
 
 
-def _check_shapes(arch: Architecture, where: Mapping[str, SafetensorsFile]) -> None:
-    for role, name in architecture_module(arch.model_type).tensor_names(arch).items():
-        tensor = f"{name}.weight"
-        if tensor not in where:
-            raise CheckpointError(f"the checkpoint has no tensor {tensor!r}")
-        expected = _shape(arch, role)
-        _check_shape(where, tensor, expected)
-        bias = f"{name}.bias"
-        if bias in where:
-            _check_shape(where, bias, expected[:1])
-        elif _has_bias(arch, role):
+def _check_sources(
+    arch: AnyArchitecture,
+    sources: Mapping[str, Source],
+    where: Mapping[str, SafetensorsFile],
+) -> None:
+    """Every role has a source, and every tensor the shape that its roles make up."""
+    rows: dict[str, int] = {}
+    for source in sources.values():
+        if source.rows is not None:
+            rows[source.tensor] = max(rows.get(source.tensor, 0), source.rows[1])
+    stacked = {source.tensor for source in sources.values() if source.index is not None}
+    for name, role in roles(arch).items():
+        source = sources[name]
+        expected = (rows.get(source.tensor, role.shape[0]), *role.shape[1:])
+        _check_shape(where, source.tensor, expected, inner=source.tensor in stacked)
+        if source.bias is not None:
+            _check_shape(where, source.bias, expected[:1], inner=False)
+        elif role.bias:
+            bias = source.tensor.removesuffix(".weight") + ".bias"
             raise CheckpointError(f"the checkpoint has no tensor {bias!r}: config.json asks for it")
 
 
 def _check_shape(
-    where: Mapping[str, SafetensorsFile], tensor: str, expected: tuple[int, ...]
+    where: Mapping[str, SafetensorsFile], tensor: str, expected: tuple[int, ...], *, inner: bool
 ) -> None:
+    """Compare a tensor's shape, or what follows its first dimension if `inner`."""
+    if tensor not in where:
+        raise CheckpointError(f"the checkpoint has no tensor {tensor!r}")
     found = where[tensor].entries[tensor].shape
-    if found != expected:
+    if (found[1:] if inner else found) != expected:
         raise CheckpointError(f"{tensor}: shape {found}: config.json asks for {expected}")
-
-
-def _has_bias(arch: Architecture, role: str) -> bool:
-    kind = role.rsplit(".", 1)[-1]
-    attention = arch.attention_bias and kind in ("q", "k", "v", "o")
-    return attention or (arch.mlp_bias and kind in ("gate", "up", "down"))
-
-
-def _shape(arch: Architecture, role: str) -> tuple[int, ...]:
-    attended, kv = arch.heads * arch.head_size, arch.kv_heads * arch.head_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed": (arch.vocab, arch.width),
-        "head": (arch.vocab, arch.width),
-        "q": (attended, arch.width),
-        "k": (kv, arch.width),
-        "v": (kv, arch.width),
-        "o": (arch.width, attended),
-        "gate": (arch.inner, arch.width),
-        "up": (arch.inner, arch.width),
-        "down": (arch.width, arch.inner),
-    }
-    return shapes.get(role.rsplit(".", 1)[-1], (arch.width,))

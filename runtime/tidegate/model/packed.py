@@ -127,4 +127,49 @@ class DenseLinear:
         return int(self.weight.shape[1])
 
 
-Linear = PackedLinear | DenseLinear
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LowRankLinear:
+    """A linear layer as the product of two smaller ones: `second(first(x))`.
+
+    `first` is [rank, in] and has no bias; `second` is [out, rank] and has the layer's.
+    """
+
+    first: PackedLinear | DenseLinear
+    second: PackedLinear | DenseLinear
+
+    def __post_init__(self) -> None:
+        if self.first.outputs != self.second.inputs or self.first.bias is not None:
+            raise ValueError(
+                f"first gives {self.first.outputs} values, second takes {self.second.inputs}, and "
+                "only second may have a bias"
+            )
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the weight that the two stand for."""
+        return self.second.outputs
+
+    @property
+    def inputs(self) -> int:
+        """Columns of the weight that the two stand for."""
+        return self.first.inputs
+
+    @property
+    def bias(self) -> Array | None:
+        """The layer's bias."""
+        return self.second.bias
+
+
+Linear = PackedLinear | DenseLinear | LowRankLinear
+
+
+def dense_weight(linear: Linear) -> Array:
+    """The weight that a linear layer stands for, float32 [out, in]."""
+    match linear:
+        case PackedLinear():
+            return linear.dequantise()
+        case DenseLinear():
+            return linear.weight
+        case LowRankLinear():
+            product: Array = dense_weight(linear.second) @ dense_weight(linear.first)
+            return product

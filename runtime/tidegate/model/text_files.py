@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 
 from tidegate.errors import CheckpointError
-from tidegate.model.architecture import Architecture
 from tidegate.model.checkpoint import Checkpoint, read_json_object
+from tidegate.model.registry import AnyArchitecture
 
 _IDS = ("bos_token_id", "eos_token_id")
 
@@ -47,7 +47,7 @@ def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
     path.write_text(json.dumps(settings | missing), encoding="utf-8")
 
 
-def _check_vocabulary(tokenizer: dict[str, object], arch: Architecture) -> None:
+def _check_vocabulary(tokenizer: dict[str, object], arch: AnyArchitecture) -> None:
     """A token that the embedding has no row for would read another's memory: refuse it here."""
     model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from tidegate.errors import ConfigError
@@ -78,13 +79,7 @@ def summary(bundle: Bundle) -> dict[str, object]:
         "model_type": arch.model_type,
         "parameters": arch.parameters,
         "context_tokens": manifest.context_tokens,
-        "recipe": {
-            "method": manifest.recipe.method,
-            "bits": manifest.recipe.bits,
-            "group_size": manifest.recipe.group_size,
-            "symmetric": manifest.recipe.symmetric,
-            "table_bits": manifest.recipe.table_bits,
-        },
+        "recipe": asdict(manifest.recipe),
         "bits_per_weight": round(memory.weight_bytes * 8 / arch.parameters, 3),
         "weight_bytes": memory.weight_bytes,
         "kv_bytes_per_token": {
@@ -109,14 +104,13 @@ def print_summary(bundle: Bundle) -> None:
     """The same for people, on stdout."""
     facts = summary(bundle)
     manifest = bundle.manifest
-    recipe = manifest.recipe
-    kind = "symmetric" if recipe.symmetric else "asymmetric"
+    passes = ", ".join(one.kind for one in manifest.recipe.passes) or "round to nearest"
     lines = {
         "model": f"{manifest.model_id}, version {manifest.version} ({facts['model_type']})",
         "parameters": f"{manifest.architecture.parameters:,}",
         "context": f"{manifest.context_tokens} tokens",
-        "weights": f"{recipe.bits}-bit {kind}, groups of {recipe.group_size}, {recipe.method};"
-        f" tables {recipe.table_bits}-bit; {facts['bits_per_weight']} bits per weight in all",
+        "weights": f"recipe {manifest.recipe.name}: {passes};"
+        f" {facts['bits_per_weight']} bits per weight in all",
         "memory": f"{manifest.memory.weight_bytes / 1e6:.2f} MB of weights,"
         f" {manifest.memory.kv_values_per_token} B of KV per token at 8 bits",
         "targets": ", ".join(

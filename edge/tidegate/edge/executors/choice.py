@@ -61,7 +61,7 @@ def open_executor(bundle: Bundle, settings: ExecutorSettings) -> Executor:
 
 
 def _open(bundle: Bundle, target: Target, context: int, settings: ExecutorSettings) -> Executor:
-    folder, arch = bundle.target_folder(target), bundle.manifest.architecture
+    folder, arch = bundle.target_folder(target), bundle.manifest.decoder
     # Imported here: a device installs only the runtime it uses.
     if target == "openvino":
         from tidegate.edge.executors.openvino import OpenVinoExecutor, OpenVinoSettings

@@ -1,0 +1,1 @@
+"""One module per pass, named as the `kind` that recipes give it."""
