@@ -169,8 +169,8 @@ def export_openvino(
 ) -> None:
     """Write `folder/model.xml` and `folder/model.bin`.
 
-    Memory stays at about one layer: packed weights go to a scratch file in `folder` as they are
-    made, and from there to `model.bin`.
+    Memory stays at about one weight: each goes to a scratch file in `folder` when it is made, which
+    becomes `model.bin`.
 
     Args:
         arch: the model.
@@ -188,15 +188,15 @@ def export_openvino(
         ops = OpenVinoOps(arch, constants)
         model = ops.model(decoder(ops, arch, _Reported(weights, arch.layers, report)))
         report("write", 0, 1)
-        _save(model, folder / "model.xml")
+        _save(model, constants, folder / "model.xml")
         report("write", 1, 1)
 
 
-def _save(model: Node, path: Path) -> None:
+def _save(model: Node, constants: ConstantFile, path: Path) -> None:
     _name_by_order(model)
     try:
-        ov.save_model(model, path, compress_to_fp16=False)
-    except RuntimeError as error:
+        constants.save(model, path)
+    except (OSError, RuntimeError) as error:
         raise ConversionError(f"{path}: OpenVINO cannot write it: {error}") from error
 
 

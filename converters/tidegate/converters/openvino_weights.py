@@ -1,4 +1,4 @@
-"""Weights of an OpenVINO graph: file-backed constants, in the pattern that stays compressed.
+"""Weights of an OpenVINO graph: streamed to its file, in the pattern that stays compressed.
 
 The CPU plugin multiplies 4- and 8-bit weights as they are, and gathers rows of them, when it finds
 exactly convert, subtract, multiply, reshape, convert behind the constant. Anything else becomes a
@@ -7,6 +7,7 @@ float32 weight, eight times as large.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -15,26 +16,30 @@ import numpy.typing as npt
 import openvino as ov
 import openvino.opset13 as op
 
+from tidegate.converters.openvino_file import Place, align, write_graph
 from tidegate.converters.openvino_graph import Node, ints
-from tidegate.errors import ConversionError
-from tidegate.model.packed import Bytes, Linear, LowRankLinear, PackedLinear, pack_nibbles
+from tidegate.model.packed import Bytes, DenseLinear, PackedLinear, pack_nibbles
 
-_SEGMENT_BYTES = 1 << 28
-_ALIGNMENT_BYTES = 64
+_PLACEHOLDER_BYTES = 1 << 26
+
+AnyArray = npt.NDArray[np.generic]
 
 
 class ConstantFile:
-    """Constants whose values lie in a scratch file and are mapped, not held.
+    """Constants whose values go to a file at once; the graph gets placeholders of zeros.
 
-    A model in memory is therefore as large as its largest layer while it is being built. The
-    file must outlive every model that uses its constants: OpenVINO keeps a bare pointer.
+    All placeholders share one stretch of memory that nobody writes to, so the operating system
+    backs it with its page of zeros and it costs nothing. `save` writes the graph and moves the
+    file beside it. Until then the graph's constants are zeros: it must not be compiled. This
+    object must outlive every model that uses its constants: OpenVINO keeps a bare pointer.
     """
 
     def __init__(self, path: Path) -> None:
+        """Stream to `path`, which is removed again unless it is saved."""
         self._path = path
-        self._file = path.open("w+b")
-        self._segments: list[Bytes] = []
-        self._start = self._used = self._end = 0
+        self._file = path.open("wb")
+        self._zeros: list[Bytes] = []
+        self._constants: list[tuple[Node, Place]] = []
 
     def __enter__(self) -> ConstantFile:
         return self
@@ -46,36 +51,49 @@ class ConstantFile:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)
 
-    def constant(self, values: npt.NDArray[np.generic], kind: Node, shape: tuple[int, ...]) -> Node:
-        """A constant of `kind`, an `openvino.Type`; 4-bit values come packed low nibble first."""
-        if self._start + self._used + values.nbytes > self._end:
-            self._add_segment(values.nbytes)
-        self._file.seek(self._start + self._used)
-        # Written and not stored through the mapping, where a full disk would be a signal.
-        np.ascontiguousarray(values).tofile(self._file)
-        self._file.flush()
-        mapped = self._segments[-1][self._used : self._used + values.nbytes]
-        self._used += -(-values.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        shaped = mapped.view(values.dtype)
-        return ov.op.Constant(ov.Tensor(shaped, ov.Shape(list(shape)), kind))
+    def constant(
+        self, values: AnyArray | Iterable[AnyArray], kind: Node, shape: tuple[int, ...]
+    ) -> Node:
+        """A constant of `kind`, an `openvino.Type`; 4-bit values come packed low nibble first.
 
-    def _add_segment(self, needed_bytes: int) -> None:
-        """Map more of the file. Large pieces, because every mapping holds a file descriptor."""
-        size = max(needed_bytes, _SEGMENT_BYTES)
-        self._start, self._used = self._end, 0
-        self._end += size
-        self._file.truncate(self._end)
-        self._segments.append(np.memmap(self._file, np.uint8, "r+", self._start, (size,)))
+        Values may come in parts, of which one is held at a time.
+        """
+        offset = align(self._file)
+        for part in [values] if isinstance(values, np.ndarray) else values:
+            little = np.ascontiguousarray(part, part.dtype.newbyteorder("<"))
+            self._file.write(little.reshape(-1).view(np.uint8).data)
+        nbytes = self._file.tell() - offset
+        zeros = self._placeholder(nbytes)
+        constant = ov.op.Constant(ov.Tensor(zeros, ov.Shape(list(shape)), kind))
+        assert constant.get_byte_size() == nbytes, f"{nbytes} bytes are no {kind} of {shape}"
+        self._constants.append((constant, Place(offset=offset, nbytes=nbytes)))
+        return constant
 
-    def weight(self, linear: Linear) -> Node:
+    def save(self, model: Node, path: Path) -> None:
+        """Write the graph to `path` and its constants beside it, as `.bin`; only once.
+
+        Raises:
+            OSError: a file cannot be written.
+            RuntimeError: OpenVINO cannot write the graph.
+        """
+        places = {constant.get_friendly_name(): place for constant, place in self._constants}
+        write_graph(model, path, self._file, places)
+        self._file.close()
+        self._path.replace(path.with_suffix(".bin"))
+
+    def _placeholder(self, nbytes: int) -> Bytes:
+        if not self._zeros or self._zeros[-1].nbytes < nbytes:
+            # Large, because small memory is recycled and then cleared, which makes it real.
+            self._zeros.append(np.zeros(max(nbytes, _PLACEHOLDER_BYTES), np.uint8))
+        return self._zeros[-1][:nbytes]
+
+    def weight(self, linear: PackedLinear | DenseLinear) -> Node:
         """The float32 weight [out, in], decompressed from the packed one by the pattern that fuses.
 
         A packed weight keeps the padding of its last group: [out, groups * group_size].
         """
-        if isinstance(linear, LowRankLinear):
-            raise ConversionError("a low-rank table: OpenVINO's lowering has none")
         if not isinstance(linear, PackedLinear):
             return self.constant(linear.weight, ov.Type.f32, (linear.outputs, linear.inputs))
         kind = ov.Type.u4 if linear.bits == 4 else ov.Type.u8
