@@ -18,7 +18,15 @@ import openvino.opset13 as op
 
 from tidegate.converters.openvino_file import Place, align, write_graph
 from tidegate.converters.openvino_graph import Node, ints
-from tidegate.model.packed import Bytes, DenseLinear, PackedLinear, pack_nibbles
+from tidegate.errors import ConversionError
+from tidegate.model.packed import (
+    Bytes,
+    DenseLinear,
+    Linear,
+    LowRankLinear,
+    PackedLinear,
+    pack_nibbles,
+)
 
 _PLACEHOLDER_BYTES = 1 << 26
 
@@ -89,12 +97,17 @@ class ConstantFile:
             self._zeros.append(np.zeros(max(nbytes, _PLACEHOLDER_BYTES), np.uint8))
         return self._zeros[-1][:nbytes]
 
-    def weight(self, linear: PackedLinear | DenseLinear) -> Node:
+    def weight(self, linear: Linear) -> Node:
         """The float32 weight [out, in], decompressed from the packed one by the pattern that fuses.
 
         A packed weight keeps the padding of its last group: [out, groups * group_size].
+
+        Raises:
+            ConversionError: the layer is a product of two weights, which are lowered each.
         """
-        if not isinstance(linear, PackedLinear):
+        if isinstance(linear, LowRankLinear):
+            raise ConversionError("a low-rank layer is no single weight")
+        if isinstance(linear, DenseLinear):
             return self.constant(linear.weight, ov.Type.f32, (linear.outputs, linear.inputs))
         kind = ov.Type.u4 if linear.bits == 4 else ov.Type.u8
         rows, groups = linear.outputs, linear.groups
