@@ -456,3 +456,22 @@ def test_a_link_of_another_scheme_is_refused_instead_of_spoken_in_clear(
     message = failing("serve", bundle, "--link", url, "--keys", tmp_path / "device")
     assert "must be mqtt://host[:port] or mqtts://host[:port]" in message
     assert "word" not in message
+
+
+def test_a_signed_and_packed_bundle_is_installed_only_where_its_key_is_trusted(
+    bundle: Path, tmp_path: Path, failing: Failing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, archive, maker = copy(bundle, tmp_path / "own"), tmp_path / "b.tar.zst", tmp_path / "maker"
+    assert main(["keys", "signing", str(maker)]) == 0
+    assert main(["keys", "signing", str(tmp_path / "other")]) == 0
+    assert main(["bundle", "sign", str(own), "--key", f"{maker}.key"]) == 0
+    assert main(["bundle", "pack", str(own), str(archive), "--quiet"]) == 0
+    trusting = ["--trust", f"{maker}.pub"]
+    assert main(["bundle", "unpack", str(archive), str(tmp_path / "in"), "--quiet", *trusting]) == 0
+    assert main(["inspect", str(tmp_path / "in"), *trusting]) == 0
+    capsys.readouterr()
+    other = ["--trust", f"{tmp_path / 'other'}.pub"]
+    told = failing("bundle", "unpack", archive, tmp_path / "x", "--quiet", *other)
+    assert "not trusted" in told
+    assert "signature: is missing" in failing("inspect", bundle, *trusting)
+    assert "key file" in failing("keys", "signing", maker)

@@ -57,6 +57,8 @@ class EdgeSettings:
     """Requests that may wait for the device's engine before new ones overflow."""
     answer_cache_mib: int = 8
     answer_ttl_s: float = 600.0
+    trusted_signers: frozenset[str] | None = None
+    """Public keys of which one must have signed the bundle; None accepts any signer, or none."""
     longest_prompt_tokens: int = 8192
     """Longer prompts are refused unread; between the device's context and this they may go out."""
     link: LinkSettings | None = None
@@ -99,7 +101,7 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         IdentityError: the link's keys cannot be used.
     """
     surface = surface_for(settings.host, key_hashes=settings.api_key_hashes)
-    bundle = Bundle.open(settings.bundle)
+    bundle = Bundle.open(settings.bundle, trusted=settings.trusted_signers)
     async with AsyncExitStack() as stack:
         link = None
         if settings.link is not None:

@@ -15,7 +15,7 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from typing import Self
 
 from tidegate.errors import BundleError
 from tidegate.model.manifest import FileEntry, Manifest
+from tidegate.model.signature import check_signature
 
 MANIFEST_FILE = "manifest.json"
 
@@ -35,17 +36,22 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Open a bundle and verify every file it lists.
+    def open(cls, folder: Path, *, trusted: Collection[str] | None = None) -> Self:
+        """Open a bundle and verify its signature and every file it lists.
+
+        Args:
+            folder: the bundle.
+            trusted: public keys of which one must have signed; None for any signer or none.
 
         Raises:
-            BundleError: there is no bundle, or a file is missing, changed or leads outside; the
-                message names the file.
+            BundleError: there is no bundle, its signature is wrong or not trusted, or a file is
+                missing, changed or leads outside; the message names the file.
         """
         path = folder / MANIFEST_FILE
         if path.is_symlink() or not path.is_file():
             raise BundleError(f"{folder}: is not a bundle: it has no {MANIFEST_FILE}")
         manifest = Manifest.from_bytes(path.read_bytes())
+        check_signature(manifest, trusted)
         _check_listing(folder, manifest)
         for name, entry in manifest.files.items():
             _verify(folder, name, entry)
@@ -156,6 +162,24 @@ class BundleWriter:
         _flush(self.out.parent)
         shutil.rmtree(self._old, ignore_errors=True)
         return Bundle(folder=self.out, manifest=manifest)
+
+
+def replace_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
+    """Exchange a bundle's manifest for one that lists the same files, in one step.
+
+    For what is known later than the files: a signature, a quality report.
+    """
+    if manifest.files != bundle.manifest.files:
+        raise BundleError("manifest.json: files: another manifest must list the same files")
+    partial = bundle.folder.parent / f".{bundle.folder.name}.manifest-{os.getpid()}"
+    try:
+        partial.write_bytes(manifest.to_bytes())
+        _flush(partial)
+        partial.replace(bundle.folder / MANIFEST_FILE)
+    finally:
+        partial.unlink(missing_ok=True)
+    _flush(bundle.folder)
+    return Bundle(folder=bundle.folder, manifest=manifest)
 
 
 def _clean_up_after_the_dead(out: Path) -> None:

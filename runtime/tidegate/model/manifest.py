@@ -23,7 +23,7 @@ from tidegate.model.strict_json import read
 SCHEMA_VERSION = 2
 Target = Literal["onnx", "openvino"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-_MAX_MANIFEST_BYTES = 4_000_000
+MAX_MANIFEST_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,10 +130,8 @@ class Manifest:
 
 
 def _parse(data: bytes) -> dict[str, object]:
-    if len(data) > _MAX_MANIFEST_BYTES:
-        raise BundleError(
-            f"manifest.json: {len(data)} bytes: must be at most {_MAX_MANIFEST_BYTES}"
-        )
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"manifest.json: {len(data)} bytes: must be at most {MAX_MANIFEST_BYTES}")
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,8 @@
-"""Make the keys of a device and its gateway, or an API key for the cloud's HTTP port.
+"""Make the keys of a device and its gateway, a key to sign bundles, or an API key for HTTP.
 
 Example:
   tidegate keys pair device/ gateway/
+  tidegate keys signing maker
   tidegate keys api >> keys.txt
 """
 
@@ -14,10 +15,12 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="pair|api")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="pair|signing|api")
     pair = kinds.add_parser("pair", help="make one device and one gateway that know each other")
     pair.add_argument("device", type=Path, help="folder for the device's keys")
     pair.add_argument("gateway", type=Path, help="folder for the gateway's keys")
+    signing = kinds.add_parser("signing", help="make a key to sign bundles with")
+    signing.add_argument("name", help="write NAME.key, to keep secret, and NAME.pub, to give away")
     kinds.add_parser("api", help="print a new key on stderr, and the hash to keep on stdout")
 
 
@@ -28,6 +31,14 @@ def run(args: argparse.Namespace) -> int:
 
         pair(args.device, args.gateway)
         print(f"device keys in {args.device}, gateway keys in {args.gateway}", file=sys.stderr)
+        return 0
+    if args.kind == "signing":
+        from tidegate.model.signature import SigningKey
+
+        signing = SigningKey.generate()
+        signing.write(Path(f"{args.name}.key"))
+        Path(f"{args.name}.pub").write_text(signing.public + "\n")
+        print(f"secret in {args.name}.key, public in {args.name}.pub", file=sys.stderr)
         return 0
     from tidegate.api.keys import hash_key, new_key
 

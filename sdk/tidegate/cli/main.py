@@ -16,11 +16,12 @@ COMMANDS = {
     "demo": "see the whole idea work: convert, answer on the device, overflow to the cloud",
     "convert": "turn a Hugging Face checkpoint into a bundle for devices",
     "inspect": "show what a bundle holds, after verifying it",
+    "bundle": "sign, pack or unpack a bundle",
     "serve": "run the device daemon on a bundle",
     "cloud": "run the cloud service on a checkpoint",
     "broker": "run a small MQTT broker, for laptops",
     "chat": "ask a running device or cloud one question and stream the answer",
-    "keys": "make the keys of a device and its gateway, or an API key",
+    "keys": "make the keys of a device and its gateway, a signing key or an API key",
 }
 
 

@@ -11,6 +11,8 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from tidegate.cli.trust import add_trust, read_trust
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads (default: the runtime's choice)")
     parser.add_argument("--queue", type=int, default=32, help="requests that may wait (default 32)")
     parser.add_argument("--exact", action="store_true", help="float activations, to compare with")
+    add_trust(parser)
     parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to the cloud")
     parser.add_argument("--keys", type=Path, help="folder with the device's keys, for --link")
 
@@ -63,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
             exact=args.exact,
         ),
         queue_limit=args.queue,
+        trusted_signers=read_trust(args.trust),
         link=None if args.link is None else LinkSettings(broker=args.link, keys=args.keys),
     )
 
