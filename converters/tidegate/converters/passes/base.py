@@ -4,7 +4,8 @@ A pass of kind `name` is the module `passes/<name>.py`, which holds
 
     Options      a frozen dataclass of plain values, all with defaults, that checks itself and
                  raises `ConfigError`; a recipe's TOML sets them
-    NEEDS_DATA   whether it looks at calibration data
+    NEEDS_DATA   whether it looks at calibration data; options that have an attribute
+                 `needs_data` decide it themselves (see `needs_data`)
     make(options, match) -> BlockPass or ModelPass
 
 A `BlockPass` sees one block at a time (the tables, one layer, the head), in the order of the walk,
@@ -103,6 +104,8 @@ class Model:
 
     arch: AnyArchitecture
     weights: Weights
+    reference: Model | None = None
+    """The checkpoint before any pass, for passes that train towards what it says."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,3 +136,8 @@ class PassModule(Protocol):
 
     def make(self, options: object, match: tuple[str, ...]) -> BlockPass | ModelPass:
         """The pass with these options, for the roles that match one of the patterns."""
+
+
+def needs_data(module: PassModule, options: object) -> bool:
+    """Whether a pass with these options looks at calibration data."""
+    return bool(getattr(options, "needs_data", module.NEEDS_DATA))
