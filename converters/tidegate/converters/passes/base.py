@@ -10,22 +10,24 @@ A pass of kind `name` is the module `passes/<name>.py`, which holds
 
 A `BlockPass` sees one block at a time (the tables, one layer, the head), in the order of the walk,
 and may replace its weights. A `ModelPass` gets the whole model, for what cannot be done in blocks:
-another architecture, or training. Between passes weights lie on disk, not in memory.
+another architecture, or training. Between passes weights lie on disk, not in memory. The two are
+told apart by the name of what `apply` takes first, `block` or `model`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from tidegate.errors import ConversionError
 from tidegate.model.packed import Array, Linear
 from tidegate.model.recipe import Format
 from tidegate.model.registry import AnyArchitecture
 from tidegate.model.walk import Weights
+
+if TYPE_CHECKING:  # a pass that looks at no data needs no torch
+    import torch
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) as the work goes on."""
