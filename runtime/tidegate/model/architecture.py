@@ -93,7 +93,7 @@ class Architecture:
     mlp_bias: bool = False
     qk_norm: QkNorm = "none"
     qkv_clip: float | None = None
-    """Query, key and value are cut to this magnitude."""
+    """Query, key and value are cut to this magnitude, behind the norm if there is one."""
     norm_before: bool = True
     """Attention and MLP read a normalised residual stream."""
     norm_after: bool = False

@@ -148,13 +148,45 @@ class CheckpointWeights:
         return self._where[name].read(name, rows)
 
 
+_MODULE = ("type", "path")
+_TEXT_MODULES = ("Transformer", "Pooling", "Normalize")
+"""Kinds of `modules.json`, by the last word of their name, that an encoder can hold."""
+
+
 def _sentence_transformers(folder: Path) -> dict[str, object]:
     """How token vectors become one, from the files that sentence-transformers keeps beside."""
     if not (folder / "modules.json").is_file():
         return {}
-    found: dict[str, object] = {"normalize": (folder / "2_Normalize").exists()}
-    if (folder / "1_Pooling" / "config.json").is_file():
-        found |= read_json_object(folder / "1_Pooling" / "config.json")
+    found: dict[str, object] = {"normalize": False}
+    for kind, path in _modules(folder / "modules.json"):
+        if kind not in _TEXT_MODULES:
+            allowed = ", ".join(_TEXT_MODULES)
+            raise CheckpointError(f"modules.json: type = {kind!r}: must be one of {allowed}")
+        if kind == "Pooling":
+            found |= read_json_object(folder / path / "config.json")
+        elif kind == "Normalize":
+            # The list and not the folder decides: that is empty, and gets lost in an archive.
+            found["normalize"] = True
+    return found
+
+
+def _modules(path: Path) -> list[tuple[str, str]]:
+    """Kind and folder of each module, in order; a folder is a plain name, or empty."""
+    try:
+        listed = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name}: is not JSON") from error
+    found: list[tuple[str, str]] = []
+    for module in listed if isinstance(listed, list) else [listed]:
+        kind, place = (module.get(key) if isinstance(module, dict) else None for key in _MODULE)
+        if (
+            not isinstance(kind, str)
+            or not isinstance(place, str)
+            or Path(place).name != place
+            or place == ".."
+        ):
+            raise CheckpointError(f"{path.name}: {module!r:.80}: must have a type and a path")
+        found.append((kind.rpartition(".")[2], place))
     return found
 
 
@@ -185,27 +217,29 @@ def _check_sources(
 ) -> None:
     """Every role has a source, and every tensor the shape that its roles make up."""
     rows: dict[str, int] = {}
+    stacked: dict[str, int] = {}
     for source in sources.values():
         if source.rows is not None:
             rows[source.tensor] = max(rows.get(source.tensor, 0), source.rows[1])
-    stacked = {source.tensor for source in sources.values() if source.index is not None}
+        if source.index is not None:
+            stacked[source.tensor] = max(stacked.get(source.tensor, 0), source.index + 1)
     for name, role in roles(arch).items():
         source = sources[name]
         expected = (rows.get(source.tensor, role.shape[0]), *role.shape[1:])
-        _check_shape(where, source.tensor, expected, inner=source.tensor in stacked)
+        whole = expected if source.index is None else (stacked[source.tensor], *expected)
+        _check_shape(where, source.tensor, whole)
         if source.bias is not None:
-            _check_shape(where, source.bias, expected[:1], inner=False)
+            _check_shape(where, source.bias, expected[:1])
         elif role.bias:
             bias = source.tensor.removesuffix(".weight") + ".bias"
             raise CheckpointError(f"the checkpoint has no tensor {bias!r}: config.json asks for it")
 
 
 def _check_shape(
-    where: Mapping[str, SafetensorsFile], tensor: str, expected: tuple[int, ...], *, inner: bool
+    where: Mapping[str, SafetensorsFile], tensor: str, expected: tuple[int, ...]
 ) -> None:
-    """Compare a tensor's shape, or what follows its first dimension if `inner`."""
     if tensor not in where:
         raise CheckpointError(f"the checkpoint has no tensor {tensor!r}")
     found = where[tensor].entries[tensor].shape
-    if (found[1:] if inner else found) != expected:
+    if found != expected:
         raise CheckpointError(f"{tensor}: shape {found}: config.json asks for {expected}")

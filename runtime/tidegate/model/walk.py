@@ -66,11 +66,11 @@ def _attention(ops: Ops[X], arch: Architecture, weights: Weights, x: X, index: i
     if arch.norm_before:
         x = ops.rms_norm(x, weights.vector(role + "attention_norm"), arch.norm_eps)
     q, k, v = ops.linears(x, [weights.linear(role + part) for part in "qkv"])
-    if arch.qkv_clip is not None:
-        q, k, v = (ops.clip(part, arch.qkv_clip) for part in (q, k, v))
     if arch.qk_norm != "none":
         q = ops.rms_norm(q, weights.vector(role + "q_norm"), arch.norm_eps)
         k = ops.rms_norm(k, weights.vector(role + "k_norm"), arch.norm_eps)
+    if arch.qkv_clip is not None:
+        q, k, v = (ops.clip(part, arch.qkv_clip) for part in (q, k, v))
     attended = ops.attention(q, k, v, arch.attention(index))
     (x,) = ops.linears(attended, [weights.linear(role + "o")])
     if arch.norm_after:
