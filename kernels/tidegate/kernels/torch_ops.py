@@ -149,19 +149,25 @@ class TorchOps:
         self, row: TorchRow, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec
     ) -> Tensor:
         """Attend one request: q [T, N, H] over the slot's `past + T` keys; [T, N, H]."""
-        end = row.past + len(row.tokens)
-        keys, values = self._kv.keys[spec.layer][row.slot], self._kv.values[spec.layer][row.slot]
-        keys[row.past : end], values[row.past : end] = k, v
+        keys, values = self._remember(row, k, v, spec.layer)
+        end = len(keys)
         # Query heads of one key/value head side by side: [T, K, N / K, H].
         share = spec.heads // spec.kv_heads
         grouped = q.view(-1, spec.kv_heads, share, spec.head_size)
-        scores = torch.einsum("tkgh,skh->kgts", grouped, keys[:end]) * spec.scale
+        scores = torch.einsum("tkgh,skh->kgts", grouped, keys) * spec.scale
         if spec.softcap is not None:
             scores = self.softcap(scores, spec.softcap)
         if len(row.tokens) > 1 or spec.window is not None:
             scores = scores.masked_fill(_hidden(row.past, end, spec.window), -torch.inf)
-        mixed = torch.einsum("kgts,skh->tkgh", scores.softmax(dim=-1), values[:end])
+        mixed = torch.einsum("kgts,skh->tkgh", scores.softmax(dim=-1), values)
         return mixed.flatten(1, 2)
+
+    def _remember(self, row: TorchRow, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Append to the cache; all of the request's keys and values, [past + T, K, H]."""
+        end = row.past + len(row.tokens)
+        keys, values = self._kv.keys[layer][row.slot], self._kv.values[layer][row.slot]
+        keys[row.past : end], values[row.past : end] = k, v
+        return keys[:end], values[:end]
 
     def gated_mlp(
         self, x: Tensor, gate: Linear, up: Linear, down: Linear, act: Activation

@@ -106,6 +106,8 @@ class Model:
 
     arch: AnyArchitecture
     weights: Weights
+    formats: Mapping[str, Format] = field(default_factory=dict)
+    """How each linear layer will be stored, by role; a pass that trains for it needs them."""
     reference: Model | None = None
     """The checkpoint before any pass, for passes that train towards what it says."""
 
