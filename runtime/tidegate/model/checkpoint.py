@@ -18,6 +18,7 @@ from tidegate.errors import CheckpointError
 from tidegate.model.architecture import Architecture
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.packed import Array, DenseLinear, Linear
+from tidegate.model.prequantised import PrequantisedTensor, find_prequantised
 from tidegate.model.registry import AnyArchitecture, Source, architecture_module, describe
 from tidegate.model.roles import roles
 from tidegate.model.safetensors_file import SafetensorsFile
@@ -51,6 +52,8 @@ class Checkpoint:
     """The file of every tensor."""
     sources: Mapping[str, Source]
     """Where each role's numbers lie."""
+    prequantised: Mapping[str, PrequantisedTensor]
+    """Weights that are quantised already, by the name of a source's tensor."""
 
     @classmethod
     def open(cls, folder: Path, *, context: int | None = None) -> Self:
@@ -75,8 +78,9 @@ class Checkpoint:
         try:
             where = {name: file for file in files for name in file.entries}
             module = architecture_module(architecture.model_type)
-            sources = module.sources(architecture, where.keys())
-            _check_sources(architecture, sources, where)
+            prequantised = find_prequantised(config, where)
+            sources = module.sources(architecture, where.keys() | prequantised.keys())
+            _check_sources(architecture, sources, where, prequantised)
         except CheckpointError:
             for file in files:
                 file.close()
@@ -88,6 +92,7 @@ class Checkpoint:
             files=files,
             where=where,
             sources=sources,
+            prequantised=prequantised,
         )
 
     def __enter__(self) -> Self:
@@ -123,6 +128,7 @@ class CheckpointWeights:
         """Read from `checkpoint`, which must stay open."""
         self._where = checkpoint.where
         self._sources = checkpoint.sources
+        self._prequantised = checkpoint.prequantised
 
     def linear(self, role: str) -> Linear:
         """See `tidegate.model.walk.Weights`."""
@@ -130,6 +136,8 @@ class CheckpointWeights:
         bias = None if source.bias is None else self._read(source.bias)
         if bias is not None and source.rows is not None:
             bias = bias[slice(*source.rows)]
+        if source.tensor in self._prequantised:
+            return self._prequantised[source.tensor].read(source.rows, bias)
         return DenseLinear(weight=self._weight(source), bias=bias)
 
     def vector(self, role: str) -> Array:
@@ -214,6 +222,7 @@ def _check_sources(
     arch: AnyArchitecture,
     sources: Mapping[str, Source],
     where: Mapping[str, SafetensorsFile],
+    prequantised: Mapping[str, PrequantisedTensor],
 ) -> None:
     """Every role has a source, and every tensor the shape that its roles make up."""
     rows: dict[str, int] = {}
@@ -226,13 +235,26 @@ def _check_sources(
     for name, role in roles(arch).items():
         source = sources[name]
         expected = (rows.get(source.tensor, role.shape[0]), *role.shape[1:])
-        whole = expected if source.index is None else (stacked[source.tensor], *expected)
-        _check_shape(where, source.tensor, whole)
+        if source.tensor in prequantised:
+            _check_prequantised(prequantised[source.tensor], source, expected)
+        else:
+            whole = expected if source.index is None else (stacked[source.tensor], *expected)
+            _check_shape(where, source.tensor, whole)
         if source.bias is not None:
             _check_shape(where, source.bias, expected[:1])
         elif role.bias:
             bias = source.tensor.removesuffix(".weight") + ".bias"
             raise CheckpointError(f"the checkpoint has no tensor {bias!r}: config.json asks for it")
+
+
+def _check_prequantised(
+    tensor: PrequantisedTensor, source: Source, expected: tuple[int, ...]
+) -> None:
+    if source.index is not None or tensor.shape != expected:
+        raise CheckpointError(
+            f"{tensor.base}.qweight: stands for a weight {tensor.shape}: config.json asks for "
+            f"{'all experts in one' if source.index is not None else expected}"
+        )
 
 
 def _check_shape(
