@@ -5,17 +5,15 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from tinymodel import tiny_architecture
 
 from tidegate.edge.executors.slots import SlotBuffers
 
 SLOTS, TOKENS = 6, 8
-ARCH = tiny_architecture(layers=1)
 
 
 def filled() -> SlotBuffers:
     """Every slot holds its own number, as many tokens as it says."""
-    buffers = SlotBuffers(ARCH, slots=SLOTS, slot_tokens=TOKENS)
+    buffers = SlotBuffers(kv_heads=2, head_sizes=[32], slots=SLOTS, slot_tokens=TOKENS)
     for slot in range(SLOTS):
         buffers.will_hold(slot, slot + 2)
         buffers.keys[0][slot, :, : slot + 2] = slot

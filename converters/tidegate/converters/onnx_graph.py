@@ -51,6 +51,7 @@ class OnnxGraph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._names = 0
+        self._small: dict[tuple[str, bytes], str] = {}
 
     def name(self, hint: str) -> str:
         """A name that is not in use."""
@@ -95,6 +96,20 @@ class OnnxGraph:
         stored = self._append(chunks, element_type)
         rows = sum(chunk.shape[0] for chunk in chunks)
         return self._refer(name, stored, (rows, *first.shape[1:]))
+
+    def integers(self, *values: int) -> str:
+        """An int64 list, such as a shape; the same list is one initializer."""
+        return self._shared("integers", np.array(values, np.int64))
+
+    def scalar(self, value: float) -> str:
+        """A float32 [1] to scale or compare with; the same number is one initializer."""
+        return self._shared("scalar", np.array([value], np.float32))
+
+    def _shared(self, hint: str, array: AnyArray) -> str:
+        key = (hint, array.tobytes())
+        if key not in self._small:
+            self._small[key] = self.constant(hint, array)
+        return self._small[key]
 
     def alias(self, name: str, shape: Sequence[int]) -> str:
         """Name the bytes of the initializer `name` once more, as `shape`."""

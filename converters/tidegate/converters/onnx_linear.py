@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 
 from tidegate.converters.onnx_graph import CONTRIB, OnnxGraph
 from tidegate.errors import ConversionError
-from tidegate.model.packed import Array, DenseLinear, Linear, PackedLinear
+from tidegate.model.architecture import Activation
+from tidegate.model.ops import GatedMlp
+from tidegate.model.packed import Array, DenseLinear, Linear, LowRankLinear, PackedLinear
 
 BLOCK_SIZES = (128, 256, 64, 32, 16)
 """Group sizes whose 4- and 8-bit CPU kernels can use int8 activations; the first is preferred."""
@@ -66,15 +69,23 @@ def regrouped(linear: PackedLinear) -> PackedLinear:
 
 def mergeable(weights: Sequence[Linear]) -> bool:
     """Whether weights that share an input can be rows of one operator."""
-    formats = {
-        (w.bits, w.group_size, w.inputs, w.zeros is None) if isinstance(w, PackedLinear) else None
-        for w in weights
-    }
-    return len(formats) == 1 and None not in formats
+    formats: set[tuple[object, ...]] = set()
+    for weight in weights:
+        if isinstance(weight, LowRankLinear):
+            return False
+        if isinstance(weight, DenseLinear):
+            formats.add(("dense", weight.inputs))
+        else:
+            symmetric = weight.zeros is None
+            formats.add((weight.bits, weight.group_size, weight.inputs, symmetric))
+    return len(formats) == 1
 
 
 def emit_linear(graph: OnnxGraph, x: str, *weights: Linear) -> str:
     """`x @ w.T + bias`, the outputs of all `weights` (which are `mergeable`) side by side."""
+    first = weights[0]
+    if isinstance(first, LowRankLinear):
+        return emit_linear(graph, emit_linear(graph, x, first.first), first.second)
     parts = [regrouped(w) if isinstance(w, PackedLinear) else w for w in weights]
     return emit_product(graph, x, store(graph, parts), parts)
 
@@ -124,6 +135,26 @@ def _bias(graph: OnnxGraph, weights: Sequence[Linear]) -> str | None:
     return graph.constant("bias", *biases)
 
 
+def emit_gated_mlp(graph: OnnxGraph, x: str, mlp: GatedMlp, act: Activation) -> str:
+    """`down(act(gate(x)) * up(x))`."""
+    gated = _activate(graph, emit_linear(graph, x, mlp.gate), act)
+    product = graph.node("Mul", [gated, emit_linear(graph, x, mlp.up)])
+    return emit_linear(graph, product, mlp.down)
+
+
+def _activate(graph: OnnxGraph, x: str, act: Activation) -> str:
+    match act:
+        case "silu":
+            # x * sigmoid(alpha * x), one operator instead of two.
+            return graph.node("QuickGelu", [x], domain=CONTRIB, alpha=1.0)
+        case "relu":
+            return graph.node("Relu", [x])
+        case "gelu" | "gelu_tanh":
+            return graph.node("Gelu", [x], approximate="tanh" if act == "gelu_tanh" else "none")
+        case _:
+            assert_never(act)
+
+
 def emit_rows(graph: OnnxGraph, tokens: str, stored: StoredLinear, table: Linear) -> str:
     """The rows `tokens` of an embedding table, float32 [..., width]."""
     if not isinstance(table, PackedLinear):
@@ -140,5 +171,5 @@ def emit_rows(graph: OnnxGraph, tokens: str, stored: StoredLinear, table: Linear
     )
     if table.groups * table.group_size == table.inputs:
         return rows
-    bounds = [graph.constant("bound", np.array([at], np.int64)) for at in (0, table.inputs, -1)]
+    bounds = [graph.integers(at) for at in (0, table.inputs, -1)]
     return graph.node("Slice", [rows, *bounds])

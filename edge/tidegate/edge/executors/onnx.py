@@ -37,6 +37,9 @@ GRAPH, EXACT_GRAPH = "model.onnx", "model.exact.onnx"
 MAX_BINDINGS = 64
 """Kept for reuse: binding the KV of 22 layers anew costs 0.3 ms a run."""
 
+FLOAT_BYTES = 4
+"""KV is float32."""
+
 FATAL_ONLY = 4
 """Log severity: errors arrive as exceptions, so stderr need not have them too."""
 
@@ -75,10 +78,19 @@ class OnnxExecutor:
         _check_settings(settings, arch)
         self._arch, self._settings = arch, settings
         self._session: onnxruntime.InferenceSession | None = _load(folder, arch, settings)
-        self._kv = SlotBuffers(arch, slots=settings.slots, slot_tokens=settings.context_tokens)
+        self._head_sizes = _head_sizes(self._session, arch)
+        self._kv = self._slots(settings.slots)
         self._logits = np.empty((settings.slots, arch.vocab), np.float32)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
         self._warm_up()
+
+    def _slots(self, slots: int) -> SlotBuffers:
+        return SlotBuffers(
+            kv_heads=self._arch.kv_heads,
+            head_sizes=self._head_sizes,
+            slots=slots,
+            slot_tokens=self._settings.context_tokens,
+        )
 
     @property
     def limits(self) -> ExecutorLimits:
@@ -96,7 +108,7 @@ class OnnxExecutor:
         return SlotGeometry(
             slots=self._settings.slots,
             slot_tokens=self._settings.context_tokens,
-            bytes_per_token=self._arch.kv_values_per_token * np.dtype(np.float32).itemsize,
+            bytes_per_token=2 * self._arch.kv_heads * sum(self._head_sizes) * FLOAT_BYTES,
         )
 
     def execute(self, step: ExecutorStep) -> StepResult:
@@ -127,7 +139,7 @@ class OnnxExecutor:
         """See `Executor.close`."""
         self._bindings.clear()
         self._session = None
-        self._kv = SlotBuffers(self._arch, slots=0, slot_tokens=0)
+        self._kv = self._slots(0)
 
     def _run(self, rows: Sequence[Row], first: int) -> Logits:
         """Run rows of equal token count whose KV begins at buffer row `first`.
@@ -231,11 +243,21 @@ def _load(folder: Path, arch: Architecture, settings: OnnxSettings) -> onnxrunti
 def _check_signature(path: Path, session: onnxruntime.InferenceSession, arch: Architecture) -> None:
     """Binding memory of the wrong shape would write past its end, so compare shapes first."""
     shapes = {item.name: item.shape for item in [*session.get_inputs(), *session.get_outputs()]}
-    found = {name: shape[1::2] for name, shape in shapes.items() if name.startswith("past_")}
-    expected = {
-        f"past_{kind}.{layer}": [arch.kv_heads, arch.head_size]
-        for layer in range(arch.layers)
-        for kind in ("key", "value")
-    }
-    if found != expected or shapes.get("logits", [])[1:] != [arch.vocab]:
+    past = {name: shape for name, shape in shapes.items() if name.startswith("past_")}
+    expected = {f"past_{kind}.{layer}" for layer in range(arch.layers) for kind in ("key", "value")}
+    fits = all(
+        shape[1] == arch.kv_heads
+        # An operator may keep heads larger than the model's.
+        and shape[3] >= arch.head_size
+        and shape == past.get(name.replace("past_value", "past_key"))
+        and shape == shapes.get(name.replace("past_", "present_"))
+        for name, shape in past.items()
+    )
+    if not fits or past.keys() != expected or shapes.get("logits", [])[1:] != [arch.vocab]:
         raise BundleError(f"{path}: its inputs are not those of the manifest's architecture")
+
+
+def _head_sizes(session: onnxruntime.InferenceSession, arch: Architecture) -> list[int]:
+    """Values that each layer keeps of a head."""
+    shapes = {item.name: item.shape for item in session.get_inputs()}
+    return [int(shapes[f"past_key.{layer}"][3]) for layer in range(arch.layers)]

@@ -1,5 +1,7 @@
 """Steps over KV in slots, and the memory: per layer [slots, K, C, H] of keys and of values.
 
+H is what a layer's attention operator keeps of a head, which may be more than the model's.
+
 An operator that works in place needs the rows of a batch side by side. Requests come and go in
 any slot, so which row of the buffers a slot is stays hidden in here: `side_by_side` swaps rows
 when it has to, which is once per request that begins or ends and not once per step.
@@ -13,18 +15,20 @@ import numpy as np
 
 from tidegate.engine.executor import ExecutorLimits, ExecutorStep, Row, SlotGeometry
 from tidegate.errors import ExecutionError
-from tidegate.model.architecture import Architecture
 
 
 class SlotBuffers:
     """Float32 keys and values of every layer, allocated and touched at once."""
 
-    def __init__(self, arch: Architecture, *, slots: int, slot_tokens: int) -> None:
-        """Allocate `slots` rows of `slot_tokens` tokens."""
-        shape = (slots, arch.kv_heads, slot_tokens, arch.head_size)
+    def __init__(
+        self, *, kv_heads: int, head_sizes: Sequence[int], slots: int, slot_tokens: int
+    ) -> None:
+        """Allocate `slots` rows of `slot_tokens` tokens, of heads as large as each layer has."""
         # np.full touches the pages: memory that is not there shows now and not in a request.
-        self.keys = [np.full(shape, 0, np.float32) for _ in range(arch.layers)]
-        self.values = [np.full(shape, 0, np.float32) for _ in range(arch.layers)]
+        self.keys, self.values = (
+            [np.full((slots, kv_heads, slot_tokens, size), 0, np.float32) for size in head_sizes]
+            for _ in range(2)
+        )
         self._rows = list(range(slots))
         self._tokens = [0] * slots
 
