@@ -14,20 +14,36 @@ Config = Mapping[str, object]
 
 _HUGE = 1e30
 """No scale, rate or epsilon of a model comes near; above it a float32 overflows."""
+_MOST = 2**31 - 1
+"""No size of a model comes near; products of two still fit an int64."""
 
 
 def _refuse(key: str, value: object, allowed: str) -> CheckpointError:
     return CheckpointError(f"config.json: {key} = {value!r:.80}: must be {allowed}")
 
 
-def positive_int(config: Config, key: str, default: int | None = None) -> int:
-    """The whole number at `key`, at least 1; `default` when the key is absent or null."""
+def positive_int(config: Config, key: str, default: int | None = None, *, most: int = _MOST) -> int:
+    """The whole number at `key`, from 1 to `most`; `default` when the key is absent or null."""
     value = config.get(key)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _refuse(key, value, "a whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise _refuse(key, value, f"a whole number of at least 1 and at most {most}")
     return value
+
+
+def whole_number(config: Config, key: str, default: int) -> int:
+    """The whole number at `key`, 0 or more; `default` when the key is absent or null."""
+    return 0 if _is_zero(config.get(key)) else positive_int(config, key, default)
+
+
+def _is_zero(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value == 0
+
+
+def optional_int(config: Config, key: str) -> int | None:
+    """The whole number at `key`, at least 1; None when the key is absent or null."""
+    return None if config.get(key) is None else positive_int(config, key)
 
 
 def positive_float(config: Config, key: str, default: float | None = None) -> float:
@@ -38,6 +54,11 @@ def positive_float(config: Config, key: str, default: float | None = None) -> fl
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _HUGE:
         raise _refuse(key, value, "a number above 0")
     return float(value)
+
+
+def optional_float(config: Config, key: str) -> float | None:
+    """The number at `key`, above 0; None when the key is absent or null."""
+    return None if config.get(key) is None else positive_float(config, key)
 
 
 def flag(config: Config, key: str, default: bool) -> bool:

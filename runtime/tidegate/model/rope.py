@@ -52,7 +52,13 @@ class Rope:
 
 
 def read_rope(
-    config: Config, *, head_size: int, trained_context: int, context: int, kind: str | None = None
+    config: Config,
+    *,
+    head_size: int,
+    trained_context: int,
+    context: int,
+    kind: str | None = None,
+    partial: bool = False,
 ) -> Rope:
     """The rotation that a Hugging Face config asks for, in either spelling.
 
@@ -62,12 +68,50 @@ def read_rope(
         trained_context: the config's `max_position_embeddings`.
         context: the longest sequence that will be served.
         kind: the layer type, for a config with one entry of `rope_parameters` for each.
+        partial: the model may rotate a part of a head; others refuse to be asked for it.
 
     Raises:
         CheckpointError: a key is missing or wrong, or the rope type is unknown.
     """
     parameters = _parameters(config, kind)
     theta = positive_float(parameters, "rope_theta", 10000.0)
+    name = _rope_type(parameters)
+    if name not in _SCALINGS:
+        known = ", ".join(sorted(_SCALINGS))
+        raise CheckpointError(f"config.json: rope_type = {name!r}: must be one of {known}")
+    size = _rotated(parameters, head_size, partial)
+    shape = _Shape(theta=theta, size=size, trained=trained_context, context=context)
+    try:
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            frequencies, magnitude = _SCALINGS[name](parameters, shape)
+    except ArithmeticError as error:
+        raise CheckpointError(
+            f"config.json: rope_type = {name!r}: {error}: {parameters!r:.200}"
+        ) from error
+    return Rope(frequencies=_tuple(frequencies), magnitude=magnitude)
+
+
+def longest_context(config: Config, trained_context: int) -> int:
+    """Positions a model can be served with: more than it says with a scaling that stretches them.
+
+    With longrope and llama3, `max_position_embeddings` is what they are stretched to already.
+    """
+    parameters = _parameters(config, None)
+    name = _rope_type(parameters)
+    if name in ("linear", "dynamic"):
+        return max(trained_context, int(trained_context * positive_float(parameters, "factor")))
+    if name == "yarn":
+        original = positive_int(parameters, "original_max_position_embeddings", trained_context)
+        return max(trained_context, int(original * positive_float(parameters, "factor", 1.0)))
+    return trained_context
+
+
+def _rope_type(parameters: Config) -> str:
+    return text(parameters, "rope_type", text(parameters, "type", "default"))
+
+
+def _rotated(parameters: Config, head_size: int, partial: bool) -> int:
+    """How many values of a head are rotated."""
     share = positive_float(parameters, "partial_rotary_factor", 1.0)
     size = int(head_size * share)
     if size < 2 or size % 2 or size > head_size:
@@ -75,46 +119,36 @@ def read_rope(
             f"config.json: partial_rotary_factor = {share}: must rotate an even number of the "
             f"{head_size} values of a head"
         )
-    name = text(parameters, "rope_type", text(parameters, "type", "default"))
-    if name not in _SCALINGS:
-        known = ", ".join(sorted(_SCALINGS))
-        raise CheckpointError(f"config.json: rope_type = {name!r}: must be one of {known}")
-    shape = _Shape(theta=theta, size=size, trained=trained_context, context=context)
-    try:
-        frequencies, magnitude = _SCALINGS[name](parameters, shape)
-    except ArithmeticError as error:
+    if share != 1 and not partial:
         raise CheckpointError(
-            f"config.json: rope_type = {name!r}: {error}: {parameters}"
-        ) from error
-    if not np.isfinite(frequencies).all():
-        raise CheckpointError(f"config.json: rope_type = {name!r}: no finite frequencies")
-    return Rope(frequencies=_tuple(frequencies), magnitude=magnitude)
-
-
-def longest_context(config: Config, trained_context: int) -> int:
-    """Positions a model can be served with: more than it was trained for with dynamic scaling."""
-    parameters = _parameters(config, None)
-    if text(parameters, "rope_type", text(parameters, "type", "default")) != "dynamic":
-        return trained_context
-    return int(trained_context * positive_float(parameters, "factor"))
+            f"config.json: partial_rotary_factor = {share}: must be 1 for this model_type"
+        )
+    return size
 
 
 def _parameters(config: Config, kind: str | None) -> Config:
-    """All rotary keys in one mapping, from either spelling."""
-    key = "rope_scaling" if config.get("rope_parameters") is None else "rope_parameters"
+    """All rotary keys in one mapping, from either spelling.
+
+    Of keys given twice, those win that win in transformers 5: `rope_scaling` as a whole, theta and
+    the rotated part within it, the original context beside it.
+    """
+    found = _object(config, "rope_scaling") or _object(config, "rope_parameters")
+    outer = {key: config.get(key) for key in ("rope_theta", "partial_rotary_factor")}
+    given = {key: value for key, value in outer.items() if value is not None}
+    if kind is not None and kind in found:
+        return {**given, **_object(found, kind)}
+    original = config.get("original_max_position_embeddings")
+    last = {} if original is None else {"original_max_position_embeddings": original}
+    return {**given, **found, **last}
+
+
+def _object(config: Config, key: str) -> dict[str, object]:
     found = config.get(key)
     if found is None:
-        found = {}
+        return {}
     if not isinstance(found, dict):
         raise CheckpointError(f"config.json: {key} = {found!r:.80}: must be an object")
-    if kind is not None and kind in found:
-        found = found[kind]
-        if not isinstance(found, dict):
-            raise CheckpointError(
-                f"config.json: rope_parameters.{kind} = {found!r:.80}: must be an object"
-            )
-    outer = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
-    return {**{key: config[key] for key in outer if config.get(key) is not None}, **found}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +190,7 @@ def _llama3(parameters: Config, shape: _Shape) -> Scaled:
         raise CheckpointError(
             f"config.json: high_freq_factor = {high}: must be above low_freq_factor = {low}"
         )
-    trained = positive_int(parameters, "original_max_position_embeddings")
+    trained = _original(parameters, shape)
     plain = _frequencies(shape.theta, shape.size)
     turns = trained * plain / (2 * math.pi)
     keep = np.clip((turns - low) / (high - low), 0, 1)
