@@ -7,6 +7,7 @@ with rewinds and copied prefixes.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,9 @@ from tidegate.converters.rtn import quantise
 from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
 from tidegate.engine.executor import ExecutorStep, Row
 from tidegate.errors import ConversionError
-from tidegate.model.architecture import Architecture, LayerKind
+from tidegate.model.architecture import Architecture, Experts, LayerKind
 from tidegate.model.packed import DenseLinear, Linear, LowRankLinear, PackedLinear
+from tidegate.model.roles import roles
 from tidegate.model.rope import Rope
 from tidegate.model.walk import Weights
 
@@ -88,6 +90,23 @@ FEATURES = {
     "heads that do not fill the width": changed(heads=2, head_size=48),
 }
 
+
+def with_experts(count: int, chosen: int, *, normalised: bool = True) -> Architecture:
+    experts = Experts(count=count, chosen=chosen, inner=64, normalised=normalised)
+    return changed(kinds=(LayerKind(rope=ROPE, experts=experts),))
+
+
+EXPERTS = {
+    "two of six": with_experts(6, 2),
+    "two of six, as they are": with_experts(6, 2, normalised=False),
+    "one": with_experts(4, 1),
+    "one, as it is": with_experts(4, 1, normalised=False),
+    "all": with_experts(3, 3, normalised=False),
+    "more than tokens": with_experts(40, 3),
+    "gelu": dataclasses.replace(with_experts(5, 2), activation="gelu"),
+    "relu": dataclasses.replace(with_experts(5, 2), activation="relu"),
+}
+
 MODELS = {
     "gemma2": changed(
         **WINDOWS_IN_TURN,
@@ -122,6 +141,21 @@ MODELS = {
         kinds=alike(dataclasses.replace(Rope.plain(10000.0, 48), magnitude=1.19)),
     ),
     "qwen2": changed(qkv_bias=True),
+    "mixtral": dataclasses.replace(with_experts(8, 2), tied_head=False),
+    "olmoe": dataclasses.replace(
+        with_experts(16, 4, normalised=False), qk_norm="row", qkv_clip=1.5
+    ),
+    "granite with experts": dataclasses.replace(
+        with_experts(6, 2), embed_scale=12.0, residual_scale=0.22, head_scale=1 / 6
+    ),
+    "some layers with experts": dataclasses.replace(
+        with_experts(6, 2),
+        kinds=(*with_experts(6, 2).kinds, LayerKind(rope=ROPE, window=6)),
+        pattern=(1, 0, 1, 0),
+        layers=4,
+        qk_norm="head",
+        norm_after=True,
+    ),
 }
 
 
@@ -175,6 +209,54 @@ def test_the_features_of_a_model_give_the_reference_logits(
     arch = MODELS[model]
     weights = RandomWeights(arch, quantise=in_four_bits if packed else None)
     assert_equal_to_reference(arch, weights, tmp_path)
+
+
+FORMATS: dict[str, Callable[[str, DenseLinear], Linear] | None] = {
+    "4 bits": in_four_bits,
+    "8 bits": lambda _, dense: quantise(dense, bits=8, group_size=64, symmetric=True),
+    "float32": None,
+    "each its own": lambda role, dense: (
+        dense
+        if role.endswith(("router", "1.up"))
+        else quantise(dense, bits=8 if "down" in role else 4, group_size=32, symmetric=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_give_the_reference_logits(tmp_path: Path, kind: str, stored: str) -> None:
+    weights = RandomWeights(EXPERTS[kind], quantise=FORMATS[stored])
+    assert_equal_to_reference(EXPERTS[kind], weights, tmp_path)
+
+
+class Counted(RandomWeights):
+    """Notes the order in which weights are asked for, and how many are alive at a time."""
+
+    asked: list[str]
+    alive: int = 0
+    most: int = 0
+
+    def linear(self, role: str) -> Linear:
+        self.__dict__.setdefault("asked", []).append(role)
+        linear = dataclasses.replace(super().linear(role))
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(linear, self._ended)
+        return linear
+
+    def _ended(self) -> None:
+        self.alive -= 1
+
+
+def test_experts_are_read_one_after_another_and_none_is_held(tmp_path: Path) -> None:
+    arch = with_experts(12, 2)
+    weights = Counted(arch, quantise=in_four_bits)
+    export_onnx(arch, weights, tmp_path)
+    expected = [role for role, shape in roles(arch).items() if shape.is_linear]
+    assert weights.asked == [*expected, "embed"]
+    # The router and one expert, or query, key and value; never two experts.
+    assert weights.most <= 6
 
 
 @pytest.mark.parametrize(
@@ -293,22 +375,22 @@ def stored_bytes(linear: Linear) -> int:
     return linear.values.nbytes + linear.scales.nbytes + (0 if zeros is None else zeros.nbytes)
 
 
+@pytest.mark.parametrize("model", ["gemma3", "olmoe"])
 @pytest.mark.parametrize("tied_head", [True, False])
 @pytest.mark.parametrize("packed", [True, False])
-def test_nothing_is_stored_twice(tmp_path: Path, packed: bool, tied_head: bool) -> None:
-    arch = dataclasses.replace(MODELS["gemma3"], width=512, inner=1024, tied_head=tied_head)
+def test_nothing_is_stored_twice(tmp_path: Path, packed: bool, tied_head: bool, model: str) -> None:
+    arch = dataclasses.replace(MODELS[model], width=512, inner=1024, tied_head=tied_head)
     weights = RandomWeights(arch, quantise=in_four_bits if packed else None)
     export_onnx(arch, weights, tmp_path)
-    roles = [f"layers.{i}.{r}" for i in range(3) for r in LINEARS]
-    linears = sum(
-        stored_bytes(weights.linear(role))
-        for role in ["embed", *roles, *([] if tied_head else ["head"])]
-    )
-    # Two rotations, each with cosines and sines of half a head for every position.
-    tables = 2 * 2 * arch.context * arch.head_size // 2 * 4
-    norms = 4 * (arch.width * (4 * arch.layers + 1))
-    # A tensor begins on a page: at most one is lost for each.
-    pages = 4096 * (3 * len(roles) + 20)
+    shapes = roles(arch)
+    names = [name for name, role in shapes.items() if role.is_linear]
+    linears = sum(stored_bytes(weights.linear(name)) for name in names)
+    norms = sum(4 * role.shape[0] for role in shapes.values() if not role.is_linear)
+    # Each rotation has cosines and sines of half a head for every position.
+    rotations = len({kind.rope for kind in arch.kinds})
+    tables = rotations * arch.context * arch.head_size * 4
+    # A tensor begins on a page, of which half is lost on average; small ones are in the graph.
+    pages = 4096 * (3 * len(names) + 20) // 2
     size = (tmp_path / DATA).stat().st_size
-    assert linears + tables <= size <= linears + tables + norms + pages
-    assert pages < 0.25 * size
+    assert 0.98 * (linears + tables) <= size <= linears + tables + norms + pages
+    assert pages < 0.4 * linears

@@ -26,6 +26,7 @@ from typing import TypeGuard
 from onnx import TensorProto
 
 from tidegate.converters.onnx_attention import emit_attention, head_layout, is_plain, rotation
+from tidegate.converters.onnx_experts import emit_experts
 from tidegate.converters.onnx_graph import CONTRIB, OnnxGraph
 from tidegate.converters.onnx_linear import (
     FLOAT_ACTIVATIONS,
@@ -198,8 +199,9 @@ class OnnxOps:
         experts: Experts,
         act: Activation,
     ) -> Value:
-        """See `Ops.moe`."""
-        raise ConversionError("experts: ONNX Runtime's lowering has none yet")
+        """See `Ops.moe`; what it costs says `onnx_experts`."""
+        mixed = emit_experts(self._graph, self._name(x), router, expert, experts, act)
+        return Tensor(mixed, x.width)
 
     def attention(self, q: Value, k: Value, v: Value, spec: AttentionSpec) -> Value:
         """See `Ops.attention`; q, k and v of one merged operator are handed over packed."""
