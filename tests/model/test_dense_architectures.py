@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hfcheckpoints import VOCAB, hf_greedy, hf_logits, write_hf_checkpoint
+from hfcheckpoints import VOCAB, hf_config, hf_greedy, hf_logits, tiny_config, write_hf_checkpoint
 
 from tidegate.kernels.torch_ops import TorchKv, TorchOps, TorchRow, WeightTensors
 from tidegate.model.checkpoint import Checkpoint
+from tidegate.model.registry import describe
 from tidegate.model.resident import ResidentWeights
 from tidegate.model.roles import roles
+from tidegate.model.rope import Rope
 from tidegate.model.walk import decoder
 
 TOLERANCE = 1e-4
@@ -30,6 +33,10 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
+}
+DIVISORS = {
+    "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
+    "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
@@ -75,6 +82,86 @@ CASES: dict[str, tuple[str, Changes]] = {
         "qwen3",
         {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0},
     ),
+    "phi3": ("phi3", {}),
+    "phi3-window": ("phi3", {"sliding_window": 9, "num_key_value_heads": None}),
+    "phi3-partial-tied": ("phi3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "partial_rotary_factor": 0.75,
+            "rope_scaling": {"rope_type": "longrope", "factor": 3.0, **DIVISORS},
+        },
+    ),
+    "gemma2": ("gemma2", {}),
+    "gemma2-no-caps": (
+        "gemma2",
+        {
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "attention_bias": True,
+            "hidden_activation": "gelu",
+            "hidden_act": "relu",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma2-layer-types": (
+        "gemma2",
+        {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+    ),
+    "gemma3": ("gemma3_text", {}),
+    "gemma3-old-spelling": (
+        "gemma3_text",
+        {
+            "sliding_window_pattern": 2,
+            "rope_theta": 50000.0,
+            "rope_local_base_freq": 100.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "attention_bias": True,
+        },
+    ),
+    "gemma3-new-spelling": (
+        "gemma3_text",
+        {
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "final_logit_softcapping": 5.0,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 77.0},
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e5},
+            },
+        },
+    ),
+    "smollm3": ("smollm3", {}),
+    "smollm3-pattern": (
+        "smollm3",
+        {
+            "no_rope_layers": [0, 1, 1, 0, 1],
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "smollm3-window": (
+        "smollm3",
+        {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 6},
+    ),
+    "granite": ("granite", {}),
+    "granite-plain": (
+        "granite",
+        {
+            "attention_multiplier": 0.25,
+            "embedding_multiplier": 1,
+            "residual_multiplier": 1.0,
+            "logits_scaling": 1,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo2": ("olmo2", {}),
+    "olmo2-biased": ("olmo2", {"attention_bias": True, "num_key_value_heads": None}),
+    "olmo2-yarn": ("olmo2", {"rope_scaling": {**YARN, "attention_factor": 1.2}}),
 }
 
 
@@ -89,8 +176,8 @@ class _EveryRow(TorchOps):
 class Model:
     """A checkpoint's own architecture and weights, on the reference operators."""
 
-    def __init__(self, folder: Path) -> None:
-        with Checkpoint.open(folder) as checkpoint:
+    def __init__(self, folder: Path, context: int | None = None) -> None:
+        with Checkpoint.open(folder, context=context) as checkpoint:
             self.arch = checkpoint.decoder
             self.weights = ResidentWeights(checkpoint.weights())
             for name, role in roles(self.arch).items():
@@ -163,3 +250,92 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path: Path, case: tuple[str
         past = len(tokens)
         tokens.append(int(model.logits(kv, row)[-1].argmax()))
     assert tokens[len(prompt) :] == expected
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "context"),
+    [
+        (
+            "llama",
+            {"max_position_embeddings": 32, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            41,
+        ),
+        (
+            "phi3",
+            {
+                "num_attention_heads": 4,
+                "original_max_position_embeddings": 16,
+                "rope_scaling": {"rope_type": "longrope", **DIVISORS},
+            },
+            64,
+        ),
+    ],
+    ids=["dynamic", "longrope"],
+)
+def test_a_rotation_that_depends_on_length_is_that_of_the_longest_text(
+    tmp_path: Path, model_type: str, changes: Changes, context: int
+) -> None:
+    """Transformers takes it from the length of the text, so the text is made as long."""
+    folder = write_hf_checkpoint(tmp_path, model_type, as_given=True, **changes)
+    model, (text,) = Model(folder, context), texts([41])
+    kv = model.kv()
+    parts = [
+        model.logits(kv, TorchRow(tokens=text[start : start + 20], past=start, slot=0))
+        for start in (0, 20, 40)
+    ]
+    expected = torch.from_numpy(hf_logits(folder, [text])[0])
+    assert (torch.cat(parts) - expected).abs().max() < TOLERANCE
+
+
+def test_a_config_reads_the_same_in_the_hubs_spelling_and_in_that_of_transformers(
+    tmp_path: Path, case: tuple[str, Changes]
+) -> None:
+    """What a config leaves out is what its own library takes it for."""
+    model_type, changes = case
+    saved = Model(write_hf_checkpoint(tmp_path, model_type, **changes)).arch
+    assert describe(tiny_config(model_type) | changes) == saved
+
+
+@pytest.mark.parametrize("model_type", sorted({model_type for model_type, _ in CASES.values()}))
+def test_a_key_that_is_left_out_is_what_transformers_takes_it_for(model_type: str) -> None:
+    sizes = {
+        "vocab_size": 40000,
+        "hidden_size": 256,
+        "intermediate_size": 100,
+        "num_hidden_layers": 13,
+        "num_attention_heads": 32,
+    }
+    config = {"model_type": model_type, **sizes}
+    assert describe(config) == describe(hf_config(config))
+
+
+NEUTRAL: Changes = {
+    "attention_softcap": None,
+    "head_softcap": None,
+    "embed_scale": 1.0,
+    "residual_scale": 1.0,
+    "head_scale": 1.0,
+    "qk_norm": "none",
+    "activation": "relu",
+    "attention_scale": 0.1,
+    "norm_eps": 1.0,
+    "pattern": (),
+}
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "smollm3", "granite", "olmo2"])
+def test_every_feature_of_a_model_shows_in_its_logits(tmp_path: Path, model_type: str) -> None:
+    """So that the comparisons above would fail without it."""
+    folder = write_hf_checkpoint(tmp_path, model_type, num_hidden_layers=6)
+    model, (text,) = Model(folder), texts([30])
+    row = TorchRow(tokens=text, past=0, slot=0)
+    expected = model.logits(model.kv(), row)
+    whole = model.arch
+    changed = {name: v for name, v in NEUTRAL.items() if getattr(whole, name) != v}
+    for name, value in changed.items():
+        model.arch = replace(whole, **{name: value})
+        assert (model.logits(model.kv(), row) - expected).abs().max() > 100 * TOLERANCE, name
+    for kind in whole.kinds:
+        for other in (replace(kind, window=3), replace(kind, rope=Rope.plain(50.0, 4))):
+            model.arch = replace(whole, kinds=tuple(other if k == kind else k for k in whole.kinds))
+            assert (model.logits(model.kv(), row) - expected).abs().max() > 100 * TOLERANCE, kind

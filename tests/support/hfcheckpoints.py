@@ -123,6 +123,13 @@ def write_hf_checkpoint(
     return folder
 
 
+def hf_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The complete config that `transformers` reads from one that may leave keys out."""
+    with _transformers() as library:
+        read: dict[str, Any] = library.AutoConfig.for_model(**config).to_dict()
+    return read
+
+
 def randomise(model: torch.nn.Module, seed: int) -> None:
     """Random weights under which every part of a model matters and logits spread by about 3.
 

@@ -81,6 +81,16 @@ def text(config: Config, key: str, default: str) -> str:
     return value
 
 
+def mapping(config: Config, key: str) -> dict[str, object]:
+    """The object at `key`; an empty one when the key is absent or null."""
+    value = config.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _refuse(key, value, "an object")
+    return value
+
+
 def refuse_unless(config: Config, key: str, allowed: tuple[object, ...], described: str) -> None:
     """Raise unless the value at `key` is absent or one of `allowed`."""
     value = config.get(key)

@@ -46,11 +46,18 @@ _ACTIVATIONS: dict[object, Activation] = {
 }
 
 
-def base(config: Config, context: int | None = None) -> Architecture:
+def base(
+    config: Config, context: int | None = None, *, partial_rotation: bool = False
+) -> Architecture:
     """A decoder as Llama is one; modules `dataclasses.replace` what differs.
 
     What a model's own library takes a missing key for differs between models, so a module passes
     `{**_DEFAULTS, **config}` where it is not what is taken here.
+
+    Args:
+        config: the parsed `config.json`.
+        context: positions to serve, None for what the model was trained for.
+        partial_rotation: the model can leave a part of each head unrotated.
 
     Raises:
         CheckpointError: a key is missing, of the wrong type, or does not fit another; the weights
@@ -78,7 +85,7 @@ def base(config: Config, context: int | None = None) -> Architecture:
         context=served_context(config, context),
         norm_eps=positive_float(config, "rms_norm_eps", 1e-6),
         activation=activation(config, "hidden_act", "silu"),
-        kinds=(LayerKind(rope=rope(config, head_size, context)),),
+        kinds=(LayerKind(rope=rope(config, head_size, context, partial=partial_rotation)),),
         tied_head=flag(config, "tie_word_embeddings", False),
         attention_scale=head_size**-0.5,
         qkv_bias=bias,

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.errors import CheckpointError
-from tidegate.model.config import Config, flag, positive_float, positive_int, text
+from tidegate.model.config import Config, flag, mapping, positive_float, positive_int, text
 
 Frequencies = npt.NDArray[np.float64]
 
@@ -132,23 +132,14 @@ def _parameters(config: Config, kind: str | None) -> Config:
     Of keys given twice, those win that win in transformers 5: `rope_scaling` as a whole, theta and
     the rotated part within it, the original context beside it.
     """
-    found = _object(config, "rope_scaling") or _object(config, "rope_parameters")
+    found = mapping(config, "rope_scaling") or mapping(config, "rope_parameters")
     outer = {key: config.get(key) for key in ("rope_theta", "partial_rotary_factor")}
     given = {key: value for key, value in outer.items() if value is not None}
     if kind is not None and kind in found:
-        return {**given, **_object(found, kind)}
+        return {**given, **mapping(found, kind)}
     original = config.get("original_max_position_embeddings")
     last = {} if original is None else {"original_max_position_embeddings": original}
     return {**given, **found, **last}
-
-
-def _object(config: Config, key: str) -> dict[str, object]:
-    found = config.get(key)
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise CheckpointError(f"config.json: {key} = {found!r:.80}: must be an object")
-    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
