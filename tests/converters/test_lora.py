@@ -161,6 +161,22 @@ def test_roles_of_a_fused_layer_get_their_rows_of_b(checkpoint: Path, tmp_path: 
     np.testing.assert_allclose(stacked, whole.weight, rtol=1e-5, atol=1e-5)
 
 
+def test_a_weight_that_the_adapter_brings_takes_the_place_of_the_checkpoints(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    parts = {"0.self_attn.q_proj": matrices()["0.self_attn.q_proj"]}
+    name = f"{PREFIX}0.self_attn.q_proj.base_layer.weight"
+    adapter = write_adapter(tmp_path / "a", parts, {name: np.ones((128, 128), np.float32)})
+    with Checkpoint.open(checkpoint) as opened, Lora.open(adapter) as lora:
+        found = lora.merged(opened.weights(), opened.sources).linear("layers.0.q")
+    assert isinstance(found, DenseLinear)
+    a, b = parts["0.self_attn.q_proj"]
+    np.testing.assert_allclose(found.weight, 1 + 4 * b @ a, rtol=1e-4, atol=1e-4)
+    adapter = write_adapter(tmp_path / "b", parts, {name: np.ones((130, 128), np.float32)})
+    with pytest.raises(ConversionError, match=r"base_layer\.weight: shape \(130, 128\)"):
+        differences(checkpoint, adapter)
+
+
 @pytest.mark.parametrize(
     "name",
     [

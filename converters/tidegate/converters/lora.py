@@ -7,6 +7,7 @@ folder holds `adapter_config.json` and `adapter_model.safetensors` with the name
     base_model.model.<path of the layer>.lora_A.weight    [r, in]
     base_model.model.<path of the layer>.lora_B.weight    [out, r]
 
+and, when a head was trained, that layer's own weight again as `base_layer.weight`.
 One layer's matrices are read at a time. What the merge would leave out is refused by name: other
 kinds of adapters, settings it does not know, and tensors that belong to no layer of the model.
 """
@@ -34,6 +35,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 Number = TypeVar("Number", int, float)
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+_BASE = ".base_layer.weight"
 
 _UNDERSTOOD = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 
@@ -162,15 +164,20 @@ class Lora:
             names = (_PREFIX + path + _A, _PREFIX + path + _B)
             if source.index is not None or not set(names) <= self.file.entries.keys():
                 continue
-            left.pop(names[0], None)
-            left.pop(names[1], None)
+            base = _PREFIX + path + _BASE
+            for name in (*names, base):
+                left.pop(name, None)
             rank = self.config.rank_of(path)
             for name, place in zip(names, (0, 1), strict=True):
                 shape = self.file.entries[name].shape
                 if len(shape) != 2 or shape[place] != rank:
                     raise CheckpointError(f"{name}: shape {shape}: must have rank {rank}")
             deltas[role] = _Delta(
-                a=names[0], b=names[1], scale=self.config.scale(path), rows=source.rows
+                a=names[0],
+                b=names[1],
+                base=base if base in self.file.entries else None,
+                scale=self.config.scale(path),
+                rows=source.rows,
             )
         if left or not deltas:
             named = ", ".join(sorted(left)[:4]) + (" and more" if len(left) > 4 else "")
@@ -186,6 +193,8 @@ class _Delta:
 
     a: str
     b: str
+    base: str | None
+    """What they are added to, where the adapter brings it; otherwise the checkpoint's weight."""
     scale: float
     rows: tuple[int, int] | None
 
@@ -220,7 +229,12 @@ class MergedWeights:
                 f"{linear.weight.shape}"
             )
         b *= np.float32(delta.scale)
-        weight: Array = linear.weight + b @ a
+        base = linear.weight if delta.base is None else self._file.read(delta.base, delta.rows)
+        if base.shape != linear.weight.shape:
+            raise ConversionError(
+                f"{delta.base}: shape {base.shape}: {role} is {linear.weight.shape}"
+            )
+        weight: Array = base + b @ a
         return DenseLinear(weight=weight, bias=linear.bias)
 
     def vector(self, role: str) -> Array:
