@@ -137,12 +137,13 @@ def _bias(graph: OnnxGraph, weights: Sequence[Linear]) -> str | None:
 
 def emit_gated_mlp(graph: OnnxGraph, x: str, mlp: GatedMlp, act: Activation) -> str:
     """`down(act(gate(x)) * up(x))`."""
-    gated = _activate(graph, emit_linear(graph, x, mlp.gate), act)
+    gated = emit_activation(graph, emit_linear(graph, x, mlp.gate), act)
     product = graph.node("Mul", [gated, emit_linear(graph, x, mlp.up)])
     return emit_linear(graph, product, mlp.down)
 
 
-def _activate(graph: OnnxGraph, x: str, act: Activation) -> str:
+def emit_activation(graph: OnnxGraph, x: str, act: Activation) -> str:
+    """The non-linearity `act`."""
     match act:
         case "silu":
             # x * sigmoid(alpha * x), one operator instead of two.

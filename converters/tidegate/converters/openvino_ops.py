@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import assert_never
 
 import numpy as np
 import openvino as ov
 import openvino.opset13 as op
 
 from tidegate.converters import openvino_graph as graph
+from tidegate.converters.openvino_export import Progress, emit_activation, padding, write_model
 from tidegate.converters.openvino_graph import Node
 from tidegate.converters.openvino_weights import ConstantFile
 from tidegate.converters.stacking import stack, stacks
@@ -34,9 +34,6 @@ from tidegate.model.ops import GatedMlp
 from tidegate.model.packed import Array, Linear, PackedLinear
 from tidegate.model.rope import Rope
 from tidegate.model.walk import Weights, decoder
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done and how much there is."""
 
 _ROWS = np.int64(0)
 """The axis that gathers go along."""
@@ -64,7 +61,7 @@ class OpenVinoOps:
         """See `Ops`. The rows are decompressed after they are gathered, whatever their bits."""
         self._table = self._constants.weight(table)
         rows = op.gather(self._table, self._ids, graph.scalar(_ROWS))
-        return rows if _padding(table) == 0 else graph.first_columns(rows, table.inputs)
+        return rows if padding(table) == 0 else graph.first_columns(rows, table.inputs)
 
     def linears(self, x: Node, weights: Sequence[Linear]) -> Sequence[Node]:
         """See `Ops`. Weights that agree are merged into one product."""
@@ -118,7 +115,7 @@ class OpenVinoOps:
     def gated_mlp(self, x: Node, gate: Linear, up: Linear, down: Linear, act: Activation) -> Node:
         """See `Ops`. Gate and up are one product when they agree."""
         gated, lifted = self.linears(x, [gate, up])
-        (result,) = self.linears(op.multiply(_activation(gated, act), lifted), [down])
+        (result,) = self.linears(op.multiply(emit_activation(gated, act), lifted), [down])
         return result
 
     def add(self, x: Node, y: Node) -> Node:
@@ -147,7 +144,7 @@ class OpenVinoOps:
     def _linear(self, x: Node, linear: Linear, weight: Node) -> Node:
         if isinstance(linear, PackedLinear):
             self._groups.add(linear.group_size)
-        product = op.matmul(graph.pad_columns(x, _padding(linear)), weight, False, True)
+        product = op.matmul(graph.pad_columns(x, padding(linear)), weight, False, True)
         return product if linear.bias is None else op.add(product, graph.vector(linear.bias))
 
     def _rotary_angles(self, rope: Rope, head_size: int) -> tuple[Node, Node]:
@@ -182,69 +179,9 @@ def export_openvino(
         ConversionError: OpenVINO cannot write the files, for example because the disk is full.
         OSError: the scratch file cannot be written.
     """
-    report = progress or _silent
-    folder.mkdir(parents=True, exist_ok=True)
-    with ConstantFile(folder / "constants.scratch") as constants:
+
+    def build(reported: Weights, constants: ConstantFile) -> Node:
         ops = OpenVinoOps(arch, constants)
-        model = ops.model(decoder(ops, arch, _Reported(weights, arch.layers, report)))
-        report("write", 0, 1)
-        _save(model, constants, folder / "model.xml")
-        report("write", 1, 1)
+        return ops.model(decoder(ops, arch, reported))
 
-
-def _save(model: Node, constants: ConstantFile, path: Path) -> None:
-    _name_by_order(model)
-    try:
-        constants.save(model, path)
-    except (OSError, RuntimeError) as error:
-        raise ConversionError(f"{path}: OpenVINO cannot write it: {error}") from error
-
-
-def _name_by_order(model: Node) -> None:
-    """Name nodes by their place: the library counts up over a process, and bytes must repeat."""
-    for place, node in enumerate(model.get_ordered_ops()):
-        if node.get_type_name() != "Parameter":  # those have names that the executor knows
-            node.set_friendly_name(f"{node.get_type_name()}_{place}")
-
-
-class _Reported:
-    """Weights that report a layer when the last of them is asked for."""
-
-    def __init__(self, weights: Weights, layers: int, report: Progress) -> None:
-        self._weights, self._layers, self._report = weights, layers, report
-
-    def linear(self, role: str) -> Linear:
-        """See `tidegate.model.walk.Weights`."""
-        linear = self._weights.linear(role)
-        if role.startswith("layers.") and role.endswith(".down"):
-            self._report("layers", int(role.split(".")[1]) + 1, self._layers)
-        return linear
-
-    def vector(self, role: str) -> Array:
-        """See `tidegate.model.walk.Weights`."""
-        return self._weights.vector(role)
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
-
-
-def _activation(x: Node, act: Activation) -> Node:
-    match act:
-        case "silu":
-            return op.swish(x)
-        case "gelu":
-            return op.gelu(x, "erf")
-        case "gelu_tanh":
-            return op.gelu(x, "tanh")
-        case "relu":
-            return op.relu(x)
-        case _:
-            assert_never(act)
-
-
-def _padding(linear: Linear) -> int:
-    """Columns that a packed weight has beyond its inputs."""
-    if not isinstance(linear, PackedLinear):
-        return 0
-    return linear.groups * linear.group_size - linear.inputs
+    write_model(build, weights, arch.layers, folder, progress)
