@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "see the whole idea work: convert, answer on the device, overflow to the cloud",
     "convert": "turn a Hugging Face checkpoint into a bundle for devices",
     "inspect": "show what a bundle holds, after verifying it",
+    "evaluate": "measure what compression cost, against the checkpoint",
     "bundle": "sign, pack or unpack a bundle",
     "serve": "run the device daemon on a bundle",
     "cloud": "run the cloud service on a checkpoint",

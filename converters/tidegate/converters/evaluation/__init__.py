@@ -1,0 +1,1 @@
+"""What compression cost: measures over logits, the table of confidence, and pictures of both."""

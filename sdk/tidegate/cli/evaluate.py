@@ -1,0 +1,96 @@
+"""Measure what compression cost: a bundle against the checkpoint it was made from.
+
+Example:
+  tidegate evaluate assistant --reference examples/assistant/edge --text notes.txt
+  tidegate evaluate assistant --reference examples/assistant/edge --text tasks.jsonl --record
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tidegate.model.quality import Quality
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument(
+        "--reference", type=Path, required=True, help="folder of the checkpoint it was made from"
+    )
+    parser.add_argument(
+        "--text",
+        type=Path,
+        required=True,
+        help='plain text, or .jsonl with "text", or "messages" and the right "answer"',
+    )
+    parser.add_argument(
+        "--executor", choices=("auto", "onnx", "openvino"), default="auto", help="what runs it"
+    )
+    parser.add_argument("--exact", action="store_true", help="float activations: weights alone")
+    parser.add_argument(
+        "--tokens", type=int, default=20_000, help="of the text at most (default 20000)"
+    )
+    parser.add_argument(
+        "--record", action="store_true", help="write the result into the bundle's manifest"
+    )
+    parser.add_argument("--plot", type=Path, help="write a page with the pictures, .html")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, and record if asked to."""
+    from tidegate.cli.evaluating import EvaluationSettings, evaluate
+    from tidegate.cli.progress import progress_bars
+    from tidegate.errors import ConfigError
+    from tidegate.model.bundle import Bundle, replace_manifest
+    from tidegate.model.checkpoint import Checkpoint
+
+    if args.tokens < 2:
+        raise ConfigError("tokens", args.tokens, "at least 2")
+    bundle = Bundle.open(args.bundle)
+    settings = EvaluationSettings(executor=args.executor, exact=args.exact, tokens=args.tokens)
+    with (
+        Checkpoint.open(args.reference, context=bundle.manifest.context_tokens) as checkpoint,
+        progress_bars(quiet=args.quiet or args.json) as report,
+    ):
+        quality = evaluate(bundle, checkpoint, args.text, settings, report)
+    if args.record:
+        was_signed = bundle.manifest.signature is not None
+        replace_manifest(bundle, replace(bundle.manifest, quality=quality, signature=None))
+        if was_signed:
+            print("the bundle's signature is void: sign it again", file=sys.stderr)
+    if args.json:
+        print(json.dumps(asdict(quality), indent=2))
+    else:
+        print_quality(quality)
+    return 0
+
+
+def print_quality(quality: Quality) -> None:
+    """The measures for people, on stdout."""
+    lines = {
+        "text": f"{quality.text}, {quality.positions:,} positions, through {quality.backend}",
+        "perplexity": f"{quality.perplexity:.4f} (checkpoint {quality.reference_perplexity:.4f})",
+        "KL divergence": f"mean {quality.kl_mean:.5f}, 99th percentile {quality.kl_p99:.4f} nats",
+        "agreement": f"{quality.agreement:.2%} of the most likely tokens",
+    }
+    if quality.exact_match is not None and quality.reference_exact_match is not None:
+        lines["exact match"] = (
+            f"{quality.exact_match:.1%} of the answers"
+            f" (checkpoint {quality.reference_exact_match:.1%})"
+        )
+    for name, value in lines.items():
+        sys.stdout.write(f"{name:<14} {value}\n")
+    sys.stdout.write("\nbest token is the checkpoint's best, by the gap to the second\n")
+    sys.stdout.write("    gap of at least   positions   agreement\n")
+    for one in quality.confidence:
+        agreement = f"{one.agreement:.2%}" if one.share else "-"
+        sys.stdout.write(f"    {one.margin:>15}   {one.share:>9.1%}   {agreement:>9}\n")
