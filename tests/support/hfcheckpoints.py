@@ -130,6 +130,26 @@ def hf_config(config: dict[str, Any]) -> dict[str, Any]:
     return read
 
 
+def hf_rotation(
+    scaling: dict[str, Any], *, theta: float, head_size: int, trained: int, length: int | None
+) -> tuple[np.ndarray, float]:
+    """Frequencies [head_size / 2] and magnitude that `transformers` has for a text of `length`."""
+    with _transformers() as library:
+        config = library.AutoConfig.for_model(
+            "llama",
+            hidden_size=head_size,
+            num_attention_heads=1,
+            max_position_embeddings=trained,
+            rope_parameters={"rope_theta": theta, **scaling},
+        )
+        rotary = library.models.llama.modeling_llama.LlamaRotaryEmbedding
+        functions = library.modeling_rope_utils.ROPE_INIT_FUNCTIONS
+        name = scaling["rope_type"]
+        function = functions.get(name, rotary.compute_default_rope_parameters)
+        frequencies, magnitude = function(config, seq_len=length)
+    return frequencies.double().numpy(), float(magnitude)
+
+
 def randomise(model: torch.nn.Module, seed: int) -> None:
     """Random weights under which every part of a model matters and logits spread by about 3.
 

@@ -34,7 +34,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 """What `layer_types` may say of a layer: it sees all tokens, or those in `sliding_window`."""
 
 # Far above any model (126 layers, heads of 512 at most so far), far below what fills a memory.
-_MOST_LAYERS, _MOST_HEAD_SIZE = 4096, 65536
+_MOST_LAYERS, _MOST_HEAD_SIZE = 4096, 4096
 
 _ACTIVATIONS: dict[object, Activation] = {
     "silu": "silu",
