@@ -18,7 +18,6 @@ from tidegate.model.config import (
     optional_int,
     positive_float,
     positive_int,
-    refuse_unless,
     text,
     whole_number,
 )
@@ -60,10 +59,9 @@ def base(
         partial_rotation: the model can leave a part of each head unrotated.
 
     Raises:
-        CheckpointError: a key is missing, of the wrong type, or does not fit another; the weights
-            are quantised; or `context` is more than the model can be served with.
+        CheckpointError: a key is missing, of the wrong type, or does not fit another; or `context`
+            is more than the model can be served with.
     """
-    refuse_unless(config, "quantization_config", (), "absent: weights must be floating point")
     width, heads = positive_int(config, "hidden_size"), positive_int(config, "num_attention_heads")
     kv_heads = positive_int(config, "num_key_value_heads", heads)
     if heads % kv_heads:
