@@ -97,7 +97,7 @@ def test_weights_that_are_no_numbers_are_refused_and_nothing_is_left(tmp_path: P
 
 
 def test_a_context_beyond_the_model_is_refused(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(ConversionError, match="context = 300: must be from 1 to the model's 256"):
+    with pytest.raises(CheckpointError, match="context = 300: must be from 1 to the model's 256"):
         convert(checkpoint, tmp_path / "b", plan(context_tokens=300))
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from toytext import SPECIAL, TEMPLATE, tokenizer_json, toy_text, toy_tokenizer
 
-from tidegate.engine.template import ChatTemplate
 from tidegate.engine.text import TextModel
 from tidegate.errors import BundleError, RequestError
+from tidegate.model.chat_template import ChatTemplate
 
 
 def bundle(folder: Path, *, template: str | None = TEMPLATE, config: object = None) -> Path:

@@ -9,8 +9,8 @@ from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tidegate.engine.template import ChatTemplate
 from tidegate.engine.text import TextModel
+from tidegate.model.chat_template import ChatTemplate
 
 EOS = 0
 VOCAB = 300

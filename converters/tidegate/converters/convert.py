@@ -1,28 +1,36 @@
-"""Checkpoint in, bundle out: quantise, lower to each target, write the manifest.
+"""Checkpoint in, bundle out: run the recipe, lower to each target, write the manifest.
 
-Nothing is visible at the destination before everything is written and flushed, and weights are
-read, packed and written one layer at a time.
+Nothing is visible at the destination before everything is written and flushed. What is finished
+on the way lies in a work folder, so a conversion that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import errno
+import importlib
 import importlib.metadata
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tidegate.converters.recipe import RecipeWeights
-from tidegate.errors import ConversionError
-from tidegate.model.architecture import Architecture
+from tidegate.converters.passes.base import CalibrationText, Model, Progress
+from tidegate.converters.pipeline import Job, Packed, compress, looks_at_data
+from tidegate.converters.recipe_file import check_patterns
+from tidegate.converters.store import StoreWeights
+from tidegate.converters.work import WorkFolder, conversion_key
+from tidegate.errors import BundleError, ConfigError, ConversionError
 from tidegate.model.bundle import MANIFEST_FILE, Bundle, BundleWriter
 from tidegate.model.checkpoint import Checkpoint
-from tidegate.model.manifest import Manifest, MemoryNeed, Target
+from tidegate.model.encoder import EncoderArchitecture
+from tidegate.model.manifest import Calibration, Manifest, MemoryNeed, Target
 from tidegate.model.recipe import Recipe
+from tidegate.model.registry import AnyArchitecture
 from tidegate.model.text_files import write_text_files
 from tidegate.model.walk import Weights
 
-Progress = Callable[[str, int, int], None]
-"""Told (what, done, total) as the work goes on."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,68 +42,167 @@ class ConversionPlan:
     recipe: Recipe
     context_tokens: int | None = None
     """Longest prompt plus answer to serve; the checkpoint's own limit when None."""
+    text: Path | None = None
+    """Calibration text for passes that look at data; one that comes along when None."""
+    sees_errors: bool = True
+    """See `tidegate.converters.pipeline.Job`."""
+    restart: bool = False
+    """Drop what an interrupted conversion to the same place has finished."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversion(Bundle):
+    """A bundle, and what its making could not do."""
+
+    notes: Mapping[str, str]
+    """What passes had to leave and why, by role."""
 
 
 def convert(
     folder: Path, out: Path, plan: ConversionPlan, progress: Progress | None = None
-) -> Bundle:
+) -> Conversion:
     """Convert a Hugging Face checkpoint folder to a bundle at `out`.
 
-    An existing bundle at `out` is replaced and its version number continued.
+    An existing bundle at `out` is replaced and its version number continued. If the process is
+    killed or the disk is full, the same call goes on where it stopped.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of an unknown kind.
-        ConversionError: a target cannot express the model.
+        ConfigError: the recipe does not fit the model.
+        ConversionError: a pass fails, a target cannot express the model, or the disk is full.
         BundleError: `out` cannot be written or is something else than a bundle.
     """
-    with Checkpoint.open(folder) as checkpoint, BundleWriter(out) as writer:
-        arch = checkpoint.decoder
-        context = _context(arch, plan.context_tokens)
+    if not out.name:
+        raise BundleError(f"{out}: must be a folder of its own")
+    report = progress or _silent
+    with (
+        Checkpoint.open(folder, context=plan.context_tokens) as checkpoint,
+        BundleWriter(out) as writer,
+    ):
+        check_patterns(plan.recipe, checkpoint.architecture)
         write_text_files(checkpoint, writer.folder)
-        weights = RecipeWeights(checkpoint.weights(), plan.recipe)
-        for target in plan.targets:
-            _export(target, arch, weights, writer.folder / target, progress)
-        manifest = Manifest(
-            model_id=plan.model_id,
-            version=_next_version(out),
-            architecture=arch,
-            context_tokens=context,
+        text = _calibration_text(checkpoint, writer.folder, plan)
+        key = conversion_key(checkpoint, plan.recipe, text, {"sees_errors": plan.sees_errors})
+        work = WorkFolder(out, key, restart=plan.restart)
+        try:
+            with work:
+                return _convert(checkpoint, writer, plan, text, work, report)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise ConversionError(
+                f"{work.path.parent}: the disk is full or a limit on file sizes is reached: what "
+                "is finished is kept; make room and run the same command again"
+            ) from error
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    writer: BundleWriter,
+    plan: ConversionPlan,
+    text: CalibrationText | None,
+    work: WorkFolder,
+    progress: Progress,
+) -> Conversion:
+    packed = compress(
+        Job(
             recipe=plan.recipe,
-            tensor_bits=weights.tensor_bits,
-            targets=plan.targets,
-            toolchain=_toolchain(plan.targets),
-            memory=MemoryNeed(
-                weight_bytes=weights.nbytes, kv_values_per_token=arch.kv_values_per_token
-            ),
-            files=writer.entries(),
+            model=Model(arch=checkpoint.architecture, weights=checkpoint.weights()),
+            text=text,
+            folder=work.path,
+            progress=progress,
+            sees_errors=plan.sees_errors,
         )
-        return writer.finish(manifest)
+    )
+    work.keep_when_refused = bool(plan.recipe.passes)
+    toolchain: dict[str, str] = {
+        target: importlib.metadata.version(target) for target in plan.targets
+    }
+    for target in plan.targets:
+        finished = work.path / f"{target}-{toolchain[target]}"
+        if not finished.is_dir():
+            _export(target, packed, finished, progress)
+        _link_tree(finished, writer.folder / target)
+    weights = StoreWeights(packed.store)
+    bits, nbytes = weights.bits_and_bytes()
+    manifest = Manifest(
+        model_id=plan.model_id,
+        version=_next_version(writer.out),
+        architecture=packed.arch,
+        context_tokens=packed.arch.context,
+        recipe=plan.recipe,
+        calibration=_calibration(text),
+        tensor_bits=bits,
+        targets=plan.targets,
+        toolchain=toolchain,
+        memory=MemoryNeed(weight_bytes=nbytes, kv_values_per_token=_kv_values(packed.arch)),
+        files=writer.entries(),
+    )
+    bundle = writer.finish(manifest)
+    return Conversion(folder=bundle.folder, manifest=bundle.manifest, notes=packed.notes)
 
 
-def _export(
-    target: Target, arch: Architecture, weights: Weights, folder: Path, progress: Progress | None
-) -> None:
-    """Lower to one target. Imported here, so that one target needs not the other's library."""
+def _export(target: Target, packed: Packed, finished: Path, progress: Progress) -> None:
+    """Lower to one target; its folder appears when it is whole."""
+    folder = finished.with_name(f"{finished.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    weights = StoreWeights(packed.store)
+    try:
+        _lower(target, packed.arch, weights, folder, progress)
+    finally:
+        weights.close()
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    folder.rename(finished)
+
+
+def _lower(
+    target: Target, arch: AnyArchitecture, weights: Weights, folder: Path, progress: Progress
+) -> None:
+    """Imported here, so that one target needs not the other's library."""
 
     def report(what: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(f"{target}: {what}", done, total)
+        progress(f"{target}: {what}", done, total)
 
-    if target == "onnx":
-        from tidegate.converters.onnx_ops import export_onnx
-
-        export_onnx(arch, weights, folder, progress=report)
-    else:
-        from tidegate.converters.openvino_ops import export_openvino
-
-        export_openvino(arch, weights, folder, progress=report)
+    kind = "_encoder" if isinstance(arch, EncoderArchitecture) else ""
+    module = importlib.import_module(f"tidegate.converters.{target}{kind}_ops")
+    getattr(module, f"export_{target}{kind}")(arch, weights, folder, progress=report)
 
 
-def _context(arch: Architecture, wanted: int | None) -> int:
-    if wanted is not None and not 1 <= wanted <= arch.context:
-        raise ConversionError(f"context = {wanted}: must be from 1 to the model's {arch.context}")
-    return wanted or arch.context
+def _link_tree(source: Path, folder: Path) -> None:
+    """The files of `source` under `folder` too, without a copy where the file system can."""
+    folder.mkdir()
+    for path in sorted(source.iterdir()):
+        try:
+            os.link(path, folder / path.name)
+        except OSError:
+            shutil.copyfile(path, folder / path.name)
+
+
+def _calibration_text(
+    checkpoint: Checkpoint, files: Path, plan: ConversionPlan
+) -> CalibrationText | None:
+    if not looks_at_data(plan.recipe):
+        if plan.text is not None:
+            problem = f"left out: no pass of recipe {plan.recipe.name!r} looks at data"
+            raise ConfigError("text", str(plan.text), problem)
+        return None
+    from tidegate.converters.calibration import read_calibration_text
+
+    return read_calibration_text(files, checkpoint.architecture, plan.text)
+
+
+def _calibration(text: CalibrationText | None) -> Calibration | None:
+    if text is None:
+        return None
+    tokens = sum(len(sequence) for sequence in text.sequences)
+    return Calibration(text=text.name, text_sha256=text.sha256, tokens=tokens)
+
+
+def _kv_values(arch: AnyArchitecture) -> int:
+    return 0 if isinstance(arch, EncoderArchitecture) else arch.kv_values_per_token
 
 
 def _next_version(out: Path) -> int:
@@ -104,5 +211,5 @@ def _next_version(out: Path) -> int:
     return Manifest.from_bytes((out / MANIFEST_FILE).read_bytes()).version + 1
 
 
-def _toolchain(targets: tuple[Target, ...]) -> dict[str, str]:
-    return {target: importlib.metadata.version(target) for target in targets}
+def _silent(what: str, done: int, total: int) -> None:
+    """Tell nobody."""

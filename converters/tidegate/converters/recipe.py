@@ -1,21 +1,18 @@
-"""Which bits each weight gets, and the weights as that recipe makes them.
+"""The recipe of plain rounding, and the weights as it makes them, in memory.
 
-The embedding table and the head keep 8 bits: at 4 they cost far more quality than they save.
+`RecipeWeights` is the obvious twin of what `tidegate.converters.pipeline` does on disk.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
+from typing import cast
 
+from tidegate.converters.recipe_file import with_tables
 from tidegate.converters.rtn import GROUP_SIZES, quantise
-from tidegate.errors import ConfigError, ConversionError
+from tidegate.errors import ConfigError
 from tidegate.model.packed import Array, DenseLinear, Linear, PackedLinear
-from tidegate.model.recipe import Format, FormatRule, Recipe, format_of
-from tidegate.model.strict_json import read
+from tidegate.model.recipe import Format, FormatRule, GroupSize, Precision, Recipe, format_of
 from tidegate.model.walk import Weights
-
-TABLE_BITS: Literal[8] = 8
 
 
 def make_recipe(*, bits: int, group_size: int, symmetric: bool) -> Recipe:
@@ -28,15 +25,11 @@ def make_recipe(*, bits: int, group_size: int, symmetric: bool) -> Recipe:
         raise ConfigError("bits", bits, "4 or 8")
     if group_size not in GROUP_SIZES:
         raise ConfigError("group-size", group_size, f"one of {GROUP_SIZES}")
-    wanted = read(
-        Format,
-        {"bits": bits, "group_size": group_size, "symmetric": symmetric},
-        "format",
-        ConversionError,
+    wanted = Format(
+        bits=cast(Precision, bits), group_size=cast(GroupSize, group_size), symmetric=symmetric
     )
-    tables = FormatRule(match=("embed", "head"), format=replace(wanted, bits=TABLE_BITS))
-    rest = FormatRule(match=("*",), format=wanted)
-    return Recipe(name="rtn", formats=(tables, rest), passes=())
+    rules = with_tables([FormatRule(match=("*",), format=wanted)])
+    return Recipe(name="rtn", formats=rules, passes=())
 
 
 class RecipeWeights:
@@ -68,6 +61,8 @@ class RecipeWeights:
             return self._table
         dense = self._source.linear(role)
         packed = self._pack(dense, format_of(self._recipe, role))
+        if not isinstance(packed, PackedLinear):
+            return packed
         self._bits[role], self._nbytes[role] = packed.bits, packed.nbytes
         if role == "embed":
             self._table = packed
@@ -79,11 +74,9 @@ class RecipeWeights:
         self._nbytes[role] = values.nbytes
         return values
 
-    def _pack(self, linear: Linear, wanted: Format) -> PackedLinear:
-        if isinstance(linear, PackedLinear):
+    def _pack(self, linear: Linear, wanted: Format) -> Linear:
+        if not isinstance(linear, DenseLinear) or wanted.bits == 32:
             return linear
-        assert isinstance(linear, DenseLinear)
-        assert wanted.bits != 32
         return quantise(
             linear,
             bits=wanted.bits,

@@ -17,8 +17,8 @@ from typing import Final
 from tokenizers import Tokenizer
 
 from tidegate.engine.detokenise import Detokeniser
-from tidegate.engine.template import ChatTemplate
 from tidegate.errors import BundleError, RequestError
+from tidegate.model.chat_template import ChatTemplate
 
 _CHARS_PER_TOKEN: Final = 16
 """No text in use comes near: English has 4 to 5, source code 3, a run of blanks at most 8 or so."""

@@ -7,7 +7,7 @@ Names in the shard index are taken as plain file names, so an index cannot point
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -133,9 +133,7 @@ class CheckpointWeights:
     def linear(self, role: str) -> Linear:
         """See `tidegate.model.walk.Weights`."""
         source = self._sources[role]
-        bias = None if source.bias is None else self._read(source.bias)
-        if bias is not None and source.rows is not None:
-            bias = bias[slice(*source.rows)]
+        bias = self._bias(source)
         if source.tensor in self._prequantised:
             return self._prequantised[source.tensor].read(source.rows, bias)
         return DenseLinear(weight=self._weight(source), bias=bias)
@@ -145,6 +143,30 @@ class CheckpointWeights:
         source = self._sources[role]
         values = self._read(source.tensor)
         return values + np.float32(source.plus) if source.plus else values
+
+    def by_rows(self, role: str) -> tuple[Callable[[int, int], Array], Array | None] | None:
+        """How to read some rows of a weight, first up to last, and its bias.
+
+        None when the weight does not lie in the checkpoint as rows, and must be read whole.
+        """
+        source = self._sources[role]
+        if source.tensor in self._prequantised:
+            return None
+        start = 0 if source.rows is None else source.rows[0]
+        if source.index is not None:
+            start += source.index * self._where[source.tensor].entries[source.tensor].shape[1]
+
+        def read(first: int, after: int) -> Array:
+            rows = (start + first, start + after)
+            return self._where[source.tensor].read(source.tensor, rows, flat=True)
+
+        return read, self._bias(source)
+
+    def _bias(self, source: Source) -> Array | None:
+        if source.bias is None:
+            return None
+        bias = self._read(source.bias)
+        return bias if source.rows is None else bias[slice(*source.rows)]
 
     def _weight(self, source: Source) -> Array:
         if source.index is None:

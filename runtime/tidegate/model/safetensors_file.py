@@ -61,13 +61,14 @@ class SafetensorsFile:
         """Close the file."""
         self._file.close()
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Array:
+    def read(self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False) -> Array:
         """A copy of a tensor, widened to float32 in its own shape.
 
         Args:
             name: the tensor.
             rows: read only `rows[0]` up to, without, `rows[1]` of its first dimension, which is
                 kept; all when None.
+            flat: take a stack of matrices for one, their rows one after another.
 
         Raises:
             CheckpointError: there is no such tensor or row, it is of a type that holds no weights,
@@ -75,6 +76,8 @@ class SafetensorsFile:
         """
         entry = self._find(name, _FLOATS)
         shape, start = entry.shape, entry.start
+        if flat:
+            shape = (math.prod(shape[:-1]), *shape[-1:])
         if rows is not None:
             first, after = rows
             if not shape or not 0 <= first <= after <= shape[0]:

@@ -8,10 +8,12 @@ when it is whole and on the disk.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from types import TracebackType
+from typing import Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,10 @@ AnyArray = npt.NDArray[np.generic]
 
 _DTYPES = {np.dtype(kind): name for name, kind in STORED_AS.items() if name != "BF16"}
 _HEADER_ALIGNMENT_BYTES = 8
+
+
+Layout = tuple[np.dtype[np.generic], tuple[int, ...]]
+"""Type and shape of a tensor, known before its values are."""
 
 
 def write_safetensors(
@@ -39,26 +45,78 @@ def write_safetensors(
         ValueError: a tensor's type has no name in the format.
         OSError: the file cannot be written.
     """
-    entries, names = _layout(tensors)
-    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    encoded = json.dumps(header | entries, sort_keys=True, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % _HEADER_ALIGNMENT_BYTES)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded)
-            for name in names:
-                _write(file, name, tensors[name], entries[name])
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    layouts = {name: _layout_of(tensors[name]) for name in sorted(tensors)}
+    with SafetensorsWriter(path, layouts, metadata) as file:
+        for name in file.names:
+            file.put(name, tensors[name])
 
 
-def _layout(tensors: Mapping[str, AnyArray]) -> tuple[dict[str, dict[str, object]], list[str]]:
+class SafetensorsWriter:
+    """A file of known layout whose tensors may come in any order.
+
+    Use it as a context manager: leaving it moves the whole file into place, leaving it by an
+    error removes what was written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layouts: Mapping[str, Layout],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Lay out the file.
+
+        Raises:
+            ValueError: a tensor's type has no name in the format.
+        """
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        self._entries, self.names = _lay_out(layouts)
+        self._missing = set(self.names)
+        header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+        encoded = json.dumps(header | self._entries, sort_keys=True, separators=(",", ":")).encode()
+        self._header = encoded + b" " * (-len(encoded) % _HEADER_ALIGNMENT_BYTES)
+
+    def __enter__(self) -> Self:
+        self._file = self._partial.open("wb")
+        self._file.write(len(self._header).to_bytes(LENGTH_BYTES, "little") + self._header)
+        return self
+
+    def put(self, name: str, values: AnyArray) -> None:
+        """Write one tensor.
+
+        Raises:
+            ValueError: it is not of the type and shape that were laid out.
+            OSError: the file cannot be written.
+        """
+        entry = self._entries[name]
+        found = {"dtype": _dtype(values.dtype), "shape": list(values.shape)}
+        if found != {key: entry[key] for key in found}:
+            raise ValueError(f"{name}: became {found} after the header was written")
+        start, _ = cast(list[int], entry["data_offsets"])
+        little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+        self._file.seek(LENGTH_BYTES + len(self._header) + start)
+        self._file.write(little.reshape(-1).view(np.uint8).data)
+        self._missing.discard(name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        try:
+            with self._file:
+                if kind is None:
+                    assert not self._missing, f"never written: {sorted(self._missing)}"
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+            if kind is None:
+                self._partial.replace(self._path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+def _lay_out(layouts: Mapping[str, Layout]) -> tuple[dict[str, dict[str, object]], list[str]]:
     """The header's entries, and the names in the order of their bytes."""
-    described = {name: _describe(name, tensors[name]) for name in sorted(tensors)}
+    described = {name: _describe(name, layouts[name]) for name in sorted(layouts)}
     names = sorted(described, key=lambda name: -described[name][1])
     entries: dict[str, dict[str, object]] = {}
     end = 0
@@ -69,22 +127,20 @@ def _layout(tensors: Mapping[str, AnyArray]) -> tuple[dict[str, dict[str, object
     return entries, names
 
 
-def _describe(name: str, values: AnyArray) -> tuple[dict[str, object], int, int]:
+def _layout_of(values: AnyArray) -> Layout:
+    return values.dtype, values.shape
+
+
+def _describe(name: str, layout: Layout) -> tuple[dict[str, object], int, int]:
     """The entry without its place, the bytes of an item and of all."""
-    dtype = _dtype(values.dtype)
-    if dtype is None or name == "__metadata__":
-        raise ValueError(f"{name}: {values.dtype} cannot be stored; must be of {[*STORED_AS]}")
-    return {"dtype": dtype, "shape": list(values.shape)}, values.itemsize, values.nbytes
+    dtype, shape = layout
+    stored = _dtype(dtype)
+    if stored is None or name == "__metadata__":
+        raise ValueError(f"{name}: {dtype} cannot be stored; must be of {[*STORED_AS]}")
+    nbytes = math.prod(shape) * dtype.itemsize
+    return {"dtype": stored, "shape": list(shape)}, dtype.itemsize, nbytes
 
 
 def _dtype(dtype: np.dtype[np.generic]) -> str | None:
     # The bfloat16 of ml_dtypes, told by its name: this component does not depend on that package.
     return "BF16" if dtype.name == "bfloat16" else _DTYPES.get(dtype.newbyteorder("<"))
-
-
-def _write(file: IO[bytes], name: str, values: AnyArray, entry: Mapping[str, object]) -> None:
-    found = {"dtype": _dtype(values.dtype), "shape": list(values.shape)}
-    if found != {key: entry[key] for key in found}:
-        raise ValueError(f"{name}: became {found} after the header was written")
-    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    file.write(little.reshape(-1).view(np.uint8).data)

@@ -2,7 +2,8 @@
 
 Lowered to tensors it runs; lowered to a graph builder it converts. Weights are asked for in the
 order they are used and not kept, so a lowering holds about one layer at a time. The parts
-(`embed`, `layer`, `logits`) are public because calibration walks one layer at a time.
+(`embed`, `layer`, `logits` and their like for encoders) are public because calibration walks one
+layer at a time.
 """
 
 from __future__ import annotations
@@ -109,14 +110,19 @@ def _scaled(ops: Ops[X], x: X, factor: float) -> X:
 
 def encoder(ops: EncoderOps[X], arch: EncoderArchitecture, weights: Weights) -> X:
     """Walk an encoder from tokens to [texts, width] embeddings or [texts, labels] logits."""
+    x = encoder_embed(ops, arch, weights)
+    for index in range(arch.layers):
+        x = encoder_layer(ops, arch, weights, x, index)
+    return pooled(ops, arch, weights, x)
+
+
+def encoder_embed(ops: EncoderOps[X], arch: EncoderArchitecture, weights: Weights) -> X:
+    """What enters the first layer of an encoder."""
     x = ops.embed(weights.linear("embed"))
     x = ops.add(x, ops.positions(weights.linear("positions")))
     if arch.token_types:
         x = ops.add(x, ops.token_types(weights.linear("token_types")))
-    x = _layer_norm(ops, arch, weights, x, "embed_norm")
-    for index in range(arch.layers):
-        x = encoder_layer(ops, arch, weights, x, index)
-    return _pooled(ops, arch, weights, x)
+    return _layer_norm(ops, arch, weights, x, "embed_norm")
 
 
 def encoder_layer(
@@ -133,7 +139,8 @@ def encoder_layer(
     return _layer_norm(ops, arch, weights, x, role + "mlp_norm")
 
 
-def _pooled(ops: EncoderOps[X], arch: EncoderArchitecture, weights: Weights, x: X) -> X:
+def pooled(ops: EncoderOps[X], arch: EncoderArchitecture, weights: Weights, x: X) -> X:
+    """One row per text of what the last layer of an encoder gave."""
     x = ops.pool(x, arch.pooling)
     if arch.pooler != "none":
         x = _linear(ops, weights, x, "pooler")

@@ -1,7 +1,12 @@
-"""Turn a Hugging Face checkpoint folder into a bundle.
+"""Turn a Hugging Face checkpoint into a bundle.
+
+A recipe says what is done to the weights: one that comes along (fast, balanced, quality, tiny) or a
+TOML file of your own, see docs/recipes.md. Without one, weights are rounded to nearest at --bits.
+A conversion that was interrupted goes on where it stopped when it is run again.
 
 Example:
   tidegate convert examples/assistant/edge --out assistant --bits 4 --group-size 64
+  tidegate convert examples/assistant/edge --out assistant --recipe fast
 """
 
 from __future__ import annotations
@@ -11,26 +16,46 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tidegate.errors import ConfigError
 from tidegate.model.bundle import Bundle
 from tidegate.model.manifest import TARGETS, Target
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tidegate.model.recipe import Recipe
+
+_BITS, _GROUP_SIZE = 4, 64
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("checkpoint", type=Path, help="folder with config.json and safetensors")
+    parser.add_argument(
+        "checkpoint", help="folder with config.json and safetensors, or an id such as org/name"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write the bundle to")
     parser.add_argument(
         "--target", default="onnx,openvino", help="onnx, openvino or both (default: both)"
     )
-    parser.add_argument("--bits", type=int, default=4, help="bits per weight: 4 or 8 (default 4)")
+    parser.add_argument("--recipe", help="name of a recipe, or a TOML file (docs/recipes.md)")
+    parser.add_argument("--bits", type=int, help="bits per weight: 4 or 8 (default 4)")
     parser.add_argument(
-        "--group-size", type=int, default=64, help="inputs per scale: 32, 64 or 128 (default 64)"
+        "--group-size", type=int, help="inputs per scale: 32, 64 or 128 (default 64)"
     )
     parser.add_argument("--symmetric", action="store_true", help="no zero-points")
+    parser.add_argument(
+        "--target-bpw", type=float, help="bits per weight to meet by mixing formats"
+    )
+    parser.add_argument(
+        "--text", type=Path, help="calibration text: a text file, or chats as .jsonl"
+    )
     parser.add_argument("--context", type=int, help="longest prompt plus answer, in tokens")
     parser.add_argument("--name", help="model id to serve it under (default: the folder's name)")
+    parser.add_argument(
+        "--restart", action="store_true", help="begin anew, not where a conversion was interrupted"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -39,21 +64,53 @@ def run(args: argparse.Namespace) -> int:
     """Convert, and print what came out."""
     from tidegate.cli.progress import progress_bars
     from tidegate.converters.convert import ConversionPlan, convert
-    from tidegate.converters.recipe import make_recipe
 
+    checkpoint = Path(args.checkpoint)
     plan = ConversionPlan(
-        model_id=args.name or args.checkpoint.resolve().name,
+        model_id=args.name or checkpoint.resolve().name,
         targets=parse_targets(args.target),
-        recipe=make_recipe(bits=args.bits, group_size=args.group_size, symmetric=args.symmetric),
+        recipe=_recipe(args),
         context_tokens=args.context,
+        text=args.text,
+        restart=args.restart,
     )
     with progress_bars(quiet=args.quiet or args.json) as report:
-        bundle = convert(args.checkpoint, args.out, plan, report)
+        made = convert(checkpoint, args.out, plan, report)
     if args.json:
-        print(json.dumps(summary(bundle), indent=2))
+        notes = {"notes": dict(made.notes)} if made.notes else {}
+        print(json.dumps(summary(made) | notes, indent=2))
     else:
-        print_summary(bundle)
+        print_summary(made)
+        _print_notes(made.notes)
     return 0
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that the flags name or make."""
+    from tidegate.converters.recipe import make_recipe
+    from tidegate.converters.recipe_file import load_recipe, with_target
+
+    if args.recipe is None:
+        recipe = make_recipe(
+            bits=_BITS if args.bits is None else args.bits,
+            group_size=_GROUP_SIZE if args.group_size is None else args.group_size,
+            symmetric=args.symmetric,
+        )
+    else:
+        flags = {"bits": args.bits, "group-size": args.group_size, "symmetric": args.symmetric}
+        for flag, value in flags.items():
+            if value not in (None, False):
+                raise ConfigError(flag, value, "left out with --recipe, which says it")
+        recipe = load_recipe(args.recipe)
+    return recipe if args.target_bpw is None else with_target(recipe, args.target_bpw)
+
+
+def _print_notes(notes: Mapping[str, str]) -> None:
+    """What passes could not do."""
+    if notes:
+        sys.stdout.write("  notes\n")
+    for role, note in notes.items():
+        sys.stdout.write(f"    {role}: {note}\n")
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:
