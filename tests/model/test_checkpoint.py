@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import checkpoint_tensors, safetensors_bytes, write_checkpoint
+from checkpoints import (
+    byte_tokenizer,
+    checkpoint_tensors,
+    safetensors_bytes,
+    write_checkpoint,
+)
+from hfcheckpoints import write_hf_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.errors import CheckpointError
+from tidegate.model.architecture import Architecture
 from tidegate.model.checkpoint import Checkpoint
-from tidegate.model.packed import DenseLinear
+from tidegate.model.packed import DenseLinear, dense_weight
+from tidegate.model.roles import roles
 from tidegate.model.safetensors_file import SafetensorsFile
+from tidegate.model.text_files import write_text_files
 
 
 @pytest.fixture
@@ -160,13 +171,130 @@ def test_biases_must_be_there_when_the_config_says_so_and_have_their_shape(folde
         CheckpointError, match=r"no tensor 'model\.layers\.0\.self_attn\.q_proj\.bias'"
     ):
         Checkpoint.open(folder)
-    edit_config(folder, attention_bias=False)
-    arch = tiny_architecture()
-    tensors = checkpoint_tensors(arch, RandomWeights(arch))
-    tensors["model.layers.0.self_attn.k_proj.bias"] = np.ones(7, np.float32)
-    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    arch = replace(tiny_architecture(), qkv_bias=True, o_bias=True)
+    add_tensors(folder, arch, {"model.layers.0.self_attn.k_proj.bias": np.ones(7)})
     with pytest.raises(CheckpointError, match=r"k_proj\.bias: shape \(7,\)"):
         Checkpoint.open(folder)
+
+
+def add_tensors(folder: Path, arch: Architecture, more: dict[str, np.ndarray]) -> None:
+    """Save random weights of `arch` again, with other tensors beside or instead of them."""
+    tensors = checkpoint_tensors(arch, RandomWeights(arch)) | more
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors, dtype="F32"))
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("model.layers.0.self_attn.k_proj.bias", "config.json says that there is no such bias"),
+        ("model.norm.bias", "is no part of a llama of this config.json"),
+        ("model.layers.1.self_attn.q_norm.weight", "is no part of a llama of this config.json"),
+        ("model.layers.2.mlp.up_proj.weight", "is no part of a llama of this config.json"),
+    ],
+)
+def test_a_tensor_that_would_not_be_read_is_refused(folder: Path, name: str, problem: str) -> None:
+    add_tensors(folder, tiny_architecture(), {name: np.ones(64)})
+    with pytest.raises(CheckpointError, match=re.escape(f"{name}: {problem}")):
+        Checkpoint.open(folder)
+
+
+def test_frequencies_and_heads_for_other_tasks_may_lie_beside(folder: Path) -> None:
+    arch = tiny_architecture()
+    frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    add_tensors(folder, arch, {frequencies: np.ones(16), "score.weight": np.ones((2, 128))})
+    with Checkpoint.open(folder) as checkpoint:
+        assert checkpoint.architecture == arch
+
+
+def test_a_tied_head_that_is_saved_must_be_the_embedding(folder: Path) -> None:
+    arch = tiny_architecture()
+    table = checkpoint_tensors(arch, RandomWeights(arch))["model.embed_tokens.weight"]
+    add_tensors(folder, arch, {"lm_head.weight": table})
+    with Checkpoint.open(folder) as checkpoint:
+        assert checkpoint.architecture == arch
+    other = table.copy()
+    other[-1, -1] += 1
+    add_tensors(folder, arch, {"lm_head.weight": other})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight: differs .* tie_word_embeddings"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("role", "tensor"),
+    [
+        ("layers.1.up", "model.layers.1.mlp.up_proj.weight"),
+        ("layers.0.attention_norm", "model.layers.0.input_layernorm.weight"),
+        ("layers.0.v", "model.layers.0.self_attn.v_proj.bias"),
+    ],
+)
+def test_a_weight_that_is_not_finite_is_refused_when_it_is_read(
+    folder: Path, role: str, tensor: str, value: float
+) -> None:
+    edit_config(folder, attention_bias=True)
+    arch = replace(tiny_architecture(), qkv_bias=True, o_bias=True)
+    damaged = checkpoint_tensors(arch, RandomWeights(arch))[tensor].copy()
+    damaged.flat[-1] = value
+    add_tensors(folder, arch, {tensor: damaged})
+    with Checkpoint.open(folder) as checkpoint:
+        weights = checkpoint.weights()
+        weights.linear("layers.0.up")
+        with pytest.raises(CheckpointError, match=re.escape(f"{tensor}: holds numbers that are")):
+            (weights.linear if roles(arch)[role].is_linear else weights.vector)(role)
+
+
+def test_weights_whose_squares_overflow_are_still_finite(folder: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    add_tensors(folder, tiny_architecture(), {name: np.full((192, 128), 3e38)})
+    with Checkpoint.open(folder) as checkpoint:
+        assert dense_weight(checkpoint.weights().linear("layers.1.up")).max() == np.float32(3e38)
+
+
+def test_a_shard_that_is_missing_or_lacks_its_tensor_is_named(tmp_path: Path) -> None:
+    arch = tiny_architecture()
+    folder = write_checkpoint(tmp_path / "c", arch, RandomWeights(arch), shards=3)
+    shard = folder / "model-00002-of-00003.safetensors"
+    (folder / "elsewhere").write_bytes(shard.read_bytes())
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00003\.safetensors: cannot be read"):
+        Checkpoint.open(folder)
+    shard.write_bytes(safetensors_bytes({"x": np.ones(1)}))
+    with pytest.raises(CheckpointError, match="the checkpoint has no tensor 'model"):
+        Checkpoint.open(folder)
+
+
+def test_a_weight_of_whole_numbers_is_refused_by_type(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    name = b'"model.layers.0.mlp.gate_proj.weight": {"dtype": "BF16"'
+    assert name in data
+    path.write_bytes(data.replace(name, name.replace(b'"BF16"', b' "I16"')))
+    with (
+        Checkpoint.open(folder) as checkpoint,
+        pytest.raises(CheckpointError, match=r"gate_proj\.weight: dtype 'I16': must be one of"),
+    ):
+        checkpoint.weights().linear("layers.0.gate")
+
+
+def test_a_fused_tensor_of_another_height_is_refused(tmp_path: Path) -> None:
+    folder = write_hf_checkpoint(tmp_path, "phi3")
+    edit_config(folder, num_key_value_heads=1)
+    with pytest.raises(CheckpointError, match=r"qkv_proj\.weight: shape \(96, 48\): .* \(72, 48\)"):
+        Checkpoint.open(folder)
+    edit_config(folder, num_key_value_heads=2, intermediate_size=81)
+    with pytest.raises(CheckpointError, match=r"(gate_up|down)_proj\.weight: shape"):
+        Checkpoint.open(folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    byte_tokenizer(204).save(str(folder / "tokenizer.json"))
+    with (
+        Checkpoint.open(folder) as checkpoint,
+        pytest.raises(CheckpointError, match="token id 203: the embedding has 203 rows"),
+    ):
+        write_text_files(checkpoint, tmp_path)
 
 
 def test_a_number_beyond_any_float_is_refused(folder: Path) -> None:

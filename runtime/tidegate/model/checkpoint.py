@@ -23,6 +23,8 @@ from tidegate.model.registry import AnyArchitecture, Source, architecture_module
 from tidegate.model.roles import roles
 from tidegate.model.safetensors_file import SafetensorsFile
 
+_ROWS = 4096
+"""Rows of a table compared at a time: tens of MB of a large one."""
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -81,6 +83,8 @@ class Checkpoint:
             prequantised = find_prequantised(config, where)
             sources = module.sources(architecture, where.keys() | prequantised.keys())
             _check_sources(architecture, sources, where, prequantised)
+            if isinstance(architecture, Architecture):
+                _check_nothing_is_left(architecture, sources, where, prequantised)
         except CheckpointError:
             for file in files:
                 file.close()
@@ -175,7 +179,18 @@ class CheckpointWeights:
         return weight if source.rows is None else weight[slice(*source.rows)]
 
     def _read(self, name: str, rows: tuple[int, int] | None = None) -> Array:
-        return self._where[name].read(name, rows)
+        values = self._where[name].read(name, rows)
+        if not _is_finite(values):
+            raise CheckpointError(f"{name}: holds numbers that are not finite")
+        return values
+
+
+def _is_finite(values: Array) -> bool:
+    """Whether no number is NaN or infinite; squares are summed first, in a tenth of a read."""
+    flat = values.reshape(-1)
+    with np.errstate(all="ignore"):
+        sums = np.dot(flat, flat)
+    return bool(np.isfinite(sums) or np.isfinite(flat).all())
 
 
 _MODULE = ("type", "path")
@@ -263,10 +278,43 @@ def _check_sources(
             whole = expected if source.index is None else (stacked[source.tensor], *expected)
             _check_shape(where, source.tensor, whole)
         if source.bias is not None:
+            # Quantisers write a bias of zeros to every layer, whatever the config says.
+            if not role.bias and source.tensor not in prequantised:
+                raise CheckpointError(f"{source.bias}: config.json says that there is no such bias")
             _check_shape(where, source.bias, expected[:1])
         elif role.bias:
             bias = source.tensor.removesuffix(".weight") + ".bias"
             raise CheckpointError(f"the checkpoint has no tensor {bias!r}: config.json asks for it")
+
+
+def _check_nothing_is_left(
+    arch: Architecture,
+    sources: Mapping[str, Source],
+    where: Mapping[str, SafetensorsFile],
+    prequantised: Mapping[str, PrequantisedTensor],
+) -> None:
+    """Every tensor of the model is read by some role; one that is not would change its answers."""
+    read = {source.tensor for source in sources.values()}
+    read |= {source.bias for source in sources.values() if source.bias is not None}
+    for name in where.keys() - read:
+        beside = name.rpartition(".")[0] + ".weight" in prequantised
+        # Early Llamas keep the frequencies that their config stands for.
+        if name.startswith("model.") and not beside and not name.endswith("rotary_emb.inv_freq"):
+            raise CheckpointError(f"{name}: is no part of a {arch.model_type} of this config.json")
+    if arch.tied_head and "lm_head.weight" in where:
+        _check_head_is_tied(sources["embed"].tensor, where)
+
+
+def _check_head_is_tied(embed: str, where: Mapping[str, SafetensorsFile]) -> None:
+    """A head that is saved although it is tied must be the embedding table."""
+    head, rows = "lm_head.weight", where[embed].entries[embed].shape[0]
+    _check_shape(where, head, where[embed].entries[embed].shape)
+    for start in range(0, rows, _ROWS):
+        part = (start, min(start + _ROWS, rows))
+        if not np.array_equal(where[head].read(head, part), where[embed].read(embed, part)):
+            raise CheckpointError(
+                f"{head}: differs from {embed}, but config.json says tie_word_embeddings"
+            )
 
 
 def _check_prequantised(
