@@ -23,23 +23,22 @@ Choose = Callable[[Array, float], npt.NDArray[np.bool_]]
 """(scores, share) -> which to zero, for the pattern `none`."""
 
 
-def dense_roles(kind: str, block: Block, match: tuple[str, ...]) -> list[str]:
+def dense_roles(block: Block, match: tuple[str, ...]) -> list[str]:
     """The matching roles of a block that hold dense weights; notes why the others do not count."""
     found = []
     for role, linear in block.linears.items():
         if not matches(role, match):
             continue
         if block.name == "embed":
-            block.notes[role] = f"{kind}: left as it is: a table that is looked up"
+            block.notes[role] = "left as it is: a table that is looked up"
         elif not isinstance(linear, DenseLinear):
-            block.notes[role] = f"{kind}: left as it is: already a {type(linear).__name__}"
+            block.notes[role] = f"left as it is: already a {type(linear).__name__}"
         else:
             found.append(role)
     return found
 
 
 def prune_block(
-    kind: str,
     block: Block,
     options: Sparsity,
     match: tuple[str, ...],
@@ -50,7 +49,6 @@ def prune_block(
     """Zero weights of the matching layers of a block.
 
     Args:
-        kind: the pass, for notes.
         block: its `linears` are replaced.
         options: how many and in what pattern.
         match: which roles.
@@ -62,18 +60,18 @@ def prune_block(
     Raises:
         PassError: an input is no multiple of 4 and the pattern is 2:4.
     """
-    roles = dense_roles(kind, block, match)
+    roles = dense_roles(block, match)
     for role in list(roles):
         try:
             if look is not None:
                 look(role)
         except LookupError as error:
-            block.notes[role] = f"{kind}: left as it is: {error}"
+            block.notes[role] = f"left as it is: {error}"
             roles.remove(role)
     for role in roles:
         linear = block.linears[role]
         if options.pattern == "2:4" and linear.inputs % 4:
-            raise PassError(f"{kind}: {role}: pattern 2:4: its {linear.inputs} inputs are no fours")
+            raise PassError(f"{role}: pattern 2:4: its {linear.inputs} inputs are no fours")
         assert isinstance(linear, DenseLinear)
         found = scores(role, linear.weight)
         mask = (

@@ -61,26 +61,24 @@ class LowRank:
     def apply(self, block: Block, arch: AnyArchitecture, data: BlockData | None) -> None:
         """See `BlockPass.apply`."""
         assert data is not None
-        roles = dense_roles("low_rank", block, self.match)
+        roles = dense_roles(block, self.match)
         # One Gram matrix at a time, each from before the first change.
         found: dict[str, LowRankLinear] = {}
         for role in roles:
             try:
                 gram = data.gram(role)
             except LookupError as error:
-                block.notes[role] = f"low_rank: left as it is: {error}"
+                block.notes[role] = f"left as it is: {error}"
                 continue
             linear = block.linears[role]
             assert isinstance(linear, DenseLinear)
             try:
                 factors = factorise(linear, gram, self.options)
             except ArithmeticError as error:
-                raise PassError(f"low_rank: {role}: {error}") from error
+                raise PassError(f"{role}: {error}") from error
             rank = factors.first.outputs
             if rank * (linear.inputs + linear.outputs) >= linear.inputs * linear.outputs:
-                block.notes[role] = (
-                    f"low_rank: left as it is: rank {rank} would not make it smaller"
-                )
+                block.notes[role] = f"left as it is: rank {rank} would not make it smaller"
                 continue
             found[role] = factors
         block.linears.update(found)

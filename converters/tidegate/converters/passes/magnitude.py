@@ -31,7 +31,7 @@ class Magnitude:
 
     def apply(self, block: Block, arch: AnyArchitecture, data: BlockData | None) -> None:
         """See `BlockPass.apply`."""
-        prune_block("magnitude", block, self.options, self.match, _scores, _lowest_of_all)
+        prune_block(block, self.options, self.match, _scores, _lowest_of_all)
 
 
 def make(options: Sparsity, match: tuple[str, ...]) -> Magnitude:

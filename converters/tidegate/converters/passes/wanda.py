@@ -40,7 +40,7 @@ class Wanda:
         def look(role: str) -> None:
             reach[role] = data.mean_square(role).sqrt().numpy()
 
-        prune_block("wanda", block, self.options, self.match, scores, lowest, look=look)
+        prune_block(block, self.options, self.match, scores, lowest, look=look)
 
 
 def make(options: Sparsity, match: tuple[str, ...]) -> Wanda:
