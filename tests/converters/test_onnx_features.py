@@ -18,7 +18,7 @@ import pytest
 from tinymodel import RandomWeights, tiny_architecture
 from torchreference import TorchReference
 
-from tidegate.converters.onnx_attention import head_layout
+from tidegate.converters.onnx_attention import ROTATION_BLOCK, head_layout, rotation
 from tidegate.converters.onnx_ops import DATA, EXACT_GRAPH, export_onnx
 from tidegate.converters.rtn import quantise
 from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
@@ -211,10 +211,31 @@ def test_the_features_of_a_model_give_the_reference_logits(
     assert_equal_to_reference(arch, weights, tmp_path)
 
 
+def low_rank(share: Callable[[str], bool], *, packed: bool) -> Callable[[str, DenseLinear], Linear]:
+    """Turns the layers that `share` picks into products of rank 64."""
+
+    def split(role: str, dense: DenseLinear) -> Linear:
+        def stored(weight: DenseLinear) -> DenseLinear | PackedLinear:
+            return in_four_bits(role, weight) if packed else weight
+
+        if not share(role):
+            return stored(dense)
+        rng = np.random.default_rng(len(role))
+        left, right = (
+            (0.125 * rng.standard_normal(shape)).astype(np.float32)
+            for shape in [(dense.outputs, 64), (64, dense.inputs)]
+        )
+        first, second = DenseLinear(weight=right), DenseLinear(weight=left, bias=dense.bias)
+        return LowRankLinear(first=stored(first), second=stored(second))
+
+    return split
+
+
 FORMATS: dict[str, Callable[[str, DenseLinear], Linear] | None] = {
     "4 bits": in_four_bits,
     "8 bits": lambda _, dense: quantise(dense, bits=8, group_size=64, symmetric=True),
     "float32": None,
+    "products": low_rank(lambda role: role.endswith(("gate", "3.up", "down")), packed=True),
     "each its own": lambda role, dense: (
         dense
         if role.endswith(("router", "1.up"))
@@ -286,6 +307,16 @@ def test_a_head_grows_no_more_than_to_the_next_size_that_the_kernel_has(
     assert head_layout(size, rope).size == kept
 
 
+def test_rotation_tables_come_in_blocks_and_are_filled_up_with_no_rotation() -> None:
+    rope = dataclasses.replace(Rope.plain(10000.0, 12), magnitude=1.5)
+    count = ROTATION_BLOCK + 3
+    expected = rope.tables(np.arange(count))
+    for blocks, table, idle in zip(rotation(rope, count, 8), expected, (1, 0), strict=True):
+        assert [len(block) for block in blocks] == [ROTATION_BLOCK, 3]
+        np.testing.assert_array_equal(np.concatenate(blocks)[:, :6], table.astype(np.float32))
+        np.testing.assert_array_equal(np.concatenate(blocks)[:, 6:], idle)
+
+
 def test_the_executor_counts_the_zeros_behind_a_head(tmp_path: Path) -> None:
     arch = changed(
         head_size=40,
@@ -304,24 +335,23 @@ def test_heads_that_cannot_share_keys_are_refused_by_name(tmp_path: Path) -> Non
         export_onnx(arch, RandomWeights(arch), tmp_path)
 
 
-def low_rank(share: Callable[[str], bool], *, packed: bool) -> Callable[[str, DenseLinear], Linear]:
-    """Turns the layers that `share` picks into products of rank 64."""
-
-    def split(role: str, dense: DenseLinear) -> Linear:
-        def stored(weight: DenseLinear) -> DenseLinear | PackedLinear:
-            return in_four_bits(role, weight) if packed else weight
-
-        if not share(role):
-            return stored(dense)
-        rng = np.random.default_rng(len(role))
-        left, right = (
-            (0.125 * rng.standard_normal(shape)).astype(np.float32)
-            for shape in [(dense.outputs, 64), (64, dense.inputs)]
+@pytest.mark.parametrize("model", ["gemma2", "gemma3", "granite", "olmo2", "olmoe"])
+def test_int8_activations_move_the_logits_little(tmp_path: Path, model: str) -> None:
+    arch = MODELS[model]
+    weights = RandomWeights(arch, quantise=in_four_bits)
+    export_onnx(arch, weights, tmp_path)
+    settings = OnnxSettings(slots=SLOTS, context_tokens=CONTEXT, step_tokens=64, threads=1)
+    executor = OnnxExecutor(tmp_path, arch, settings)
+    reference = TorchReference(arch, weights, slots=SLOTS, tokens=CONTEXT)
+    found, expected = (
+        np.concatenate(parts)
+        for parts in zip(
+            *((executor.execute(s).logits, reference.execute(s)) for s in steps(arch.vocab)),
+            strict=True,
         )
-        first, second = DenseLinear(weight=right), DenseLinear(weight=left, bias=dense.bias)
-        return LowRankLinear(first=stored(first), second=stored(second))
-
-    return split
+    )
+    # Measured: 0.007 to 0.034.
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.1 * expected.std()
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -324,6 +324,9 @@ def test_a_missing_or_damaged_graph_is_refused_by_file_name(folder: Path, tmp_pa
     [
         dataclasses.replace(ARCH, layers=3),
         dataclasses.replace(ARCH, kv_heads=1),
+        dataclasses.replace(ARCH, head_size=33),
+        # Heads are filled up to the next multiple of 16 at most.
+        dataclasses.replace(ARCH, head_size=16),
         dataclasses.replace(ARCH, vocab=204),
     ],
 )

@@ -26,6 +26,9 @@ from tidegate.model.rope import Rope
 PLAIN_MULTIPLE, ROTATED_MULTIPLE = 8, 16
 """What the kernel's head sizes are multiples of; the second also of what it rotates."""
 
+ROTATION_BLOCK = 4096
+"""Positions whose angles are computed together."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadLayout:
@@ -98,12 +101,19 @@ def is_plain(spec: AttentionSpec) -> bool:
     return layout.order is None and layout.size == spec.head_size
 
 
-def rotation(rope: Rope, positions: int, half: int) -> list[Array]:
-    """Cosines and sines [positions, half] in float32, 1 and 0 where nothing is rotated."""
-    cos, sin = rope.tables(np.arange(positions))
-    more = ((0, 0), (0, half - cos.shape[1]))
-    filled = (np.pad(cos, more, constant_values=1), np.pad(sin, more))
-    return [table.astype(np.float32) for table in filled]
+def rotation(rope: Rope, positions: int, half: int) -> tuple[list[Array], list[Array]]:
+    """Cosines and sines [positions, half], 1 and 0 where nothing is rotated.
+
+    They come in blocks of positions: all of them in float64 would be larger than a layer.
+    """
+    cosines, sines = [], []
+    for start in range(0, positions, ROTATION_BLOCK):
+        end = min(start + ROTATION_BLOCK, positions)
+        cos, sin = (part.astype(np.float32) for part in rope.tables(np.arange(start, end)))
+        more = ((0, 0), (0, half - cos.shape[1]))
+        cosines.append(np.pad(cos, more, constant_values=1))
+        sines.append(np.pad(sin, more))
+    return cosines, sines
 
 
 def _kernel(

@@ -221,8 +221,8 @@ class OnnxOps:
         if (spec.rope, half) not in self._rotations:
             tables = rotation(spec.rope, self._arch.context, half)
             self._rotations[spec.rope, half] = [
-                self._graph.constant(name, table)
-                for name, table in zip(("cos", "sin"), tables, strict=True)
+                self._graph.constant(name, *blocks)
+                for name, blocks in zip(("cos", "sin"), tables, strict=True)
             ]
         return self._rotations[spec.rope, half]
 

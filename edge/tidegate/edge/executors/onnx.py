@@ -246,15 +246,22 @@ def _check_signature(path: Path, session: onnxruntime.InferenceSession, arch: Ar
     past = {name: shape for name, shape in shapes.items() if name.startswith("past_")}
     expected = {f"past_{kind}.{layer}" for layer in range(arch.layers) for kind in ("key", "value")}
     fits = all(
-        shape[1] == arch.kv_heads
-        # An operator may keep heads larger than the model's.
-        and shape[3] >= arch.head_size
+        _holds_heads(shape, arch)
         and shape == past.get(name.replace("past_value", "past_key"))
         and shape == shapes.get(name.replace("past_", "present_"))
         for name, shape in past.items()
     )
     if not fits or past.keys() != expected or shapes.get("logits", [])[1:] != [arch.vocab]:
         raise BundleError(f"{path}: its inputs are not those of the manifest's architecture")
+
+
+def _holds_heads(shape: Sequence[object], arch: Architecture) -> bool:
+    """Whether a cache of `shape` has the model's heads, filled up by less than a multiple of 16."""
+    match shape:
+        case [_, heads, _, int(size)]:
+            return heads == arch.kv_heads and arch.head_size <= size < arch.head_size + 16
+        case _:
+            return False
 
 
 def _head_sizes(session: onnxruntime.InferenceSession, arch: Architecture) -> list[int]:
