@@ -7,30 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import openvino as ov
 import pytest
-from openvinomodels import PACKINGS, SETTINGS, Packing, export
+from openvinomodels import PACKINGS, Packing, export, kernels
 from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.converters.openvino_ops import export_openvino, openvino_version
-from tidegate.edge.executors.openvino_model import compile_graph
 from tidegate.errors import ConversionError
-from tidegate.model.architecture import Architecture
 from tidegate.model.packed import DenseLinear, Linear, PackedLinear
 
 LAYERS = 2
-
-
-def kernels(folder: Path, arch: Architecture) -> Counter[tuple[str, str]]:
-    """Kind and precision of every kernel the plugin chose, with their number."""
-    compiled: Any = compile_graph(folder / "model.xml", arch, SETTINGS)
-    found: Counter[tuple[str, str]] = Counter()
-    for node in compiled.get_runtime_model().get_ops():
-        facts = node.get_rt_info()
-        found[facts["layerType"].astype(str), facts["runtimePrecision"].astype(str)] += 1
-    return found
 
 
 def of_kind(found: Counter[tuple[str, str]], kind: str) -> dict[str, int]:

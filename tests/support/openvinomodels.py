@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tinymodel import RandomWeights
@@ -12,6 +14,7 @@ from tinymodel import RandomWeights
 from tidegate.converters.openvino_ops import export_openvino
 from tidegate.converters.rtn import quantise
 from tidegate.edge.executors.openvino import OpenVinoSettings
+from tidegate.edge.executors.openvino_model import compile_graph
 from tidegate.model.architecture import Architecture
 from tidegate.model.packed import Bits, DenseLinear, Linear, PackedLinear
 
@@ -78,3 +81,13 @@ def export(
     weights = RandomWeights(arch, seed=seed, quantise=pack)
     export_openvino(arch, weights, folder)
     return weights
+
+
+def kernels(folder: Path, arch: Architecture) -> Counter[tuple[str, str]]:
+    """Kind and precision of every kernel the plugin chose, with their number."""
+    compiled: Any = compile_graph(folder / "model.xml", arch, SETTINGS)
+    found: Counter[tuple[str, str]] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        facts = node.get_rt_info()
+        found[facts["layerType"].astype(str), facts["runtimePrecision"].astype(str)] += 1
+    return found

@@ -17,6 +17,7 @@ any release, so the version that wrote a graph is in its `rt_info` and no other 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ import openvino as ov
 import openvino.opset13 as op
 
 from tidegate.converters import openvino_graph as graph
+from tidegate.converters.openvino_experts import route
 from tidegate.converters.openvino_export import Progress, emit_activation, padding, write_model
 from tidegate.converters.openvino_graph import Node
 from tidegate.converters.openvino_weights import ConstantFile
@@ -31,7 +33,14 @@ from tidegate.converters.stacking import stack, stacks
 from tidegate.errors import ConversionError
 from tidegate.model.architecture import Activation, Architecture, AttentionSpec, Experts
 from tidegate.model.ops import GatedMlp
-from tidegate.model.packed import Array, Linear, PackedLinear
+from tidegate.model.packed import (
+    Array,
+    DenseLinear,
+    Linear,
+    LowRankLinear,
+    PackedLinear,
+    dense_weight,
+)
 from tidegate.model.rope import Rope
 from tidegate.model.walk import Weights, decoder
 
@@ -53,15 +62,19 @@ class OpenVinoOps:
         self._step = {name: graph.parameter(name, 1, ov.Type.i32) for name in _STEP_VECTORS}
         self._step["max_context_len"] = graph.parameter("max_context_len", 0, ov.Type.i32)
         self._caches: list[Node] = []
-        self._angles: dict[tuple[Rope, int], tuple[Node, Node]] = {}
-        self._table: Node = None
+        self._angles: dict[Rope, tuple[Node, Node]] = {}
+        self._table: tuple[Linear, list[Node]]
         self._groups: set[int] = set()
 
     def embed(self, table: Linear) -> Node:
         """See `Ops`. The rows are decompressed after they are gathered, whatever their bits."""
-        self._table = self._constants.weight(table)
-        rows = op.gather(self._table, self._ids, graph.scalar(_ROWS))
-        return rows if padding(table) == 0 else graph.first_columns(rows, table.inputs)
+        table = _float_first(table)
+        self._table = table, self._weights(table)
+        last, weights = _factors(table)[-1], self._table[1]
+        rows = op.gather(weights[-1], self._ids, graph.scalar(_ROWS))
+        if padding(last):
+            rows = graph.first_columns(rows, last.inputs)
+        return rows if len(weights) == 1 else op.matmul(rows, weights[0], False, False)
 
     def linears(self, x: Node, weights: Sequence[Linear]) -> Sequence[Node]:
         """See `Ops`. Weights that agree are merged into one product."""
@@ -69,7 +82,7 @@ class OpenVinoOps:
         for positions in stacks(weights):
             parts = [weights[position] for position in positions]
             merged = stack(parts)
-            product = self._linear(x, merged, self._constants.weight(merged))
+            product = self._product(x, merged, self._weights(merged))
             pieces = graph.split_columns(product, [part.outputs for part in parts])
             results.update(zip(positions, pieces, strict=True))
         return [results[position] for position in range(len(weights))]
@@ -98,13 +111,28 @@ class OpenVinoOps:
         experts: Experts,
         act: Activation,
     ) -> Node:
-        """See `Ops`."""
-        raise ConversionError("experts: OpenVINO's lowering has none yet")
+        """See `Ops` and `openvino_experts`."""
+        (scores,) = self.linears(x, [router])
+        routes = route(scores, experts)
+        results = []
+        for number, piece in enumerate(routes.pieces(x)):
+            mlp = expert(number)
+            results.append(self.gated_mlp(piece, mlp.gate, mlp.up, mlp.down, act))
+        return routes.combined(results)
 
     def attention(self, q: Node, k: Node, v: Node, spec: AttentionSpec) -> Node:
-        """See `Ops`. Adds the layer's two cache inputs to the graph."""
+        """See `Ops`. Adds the layer's two cache inputs to the graph.
+
+        Raises:
+            ConversionError: scores have a soft cap, for which the paged operation has no input.
+        """
+        if spec.softcap is not None:
+            raise ConversionError(
+                f"openvino: attention softcap = {spec.softcap}: the paged attention operation has "
+                "none; convert for onnx"
+            )
         if spec.rope is not None:
-            angles = self._rotary_angles(spec.rope, spec.head_size)
+            angles = self._rotary_angles(spec.rope)
             q = graph.rotate(q, spec.heads, spec.head_size, angles)
             k = graph.rotate(k, spec.kv_heads, spec.head_size, angles)
         key = graph.parameter(f"key_cache.{spec.layer}", 4, ov.Type.dynamic)
@@ -128,8 +156,9 @@ class OpenVinoOps:
 
     def head(self, x: Node, table: Linear) -> Node:
         """See `Ops`. A tied head reads the very constant of the embedding."""
-        weight = self._table if self._arch.tied_head else self._constants.weight(table)
-        return self._linear(x, table, weight)
+        if self._arch.tied_head:
+            return self._product(x, *self._table)
+        return self._product(x, table, self._weights(table))
 
     def model(self, logits: Node) -> Node:
         """The `openvino.Model` from all inputs to `logits`; it needs the constant file open."""
@@ -141,19 +170,27 @@ class OpenVinoOps:
         model.set_rt_info(str(min(self._groups, default=0)), ["tidegate", "smallest_group"])
         return model
 
-    def _linear(self, x: Node, linear: Linear, weight: Node) -> Node:
+    def _weights(self, linear: Linear) -> list[Node]:
+        """The weights of a layer, one or the two of a low-rank product."""
+        return [self._constants.weight(part) for part in _factors(linear)]
+
+    def _product(self, x: Node, linear: Linear, weights: Sequence[Node]) -> Node:
+        for part, weight in zip(_factors(linear), weights, strict=True):
+            x = self._linear(x, part, weight)
+        return x
+
+    def _linear(self, x: Node, linear: PackedLinear | DenseLinear, weight: Node) -> Node:
         if isinstance(linear, PackedLinear):
             self._groups.add(linear.group_size)
         product = op.matmul(graph.pad_columns(x, padding(linear)), weight, False, True)
         return product if linear.bias is None else op.add(product, graph.vector(linear.bias))
 
-    def _rotary_angles(self, rope: Rope, head_size: int) -> tuple[Node, Node]:
+    def _rotary_angles(self, rope: Rope) -> tuple[Node, Node]:
         """Cosine and sine, shared by all layers that rotate alike."""
-        if (rope, head_size) not in self._angles:
-            self._angles[rope, head_size] = graph.rotary_angles(
-                self._positions, rope, head_size, self._arch.context
-            )
-        return self._angles[rope, head_size]
+        if rope not in self._angles:
+            context = self._arch.context
+            self._angles[rope] = graph.rotary_angles(self._positions, rope, context)
+        return self._angles[rope]
 
 
 def openvino_version() -> str:
@@ -185,3 +222,15 @@ def export_openvino(
         return ops.model(decoder(ops, arch, reported))
 
     write_model(build, weights, arch.layers, folder, progress)
+
+
+def _factors(linear: Linear) -> tuple[PackedLinear | DenseLinear, ...]:
+    """The weights that the input is multiplied with, one after another."""
+    return (linear.first, linear.second) if isinstance(linear, LowRankLinear) else (linear,)
+
+
+def _float_first(table: Linear) -> Linear:
+    """A low-rank table whose first factor is float32: packed, it cannot be read across groups."""
+    if not isinstance(table, LowRankLinear):
+        return table
+    return replace(table, first=DenseLinear(weight=dense_weight(table.first)))
