@@ -11,7 +11,9 @@ import pytest
 from checkpoints import write_checkpoint
 from tinymodel import RandomWeights, tiny_architecture
 
+from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.lora import Lora, read_lora_config
+from tidegate.converters.recipe import make_recipe
 from tidegate.converters.rtn import quantise
 from tidegate.errors import CheckpointError, ConversionError
 from tidegate.model.checkpoint import Checkpoint
@@ -258,3 +260,23 @@ def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors"):
         Lora.open(tmp_path)
+
+
+def test_a_conversion_merges_the_adapter_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", matrices())
+    plan = ConversionPlan(
+        model_id="tiny",
+        targets=("onnx",),
+        recipe=make_recipe(bits=8, group_size=32, symmetric=False),
+    )
+    plain = convert(checkpoint, tmp_path / "plain", plan)
+    merged = convert(checkpoint, tmp_path / "merged", replace(plan, lora=adapter))
+    (said,) = merged.manifest.recipe.passes
+    assert (said.kind, said.options["folder"]) == ("lora", "adapter")
+    files = [bundle.manifest.files["onnx/model.onnx.data"] for bundle in (plain, merged)]
+    assert files[0].sha256 != files[1].sha256
+    assert files[0].size_bytes == files[1].size_bytes
+    rank_one = {path: (a[:1], b[:, :1]) for path, (a, b) in matrices().items()}
+    other = write_adapter(tmp_path / "other", rank_one)
+    with pytest.raises(CheckpointError, match="must have rank 4"):
+        convert(checkpoint, tmp_path / "refused", replace(plan, lora=other))

@@ -12,9 +12,11 @@ import importlib.metadata
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tidegate.converters.lora import Lora
 from tidegate.converters.passes.base import CalibrationText, Model, Progress
 from tidegate.converters.pipeline import Job, Packed, compress, looks_at_data
 from tidegate.converters.recipe_file import check_patterns
@@ -25,7 +27,7 @@ from tidegate.model.bundle import MANIFEST_FILE, Bundle, BundleWriter
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.manifest import Calibration, Manifest, MemoryNeed, Target
-from tidegate.model.recipe import Recipe
+from tidegate.model.recipe import PassSpec, Recipe
 from tidegate.model.registry import AnyArchitecture
 from tidegate.model.text_files import write_text_files
 from tidegate.model.walk import Weights
@@ -46,6 +48,8 @@ class ConversionPlan:
     """Calibration text for passes that look at data; one that comes along when None."""
     sees_errors: bool = True
     """See `tidegate.converters.pipeline.Job`."""
+    lora: Path | None = None
+    """A PEFT adapter folder that is added to the weights first."""
     restart: bool = False
     """Drop what an interrupted conversion to the same place has finished."""
 
@@ -78,15 +82,17 @@ def convert(
     with (
         Checkpoint.open(folder, context=plan.context_tokens) as checkpoint,
         BundleWriter(out) as writer,
+        nullcontext() if plan.lora is None else Lora.open(plan.lora) as lora,
     ):
         check_patterns(plan.recipe, checkpoint.architecture)
         write_text_files(checkpoint, writer.folder)
         text = _calibration_text(checkpoint, writer.folder, plan)
-        key = conversion_key(checkpoint, plan.recipe, text, {"sees_errors": plan.sees_errors})
+        settings = {"sees_errors": plan.sees_errors, "lora": None if lora is None else lora.sha256}
+        key = conversion_key(checkpoint, plan.recipe, text, settings)
         work = WorkFolder(out, key, restart=plan.restart)
         try:
             with work:
-                return _convert(checkpoint, writer, plan, text, work, report)
+                return _convert(checkpoint, lora, writer, plan, text, work, report)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -98,16 +104,20 @@ def convert(
 
 def _convert(
     checkpoint: Checkpoint,
+    lora: Lora | None,
     writer: BundleWriter,
     plan: ConversionPlan,
     text: CalibrationText | None,
     work: WorkFolder,
     progress: Progress,
 ) -> Conversion:
+    weights: Weights = checkpoint.weights()
+    if lora is not None:
+        weights = lora.merged(weights, checkpoint.sources)
     packed = compress(
         Job(
             recipe=plan.recipe,
-            model=Model(arch=checkpoint.architecture, weights=checkpoint.weights()),
+            model=Model(arch=checkpoint.architecture, weights=weights),
             text=text,
             folder=work.path,
             progress=progress,
@@ -123,14 +133,13 @@ def _convert(
         if not finished.is_dir():
             _export(target, packed, finished, progress)
         _link_tree(finished, writer.folder / target)
-    weights = StoreWeights(packed.store)
-    bits, nbytes = weights.bits_and_bytes()
+    bits, nbytes = StoreWeights(packed.store).bits_and_bytes()
     manifest = Manifest(
         model_id=plan.model_id,
         version=_next_version(writer.out),
         architecture=packed.arch,
         context_tokens=packed.arch.context,
-        recipe=plan.recipe,
+        recipe=plan.recipe if lora is None else _with_lora(plan.recipe, lora),
         calibration=_calibration(text),
         tensor_bits=bits,
         targets=plan.targets,
@@ -140,6 +149,12 @@ def _convert(
     )
     bundle = writer.finish(manifest)
     return Conversion(folder=bundle.folder, manifest=bundle.manifest, notes=packed.notes)
+
+
+def _with_lora(recipe: Recipe, lora: Lora) -> Recipe:
+    """The recipe as the manifest tells it: the adapter came first."""
+    merge = PassSpec(kind="lora", options={"folder": lora.folder.name, "sha256": lora.sha256})
+    return replace(recipe, passes=(merge, *recipe.passes))
 
 
 def _export(target: Target, packed: Packed, finished: Path, progress: Progress) -> None:

@@ -14,6 +14,7 @@ kinds of adapters, settings it does not know, and tensors that belong to no laye
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -125,8 +126,11 @@ def _read(config: Config) -> LoraConfig:
 class Lora:
     """An open adapter. Use it as a context manager: it holds an open file."""
 
+    folder: Path
     config: LoraConfig
     file: SafetensorsFile
+    sha256: str
+    """Of both files, one after the other."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -138,8 +142,12 @@ class Lora:
         """
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: is not a folder with an adapter")
-        config = read_json_object(folder / CONFIG_FILE)
-        return cls(config=read_lora_config(config), file=SafetensorsFile(folder / WEIGHTS_FILE))
+        config = read_lora_config(read_json_object(folder / CONFIG_FILE))
+        file = SafetensorsFile(folder / WEIGHTS_FILE)
+        digest = hashlib.sha256()
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            digest.update((folder / name).read_bytes())
+        return cls(folder=folder.resolve(), config=config, file=file, sha256=digest.hexdigest())
 
     def __enter__(self) -> Self:
         return self

@@ -270,7 +270,7 @@ def _whole(
         arch = read(kind, json.loads(path.read_bytes()), path.name, ConversionError)
         return BlockStore(folder, arch)
     with _naming(stage.spec.kind, "model", before):
-        made = stage.made.apply(model, job.text, job.progress)
+        made = stage.made.apply(_with_formats(model, job.recipe), job.text, job.progress)
     store = BlockStore(folder, made.arch)
     for name in block_names(made.arch):
         linears: dict[str, Pending] = {}
@@ -284,6 +284,14 @@ def _whole(
             store.write(name, linears, vectors, {})
     write_whole(path, json.dumps(asdict(made.arch), sort_keys=True).encode())
     return store
+
+
+def _with_formats(model: Model, recipe: Recipe) -> Model:
+    """Tell how its weights will be stored, unless that is measured later."""
+    if recipe.target_bpw is not None:
+        return model
+    roles = linear_roles(model.arch)
+    return replace(model, formats={role: format_of(recipe, role) for role in roles})
 
 
 @contextmanager

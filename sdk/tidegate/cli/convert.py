@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", type=Path, help="calibration text: a text file, or chats as .jsonl"
     )
+    parser.add_argument("--lora", type=Path, help="PEFT adapter folder to add to the weights")
     parser.add_argument("--context", type=int, help="longest prompt plus answer, in tokens")
     parser.add_argument("--name", help="model id to serve it under (default: the folder's name)")
     parser.add_argument(
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         recipe=_recipe(args),
         context_tokens=args.context,
         text=args.text,
+        lora=args.lora,
         restart=args.restart,
     )
     with progress_bars(quiet=args.quiet or args.json) as report:
