@@ -51,6 +51,7 @@ class OnnxGraph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._names = 0
+        self._notes: dict[str, str] = {}
         self._small: dict[tuple[str, bytes], str] = {}
 
     def name(self, hint: str) -> str:
@@ -144,6 +145,10 @@ class OnnxGraph:
         self._stored[name] = stored
         return name
 
+    def note(self, key: str, value: str) -> None:
+        """Add an entry to the model's metadata."""
+        self._notes[key] = value
+
     def save(self, path: Path, *, accuracy_level: int) -> None:
         """Write the graph with every `MatMulNBits` at this accuracy level (0 fp32, 4 int8)."""
         for node in self._nodes:
@@ -162,4 +167,5 @@ class OnnxGraph:
                 helper.make_opsetid(CONTRIB, CONTRIB_OPSET),
             ],
         )
+        helper.set_model_props(model, self._notes)
         path.write_bytes(model.SerializeToString(deterministic=True))

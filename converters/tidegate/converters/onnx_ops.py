@@ -50,6 +50,9 @@ from tidegate.model.walk import Weights, decoder
 GRAPH, EXACT_GRAPH, DATA = "model.onnx", "model.exact.onnx", "model.onnx.data"
 """Two graphs over one data file: int8 activations, which is what ships, and float32 ones."""
 
+RESIDUAL = "tidegate.residual."
+"""Metadata key, with a layer's number, of the residual stream behind it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
@@ -102,6 +105,7 @@ class OnnxOps:
         self._computed: dict[object, str] = {}
         self._rotations: dict[tuple[Rope, int], list[str]] = {}
         self._table: StoredLinear | None = None
+        self._streams: dict[int, Value] = {}
         graph.input("input_ids", TensorProto.INT64, ["B", "S"])
         graph.input("seqlens_k", TensorProto.INT32, ["B"])
         graph.input("total_sequence_length", TensorProto.INT32, [])
@@ -255,8 +259,19 @@ class OnnxOps:
         product = emit_product(self._graph, self._name(x), self._table, [table])
         return Tensor(product, table.outputs)
 
+    def behind_layer(self, layer: int, x: Value) -> None:
+        """Note the residual stream behind a layer; see `finish`."""
+        self._streams[layer] = x
+
     def finish(self, logits: Value) -> None:
-        """Make the walk's result the graph's output."""
+        """Make the walk's result the graph's output, and note where the residual stream is.
+
+        The model's metadata name the tensor behind each layer but the last (whose rows are
+        gathered first), so that an evaluation can look inside; running the graph costs no more.
+        """
+        for layer, x in self._streams.items():
+            if not self._waits(x):
+                self._graph.note(f"{RESIDUAL}{layer}", self._name(x))
         self._graph.node("Identity", [self._name(logits)], ["logits"])
         self._graph.output("logits", TensorProto.FLOAT, ["R", logits.width])
 
@@ -329,7 +344,7 @@ def export_onnx(
     with (folder / DATA).open("wb") as data:
         graph = OnnxGraph(data, DATA)
         ops = OnnxOps(arch, graph, on_layer=report)
-        ops.finish(decoder(ops, arch, weights))
+        ops.finish(decoder(ops, arch, weights, ops.behind_layer))
     graph.save(folder / EXACT_GRAPH, accuracy_level=FLOAT_ACTIVATIONS)
     graph.save(folder / GRAPH, accuracy_level=INT8_ACTIVATIONS)
     report(arch.layers)

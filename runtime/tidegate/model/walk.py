@@ -8,6 +8,7 @@ layer at a time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from tidegate.model.architecture import Architecture
@@ -28,17 +29,24 @@ class Weights(Protocol):
         """A norm's weight or bias, float32 [width], with what the model adds to it included."""
 
 
-def decoder(ops: Ops[X], arch: Architecture, weights: Weights) -> X:
+def decoder(
+    ops: Ops[X],
+    arch: Architecture,
+    weights: Weights,
+    behind_layer: Callable[[int, X], None] = lambda index, x: None,
+) -> X:
     """Walk a decoder from tokens to the logits of the gathered rows.
 
     Args:
         ops: the lowering; it knows the step's tokens, positions and KV cache.
         arch: the model.
         weights: by role; each is asked for once per walk, the tied table twice.
+        behind_layer: is given the residual stream behind each layer.
     """
     x = embed(ops, arch, weights)
     for index in range(arch.layers):
         x = layer(ops, arch, weights, x, index)
+        behind_layer(index, x)
     return logits(ops, arch, weights, x)
 
 

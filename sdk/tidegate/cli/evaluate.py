@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         progress_bars(quiet=args.quiet or args.json) as report,
     ):
         quality = evaluate(bundle, checkpoint, args.text, settings, report)
+    if args.plot is not None:
+        write_page(args, quality)
     if args.record:
         was_signed = bundle.manifest.signature is not None
         replace_manifest(bundle, replace(bundle.manifest, quality=quality, signature=None))
@@ -74,8 +76,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_quality(quality: Quality) -> None:
-    """The measures for people, on stdout."""
+def write_page(args: argparse.Namespace, quality: Quality) -> None:
+    """The page with the pictures; layers are looked at through the ONNX graph."""
+    from tidegate.cli.evaluating import EvaluationSettings, read_pieces
+    from tidegate.cli.layer_errors import layer_errors
+    from tidegate.converters.evaluation.page import page
+    from tidegate.model.bundle import Bundle
+    from tidegate.model.checkpoint import Checkpoint
+
+    bundle, notes = Bundle.open(args.bundle), list(quality_lines(quality))
+    layers = []
+    if "onnx" in bundle.manifest.targets:
+        text = read_pieces(bundle, args.text, EvaluationSettings(tokens=min(args.tokens, 4000)))
+        with Checkpoint.open(args.reference, context=bundle.manifest.context_tokens) as opened:
+            layers = layer_errors(
+                opened.decoder,
+                opened.weights(),
+                bundle.target_folder("onnx"),
+                text.sequences,
+                exact=args.exact,
+            )
+    else:
+        notes.append("Errors per layer need the target onnx, which this bundle does not hold.")
+    title = f"{bundle.manifest.model_id}: what compression cost"
+    args.plot.write_text(
+        page(title, confidence=quality.confidence, layers=layers, notes=notes), encoding="utf-8"
+    )
+    print(f"{args.plot}: written", file=sys.stderr)
+
+
+def quality_lines(quality: Quality) -> list[str]:
+    """The measures, a line each."""
     lines = {
         "text": f"{quality.text}, {quality.positions:,} positions, through {quality.backend}",
         "perplexity": f"{quality.perplexity:.4f} (checkpoint {quality.reference_perplexity:.4f})",
@@ -87,8 +118,13 @@ def print_quality(quality: Quality) -> None:
             f"{quality.exact_match:.1%} of the answers"
             f" (checkpoint {quality.reference_exact_match:.1%})"
         )
-    for name, value in lines.items():
-        sys.stdout.write(f"{name:<14} {value}\n")
+    return [f"{name:<14} {value}" for name, value in lines.items()]
+
+
+def print_quality(quality: Quality) -> None:
+    """The measures for people, on stdout."""
+    for line in quality_lines(quality):
+        sys.stdout.write(f"{line}\n")
     sys.stdout.write("\nbest token is the checkpoint's best, by the gap to the second\n")
     sys.stdout.write("    gap of at least   positions   agreement\n")
     for one in quality.confidence:

@@ -70,10 +70,7 @@ def evaluate(
         BundleError: the bundle is an encoder's, or has no target for the executor.
     """
     context = min(bundle.manifest.context_tokens, checkpoint.decoder.context)
-    # A text is cut to pieces that fit, so nothing of it is too long.
-    model = TextModel.load(bundle.folder, context_tokens=_ANY, max_prompt_chars=_ANY)
-    pieces = min(settings.sequence_tokens, context)
-    text = read_text(text_file, model, replace(settings, sequence_tokens=pieces))
+    text, model = read_pieces(bundle, text_file, settings), text_model(bundle)
     longest = max(len(one) for one in text.sequences)
     asked = max((len(prompt) for prompt, _ in text.tasks), default=0)
     if asked >= context:
@@ -161,6 +158,17 @@ def _exact_match(
         right += model.decode(tokens) == answer
         progress(what, done + 1, len(prompts))
     return right / len(prompts)
+
+
+def text_model(bundle: Bundle) -> TextModel:
+    """The bundle's tokenizer, for texts of any length."""
+    return TextModel.load(bundle.folder, context_tokens=_ANY, max_prompt_chars=_ANY)
+
+
+def read_pieces(bundle: Bundle, path: Path, settings: EvaluationSettings) -> EvaluationText:
+    """Read a text and cut it to pieces that the bundle's context can hold."""
+    pieces = min(settings.sequence_tokens, bundle.manifest.context_tokens)
+    return read_text(path, text_model(bundle), replace(settings, sequence_tokens=pieces))
 
 
 def read_text(path: Path, model: TextModel, settings: EvaluationSettings) -> EvaluationText:

@@ -1,9 +1,8 @@
-"""The walk in float32 on torch: what a bundle is held against, and where layers begin to differ."""
+"""The walk in float32 on torch: what a bundle is held against, logits and what lies between."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,19 +16,6 @@ from tidegate.model.resident import ResidentWeights
 from tidegate.model.walk import Weights, decoder, embed, encoder, layer
 
 Logits = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerError:
-    """How far one layer of a compressed model is from the original's."""
-
-    layer: int
-    own: float
-    """Root mean square of the error that the layer makes on the original's input, over that of
-    what the original layer adds to the residual stream."""
-    total: float
-    """Error of the residual stream behind the layer, all layers before it compressed too, over
-    the residual stream itself."""
 
 
 class _EveryToken(TorchOps):
@@ -62,42 +48,14 @@ def reference_embeddings(
 
 
 @torch.inference_mode()
-def layer_errors(
-    arch: Architecture,
-    original: Weights,
-    compressed: Weights,
-    sequences: Sequence[Sequence[int]],
-    on_layer: Callable[[int], None] = lambda done: None,
-) -> list[LayerError]:
-    """Compare layer by layer, one layer's weights of each model in memory at a time."""
-    exact = [embed(_ops(arch, one, WeightTensors()), arch, original) for one in sequences]
-    drifted = [embed(_ops(arch, one, WeightTensors()), arch, compressed) for one in sequences]
-    found = []
+def reference_streams(
+    arch: Architecture, weights: Weights, sequence: Sequence[int]
+) -> Iterator[Logits]:
+    """The residual stream [tokens, width] behind each layer, one layer's weights at a time."""
+    x = embed(_ops(arch, sequence, WeightTensors()), arch, weights)
     for index in range(arch.layers):
-        sums = np.zeros(4)
-        right, packed = _Layer(original), _Layer(compressed)
-        for place, sequence in enumerate(sequences):
-            before, now = exact[place], _ops(arch, sequence, right.tensors)
-            after = layer(now, arch, right.weights, before, index)
-            own = layer(_ops(arch, sequence, packed.tensors), arch, packed.weights, before, index)
-            drifted[place] = layer(
-                _ops(arch, sequence, packed.tensors), arch, packed.weights, drifted[place], index
-            )
-            pairs = ((own - after), (after - before), (drifted[place] - after), after)
-            sums += [float(part.square().sum(dtype=torch.float64)) for part in pairs]
-            exact[place] = after
-        own_error, total_error = np.sqrt(sums[0::2] / np.maximum(sums[1::2], 1e-30))
-        found.append(LayerError(layer=index, own=float(own_error), total=float(total_error)))
-        on_layer(index + 1)
-    return found
-
-
-class _Layer:
-    """Weights of the layer at hand, read once for all sequences and dropped with it."""
-
-    def __init__(self, source: Weights) -> None:
-        self.weights = ResidentWeights(source)
-        self.tensors = WeightTensors()
+        x = layer(_ops(arch, sequence, WeightTensors()), arch, weights, x, index)
+        yield x.numpy()
 
 
 def _ops(arch: Architecture, sequence: Sequence[int], tensors: WeightTensors) -> _EveryToken:
