@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,7 @@ WORDS = st.one_of(
 SCALARS = st.none() | st.booleans() | NUMBERS | WORDS
 
 
+@functools.cache
 def keys_of(*files: str) -> list[str]:
     """Every quoted word of some of the library's own sources: the keys that they read, and more."""
     words = {word for file in files for word in re.findall(r'"(\w+)"', (MODEL / file).read_text())}

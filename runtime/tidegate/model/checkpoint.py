@@ -162,7 +162,7 @@ class CheckpointWeights:
 
         def read(first: int, after: int) -> Array:
             rows = (start + first, start + after)
-            return self._where[source.tensor].read(source.tensor, rows, flat=True)
+            return self._read(source.tensor, rows, flat=True)
 
         return read, self._bias(source)
 
@@ -178,8 +178,8 @@ class CheckpointWeights:
         weight: Array = self._read(source.tensor, (source.index, source.index + 1))[0]
         return weight if source.rows is None else weight[slice(*source.rows)]
 
-    def _read(self, name: str, rows: tuple[int, int] | None = None) -> Array:
-        values = self._where[name].read(name, rows)
+    def _read(self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False) -> Array:
+        values = self._where[name].read(name, rows, flat=flat)
         if not _is_finite(values):
             raise CheckpointError(f"{name}: holds numbers that are not finite")
         return values
