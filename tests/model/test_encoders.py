@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 
 from tidegate.errors import CheckpointError
 from tidegate.model.checkpoint import Checkpoint
+from tidegate.model.packed import dense_weight
 from tidegate.model.registry import describe
 
 TOLERANCE = 1e-5
@@ -185,6 +186,24 @@ def test_what_cannot_be_honoured_is_refused_by_name(
 def test_a_context_without_positions_is_refused(context: int) -> None:
     with pytest.raises(CheckpointError, match=f"context = {context}: must be from 1 to"):
         describe(tiny_config("bert"), context)
+
+
+def test_a_shorter_context_takes_the_first_positions(tmp_path: Path) -> None:
+    folder, texts = write_encoder(tmp_path, "bert"), TEXTS[:2]
+    with Checkpoint.open(folder, context=16) as checkpoint:
+        arch, weights = encoder_of(checkpoint), checkpoint.weights()
+        assert arch.context == 16
+        assert dense_weight(weights.linear("positions")).shape == (16, arch.width)
+        found = torch_outputs(arch, weights, texts)
+    np.testing.assert_allclose(found, hf_embeddings(folder, texts, "mean"), atol=TOLERANCE)
+
+
+def test_a_table_with_too_few_positions_is_refused(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path, "bert")
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 65}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"position_embeddings.*\(64, 48\).*\(65, 48\)"):
+        Checkpoint.open(folder)
 
 
 def test_a_classifier_without_its_bias_is_refused(tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import openvino
+from checkpoints import byte_tokenizer
 
 from tidegate.converters.onnx_encoder_ops import export_onnx_encoder
 from tidegate.converters.openvino_encoder_ops import export_openvino_encoder
+from tidegate.model.bundle import Bundle, BundleWriter
 from tidegate.model.encoder import EncoderArchitecture
-from tidegate.model.manifest import Target
+from tidegate.model.manifest import TARGETS, Manifest, MemoryNeed, Target
 from tidegate.model.packed import Array
+from tidegate.model.recipe import Recipe
 from tidegate.model.walk import Weights
 
 Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
@@ -104,3 +107,32 @@ def compile_openvino(folder: Path, activations: Activations = "exact") -> Any:
         "INFERENCE_NUM_THREADS": 1,
     }
     return openvino.Core().compile_model(str(folder / "model.xml"), "CPU", properties)
+
+
+def write_encoder_bundle(
+    out: Path,
+    arch: EncoderArchitecture,
+    weights: Weights,
+    *,
+    targets: tuple[Target, ...] = TARGETS,
+    context_tokens: int | None = None,
+) -> Bundle:
+    """A complete bundle around the exported graphs, without a checkpoint before it."""
+    with BundleWriter(out) as writer:
+        byte_tokenizer(arch.vocab).save(str(writer.folder / "tokenizer.json"))
+        for target in targets:
+            (writer.folder / target).mkdir()
+            export_encoder(target, arch, weights, writer.folder / target)
+        manifest = Manifest(
+            model_id="tiny-encoder",
+            version=1,
+            architecture=arch,
+            context_tokens=context_tokens or arch.context,
+            recipe=Recipe(name="as it is", formats=(), passes=()),
+            tensor_bits={},
+            targets=targets,
+            toolchain=dict.fromkeys(targets, "1"),
+            memory=MemoryNeed(weight_bytes=0, kv_values_per_token=0),
+            files=writer.entries(),
+        )
+        return writer.finish(manifest)

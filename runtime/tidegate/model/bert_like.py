@@ -81,14 +81,21 @@ def read_pooling(config: Config, labels: Collection[str]) -> tuple[Pooling, bool
     return pooling[0], normalised
 
 
-def check(arch: EncoderArchitecture, context: int | None) -> None:
-    """Raise `CheckpointError` unless heads divide the width and `context` has enough positions."""
+def served_context(config: Config, context: int | None) -> int:
+    """The context to serve: the wanted one, or all of the learned positions."""
+    longest = positive_int(config, "max_position_embeddings", 512)
+    if context is not None and not 1 <= context <= longest:
+        raise CheckpointError(f"context = {context}: must be from 1 to the model's {longest}")
+    return context or longest
+
+
+def check_heads(arch: EncoderArchitecture) -> EncoderArchitecture:
+    """The architecture; raise `CheckpointError` unless its heads divide its width."""
     if arch.width % arch.heads:
         raise CheckpointError(
             f"config.json: {arch.heads} attention heads: must divide the width {arch.width}"
         )
-    if context is not None and not 1 <= context <= arch.context:
-        raise CheckpointError(f"context = {context}: must be from 1 to the model's {arch.context}")
+    return arch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +130,8 @@ def encoder_sources(
             weight, bias = _norm_names(name, present)
             found |= {role: Source(tensor=weight), f"{role}.bias": Source(tensor=bias)}
         else:
-            found[role] = llama_like.linear(name, present)
+            rows = (0, arch.context) if role == "positions" else None
+            found[role] = llama_like.linear(name, present, rows=rows)
     return found
 
 

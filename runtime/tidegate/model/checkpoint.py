@@ -7,6 +7,7 @@ Names in the shard index are taken as plain file names, so an index cannot point
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,6 +265,7 @@ def _check_sources(
     """Every role has a source, and every tensor the shape that its roles make up."""
     rows: dict[str, int] = {}
     stacked: dict[str, int] = {}
+    takers = Counter(source.tensor for source in sources.values() if source.rows is not None)
     for source in sources.values():
         if source.rows is not None:
             rows[source.tensor] = max(rows.get(source.tensor, 0), source.rows[1])
@@ -276,7 +278,7 @@ def _check_sources(
             _check_prequantised(prequantised[source.tensor], source, expected)
         else:
             whole = expected if source.index is None else (stacked[source.tensor], *expected)
-            _check_shape(where, source.tensor, whole)
+            _check_shape(where, source.tensor, whole, may_have_more=takers[source.tensor] == 1)
         if source.bias is not None:
             # Quantisers write a bias of zeros to every layer, whatever the config says.
             if not role.bias and source.tensor not in prequantised:
@@ -328,10 +330,16 @@ def _check_prequantised(
 
 
 def _check_shape(
-    where: Mapping[str, SafetensorsFile], tensor: str, expected: tuple[int, ...]
+    where: Mapping[str, SafetensorsFile],
+    tensor: str,
+    expected: tuple[int, ...],
+    *,
+    may_have_more: bool = False,
 ) -> None:
+    """Compare a tensor's shape; with `may_have_more`, its rows may go on."""
     if tensor not in where:
         raise CheckpointError(f"the checkpoint has no tensor {tensor!r}")
     found = where[tensor].entries[tensor].shape
-    if found != expected:
+    more = may_have_more and found[1:] == expected[1:] and found[:1] > expected[:1]
+    if found != expected and not more:
         raise CheckpointError(f"{tensor}: shape {found}: config.json asks for {expected}")

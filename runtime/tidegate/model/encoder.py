@@ -26,7 +26,7 @@ class EncoderArchitecture:
     inner: int
     vocab: int
     context: int
-    """Rows of the table of learned positions."""
+    """Positions the model can be served with: rows of the table of learned positions."""
     norm_eps: float
     activation: Activation
     token_types: int

@@ -27,7 +27,8 @@ class Source:
     tensor: str
     """Full name, such as `model.layers.0.self_attn.qkv_proj.weight`."""
     rows: tuple[int, int] | None = None
-    """Rows of a tensor (and of its bias) that holds several roles, one above the other."""
+    """Rows of a tensor (and of its bias) that holds several roles, one above the other; or of one
+    that holds a single role and more rows than the model is to use."""
     index: int | None = None
     """Place in a tensor [E, out, in] that holds all experts."""
     bias: str | None = None

@@ -55,7 +55,7 @@ def open_executor(bundle: Bundle, settings: ExecutorSettings) -> Executor:
         allowed = f"at most the bundle's {bundle.manifest.context_tokens}"
         raise ConfigError("context_tokens", context, allowed)
     try:
-        return _open(bundle, _target(bundle, settings.choice), context, settings)
+        return _open(bundle, choose_target(bundle, settings.choice), context, settings)
     except MemoryError as error:
         raise ConfigError("rows", settings.rows, "few enough for the KV to fit") from error
 
@@ -93,10 +93,13 @@ def _open(bundle: Bundle, target: Target, context: int, settings: ExecutorSettin
     )
 
 
-def _target(bundle: Bundle, choice: Choice) -> Target:
+def choose_target(
+    bundle: Bundle, choice: Choice, preference: tuple[Target, ...] = _PREFERENCE
+) -> Target:
+    """The target asked for, else the first of `preference` that the bundle holds."""
     if choice != "auto":
         return choice
-    for target in _PREFERENCE:
+    for target in preference:
         if target in bundle.manifest.targets:
             return target
     raise BundleError(f"{bundle.folder}: holds no target that a device can run")

@@ -223,21 +223,36 @@ def _load(folder: Path, arch: Architecture, settings: OnnxSettings) -> onnxrunti
         if provider not in available:
             raise ConfigError("providers", provider, "one of " + ", ".join(available))
     path = folder / (EXACT_GRAPH if settings.exact else GRAPH)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = FATAL_ONLY
-    options.intra_op_num_threads = settings.threads or 0
-    # It remembers a memory plan for every shape it meets, and chunks come in any length.
-    options.enable_mem_pattern = False
-    spinning = "1" if settings.spinning else "0"
-    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=list(settings.providers)
-        )
-    except Exception as error:
-        raise BundleError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+    session = open_session(
+        path,
+        threads=settings.threads,
+        spinning=settings.spinning,
+        providers=settings.providers,
+    )
     _check_signature(path, session, arch)
     return session
+
+
+def open_session(
+    path: Path,
+    *,
+    threads: int | None,
+    spinning: bool = False,
+    providers: tuple[str, ...] = ("CPUExecutionProvider",),
+) -> onnxruntime.InferenceSession:
+    """Load a graph; arguments as in `OnnxSettings`. `BundleError` if it cannot be loaded."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = FATAL_ONLY
+    options.intra_op_num_threads = threads or 0
+    # It remembers a memory plan for every shape it meets, and chunks come in any length.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:
+        raise BundleError(f"{path}: ONNX Runtime cannot load it: {error}") from error
 
 
 def _check_signature(path: Path, session: onnxruntime.InferenceSession, arch: Architecture) -> None:

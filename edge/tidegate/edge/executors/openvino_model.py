@@ -119,7 +119,15 @@ def allocate_kv(compiled: Library, blocks: int) -> dict[str, Library]:
 
 
 def _properties(model: Library, settings: OpenVinoSettings) -> dict[str, object]:
-    exact = settings.exact
+    properties = cpu_properties(model, threads=settings.threads, exact=settings.exact)
+    properties["KV_CACHE_PRECISION"] = "f32" if settings.exact else settings.kv_precision
+    if settings.cache_dir is not None:
+        properties["CACHE_DIR"] = str(settings.cache_dir)
+    return properties
+
+
+def cpu_properties(model: Library, *, threads: int | None, exact: bool) -> dict[str, object]:
+    """How to compile any of our graphs; arguments as in `OpenVinoSettings`."""
     properties: dict[str, object] = {
         "PERFORMANCE_HINT": "LATENCY",
         # A pinned thread waits for its core when the device is busy with something else: median
@@ -128,14 +136,11 @@ def _properties(model: Library, settings: OpenVinoSettings) -> dict[str, object]
         # Otherwise bfloat16 where the CPU has it, and the tokens would depend on the machine; a
         # decode step takes the same time, a prefill up to 15 % more (Zen 4, two threads).
         "INFERENCE_PRECISION_HINT": "f32",
-        "KV_CACHE_PRECISION": "f32" if exact else settings.kv_precision,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if exact else _activation_group(model),
         "CPU_RUNTIME_CACHE_CAPACITY": _KERNEL_CACHE_ENTRIES,
     }
-    if settings.threads is not None:
-        properties["INFERENCE_NUM_THREADS"] = settings.threads
-    if settings.cache_dir is not None:
-        properties["CACHE_DIR"] = str(settings.cache_dir)
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = threads
     return properties
 
 

@@ -52,7 +52,7 @@ def describe(config: Config, context: int | None = None) -> EncoderArchitecture:
         heads=positive_int(config, "num_attention_heads"),
         inner=positive_int(config, "intermediate_size"),
         vocab=positive_int(config, "vocab_size"),
-        context=positive_int(config, "max_position_embeddings", 512),
+        context=bert_like.served_context(config, context),
         norm_eps=positive_float(config, "layer_norm_eps", 1e-12),
         activation=llama_like.activation(config, "hidden_act", "gelu"),
         token_types=positive_int(config, "type_vocab_size", 2),
@@ -61,8 +61,7 @@ def describe(config: Config, context: int | None = None) -> EncoderArchitecture:
         pooler="tanh" if labels else "none",
         labels=labels,
     )
-    bert_like.check(arch, context)
-    return arch
+    return bert_like.check_heads(arch)
 
 
 def sources(arch: EncoderArchitecture, present: Collection[str]) -> Mapping[str, Source]:

@@ -52,7 +52,7 @@ def describe(config: Config, context: int | None = None) -> EncoderArchitecture:
         heads=positive_int(config, "n_heads", 12),
         inner=positive_int(config, "hidden_dim", 3072),
         vocab=positive_int(config, "vocab_size"),
-        context=positive_int(config, "max_position_embeddings", 512),
+        context=bert_like.served_context(config, context),
         norm_eps=_NORM_EPS,
         activation=llama_like.activation(config, "activation", "gelu"),
         token_types=0,
@@ -61,8 +61,7 @@ def describe(config: Config, context: int | None = None) -> EncoderArchitecture:
         pooler="relu" if labels else "none",
         labels=labels,
     )
-    bert_like.check(arch, context)
-    return arch
+    return bert_like.check_heads(arch)
 
 
 def sources(arch: EncoderArchitecture, present: Collection[str]) -> Mapping[str, Source]:

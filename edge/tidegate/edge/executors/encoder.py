@@ -1,0 +1,190 @@
+"""`EncoderExecutor`: token ids of texts in, one float32 vector per text out.
+
+Texts of similar length share a run of the graph, so that little of it is padding. What a batch
+may hold is bounded in texts and in tokens with the padding, and memory follows from that bound: the
+largest batch is run once at the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.edge.executors.choice import Choice, choose_target
+from tidegate.errors import BundleError, ConfigError, ExecutionError, RequestError
+from tidegate.model.bundle import Bundle
+from tidegate.model.encoder import EncoderArchitecture
+from tidegate.model.packed import Array
+
+Ids = npt.NDArray[np.int64]
+Lengths = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSettings:
+    """How an encoder runs on either runtime."""
+
+    choice: Choice = "auto"
+    context_tokens: int | None = None
+    """Tokens of the longest text; the bundle's own limit when None."""
+    batch_rows: int = 32
+    """Texts of one run."""
+    batch_tokens: int = 2048
+    """Tokens of one run, padding included; one long text alone may have more."""
+    threads: int | None = None
+    """None leaves the number to the runtime, which takes the physical cores."""
+    exact: bool = False
+    """Float activations, for comparing; about twice as slow."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_rows", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "at least 1")
+        for name in ("context_tokens", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(name, value, "at least 1, or absent")
+
+
+class EncoderGraph(Protocol):
+    """A loaded graph of one target."""
+
+    def run(self, ids: Ids, lengths: Lengths) -> Array:
+        """Outputs [B, outputs] for token ids [B, S], padded on the right, and lengths [B]."""
+
+    def close(self) -> None:
+        """Let go of the model."""
+
+
+class EncoderExecutor:
+    """Runs an encoder's graph over any number of texts; for one thread at a time."""
+
+    def __init__(
+        self, graph: EncoderGraph, arch: EncoderArchitecture, settings: EncoderSettings
+    ) -> None:
+        """Run the largest batches once, so that memory has reached its peak.
+
+        Args:
+            graph: the loaded model.
+            arch: what the bundle's manifest says of it.
+            settings: with `context_tokens`, which must not be more than the model's.
+        """
+        self.context_tokens = settings.context_tokens or arch.context
+        """Tokens that a text may have."""
+        self._graph: EncoderGraph | None = graph
+        self._arch, self._settings = arch, settings
+        longest = max(settings.batch_tokens // self.context_tokens, 1)
+        rows = min(settings.batch_rows, settings.batch_tokens)
+        self.encode([[0] * self.context_tokens] * min(longest, settings.batch_rows))
+        self.encode([[0] * min(settings.batch_tokens // rows, self.context_tokens)] * rows)
+
+    @property
+    def arch(self) -> EncoderArchitecture:
+        """The model; its `labels` name the outputs of a classifier."""
+        return self._arch
+
+    def encode(self, texts: Sequence[Sequence[int]]) -> Array:
+        """Embeddings or logits [texts, outputs], in the order of the texts.
+
+        Args:
+            texts: token ids, special ones such as [CLS] included. Nothing is cut off: what to do
+                with a text that is too long is for the caller to say.
+
+        Raises:
+            RequestError: a text is empty, longer than `context_tokens` or has an unknown token.
+            ExecutionError: the runtime failed, or the executor is closed.
+        """
+        checked = [self._checked(number, text) for number, text in enumerate(texts)]
+        lengths = [len(text) for text in checked]
+        result = np.empty((len(checked), self._arch.outputs), np.float32)
+        for batch in batches(lengths, self._settings.batch_rows, self._settings.batch_tokens):
+            result[batch] = self._run([checked[number] for number in batch])
+        return result
+
+    def close(self) -> None:
+        """Let go of the model; encoding is an error from then on."""
+        if self._graph is not None:
+            self._graph.close()
+        self._graph = None
+
+    def _checked(self, number: int, text: Sequence[int]) -> Ids:
+        if not 1 <= len(text) <= self.context_tokens:
+            allowed = f"must be from 1 to {self.context_tokens}"
+            raise RequestError(f"input[{number}]", f"{len(text)} tokens: {allowed}", status=413)
+        ids = np.array(text, np.int64)
+        if ids.min() < 0 or ids.max() >= self._arch.vocab:
+            raise RequestError(
+                f"input[{number}]", f"token ids must be between 0 and {self._arch.vocab - 1}"
+            )
+        return ids
+
+    def _run(self, texts: Sequence[Ids]) -> Array:
+        if self._graph is None:
+            raise ExecutionError("the executor is closed")
+        lengths = np.array([len(text) for text in texts], np.int32)
+        ids = np.zeros((len(texts), lengths.max()), np.int64)
+        for row, text in zip(ids, texts, strict=True):
+            row[: len(text)] = text
+        try:
+            return self._graph.run(ids, lengths)
+        except Exception as error:
+            where = f"{len(texts)} texts of up to {lengths.max()} tokens"
+            raise ExecutionError(f"{where}: {error}") from error
+
+
+def batches(lengths: Sequence[int], rows: int, tokens: int) -> list[list[int]]:
+    """Which texts run together, by number, the longest first.
+
+    Args:
+        lengths: tokens of every text.
+        rows: texts of a batch at most.
+        tokens: the longest of a batch times its texts, at most; a text alone may be longer.
+    """
+    found: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        last = found[-1] if found else []
+        # The first is the longest, to which the others are padded.
+        if last and len(last) < rows and (len(last) + 1) * lengths[last[0]] <= tokens:
+            last.append(number)
+        else:
+            found.append([number])
+    return found
+
+
+def open_encoder(bundle: Bundle, settings: EncoderSettings) -> EncoderExecutor:
+    """Load the encoder of a bundle, which `Bundle.open` has verified.
+
+    Raises:
+        BundleError: the bundle is no encoder's, was not converted for the wanted target, or its
+            graph cannot be loaded.
+        ConfigError: the context is longer than the bundle's.
+    """
+    arch, longest = bundle.manifest.architecture, bundle.manifest.context_tokens
+    if not isinstance(arch, EncoderArchitecture):
+        raise BundleError(
+            f"{bundle.manifest.model_id}: is a decoder ({arch.model_type}): it makes text and no "
+            "embeddings"
+        )
+    context = settings.context_tokens or longest
+    if context > longest:
+        raise ConfigError("context_tokens", context, f"at most the bundle's {longest}")
+    return EncoderExecutor(
+        _open(bundle, arch, settings), arch, replace(settings, context_tokens=context)
+    )
+
+
+def _open(bundle: Bundle, arch: EncoderArchitecture, settings: EncoderSettings) -> EncoderGraph:
+    target = choose_target(bundle, settings.choice)
+    folder = bundle.target_folder(target)
+    # Imported here: a device installs only the runtime it uses.
+    if target == "openvino":
+        from tidegate.edge.executors.encoder_openvino import OpenVinoEncoder
+
+        return OpenVinoEncoder(folder, arch, threads=settings.threads, exact=settings.exact)
+    from tidegate.edge.executors.encoder_onnx import OnnxEncoder
+
+    return OnnxEncoder(folder, arch, threads=settings.threads, exact=settings.exact)
