@@ -147,9 +147,9 @@ class StoreWeights:
         return self._block(role)[0].read(role)
 
     def close(self) -> None:
-        """Close the file that is open."""
+        """Close the file that is open; it is closed too when nobody uses this object any more."""
         if self._open is not None:
-            self._open[1].close()
+            self._close_file()
             self._open = None
 
     def bits_and_bytes(self) -> tuple[dict[str, int], int]:
@@ -173,7 +173,9 @@ class StoreWeights:
         block = block_of(role)
         if self._open is None or self._open[0] != block:
             self.close()
-            self._open = (block, *self._store.open(block))
+            file, info = self._store.open(block)
+            self._close_file = weakref.finalize(self, file.close)
+            self._open = (block, file, info)
         return self._open[1], self._open[2]
 
 
