@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,30 @@ from tidegate.model.registry import known_model_types
 
 ENCODERS = {"bert", "distilbert"}
 DECODERS = [name for name in known_model_types() if name not in ENCODERS]
+
+Changes = dict[str, Any]
+
+CASES: dict[str, tuple[str, Changes]] = {
+    **{name: (name, {}) for name in DECODERS},
+    # Heads of 16 values, of which 12 are rotated, each by its own divisor and with a magnitude.
+    "phi3 with longrope": (
+        "phi3",
+        {
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 16,
+            "rope_scaling": {
+                "rope_type": "longrope",
+                "factor": 4.0,
+                "short_factor": [1.0] * 6,
+                "long_factor": [1.0, 1.1, 1.3, 1.7, 2.5, 4.0],
+            },
+        },
+    ),
+    "llama with heads of 20": ("llama", {"head_dim": 20}),
+    "mixtral with a window": ("mixtral", {"sliding_window": 5}),
+}
 
 PROMPT = [int(token) for token in np.random.default_rng(0).integers(2, 200, 29)]
 """Longer than the tiny models' windows."""
@@ -42,11 +67,10 @@ def after(executor: OnnxExecutor, tokens: list[int], past: int) -> Logits:
     return executor.execute(ExecutorStep(rows=(row,))).logits
 
 
-@pytest.mark.parametrize("model_type", DECODERS)
-def test_a_converted_checkpoint_says_what_transformers_says(
-    tmp_path: Path, model_type: str
-) -> None:
-    folder = write_hf_checkpoint(tmp_path / "checkpoint", model_type)
+@pytest.mark.parametrize("case", CASES)
+def test_a_converted_checkpoint_says_what_transformers_says(tmp_path: Path, case: str) -> None:
+    model_type, changes = CASES[case]
+    folder = write_hf_checkpoint(tmp_path / "checkpoint", model_type, **changes)
     executor = executor_of(folder, tmp_path / "onnx")
     (expected,) = hf_logits(folder, [PROMPT])
     for past, end in zip((0, *CUTS), CUTS, strict=False):
