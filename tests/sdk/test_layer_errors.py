@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,23 @@ from tinymodel import RandomWeights, tiny_architecture
 from tidegate.cli.layer_errors import layer_errors
 from tidegate.converters.onnx_ops import export_onnx
 from tidegate.converters.rtn import quantise
+from tidegate.model.architecture import Architecture
 from tidegate.model.packed import DenseLinear, Linear
 
 ARCH = tiny_architecture(layers=4)
 TEXTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9]]
 
 
-def test_a_graph_of_the_checkpoint_itself_has_no_error_behind_any_layer(tmp_path: Path) -> None:
-    weights = RandomWeights(ARCH, seed=1)
-    export_onnx(ARCH, weights, tmp_path)
-    found = layer_errors(ARCH, weights, tmp_path, TEXTS, exact=True)
+SCALED = dataclasses.replace(ARCH, embed_scale=12.0, residual_scale=0.22)
+
+
+@pytest.mark.parametrize("arch", [ARCH, SCALED])
+def test_a_graph_of_the_checkpoint_itself_has_no_error_behind_any_layer(
+    tmp_path: Path, arch: Architecture
+) -> None:
+    weights = RandomWeights(arch, seed=1)
+    export_onnx(arch, weights, tmp_path)
+    found = layer_errors(arch, weights, tmp_path, TEXTS, exact=True)
     assert [one.layer for one in found] == [0, 1, 2]
     assert max(one.error for one in found) < 1e-5
 

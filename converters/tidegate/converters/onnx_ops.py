@@ -51,7 +51,7 @@ GRAPH, EXACT_GRAPH, DATA = "model.onnx", "model.exact.onnx", "model.onnx.data"
 """Two graphs over one data file: int8 activations, which is what ships, and float32 ones."""
 
 RESIDUAL = "tidegate.residual."
-"""Metadata key, with a layer's number, of the residual stream behind it."""
+"""Metadata key, with a layer's number, of the residual stream behind it: ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,11 +267,13 @@ class OnnxOps:
         """Make the walk's result the graph's output, and note where the residual stream is.
 
         The model's metadata name the tensor behind each layer but the last (whose rows are
-        gathered first), so that an evaluation can look inside; running the graph costs no more.
+        gathered first), and its factor, so that an evaluation can look inside; running the graph
+        costs no more.
         """
         for layer, x in self._streams.items():
             if not self._waits(x):
-                self._graph.note(f"{RESIDUAL}{layer}", self._name(x))
+                factor = 1.0 if isinstance(x, Part) else x.factor
+                self._graph.note(f"{RESIDUAL}{layer}", f"{self._unscaled(x)} {factor!r}")
         self._graph.node("Identity", [self._name(logits)], ["logits"])
         self._graph.output("logits", TensorProto.FLOAT, ["R", logits.width])
 

@@ -1,6 +1,7 @@
 """How far the residual stream of a bundle's ONNX graph is from the checkpoint's, layer by layer.
 
-The graph's metadata name the tensor behind each layer (`onnx_ops.RESIDUAL`); they become outputs
+The graph's metadata name the tensor behind each layer, and the factor that the graph leaves out of
+it (`onnx_ops.RESIDUAL`); they become outputs
 of a copy in memory, which ONNX Runtime runs as a device would, on the bundle's own data file.
 """
 
@@ -39,32 +40,36 @@ def layer_errors(
     Raises:
         ConversionError: the graph does not say where its streams are.
     """
-    session, names = _session(folder / (EXACT_GRAPH if exact else GRAPH), folder)
-    sums = np.zeros((len(names), 2))
+    session, streams = _session(folder / (EXACT_GRAPH if exact else GRAPH), folder)
+    layers = sorted(streams)
+    names, factors = zip(*(streams[layer] for layer in layers), strict=True)
+    sums = np.zeros((len(layers), 2))
     for sequence in sequences:
-        found = session.run([names[layer] for layer in sorted(names)], _inputs(session, sequence))
+        found = session.run(list(names), _inputs(session, sequence))
         expected = reference_streams(arch, weights, sequence)
         for place, (right, got) in enumerate(zip(expected, found, strict=False)):
-            difference = got.reshape(right.shape) - right
+            difference = got.reshape(right.shape) * factors[place] - right
             sums[place] += np.square([difference, right], dtype=np.float64).sum(axis=(1, 2))
     errors = np.sqrt(sums[:, 0] / np.maximum(sums[:, 1], 1e-30))
     return [
         LayerError(layer=layer, error=float(error))
-        for layer, error in zip(sorted(names), errors, strict=True)
+        for layer, error in zip(layers, errors, strict=True)
     ]
 
 
-def _session(path: Path, folder: Path) -> tuple[onnxruntime.InferenceSession, dict[int, str]]:
-    """The graph with its streams as outputs, and their names by layer."""
+def _session(
+    path: Path, folder: Path
+) -> tuple[onnxruntime.InferenceSession, dict[int, tuple[str, float]]]:
+    """The graph with its streams as outputs, and their names and factors by layer."""
     model = onnx.load(path, load_external_data=False)
-    names = {
-        int(entry.key.removeprefix(RESIDUAL)): entry.value
-        for entry in model.metadata_props
-        if entry.key.startswith(RESIDUAL)
-    }
-    if not names:
+    streams: dict[int, tuple[str, float]] = {}
+    for entry in model.metadata_props:
+        if entry.key.startswith(RESIDUAL):
+            name, factor = entry.value.split()
+            streams[int(entry.key.removeprefix(RESIDUAL))] = (name, float(factor))
+    if not streams:
         raise ConversionError(f"{path.name}: does not say where its residual streams are")
-    for name in names.values():
+    for name, _ in streams.values():
         model.graph.output.append(
             onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
         )
@@ -75,7 +80,7 @@ def _session(path: Path, folder: Path) -> tuple[onnxruntime.InferenceSession, di
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    ), names
+    ), streams
 
 
 def _inputs(
