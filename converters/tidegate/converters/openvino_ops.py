@@ -25,12 +25,12 @@ import openvino as ov
 import openvino.opset13 as op
 
 from tidegate.converters import openvino_graph as graph
+from tidegate.converters.openvino_capped import CappedAttention
 from tidegate.converters.openvino_experts import route
 from tidegate.converters.openvino_export import Progress, emit_activation, padding, write_model
 from tidegate.converters.openvino_graph import Node
 from tidegate.converters.openvino_weights import ConstantFile
 from tidegate.converters.stacking import stack, stacks
-from tidegate.errors import ConversionError
 from tidegate.model.architecture import Activation, Architecture, AttentionSpec, Experts
 from tidegate.model.ops import GatedMlp
 from tidegate.model.packed import (
@@ -64,6 +64,7 @@ class OpenVinoOps:
         self._caches: list[Node] = []
         self._angles: dict[Rope, tuple[Node, Node]] = {}
         self._table: tuple[Linear, list[Node]]
+        self._capped: CappedAttention | None = None
         self._groups: set[int] = set()
 
     def embed(self, table: Linear) -> Node:
@@ -121,16 +122,7 @@ class OpenVinoOps:
         return routes.combined(results)
 
     def attention(self, q: Node, k: Node, v: Node, spec: AttentionSpec) -> Node:
-        """See `Ops`. Adds the layer's two cache inputs to the graph.
-
-        Raises:
-            ConversionError: scores have a soft cap, for which the paged operation has no input.
-        """
-        if spec.softcap is not None:
-            raise ConversionError(
-                f"openvino: attention softcap = {spec.softcap}: the paged attention operation has "
-                "none; convert for onnx"
-            )
+        """See `Ops`. Adds the layer's two cache inputs to the graph."""
         if spec.rope is not None:
             angles = self._rotary_angles(spec.rope)
             q = graph.rotate(q, spec.heads, spec.head_size, angles)
@@ -138,7 +130,14 @@ class OpenVinoOps:
         key = graph.parameter(f"key_cache.{spec.layer}", 4, ov.Type.dynamic)
         value = graph.parameter(f"value_cache.{spec.layer}", 4, ov.Type.dynamic)
         self._caches += [key, value]
-        return graph.paged_attention(q, k, v, (key, value), self._step, spec)
+        if spec.softcap is None:
+            return graph.paged_attention(q, k, v, (key, value), self._step, spec)
+        # The shortest window, because only what this writes is of use.
+        writer = replace(spec, window=1)
+        written = graph.paged_attention(q, k, v, (key, value), self._step, writer)
+        if self._capped is None:
+            self._capped = CappedAttention(self._step, self._positions)
+        return self._capped.attend(q, (key, value), written, spec)
 
     def gated_mlp(self, x: Node, gate: Linear, up: Linear, down: Linear, act: Activation) -> Node:
         """See `Ops`. Gate and up are one product when they agree."""

@@ -135,6 +135,9 @@ class OpenVinoExecutor:
         share = max(min(context, pool // rows), 1)
         self._run([_zeros(max(min(2, widest // rows, share), 1), share)] * rows)
         self._run([_zeros(1, context)] * rows)
+        if self._arch.attention_softcap is not None:
+            # The graph holds the scores of all tokens of the step at once.
+            self._run([_zeros(widest, context)])
 
     def _check(self, step: ExecutorStep) -> None:
         """Raise `ExecutionError` if the step is outside the limits."""

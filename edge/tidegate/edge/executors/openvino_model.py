@@ -49,8 +49,10 @@ class OpenVinoSettings:
     """Rows of one step."""
     threads: int | None = None
     """None leaves the number to OpenVINO, which takes the physical cores."""
-    kv_precision: KvPrecision = "u8"
-    """u8 and u4 are scaled dynamically: keys per channel of a block, values per token."""
+    kv_precision: KvPrecision | None = None
+    """u8 and u4 are scaled dynamically: keys per channel of a block, values per token. None for
+    the smallest that loses little: u8, or f16 if the model caps attention scores, where the graph
+    reads the cache itself and can read no other than f16 and f32."""
     exact: bool = False
     """Float32 activations and KV, whatever `kv_precision`: slower, and equal to the reference."""
     cache_dir: Path | None = None
@@ -67,6 +69,9 @@ def check_settings(settings: OpenVinoSettings, arch: Architecture) -> None:
         raise ConfigError("context_tokens", settings.context_tokens, allowed)
     if settings.threads is not None and settings.threads < 1:
         raise ConfigError("threads", settings.threads, "at least 1, or absent")
+    if arch.attention_softcap is not None and settings.kv_precision in ("u8", "u4"):
+        allowed = "f16 or f32 for a model that caps attention scores"
+        raise ConfigError("kv_precision", settings.kv_precision, allowed)
 
 
 def check_library(version: str) -> None:
@@ -96,7 +101,7 @@ def compile_graph(path: Path, arch: Architecture, settings: OpenVinoSettings) ->
     _check_signature(path, model, arch)
     try:
         _set_head_counts(model, arch)
-        compiled = core.compile_model(model, "CPU", _properties(model, settings))
+        compiled = core.compile_model(model, "CPU", _properties(model, arch, settings))
     except Exception as error:
         raise BundleError(f"{path}: OpenVINO cannot compile it: {error}") from error
     return compiled
@@ -118,9 +123,18 @@ def allocate_kv(compiled: Library, blocks: int) -> dict[str, Library]:
     return tensors
 
 
-def _properties(model: Library, settings: OpenVinoSettings) -> dict[str, object]:
+def _kv_precision(arch: Architecture, settings: OpenVinoSettings) -> KvPrecision:
+    if settings.exact:
+        return "f32"
+    default: KvPrecision = "u8" if arch.attention_softcap is None else "f16"
+    return settings.kv_precision or default
+
+
+def _properties(
+    model: Library, arch: Architecture, settings: OpenVinoSettings
+) -> dict[str, object]:
     properties = cpu_properties(model, threads=settings.threads, exact=settings.exact)
-    properties["KV_CACHE_PRECISION"] = "f32" if settings.exact else settings.kv_precision
+    properties["KV_CACHE_PRECISION"] = _kv_precision(arch, settings)
     if settings.cache_dir is not None:
         properties["CACHE_DIR"] = str(settings.cache_dir)
     return properties
