@@ -20,6 +20,7 @@ from tidegate.engine.executor import ExecutorStep, Row
 from tidegate.model.architecture import Architecture
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.packed import Array, DenseLinear, Linear
+from tidegate.model.recipe import Format
 from tidegate.model.registry import AnyArchitecture
 from tidegate.model.roles import roles
 from tidegate.model.walk import Weights
@@ -85,12 +86,18 @@ class MemoryWeights:
         self.linears[role] = DenseLinear(weight=weight, bias=self.linears[role].bias)
 
 
-def packed(arch: AnyArchitecture, weights: Weights) -> MemoryWeights:
-    """Every dense linear layer at 4 bits in groups of 64."""
-    found = MemoryWeights(arch, weights)
+def packed(arch: AnyArchitecture, weights: Weights, wanted: Format | None = None) -> MemoryWeights:
+    """Every dense linear layer in one format, of 4 or 8 bits; 4 in groups of 64 when None."""
+    wanted, found = wanted or Format(), MemoryWeights(arch, weights)
+    assert wanted.bits != 32
     for role, linear in found.linears.items():
         if isinstance(linear, DenseLinear):
-            found.linears[role] = quantise(linear, bits=4, group_size=64, symmetric=False)
+            found.linears[role] = quantise(
+                linear,
+                bits=wanted.bits,
+                group_size=wanted.group_size,
+                symmetric=wanted.symmetric,
+            )
     return found
 
 
