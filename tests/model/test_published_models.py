@@ -189,7 +189,7 @@ PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
             "attention_bias": False,
         },
     ),
-    "granite-3.3-2b": (
+    "granite-3.1-2b": (
         2_533_531_648,
         {
             "model_type": "granite",
@@ -205,7 +205,7 @@ PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
             "residual_multiplier": 0.22,
             "logits_scaling": 8.0,
             "tie_word_embeddings": True,
-            "rope_theta": 10000000.0,
+            "rope_theta": 5000000.0,
             "rms_norm_eps": 1e-05,
             "rope_scaling": None,
         },
