@@ -51,7 +51,7 @@ GRAPH, EXACT_GRAPH, DATA = "model.onnx", "model.exact.onnx", "model.onnx.data"
 """Two graphs over one data file: int8 activations, which is what ships, and float32 ones."""
 
 RESIDUAL = "tidegate.residual."
-"""Metadata key, with a layer's number, of the residual stream behind it: ."""
+"""Metadata key, with a layer's number, of the residual stream behind it: `tensor factor`."""
 
 
 @dataclass(frozen=True, slots=True)
