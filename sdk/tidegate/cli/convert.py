@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 
 from tidegate.errors import ConfigError
 from tidegate.model.bundle import Bundle
+from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.manifest import TARGETS, Target
+from tidegate.model.registry import AnyArchitecture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -138,6 +140,7 @@ def summary(bundle: Bundle) -> dict[str, object]:
         "model_type": arch.model_type,
         "parameters": arch.parameters,
         "context_tokens": manifest.context_tokens,
+        "outputs": _outputs(arch),
         "recipe": asdict(manifest.recipe),
         "bits_per_weight": round(memory.weight_bytes * 8 / arch.parameters, 3),
         "weight_bytes": memory.weight_bytes,
@@ -159,6 +162,23 @@ def summary(bundle: Bundle) -> dict[str, object]:
     }
 
 
+def _outputs(arch: AnyArchitecture) -> dict[str, object]:
+    """What a model gives, and how many numbers."""
+    if not isinstance(arch, EncoderArchitecture):
+        return {"kind": "text", "values": arch.vocab}
+    if arch.labels:
+        return {"kind": "classes", "values": arch.outputs, "labels": list(arch.labels)}
+    return {"kind": "embeddings", "values": arch.outputs}
+
+
+def _made_of_a_text(arch: AnyArchitecture) -> str:
+    if not isinstance(arch, EncoderArchitecture):
+        return "text"
+    if arch.labels:
+        return f"one of {len(arch.labels)} classes: {', '.join(arch.labels)}"
+    return f"embeddings of {arch.outputs} values"
+
+
 def print_summary(bundle: Bundle) -> None:
     """The same for people, on stdout."""
     facts = summary(bundle)
@@ -170,6 +190,7 @@ def print_summary(bundle: Bundle) -> None:
         "context": f"{manifest.context_tokens} tokens",
         "weights": f"recipe {manifest.recipe.name}: {passes};"
         f" {facts['bits_per_weight']} bits per weight in all",
+        "makes": _made_of_a_text(manifest.architecture),
         "memory": f"{manifest.memory.weight_bytes / 1e6:.2f} MB of weights,"
         f" {manifest.memory.kv_values_per_token} B of KV per token at 8 bits",
         "targets": ", ".join(
