@@ -91,10 +91,12 @@ def test_its_checkpoint_is_read_and_walked(checkpoint: Path) -> None:
     assert np.abs(reference_logits(llama, RandomWeights(llama), tokens) - expected).mean() > 1
 
 
-def test_its_checkpoint_converts(tmp_path: Path, checkpoint: Path) -> None:
+def test_its_checkpoint_converts_for_both_runtimes(tmp_path: Path, checkpoint: Path) -> None:
     recipe = make_recipe(bits=4, group_size=32, symmetric=False)
-    plan = ConversionPlan(model_id="kestrel", targets=("onnx",), recipe=recipe, context_tokens=None)
+    plan = ConversionPlan(
+        model_id="kestrel", targets=("onnx", "openvino"), recipe=recipe, context_tokens=None
+    )
     convert(checkpoint, tmp_path / "bundle", plan)
     manifest = Bundle.open(tmp_path / "bundle").manifest
     assert manifest.architecture.model_type == "kestrel"
-    assert manifest.targets == ("onnx",)
+    assert manifest.targets == ("onnx", "openvino")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hfcheckpoints import VOCAB, hf_config, hf_greedy, hf_logits, tiny_config, write_hf_checkpoint
 
+from tidegate.errors import CheckpointError
 from tidegate.kernels.torch_ops import TorchKv, TorchOps, TorchRow, WeightTensors
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.registry import describe
@@ -307,6 +309,42 @@ def test_a_key_that_is_left_out_is_what_transformers_takes_it_for(model_type: st
     }
     config = {"model_type": model_type, **sizes}
     assert describe(config) == describe(hf_config(config))
+
+
+SLIDING = ["sliding_attention"] * 3
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "problem"),
+    [
+        ("llama", {"hidden_act": "mish"}, "hidden_act = 'mish': must be one of silu"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: must be 1"),
+        ("llama", {"rope_scaling": {"rope_type": "su"}}, "rope_type = 'su': must be one of"),
+        ("llama", {"num_hidden_layers": 10**6}, "num_hidden_layers = 1000000: must be"),
+        ("llama", {"num_key_value_heads": 3}, "num_key_value_heads = 3: must divide"),
+        ("llama", {"head_dim": 7}, "must rotate an even number of the 7 values of a head"),
+        ("mistral", {"sliding_window": 0}, "sliding_window = 0: must be a whole number"),
+        ("qwen2", {"layer_types": SLIDING}, "sliding_window is null or not in use"),
+        ("qwen3", {"layer_types": ["chunked_attention"] * 3}, "must be 3 of ('full_attention'"),
+        ("qwen3", {"layer_types": SLIDING[:2]}, "must be 3 of ('full_attention'"),
+        ("phi3", {"rope_scaling": {"type": "linear"}}, "rope_type = 'linear': must be one of"),
+        ("gemma2", {"hidden_activation": "mish"}, "hidden_activation = 'mish': must be one"),
+        ("gemma2", {"sliding_window": None}, "sliding_window is null or not in use"),
+        ("gemma2", {"use_bidirectional_attention": True}, "must be false or null"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0: must be a number"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "must be null for this model_type"),
+        ("gemma3_text", {"rope_parameters": {"factor": 2.0}}, "must have an entry for each of"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1]}, "must be a 0 or 1 for 5 layers"),
+        ("smollm3", {"no_rope_layers": [2] * 5}, "must be a 0 or 1 for 5 layers"),
+        ("smollm3", {"sliding_window": 4, "layer_types": ["sliding_attention"] * 5}, "not in use"),
+        ("granite", {"logits_scaling": -8.0}, "logits_scaling = -8.0: must be a number above 0"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_key(
+    model_type: str, changes: Changes, problem: str
+) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(problem)):
+        describe(tiny_config(model_type) | changes)
 
 
 NEUTRAL: Changes = {

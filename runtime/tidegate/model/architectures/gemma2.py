@@ -59,10 +59,11 @@ def sources(arch: Architecture, present: Collection[str]) -> Mapping[str, Source
 def base(config: Config, context: int | None) -> Architecture:
     """What Gemma 2 and 3 have in common."""
     refuse_unless(config, "use_bidirectional_attention", (False,), "false or null")
-    act = config.get("hidden_activation") or "gelu_pytorch_tanh"
-    arch = llama_like.base({**config, "hidden_act": act}, context)
+    # Older configs have a `hidden_act` beside, which counts for nothing.
+    arch = llama_like.base({**config, "hidden_act": None}, context)
     return replace(
         arch,
+        activation=llama_like.activation(config, "hidden_activation", "gelu_pytorch_tanh"),
         attention_scale=positive_float(config, "query_pre_attn_scalar", 256.0) ** -0.5,
         head_softcap=optional_float(config, "final_logit_softcapping"),
         embed_scale=arch.width**0.5,
