@@ -7,6 +7,7 @@ A conversion that was interrupted goes on where it stopped when it is run again.
 Example:
   tidegate convert examples/assistant/edge --out assistant --bits 4 --group-size 64
   tidegate convert examples/assistant/edge --out assistant --recipe fast
+  tidegate convert examples/assistant/edge --out tried --compare fast,tiny --measure notes.txt
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tidegate.model.registry import AnyArchitecture
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tidegate.converters.convert import ConversionPlan
     from tidegate.model.recipe import Recipe
 
 _BITS, _GROUP_SIZE = 4, 64
@@ -59,6 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="begin anew, not where a conversion was interrupted"
     )
+    parser.add_argument(
+        "--compare",
+        metavar="RECIPES",
+        help="convert by each of these (names or TOML files, with commas) to OUT/NAME, and print "
+        "quality beside size; needs --measure",
+    )
+    parser.add_argument(
+        "--measure", type=Path, metavar="TEXT", help="what to compare on, as `tidegate evaluate`"
+    )
+    parser.add_argument("--plot", type=Path, help="write the comparison as a page, .html")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -78,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         lora=args.lora,
         restart=args.restart,
     )
+    if args.compare is not None:
+        return _compare(args, checkpoint, plan)
     with progress_bars(quiet=args.quiet or args.json) as report:
         made = convert(checkpoint, args.out, plan, report)
     if args.json:
@@ -86,6 +100,21 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_summary(made)
         _print_notes(made.notes)
+    return 0
+
+
+def _compare(args: argparse.Namespace, checkpoint: Path, plan: ConversionPlan) -> int:
+    """Convert by several recipes and print the table."""
+    from tidegate.cli.comparing import compare, plans_of, print_comparison
+    from tidegate.cli.progress import progress_bars
+
+    if args.measure is None:
+        raise ConfigError("measure", None, "a text file: --compare measures on it")
+    plans = plans_of(args.compare, plan)
+    with progress_bars(quiet=args.quiet or args.json) as report:
+        candidates = compare(checkpoint, args.out, plans, args.measure, report)
+    title = f"{plan.model_id}: recipes compared"
+    print_comparison(candidates, title=title, plot=args.plot, as_json=args.json)
     return 0
 
 

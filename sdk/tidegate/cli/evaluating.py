@@ -26,7 +26,8 @@ from tidegate.model.quality import Quality
 Progress = Callable[[str, int, int], None]
 
 _ROWS = 8
-_LONGEST_ANSWER_TOKENS = 192
+_SLACK_TOKENS = 4
+"""An answer that is so much longer than every right one is wrong: it is not waited for."""
 _ANY = 1 << 40
 
 
@@ -54,6 +55,8 @@ class EvaluationText:
     sequences: tuple[tuple[int, ...], ...]
     tasks: tuple[tuple[tuple[int, ...], str], ...]
     """Prompts and the answers that are right."""
+    longest_answer_tokens: int
+    """Of the right ones, and a few more."""
 
 
 def evaluate(
@@ -75,7 +78,7 @@ def evaluate(
     asked = max((len(prompt) for prompt, _ in text.tasks), default=0)
     if asked >= context:
         raise ConfigError("text", f"a prompt of {asked} tokens", f"below the context of {context}")
-    room = asked + _LONGEST_ANSWER_TOKENS
+    room = asked + text.longest_answer_tokens
     executor = open_executor(
         bundle,
         ExecutorSettings(
@@ -152,7 +155,9 @@ def _exact_match(
     executor: Executor, model: TextModel, text: EvaluationText, what: str, progress: Progress
 ) -> float:
     prompts = [prompt for prompt, _ in text.tasks]
-    answers = greedy_answers(executor, prompts, longest=_LONGEST_ANSWER_TOKENS, ends=model.eos_ids)
+    answers = greedy_answers(
+        executor, prompts, longest=text.longest_answer_tokens, ends=model.eos_ids
+    )
     right = 0
     for done, (tokens, (_, answer)) in enumerate(zip(answers, text.tasks, strict=True)):
         right += model.decode(tokens) == answer
@@ -191,6 +196,8 @@ def read_text(path: Path, model: TextModel, settings: EvaluationSettings) -> Eva
         sha256=hashlib.sha256(raw).hexdigest(),
         sequences=tuple(sequences),
         tasks=tuple(tasks[: settings.tasks]),
+        longest_answer_tokens=_SLACK_TOKENS
+        + max((len(_encode(path, 0, model, answer)) for _, answer in tasks), default=0),
     )
 
 

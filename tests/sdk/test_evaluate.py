@@ -1,0 +1,141 @@
+"""`tidegate evaluate` and `convert --compare`, on a small random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from wordmodel import write_word_checkpoint
+
+from tidegate.cli.main import main
+from tidegate.model.bundle import Bundle
+from tidegate.model.quality import Quality
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_word_checkpoint(tmp_path_factory.mktemp("evaluate") / "model", context=256)
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluate") / "bundle"
+    assert main(["convert", str(checkpoint), "--out", str(out), "--quiet"]) == 0
+    return out
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    lines = [
+        {"messages": [{"role": "user", "content": f"w{i} w{i + 1}"}], "answer": "w3 w4"}
+        for i in range(6)
+    ]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in [*lines, {"text": "w1 w2 w3 w4"}]))
+    return path
+
+
+def evaluated(
+    capsys: pytest.CaptureFixture[str], bundle: Path, checkpoint: Path, text: Path, *more: str
+) -> dict[str, object]:
+    capsys.readouterr()
+    wanted = ["--reference", str(checkpoint), "--text", str(text), "--json", *more]
+    assert main(["evaluate", str(bundle), *wanted]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_bundle_with_exact_arithmetic_is_off_by_its_weights_and_both_executors_agree(
+    capsys: pytest.CaptureFixture[str], bundle: Path, checkpoint: Path, tasks: Path
+) -> None:
+    found = [
+        evaluated(capsys, bundle, checkpoint, tasks, "--exact", "--executor", executor)
+        for executor in ("onnx", "openvino")
+    ]
+    for one, backend in zip(found, ("onnx", "openvino"), strict=True):
+        assert one["backend"] == backend
+        assert isinstance(one["kl_mean"], float)
+        assert 0 < one["kl_mean"] < 1
+        assert one["exact_match"] == one["reference_exact_match"] == 0
+    assert found[0]["kl_mean"] == pytest.approx(found[1]["kl_mean"], rel=1e-3)
+    assert found[0]["positions"] == found[1]["positions"]
+
+
+def test_a_recorded_result_is_in_the_manifest_and_voids_the_signature(
+    capsys: pytest.CaptureFixture[str], bundle: Path, checkpoint: Path, tasks: Path, tmp_path: Path
+) -> None:
+    assert main(["keys", "signing", str(tmp_path / "maker")]) == 0
+    assert main(["bundle", "sign", str(bundle), "--key", str(tmp_path / "maker.key")]) == 0
+    found = evaluated(capsys, bundle, checkpoint, tasks, "--record")
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.signature is None
+    assert isinstance(manifest.quality, Quality)
+    assert manifest.quality.kl_mean == found["kl_mean"]
+    assert sum(one.share for one in manifest.quality.confidence) == pytest.approx(1)
+
+
+def test_plain_text_is_measured_without_tasks_and_a_page_shows_the_layers(
+    capsys: pytest.CaptureFixture[str], bundle: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "plain.txt").write_text("w1 w2 w3 w4 w5 w6 w7 " * 10)
+    plot = tmp_path / "page.html"
+    found = evaluated(
+        capsys, bundle, checkpoint, tmp_path / "plain.txt", "--plot", str(plot), "--tokens", "40"
+    )
+    assert found["exact_match"] is None
+    assert found["positions"] == 40
+    assert "Error per layer" in plot.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "two tokens"),
+        ("{", "line 1"),
+        ('{"messages": 3}', "line 1"),
+        ("[1]", "line 1"),
+        (None, "readable"),
+    ],
+)
+def test_a_text_that_cannot_be_measured_is_one_clear_error(
+    capsys: pytest.CaptureFixture[str],
+    bundle: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    content: str | None,
+    problem: str,
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    if content is not None:
+        path.write_text(content)
+    capsys.readouterr()
+    wanted = ["--reference", str(checkpoint), "--text", str(path), "--quiet"]
+    assert main(["evaluate", str(bundle), *wanted]) == 1
+    told = capsys.readouterr().err
+    assert problem in told
+    assert "Traceback" not in told
+
+
+def test_recipes_are_compared_in_one_table_with_the_best_marked(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tasks: Path, tmp_path: Path
+) -> None:
+    out, plot = tmp_path / "tried", tmp_path / "page.html"
+    wanted = ["--compare", "fast,tiny", "--measure", str(tasks), "--plot", str(plot), "--quiet"]
+    assert main(["convert", str(checkpoint), "--out", str(out), *wanted]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[1:3]] == ["tiny", "fast"]
+    assert "*" in table[1]
+    assert plot.read_text().count("<circle") == 2
+    assert Bundle.open(out / "tiny").manifest.quality is not None
+
+
+def test_comparing_without_a_text_or_twice_the_same_is_refused(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tasks: Path, tmp_path: Path
+) -> None:
+    base = ["convert", str(checkpoint), "--out", str(tmp_path / "tried"), "--quiet"]
+    assert main([*base, "--compare", "fast"]) == 1
+    assert "measure" in capsys.readouterr().err
+    assert main([*base, "--compare", "fast,fast", "--measure", str(tasks)]) == 1
+    assert "different names" in capsys.readouterr().err
