@@ -41,7 +41,7 @@ def evaluated(
 ) -> dict[str, object]:
     capsys.readouterr()
     wanted = ["--reference", str(checkpoint), "--text", str(text), "--json", *more]
-    assert main(["evaluate", str(bundle), *wanted]) == 0
+    assert main(["evaluate", str(bundle), *wanted]) == 0, capsys.readouterr().err
     found = json.loads(capsys.readouterr().out)
     assert isinstance(found, dict)
     return found

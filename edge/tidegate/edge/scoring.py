@@ -93,9 +93,21 @@ def _groups(executor: Executor, sequences: Sequences) -> Iterator[Sequences]:
     start = 0
     while start < len(sequences):
         row_bytes = max(len(sequences[start]), 1) * executor.limits.vocab * 4
-        count = max(1, min(executor.limits.step_rows, _GROUP_BYTES // row_bytes))
+        count = max(1, min(_rows(executor), _GROUP_BYTES // row_bytes))
         yield sequences[start : start + count]
         start += count
+
+
+def _rows(executor: Executor) -> int:
+    """Sequences that may have KV at once, each a whole context."""
+    kv = executor.kv
+    if kv.kind == "slots":
+        return executor.limits.step_rows
+    return min(executor.limits.step_rows, kv.blocks // _own_blocks(executor, kv.block_tokens))
+
+
+def _own_blocks(executor: Executor, block_tokens: int) -> int:
+    return -(-executor.limits.context_tokens // block_tokens)
 
 
 def _row(executor: Executor, place: int, tokens: Sequence[int], past: int) -> Row:
@@ -103,7 +115,7 @@ def _row(executor: Executor, place: int, tokens: Sequence[int], past: int) -> Ro
     array, kv = np.array(tokens, np.int64), executor.kv
     if kv.kind == "slots":
         return Row(tokens=array, past=past, slot=place)
-    own = -(-executor.limits.context_tokens // kv.block_tokens)
+    own = _own_blocks(executor, kv.block_tokens)
     used = -(-(past + len(tokens)) // kv.block_tokens)
     blocks = np.arange(place * own, place * own + used, dtype=np.int32)
     return Row(tokens=array, past=past, blocks=blocks)
