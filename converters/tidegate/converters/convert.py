@@ -11,8 +11,8 @@ import importlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,6 +80,7 @@ def convert(
         raise BundleError(f"{out}: must be a folder of its own")
     report = progress or _silent
     with (
+        _naming_a_full_disk(out),
         Checkpoint.open(folder, context=plan.context_tokens) as checkpoint,
         BundleWriter(out) as writer,
         nullcontext() if plan.lora is None else Lora.open(plan.lora) as lora,
@@ -90,16 +91,21 @@ def convert(
         settings = {"sees_errors": plan.sees_errors, "lora": None if lora is None else lora.sha256}
         key = conversion_key(checkpoint, plan.recipe, text, settings)
         work = WorkFolder(out, key, restart=plan.restart)
-        try:
-            with work:
-                return _convert(checkpoint, lora, writer, plan, text, work, report)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise ConversionError(
-                f"{work.path.parent}: the disk is full or a limit on file sizes is reached: what "
-                "is finished is kept; make room and run the same command again"
-            ) from error
+        with work:
+            return _convert(checkpoint, lora, writer, plan, text, work, report)
+
+
+@contextmanager
+def _naming_a_full_disk(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise ConversionError(
+            f"{out.parent.resolve()}: the disk is full, or a limit on file sizes is reached: what "
+            "is finished is kept; make room and run the same command again"
+        ) from error
 
 
 def _convert(
