@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tinyblocks import TinyData, final_block, layer_block, spiky_sequences
+from tinyblocks import TinyData, final_block, layer_block, spiky_sequences, tiny_encoder
 from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.converters.folding import apply, foldable, folds
 from tidegate.model.architecture import Architecture, Experts
-from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.packed import DenseLinear, LowRankLinear, dense_weight
 from tidegate.model.recipe import Format
 from tidegate.model.registry import AnyArchitecture
@@ -26,22 +25,6 @@ def with_experts(arch: Architecture) -> Architecture:
     return replace(arch, kinds=(replace(arch.kinds[0], experts=experts),))
 
 
-def bert(activation: str = "gelu") -> EncoderArchitecture:
-    return EncoderArchitecture(
-        model_type="bert",
-        layers=1,
-        width=64,
-        heads=4,
-        inner=128,
-        vocab=50,
-        context=64,
-        norm_eps=1e-12,
-        activation=activation,  # type: ignore[arg-type]
-        token_types=2,
-        pooling="mean",
-    )
-
-
 ARCHITECTURES: dict[str, AnyArchitecture] = {
     "grouped heads": LLAMA,
     "biases": replace(LLAMA, qkv_bias=True, o_bias=True, mlp_bias=True),
@@ -49,8 +32,8 @@ ARCHITECTURES: dict[str, AnyArchitecture] = {
     "norms around": replace(LLAMA, norm_after=True, qk_norm="head", residual_scale=0.5),
     "experts": with_experts(LLAMA),
     "clipped values": replace(LLAMA, qkv_clip=0.5, kv_heads=4),
-    "gelu encoder": bert(),
-    "relu encoder": bert("relu"),
+    "gelu encoder": tiny_encoder(),
+    "relu encoder": tiny_encoder("relu"),
 }
 
 
@@ -106,11 +89,11 @@ def test_nothing_is_folded_through_a_value_that_is_cut() -> None:
 
 
 def test_an_encoder_says_what_cannot_be_folded() -> None:
-    notes = refused(bert())
+    notes = refused(tiny_encoder())
     assert set(notes) == {f"layers.0.{part}" for part in ("q", "k", "v", "up", "down")}
     assert "feeds the residual stream" in notes["layers.0.up"]
     assert "gelu lies before it" in notes["layers.0.down"]
-    assert set(refused(bert("relu"))) == set(notes) - {"layers.0.down"}
+    assert set(refused(tiny_encoder("relu"))) == set(notes) - {"layers.0.down"}
 
 
 def test_only_layers_that_match_and_will_be_packed_are_served() -> None:

@@ -10,7 +10,7 @@ import torch
 from tidegate.converters.passes.base import Block
 from tidegate.kernels.torch_encoder_ops import TorchEncoderOps
 from tidegate.kernels.torch_ops import TorchKv, TorchOps, TorchRow, WeightTensors
-from tidegate.model.architecture import Architecture
+from tidegate.model.architecture import Activation, Architecture
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.packed import Array, Linear
 from tidegate.model.recipe import Format
@@ -19,6 +19,23 @@ from tidegate.model.roles import layer_roles, roles
 from tidegate.model.walk import Weights, encoder_layer, layer, logits
 
 Inputs = dict[int, list[torch.Tensor]]
+
+
+def tiny_encoder(activation: Activation = "gelu") -> EncoderArchitecture:
+    """A BERT of one layer: 4 heads of 16."""
+    return EncoderArchitecture(
+        model_type="bert",
+        layers=1,
+        width=64,
+        heads=4,
+        inner=128,
+        vocab=50,
+        context=64,
+        norm_eps=1e-12,
+        activation=activation,
+        token_types=2,
+        pooling="mean",
+    )
 
 
 class BlockWeights:

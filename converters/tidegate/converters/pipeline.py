@@ -76,6 +76,8 @@ class Packed:
 class _Sweep:
     passes: tuple[tuple[PassSpec, BlockPass], ...]
     last: bool
+    early: bool = False
+    """Nothing is packed in it nor was before: formats are measured later."""
 
     @property
     def label(self) -> str:
@@ -135,7 +137,19 @@ def _stages(recipe: Recipe) -> list[_Sweep | _Whole]:
         stages.append(_Sweep(passes=(), last=False))
     last = stages[-1]
     assert isinstance(last, _Sweep)
-    return [*stages[:-1], replace(last, last=True)]
+    stages[-1] = replace(last, last=True)
+    packing = next((n for n, stage in enumerate(stages) if _packs(stage)), len(stages) - 1)
+    return [
+        replace(stage, early=number < packing) if isinstance(stage, _Sweep) else stage
+        for number, stage in enumerate(stages)
+    ]
+
+
+def _packs(stage: _Sweep | _Whole) -> bool:
+    """Whether a pass of the stage makes packed weights."""
+    if not isinstance(stage, _Sweep):
+        return False
+    return any(getattr(find_pass(spec.kind), "PACKS", False) for spec, _ in stage.passes)
 
 
 class _Sweeper:
@@ -170,9 +184,9 @@ class _Sweeper:
     def _plan(self) -> Mapping[str, Format]:
         """How every linear layer will be stored."""
         recipe, arch = self._job.recipe, self._model.arch
-        if recipe.target_bpw is None or not self._sweep.last:
+        if recipe.target_bpw is None or self._sweep.early:
             return {role: format_of(recipe, role) for role in linear_roles(arch)}
-        path = self._folder / "formats.json"
+        path = self._job.folder / "formats.json"
         if path.is_file():
             body = json.loads(path.read_bytes())
             return {

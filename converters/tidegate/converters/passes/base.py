@@ -6,6 +6,7 @@ A pass of kind `name` is the module `passes/<name>.py`, which holds
                  raises `ConfigError`; a recipe's TOML sets them
     NEEDS_DATA   whether it looks at calibration data; options that have an attribute
                  `needs_data` decide it themselves (see `needs_data`)
+    PACKS        whether it makes packed weights; may be left out when it does not
     make(options, match) -> BlockPass or ModelPass
 
 A `BlockPass` sees one block at a time (the tables, one layer, the head), in the order of the walk,

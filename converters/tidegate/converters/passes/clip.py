@@ -15,6 +15,7 @@ from tidegate.model.recipe import Format
 from tidegate.model.registry import AnyArchitecture
 
 NEEDS_DATA = True
+PACKS = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

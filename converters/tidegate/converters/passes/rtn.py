@@ -14,6 +14,7 @@ from tidegate.model.recipe import matches
 from tidegate.model.registry import AnyArchitecture
 
 NEEDS_DATA = False
+PACKS = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

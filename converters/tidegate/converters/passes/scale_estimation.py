@@ -31,6 +31,7 @@ from tidegate.model.recipe import Format
 from tidegate.model.registry import AnyArchitecture
 
 NEEDS_DATA = True
+PACKS = True
 
 _CHUNK_VALUES = 1 << 24
 """Of the largest intermediate, 64 MiB of float32."""
