@@ -138,6 +138,20 @@ def test_the_new_spelling_reads_as_the_old_one() -> None:
     assert new == rotation(scaling)
 
 
+def test_of_two_original_contexts_the_one_beside_counts() -> None:
+    """As in transformers, which copies it into the scaling before it computes."""
+    scaling = FIXED["yarn"]
+    both = rotation(scaling, original_max_position_embeddings=2048)
+    assert both == rotation({**scaling, "original_max_position_embeddings": 2048})
+    assert both != rotation(scaling)
+
+
+def test_of_two_scalings_the_older_key_counts_and_within_it_theta() -> None:
+    linear = {"rope_type": "linear", "factor": 3.0, "rope_theta": 100.0}
+    found = rotation(linear, rope_parameters={"rope_type": "linear", "factor": 5.0})
+    assert found.frequencies == tuple(f / 3.0 for f in Rope.plain(100.0, HEAD_SIZE).frequencies)
+
+
 def test_a_layer_type_has_the_rotation_of_its_own_entry() -> None:
     entries = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     rope = read_rope(
