@@ -148,16 +148,27 @@ def test_low_rank_layers_stay_two_products(target: Target, tmp_path: Path) -> No
     np.testing.assert_allclose(found, torch_outputs(CLASSIFIER, weights, TEXTS), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_low_rank_table_is_refused(target: Target, tmp_path: Path) -> None:
-    def factors(role: str, linear: DenseLinear) -> Linear:
-        if role != "embed":
-            return linear
-        eye = DenseLinear(weight=np.eye(TINY.width, dtype=np.float32))
-        return LowRankLinear(first=eye, second=linear)
+def low_rank_table(role: str, linear: DenseLinear) -> Linear:
+    if role != "embed":
+        return linear
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal(shape) for shape in ((TINY.vocab, 9), (9, TINY.width)))
+    return LowRankLinear(
+        first=DenseLinear(weight=(0.1 * right).astype(np.float32)),
+        second=DenseLinear(weight=left.astype(np.float32)),
+    )
 
+
+def test_onnx_refuses_a_low_rank_table(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="low-rank"):
-        export_encoder(target, TINY, RandomWeights(TINY, quantise=factors), tmp_path)
+        export_encoder("onnx", TINY, RandomWeights(TINY, quantise=low_rank_table), tmp_path)
+
+
+def test_openvino_looks_rows_up_in_a_low_rank_table(tmp_path: Path) -> None:
+    weights = RandomWeights(TINY, quantise=low_rank_table)
+    export_encoder("openvino", TINY, weights, tmp_path)
+    found = open_graph("openvino", tmp_path)(padded(TEXTS))
+    np.testing.assert_allclose(found, torch_outputs(TINY, weights, TEXTS), atol=TOLERANCE)
 
 
 def test_onnx_graphs_are_made_of_fused_operators(tmp_path: Path) -> None:

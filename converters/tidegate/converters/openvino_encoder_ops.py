@@ -54,12 +54,15 @@ class OpenVinoEncoderOps:
 
     def embed(self, table: Linear) -> Node:
         """See `CommonOps.embed`."""
-        return self._layers.rows(table, op.reshape(self._ids, graph.ints(-1), False))
+        return self._rows(table, op.reshape(self._ids, graph.ints(-1), False))
 
     def positions(self, table: Linear) -> Node:
         """See `EncoderOps.positions`."""
         places = op.reshape(op.broadcast(self._places, self._sizes), graph.ints(-1), False)
-        return self._layers.rows(table, places)
+        return self._rows(table, places)
+
+    def _rows(self, table: Linear, ids: Node) -> Node:
+        return self._layers.rows(self._layers.store_table(table), ids)
 
     def token_types(self, table: Linear) -> Node:
         """See `EncoderOps.token_types`; one row, so it is stored as numbers."""
@@ -94,7 +97,9 @@ class OpenVinoEncoderOps:
 
     def mlp(self, x: Node, up: Linear, down: Linear, act: Activation) -> Node:
         """See `EncoderOps.mlp`."""
-        return self._layers.product(emit_activation(self._layers.product(x, up), act), down)
+        (widened,) = self.linears(x, [up])
+        (narrowed,) = self.linears(emit_activation(widened, act), [down])
+        return narrowed
 
     def pool(self, x: Node, pooling: Pooling) -> Node:
         """See `EncoderOps.pool`: [B * S, width] becomes [B, width]."""

@@ -27,20 +27,13 @@ import openvino.opset13 as op
 from tidegate.converters import openvino_graph as graph
 from tidegate.converters.openvino_capped import CappedAttention
 from tidegate.converters.openvino_experts import route
-from tidegate.converters.openvino_export import Progress, emit_activation, padding, write_model
+from tidegate.converters.openvino_export import Progress, emit_activation, write_model
 from tidegate.converters.openvino_graph import Node
+from tidegate.converters.openvino_linear import LinearLayers, Stored
 from tidegate.converters.openvino_weights import ConstantFile
-from tidegate.converters.stacking import stack, stacks
 from tidegate.model.architecture import Activation, Architecture, AttentionSpec, Experts
 from tidegate.model.ops import GatedMlp
-from tidegate.model.packed import (
-    Array,
-    DenseLinear,
-    Linear,
-    LowRankLinear,
-    PackedLinear,
-    dense_weight,
-)
+from tidegate.model.packed import Array, Linear
 from tidegate.model.rope import Rope
 from tidegate.model.walk import Weights, decoder
 
@@ -55,7 +48,7 @@ class OpenVinoOps:
 
     def __init__(self, arch: Architecture, constants: ConstantFile) -> None:
         self._arch = arch
-        self._constants = constants
+        self._layers = LinearLayers(constants)
         self._ids = graph.parameter("input_ids", 1, ov.Type.i32)
         self._positions = graph.parameter("position_ids", 1, ov.Type.i32)
         self._sampled = graph.parameter("sampled", 1, ov.Type.i32)
@@ -63,30 +56,17 @@ class OpenVinoOps:
         self._step["max_context_len"] = graph.parameter("max_context_len", 0, ov.Type.i32)
         self._caches: list[Node] = []
         self._angles: dict[Rope, tuple[Node, Node]] = {}
-        self._table: tuple[Linear, list[Node]]
+        self._table: Stored
         self._capped: CappedAttention | None = None
-        self._groups: set[int] = set()
 
     def embed(self, table: Linear) -> Node:
         """See `Ops`. The rows are decompressed after they are gathered, whatever their bits."""
-        table = _float_first(table)
-        self._table = table, self._weights(table)
-        last, weights = _factors(table)[-1], self._table[1]
-        rows = op.gather(weights[-1], self._ids, graph.scalar(_ROWS))
-        if padding(last):
-            rows = graph.first_columns(rows, last.inputs)
-        return rows if len(weights) == 1 else op.matmul(rows, weights[0], False, False)
+        self._table = self._layers.store_table(table)
+        return self._layers.rows(self._table, self._ids)
 
     def linears(self, x: Node, weights: Sequence[Linear]) -> Sequence[Node]:
         """See `Ops`. Weights that agree are merged into one product."""
-        results: dict[int, Node] = {}
-        for positions in stacks(weights):
-            parts = [weights[position] for position in positions]
-            merged = stack(parts)
-            product = self._product(x, merged, self._weights(merged))
-            pieces = graph.split_columns(product, [part.outputs for part in parts])
-            results.update(zip(positions, pieces, strict=True))
-        return [results[position] for position in range(len(weights))]
+        return self._layers.products(x, weights)
 
     def rms_norm(self, x: Node, weight: Array, eps: float) -> Node:
         """See `Ops`."""
@@ -156,8 +136,8 @@ class OpenVinoOps:
     def head(self, x: Node, table: Linear) -> Node:
         """See `Ops`. A tied head reads the very constant of the embedding."""
         if self._arch.tied_head:
-            return self._product(x, *self._table)
-        return self._product(x, table, self._weights(table))
+            return self._layers.product(x, self._table)
+        return self._layers.product(x, self._layers.store(table))
 
     def model(self, logits: Node) -> Node:
         """The `openvino.Model` from all inputs to `logits`; it needs the constant file open."""
@@ -166,23 +146,8 @@ class OpenVinoOps:
         inputs = [self._ids, self._positions, self._sampled, *self._step.values(), *self._caches]
         model = ov.Model([result], inputs, "tidegate")
         model.set_rt_info(openvino_version(), ["tidegate", "openvino"])
-        model.set_rt_info(str(min(self._groups, default=0)), ["tidegate", "smallest_group"])
+        model.set_rt_info(str(self._layers.smallest_group), ["tidegate", "smallest_group"])
         return model
-
-    def _weights(self, linear: Linear) -> list[Node]:
-        """The weights of a layer, one or the two of a low-rank product."""
-        return [self._constants.weight(part) for part in _factors(linear)]
-
-    def _product(self, x: Node, linear: Linear, weights: Sequence[Node]) -> Node:
-        for part, weight in zip(_factors(linear), weights, strict=True):
-            x = self._linear(x, part, weight)
-        return x
-
-    def _linear(self, x: Node, linear: PackedLinear | DenseLinear, weight: Node) -> Node:
-        if isinstance(linear, PackedLinear):
-            self._groups.add(linear.group_size)
-        product = op.matmul(graph.pad_columns(x, padding(linear)), weight, False, True)
-        return product if linear.bias is None else op.add(product, graph.vector(linear.bias))
 
     def _rotary_angles(self, rope: Rope) -> tuple[Node, Node]:
         """Cosine and sine, shared by all layers that rotate alike."""
@@ -221,15 +186,3 @@ def export_openvino(
         return ops.model(decoder(ops, arch, reported))
 
     write_model(build, weights, arch.layers, folder, progress)
-
-
-def _factors(linear: Linear) -> tuple[PackedLinear | DenseLinear, ...]:
-    """The weights that the input is multiplied with, one after another."""
-    return (linear.first, linear.second) if isinstance(linear, LowRankLinear) else (linear,)
-
-
-def _float_first(table: Linear) -> Linear:
-    """A low-rank table whose first factor is float32: packed, it cannot be read across groups."""
-    if not isinstance(table, LowRankLinear):
-        return table
-    return replace(table, first=DenseLinear(weight=dense_weight(table.first)))
