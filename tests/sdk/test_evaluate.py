@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from encodercheckpoints import write_encoder
 from wordmodel import write_word_checkpoint
 
 from tidegate.cli.main import main
@@ -139,3 +140,17 @@ def test_comparing_without_a_text_or_twice_the_same_is_refused(
     assert "measure" in capsys.readouterr().err
     assert main([*base, "--compare", "fast,fast", "--measure", str(tasks)]) == 1
     assert "different names" in capsys.readouterr().err
+
+
+def test_an_encoder_is_measured_by_the_angle_of_its_embeddings(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    checkpoint = write_encoder(tmp_path / "model", "bert")
+    out, text = tmp_path / "bundle", tmp_path / "lines.txt"
+    text.write_text("one sentence\n\nanother one\nand a third\n")
+    assert main(["convert", str(checkpoint), "--out", str(out), "--bits", "8", "--quiet"]) == 0
+    found = evaluated(capsys, out, checkpoint, text, "--record", "--plot", str(tmp_path / "p.html"))
+    assert found["sentences"] == 3
+    assert isinstance(found["cosine_min"], float)
+    assert 0.99 < found["cosine_min"] <= 1.0001
+    assert Bundle.open(out).manifest.quality is not None

@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tidegate.model.quality import Quality
+    from tidegate.cli.evaluating import EvaluationSettings
+    from tidegate.converters.passes.base import Progress
+    from tidegate.model.bundle import Bundle
+    from tidegate.model.checkpoint import Checkpoint
+    from tidegate.model.quality import EmbeddingQuality, Quality
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and record if asked to."""
-    from tidegate.cli.evaluating import EvaluationSettings, evaluate
+    from tidegate.cli.evaluating import EvaluationSettings
     from tidegate.cli.progress import progress_bars
     from tidegate.errors import ConfigError
     from tidegate.model.bundle import Bundle, replace_manifest
@@ -61,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         Checkpoint.open(args.reference, context=bundle.manifest.context_tokens) as checkpoint,
         progress_bars(quiet=args.quiet or args.json) as report,
     ):
-        quality = evaluate(bundle, checkpoint, args.text, settings, report)
+        quality = _measure(bundle, checkpoint, args.text, settings, report)
     if args.plot is not None:
         write_page(args, quality)
     if args.record:
@@ -76,17 +80,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_page(args: argparse.Namespace, quality: Quality) -> None:
+def _measure(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    text: Path,
+    settings: EvaluationSettings,
+    report: Progress,
+) -> Quality | EmbeddingQuality:
+    """Measure what the bundle makes: text or embeddings."""
+    from tidegate.model.encoder import EncoderArchitecture
+
+    if isinstance(bundle.manifest.architecture, EncoderArchitecture):
+        from tidegate.cli.evaluating_encoder import evaluate_encoder
+
+        return evaluate_encoder(bundle, checkpoint, text, settings, report)
+    from tidegate.cli.evaluating import evaluate
+
+    return evaluate(bundle, checkpoint, text, settings, report)
+
+
+def write_page(args: argparse.Namespace, quality: Quality | EmbeddingQuality) -> None:
     """The page with the pictures; layers are looked at through the ONNX graph."""
     from tidegate.cli.evaluating import EvaluationSettings, read_pieces
     from tidegate.cli.layer_errors import layer_errors
     from tidegate.converters.evaluation.page import page
     from tidegate.model.bundle import Bundle
     from tidegate.model.checkpoint import Checkpoint
+    from tidegate.model.quality import EmbeddingQuality
 
     bundle, notes = Bundle.open(args.bundle), list(quality_lines(quality))
     layers = []
-    if "onnx" in bundle.manifest.targets:
+    if isinstance(quality, EmbeddingQuality):
+        notes.append("Errors per layer are shown for models that make text.")
+    elif "onnx" in bundle.manifest.targets:
         text = read_pieces(bundle, args.text, EvaluationSettings(tokens=min(args.tokens, 4000)))
         with Checkpoint.open(args.reference, context=bundle.manifest.context_tokens) as opened:
             layers = layer_errors(
@@ -99,14 +125,23 @@ def write_page(args: argparse.Namespace, quality: Quality) -> None:
     else:
         notes.append("Errors per layer need the target onnx, which this bundle does not hold.")
     title = f"{bundle.manifest.model_id}: what compression cost"
+    confidence = () if isinstance(quality, EmbeddingQuality) else quality.confidence
     args.plot.write_text(
-        page(title, confidence=quality.confidence, layers=layers, notes=notes), encoding="utf-8"
+        page(title, confidence=confidence, layers=layers, notes=notes), encoding="utf-8"
     )
     print(f"{args.plot}: written", file=sys.stderr)
 
 
-def quality_lines(quality: Quality) -> list[str]:
+def quality_lines(quality: Quality | EmbeddingQuality) -> list[str]:
     """The measures, a line each."""
+    from tidegate.model.quality import EmbeddingQuality
+
+    if isinstance(quality, EmbeddingQuality):
+        return [
+            f"text           {quality.text}, {quality.sentences} sentences, through"
+            f" {quality.backend}",
+            f"cosine         mean {quality.cosine_mean:.5f}, least {quality.cosine_min:.5f}",
+        ]
     lines = {
         "text": f"{quality.text}, {quality.positions:,} positions, through {quality.backend}",
         "perplexity": f"{quality.perplexity:.4f} (checkpoint {quality.reference_perplexity:.4f})",
@@ -121,10 +156,14 @@ def quality_lines(quality: Quality) -> list[str]:
     return [f"{name:<14} {value}" for name, value in lines.items()]
 
 
-def print_quality(quality: Quality) -> None:
+def print_quality(quality: Quality | EmbeddingQuality) -> None:
     """The measures for people, on stdout."""
+    from tidegate.model.quality import EmbeddingQuality
+
     for line in quality_lines(quality):
         sys.stdout.write(f"{line}\n")
+    if isinstance(quality, EmbeddingQuality):
+        return
     sys.stdout.write("\nbest token is the checkpoint's best, by the gap to the second\n")
     sys.stdout.write("    gap of at least   positions   agreement\n")
     for one in quality.confidence:
