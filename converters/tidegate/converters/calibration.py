@@ -151,8 +151,9 @@ def _line(line: str, where: str) -> str | list[object]:
     keys = set(body) if isinstance(body, dict) else set[str]()
     if keys == {"text"} and isinstance(body["text"], str):
         return str(body["text"])
-    if "messages" in keys and isinstance(body["messages"], list):
-        return list(body["messages"])
+    messages = body["messages"] if "messages" in keys else None
+    if isinstance(messages, list) and all(isinstance(one, dict) for one in messages):
+        return list(messages)
     raise ConversionError(f'{where}: must be {{"messages": [...]}} or {{"text": "..."}}')
 
 

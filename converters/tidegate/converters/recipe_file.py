@@ -177,15 +177,15 @@ def _value(kind: Any, value: object, where: str) -> object:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise ConfigError(where, value, f"a {_KIND_NAMES.get(kind, str(kind))}")
+        raise ConfigError(where, value, _KIND_NAMES.get(kind, str(kind)))
     return value
 
 
 _KIND_NAMES: dict[object, str] = {
     bool: "true or false",
-    int: "whole number",
-    float: "number",
-    str: "string",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
 }
 
 

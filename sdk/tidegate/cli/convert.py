@@ -79,12 +79,14 @@ def run(args: argparse.Namespace) -> int:
     """Convert, and print what came out."""
     from tidegate.cli.progress import progress_bars
     from tidegate.converters.convert import ConversionPlan, convert
+    from tidegate.converters.hub import find_checkpoint, model_name
 
-    checkpoint = Path(args.checkpoint)
+    targets, recipe = parse_targets(args.target), _recipe(args)
+    checkpoint = find_checkpoint(args.checkpoint)
     plan = ConversionPlan(
-        model_id=args.name or checkpoint.resolve().name,
-        targets=parse_targets(args.target),
-        recipe=_recipe(args),
+        model_id=args.name or model_name(args.checkpoint, checkpoint),
+        targets=targets,
+        recipe=recipe,
         context_tokens=args.context,
         text=args.text,
         lora=args.lora,
