@@ -19,6 +19,7 @@ from tidegate.model.architecture import Architecture
 from tidegate.model.registry import architecture_module, describe, known_model_types
 
 MODEL = Path(tidegate.model.registry.__file__).parent
+SHARED = ("llama_like.py", "moe_like.py", "bert_like.py", "rope.py")
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
 
 # 10 ** 400 is beyond any float, 2 ** 63 beyond an int64.
@@ -62,7 +63,7 @@ VALUES = st.one_of(
 @given(data=st.data())
 def test_any_value_of_any_key_is_read_or_refused(model_type: str, data: st.DataObject) -> None:
     config: dict[str, Any] = tiny_config(model_type)
-    keys = {*config, *keys_of("llama_like.py", "rope.py", f"architectures/{model_type}.py")}
+    keys = {*config, *keys_of(*SHARED, f"architectures/{model_type}.py")}
     changes = st.dictionaries(st.sampled_from(sorted(keys)), VALUES, min_size=1, max_size=3)
     config |= data.draw(changes) | {"model_type": model_type}
     with suppress(CheckpointError):

@@ -22,6 +22,9 @@ _HEADLESS = ("Model", "ForMaskedLM", "ForPreTraining")
 
 _CLASSIFIER = "ForSequenceClassification"
 
+# Far above any model, far below what fills a memory.
+MOST_LAYERS, _MOST_LABELS = 4096, 1 << 20
+
 _POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls"}
 
 _OLD_FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
@@ -48,7 +51,8 @@ def read_labels(config: Config, family: str) -> tuple[str, ...]:
         return ()
     names = config.get("id2label")
     if names is None:
-        return tuple(f"LABEL_{label}" for label in range(positive_int(config, "num_labels", 2)))
+        count = positive_int(config, "num_labels", 2, most=_MOST_LABELS)
+        return tuple(f"LABEL_{label}" for label in range(count))
     found = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
     labels = tuple(name for name in found if isinstance(name, str))
     if not labels or len(labels) != len(found):
@@ -66,8 +70,9 @@ def read_pooling(config: Config, labels: Collection[str]) -> tuple[Pooling, bool
     """
     if labels:
         return "cls", False
-    found = config.get("sentence_transformers") or {}
-    assert isinstance(found, Mapping), "Checkpoint.open makes it"
+    found = config.get("sentence_transformers", {})
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"sentence_transformers = {found!r:.80}: must be an object")
     normalised = flag(found, "normalize", False)
     if not flag(found, "include_prompt", True):
         raise CheckpointError("1_Pooling/config.json: include_prompt = False: must be true")

@@ -35,6 +35,9 @@ PROJECTIONS = ExpertNames(
 _STACKED_BLOCK = "mlp"
 """The block's name when experts are saved together, whatever the model."""
 
+# Far above any model (512 so far), far below what fills a memory with names.
+_MOST_EXPERTS = 4096
+
 _COUNTS = ("num_experts", "num_local_experts")
 """Either spelling, whichever model: transformers 5 writes one where the Hub has the other."""
 
@@ -46,7 +49,8 @@ def read_experts(config: Config, *, inner: int, normalised: bool) -> Experts:
         CheckpointError: their number is missing or given twice, or a token chooses more of them
             than there are.
     """
-    found = {key: positive_int(config, key) for key in _COUNTS if config.get(key) is not None}
+    given = [key for key in _COUNTS if config.get(key) is not None]
+    found = {key: positive_int(config, key, most=_MOST_EXPERTS) for key in given}
     if len(set(found.values())) != 1:
         raise CheckpointError(f"config.json: num_experts = {found}: must be one number")
     count = next(iter(found.values()))

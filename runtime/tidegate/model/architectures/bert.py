@@ -47,7 +47,7 @@ def describe(config: Config, context: int | None = None) -> EncoderArchitecture:
     pooling, normalised = bert_like.read_pooling(config, labels)
     arch = EncoderArchitecture(
         model_type="bert",
-        layers=positive_int(config, "num_hidden_layers"),
+        layers=positive_int(config, "num_hidden_layers", most=bert_like.MOST_LAYERS),
         width=positive_int(config, "hidden_size"),
         heads=positive_int(config, "num_attention_heads"),
         inner=positive_int(config, "intermediate_size"),

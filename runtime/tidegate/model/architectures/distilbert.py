@@ -47,7 +47,7 @@ def describe(config: Config, context: int | None = None) -> EncoderArchitecture:
     pooling, normalised = bert_like.read_pooling(config, labels)
     arch = EncoderArchitecture(
         model_type="distilbert",
-        layers=positive_int(config, "n_layers", 6),
+        layers=positive_int(config, "n_layers", 6, most=bert_like.MOST_LAYERS),
         width=positive_int(config, "dim", 768),
         heads=positive_int(config, "n_heads", 12),
         inner=positive_int(config, "hidden_dim", 3072),

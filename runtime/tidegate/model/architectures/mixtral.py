@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from tidegate.model import llama_like, moe_like
 from tidegate.model.architecture import Architecture, LayerKind
-from tidegate.model.config import Config, positive_int, refuse_unless
+from tidegate.model.config import Config, optional_int, refuse_unless
 from tidegate.model.registry import Source
 
 _DEFAULTS: Config = {
@@ -33,10 +33,9 @@ def describe(config: Config, context: int | None = None) -> Architecture:
     for key in ("attention_bias", "mlp_bias"):
         refuse_unless(config, key, (False,), "false: Mixtral has no biases")
     arch = llama_like.base(config, context)
-    window = config.get("sliding_window")
     kind = LayerKind(
         rope=arch.kinds[0].rope,
-        window=None if window is None else positive_int(config, "sliding_window"),
+        window=optional_int(config, "sliding_window"),
         experts=moe_like.read_experts(config, inner=arch.inner, normalised=True),
     )
     return replace(arch, kinds=(kind,))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tidegate.model import llama_like, moe_like
 from tidegate.model.architecture import Architecture
-from tidegate.model.config import Config, flag, positive_float, refuse_unless
+from tidegate.model.config import Config, flag, optional_float, refuse_unless
 from tidegate.model.registry import Source
 
 _DEFAULTS: Config = {
@@ -33,12 +33,11 @@ def describe(config: Config, context: int | None = None) -> Architecture:
     experts = moe_like.read_experts(
         config, inner=arch.inner, normalised=flag(config, "norm_topk_prob", False)
     )
-    clip = config.get("clip_qkv")
     return replace(
         arch,
         kinds=(replace(arch.kinds[0], experts=experts),),
         qk_norm="row",
-        qkv_clip=None if clip is None else positive_float(config, "clip_qkv"),
+        qkv_clip=optional_float(config, "clip_qkv"),
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from tidegate.errors import CheckpointError
 from tidegate.model import llama_like, moe_like
 from tidegate.model.architecture import Architecture, LayerKind
-from tidegate.model.config import Config, flag, positive_int, refuse_unless
+from tidegate.model.config import Config, flag, optional_int, positive_int, refuse_unless
 from tidegate.model.registry import Source
 
 _DEFAULTS: Config = {
@@ -31,25 +31,19 @@ def describe(config: Config, context: int | None = None) -> Architecture:
     refuse_unless(config, "mlp_bias", (False,), "false: Qwen3-MoE has no bias there")
     arch = llama_like.base(config, context)
     # All layers or none, unlike Qwen3: `max_window_layers` is not looked at.
-    windowed = flag(config, "use_sliding_window", False) and config["sliding_window"] is not None
+    windowed = flag(config, "use_sliding_window", False)
     plain = LayerKind(
         rope=arch.kinds[0].rope,
-        window=positive_int(config, "sliding_window") if windowed else None,
+        window=optional_int(config, "sliding_window") if windowed else None,
     )
     experts = moe_like.read_experts(
         config,
         inner=positive_int(config, "moe_intermediate_size"),
         normalised=flag(config, "norm_topk_prob", False),
     )
-    dense = _dense_layers(config, arch.layers)
-    return replace(
-        arch,
-        qk_norm="head",
-        kinds=(replace(plain, experts=experts), plain)
-        if dense
-        else (replace(plain, experts=experts),),
-        pattern=tuple(int(layer in dense) for layer in range(arch.layers)) if dense else (),
-    )
+    sparse, dense = replace(plain, experts=experts), _dense_layers(config, arch.layers)
+    kinds = [plain if layer in dense else sparse for layer in range(arch.layers)]
+    return llama_like.with_kinds(replace(arch, qk_norm="head"), kinds)
 
 
 def _dense_layers(config: Config, layers: int) -> set[int]:
