@@ -17,7 +17,6 @@ any release, so the version that wrote a graph is in its `rt_info` and no other 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,11 +111,9 @@ class OpenVinoOps:
         self._caches += [key, value]
         if spec.softcap is None:
             return graph.paged_attention(q, k, v, (key, value), self._step, spec)
-        # The shortest window, because only what this writes is of use.
-        writer = replace(spec, window=1)
-        written = graph.paged_attention(q, k, v, (key, value), self._step, writer)
         if self._capped is None:
             self._capped = CappedAttention(self._step, self._positions)
+        written = graph.paged_attention(q, k, v, (key, value), self._capped.writing, spec)
         return self._capped.attend(q, (key, value), written, spec)
 
     def gated_mlp(self, x: Node, gate: Linear, up: Linear, down: Linear, act: Activation) -> Node:
