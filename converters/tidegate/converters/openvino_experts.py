@@ -3,15 +3,16 @@
 The choices of all tokens are put in the order of their experts, and one split with computed lengths
 hands each expert its rows, mostly none when few tokens run. A product of no rows is skipped, and
 every expert's weight stays a compressed constant of its own, of whatever kind. Measured on
-OpenVINO 2026.4 (Zen 4, two threads, 4-bit, groups of 64; milliseconds for one block):
+OpenVINO 2026.4 (Zen 4, two threads, 4-bit, groups of 64; milliseconds for one block, the best of
+30 runs on a machine with other work):
 
     experts, chosen, widths     tokens   sorted   rows found per expert   every expert dense
-    8, 2, 1024 x 1024                1      0.3                     0.3                  5.9
-                                    32       15                       8                   19
-    64, 8, 512 x 256                 1      0.7                      11                   17
-                                    32       22                      21                   52
+    8, 2, 1024 x 1024                1      0.2                     0.2                  0.9
+                                    32      2.2                     2.5                  6.4
+    64, 8, 512 x 256                 1      0.3                     0.8                  4.6
+                                    32      4.7                     8.8                 18.2
 
-The second form costs 15 small operations an expert instead of 3, and compiles for twice as long.
+The second form takes 15 small operations an expert instead of 5, and compiles for twice as long.
 The plugin has a fused operation, used for one exact pattern and on x86 only; elsewhere that
 pattern becomes float32 weights of all experts.
 """
