@@ -54,11 +54,11 @@ SEQUENCES = [
 ]
 
 
-@pytest.fixture(params=VARIANTS)
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module", params=VARIANTS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint, as the Hub would have it."""
     model_type, changes = VARIANTS[request.param]
-    return write_hf_checkpoint(tmp_path / "checkpoint", model_type, **changes)
+    return write_hf_checkpoint(tmp_path_factory.mktemp("checkpoint"), model_type, **changes)
 
 
 def step(arch: Architecture, weights: Weights, kv: TorchKv, rows: Sequence[TorchRow]) -> np.ndarray:
