@@ -3,9 +3,9 @@
 The parent is the demo's edge model (2.9 million weights). Every variant is packed at 4 bits in
 groups of 64 (the table at 8) and held against the parent in float32, over the answers of test
 examples (the parent was trained on answers, not on prompts): mean divergence and agreement of the
-next token, and the share of answers that are right to the last one. Speed is ONNX Runtime's, one row at a context of 140, one thread;
-variants take turns and medians are compared with the parent at 4 bits. Sparse weights are stored
-and multiplied like others, so they are neither smaller nor faster.
+next token, and the share of answers that are right to the last one. Speed is ONNX Runtime's, one
+row at a context of 140, one thread; variants take turns and medians are compared with the parent at
+4 bits. Sparse weights are stored and multiplied like others: neither smaller nor faster.
 
 The text is conversations of the demo's corpus from seeds that the parent never saw. A student
 without a teacher begins with the same weights and sees the same batches in the same order.

@@ -121,6 +121,13 @@ def test_inputs_that_were_never_used_are_no_obstacle() -> None:
     )
 
 
+def test_fewer_tokens_than_inputs_are_no_obstacle() -> None:
+    linear, inputs = random_linear(64, 96), uneven_inputs(96, tokens=20).repeat(30, 1)
+    found = apply(given_block({UP: linear}), Options(rank=20), inputs)
+    total = error(linear, DenseLinear(weight=np.zeros_like(linear.weight)), inputs)
+    assert error(linear, found, inputs) < 1e-3 * total
+
+
 def test_infinite_inputs_are_refused_by_role() -> None:
     inputs = uneven_inputs(96)
     inputs[0, 0] = torch.inf

@@ -170,6 +170,13 @@ def test_what_cannot_be_narrowed_is_refused() -> None:
         prune(weights, Options(keep=0.67))
 
 
+def test_channels_that_are_infinite_are_refused_by_layer() -> None:
+    weights = random_weights()
+    weights.change("layers.1.up", dense_weight(weights.linear("layers.1.up")) * np.float32(1e38))
+    with pytest.raises(PassError, match=r"layers\.1\.down: the inputs' second moment"):
+        prune(weights, Options(keep=0.67))
+
+
 def test_an_encoder_is_refused() -> None:
     arch = tiny_encoder()
     model = Model(arch=arch, weights=MemoryWeights(arch, RandomWeights(arch)))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tidegate.converters.moments import cholesky
 from tidegate.converters.passes.base import Block, BlockData, PassError
 from tidegate.converters.pruning import dense_roles
 from tidegate.errors import ConfigError
@@ -20,9 +21,6 @@ from tidegate.model.packed import Array, DenseLinear, LowRankLinear
 from tidegate.model.registry import AnyArchitecture
 
 NEEDS_DATA = True
-
-_RIDGE = 1e-6
-"""Of the mean diagonal, added to it: inputs that the text never used leave G singular."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,12 +93,7 @@ def factorise(linear: DenseLinear, gram: torch.Tensor, options: Options) -> LowR
     Raises:
         ArithmeticError: `gram` is not positive, as with infinite inputs.
     """
-    moment = gram.to(torch.float64, copy=True)
-    ridge = _RIDGE * moment.diagonal().mean()
-    moment.diagonal().add_(ridge)
-    lower, failed = torch.linalg.cholesky_ex(moment)
-    if failed or not lower.isfinite().all():
-        raise ArithmeticError("the inputs' second moment is not positive")
+    lower = cholesky(gram)
     weight = torch.from_numpy(linear.weight).double()
     left, values, right = torch.linalg.svd(weight @ lower, full_matrices=False)
     rank = chosen_rank(values, (linear.outputs, linear.inputs), options)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tidegate.converters.moments import cholesky
 from tidegate.converters.passes.base import CalibrationText, Model, PassError, Progress
 from tidegate.converters.sequences import HeldLayer, batched, embedded, through
 from tidegate.errors import ConfigError
@@ -30,7 +31,7 @@ NEEDS_DATA = True
 _BATCH_TOKENS = 1024
 
 _RIDGE = 1e-4
-"""Of the mean diagonal, added to it: with few tokens, G is singular."""
+"""Of the mean diagonal, added to it, so that few tokens are not learned by heart."""
 
 Channels = npt.NDArray[np.int64]
 
@@ -79,7 +80,10 @@ class PruneWidth:
             role = f"layers.{index}.down"
             seen = _Channels(_dense(role, held.linear(role)), gram=self.options.compensate)
             through(arch, held, index, batches, streams, seen.observe)
-            weights.keep(index, *seen.chosen(inner))
+            try:
+                weights.keep(index, *seen.chosen(inner))
+            except ArithmeticError as error:
+                raise PassError(f"{role}: {error}") from error
             streams = through(narrow, HeldLayer(narrow, weights, index), index, batches, streams)
         progress("prune_width", arch.layers, arch.layers)
         return replace(model, arch=narrow, weights=weights)
@@ -122,8 +126,7 @@ class _Channels:
             narrow = weight[:, kept]
         else:
             moment = (self._gram / self._tokens).double()
-            moment.diagonal().add_(_RIDGE * moment.diagonal().mean().clamp(min=1e-12))
-            lower = torch.linalg.cholesky(moment[kept][:, kept])
+            lower = cholesky(moment[kept][:, kept], _RIDGE)
             # Of the difference, so that a layer whose lost channels are silent stays as it is.
             lost = torch.ones(len(moment), dtype=torch.bool)
             lost[kept] = False
