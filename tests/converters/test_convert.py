@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import write_checkpoint
+import torch
+from checkpoints import byte_tokenizer, write_checkpoint
+from encodercheckpoints import CLASSIFIER, EMBEDDING, write_encoder
 from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import RecipeWeights, make_recipe
+from tidegate.converters.recipe_file import load_recipe, parse_recipe, with_target
 from tidegate.errors import BundleError, CheckpointError, ConfigError
 from tidegate.model.bundle import Bundle
+from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.packed import PackedLinear
 from tidegate.model.recipe import Recipe
+from tidegate.model.roles import roles
 
 RECIPE = make_recipe(bits=4, group_size=32, symmetric=False)
 
@@ -94,6 +100,62 @@ def test_weights_that_are_no_numbers_are_refused_and_nothing_is_left(tmp_path: P
     with pytest.raises(CheckpointError, match=r"up_proj\.weight: holds numbers that are not fin"):
         convert(checkpoint, tmp_path / "b", plan())
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("auto", [EMBEDDING, CLASSIFIER])
+@pytest.mark.parametrize("recipe", ["fast", "balanced"])
+def test_an_encoder_goes_the_same_way(tmp_path: Path, auto: str, recipe: str) -> None:
+    torch.set_num_threads(1)
+    folder = write_encoder(tmp_path / "checkpoint", "bert", auto)
+    byte_tokenizer(203).save(str(folder / "tokenizer.json"))
+    with Checkpoint.open(folder) as opened:
+        arch = opened.architecture
+    made = convert(folder, tmp_path / "b", plan(load_recipe(recipe)))
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest.architecture == arch
+    assert manifest.memory.kv_values_per_token == 0
+    assert manifest.tensor_bits["positions"] == 8
+    assert (manifest.calibration is None) == (recipe == "fast")
+    # Its norms come after the residual sum, so there is nothing that AWQ could scale.
+    assert (made.notes == {}) == (recipe == "fast")
+    if recipe == "balanced":
+        assert "awq" in made.notes["layers.0.q"]
+
+
+def test_a_recipe_that_looks_at_text_says_which(tmp_path: Path, checkpoint: Path) -> None:
+    torch.set_num_threads(1)
+    (tmp_path / "mine.txt").write_text("abcdefgh" * 80)
+    wanted = replace(plan(load_recipe("balanced")), text=tmp_path / "mine.txt")
+    calibration = convert(checkpoint, tmp_path / "b", wanted).manifest.calibration
+    assert calibration is not None
+    assert (calibration.text, calibration.tokens) == ("mine.txt", 640)
+
+
+def test_text_that_nobody_looks_at_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "mine.txt").write_text("the pump is on.")
+    with pytest.raises(ConfigError, match=r"text = .*mine\.txt'.* no pass of recipe 'rtn'"):
+        convert(checkpoint, tmp_path / "b", replace(plan(), text=tmp_path / "mine.txt"))
+
+
+def test_a_recipe_that_does_not_fit_the_model_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    wrong = parse_recipe('name = "x"\n[[formats]]\nmatch = ["layers.9.q"]', "x.toml")
+    with pytest.raises(ConfigError, match=r"match = 'layers\.9\.q'"):
+        convert(checkpoint, tmp_path / "b", plan(wrong))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_target_is_met_by_mixing_formats(tmp_path: Path, checkpoint: Path) -> None:
+    torch.set_num_threads(1)
+    recipe = with_target(load_recipe("fast"), 5.5)
+    manifest = convert(checkpoint, tmp_path / "b", plan(recipe)).manifest
+    assert set(manifest.tensor_bits.values()) == {4, 8}
+    linears = sum(
+        role.shape[0] * role.shape[1]
+        for role in roles(manifest.architecture).values()
+        if role.is_linear
+    )
+    norms = 4 * 5 * tiny_architecture().width
+    assert 5.0 < (manifest.memory.weight_bytes - norms) * 8 / linears <= 5.5
 
 
 def test_a_context_beyond_the_model_is_refused(tmp_path: Path, checkpoint: Path) -> None:

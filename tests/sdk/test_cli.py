@@ -13,6 +13,7 @@ import pytest
 from services import free_port
 from wordmodel import write_word_checkpoint
 
+from tidegate.cli.convert import print_notes
 from tidegate.cli.listen import parse_listen, read_hashes
 from tidegate.cli.main import COMMANDS, main
 from tidegate.errors import ConfigError
@@ -184,6 +185,11 @@ def test_what_is_no_checkpoint_folder_is_named(failing: Failing, tmp_path: Path)
         ("--target", "tflite", "target = 'tflite': must be one of onnx, openvino"),
         ("--target", "", "target = '': must be one of onnx, openvino"),
         ("--context", "0", "context = 0: must be from 1"),
+        ("--recipe", "best", "recipe = 'best': must be one of balanced, fast, quality, tiny"),
+        ("--recipe=fast", "--bits=4", "bits = 4: must be left out with --recipe"),
+        ("--recipe=fast", "--symmetric", "symmetric = True: must be left out with --recipe"),
+        ("--target-bpw", "2", "target-bpw = 2.0: must be bits per weight above 4"),
+        ("--text", "notes.txt", "text = 'notes.txt': must be left out: no pass of recipe 'rtn'"),
         ("--context", "257", "must be from 1 to the model's 256"),
     ],
 )
@@ -252,6 +258,14 @@ def test_a_conversion_tells_people_on_one_stream_and_programs_on_the_other(
     assert main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["version"] == 2
     assert [one.name for one in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_passes_could_not_do_is_printed_once_with_the_weights_it_is_about(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_notes({f"layers.{layer}.q": "awq: is flat" for layer in range(5)})
+    told = capsys.readouterr().out
+    assert told == "  notes       layers.0.q, layers.1.q, layers.2.q and 2 more: awq: is flat\n"
 
 
 # Bundles

@@ -7,7 +7,6 @@ on the way lies in a work folder, so a conversion that was interrupted goes on w
 from __future__ import annotations
 
 import errno
-import importlib
 import importlib.metadata
 import os
 import shutil
@@ -187,9 +186,23 @@ def _lower(
     def report(what: str, done: int, total: int) -> None:
         progress(f"{target}: {what}", done, total)
 
-    kind = "_encoder" if isinstance(arch, EncoderArchitecture) else ""
-    module = importlib.import_module(f"tidegate.converters.{target}{kind}_ops")
-    getattr(module, f"export_{target}{kind}")(arch, weights, folder, progress=report)
+    if isinstance(arch, EncoderArchitecture):
+        if target == "onnx":
+            from tidegate.converters.onnx_encoder_ops import export_onnx_encoder
+
+            export_onnx_encoder(arch, weights, folder, progress=report)
+        else:
+            from tidegate.converters.openvino_encoder_ops import export_openvino_encoder
+
+            export_openvino_encoder(arch, weights, folder, progress=report)
+    elif target == "onnx":
+        from tidegate.converters.onnx_ops import export_onnx
+
+        export_onnx(arch, weights, folder, progress=report)
+    else:
+        from tidegate.converters.openvino_ops import export_openvino
+
+        export_openvino(arch, weights, folder, progress=report)
 
 
 def _link_tree(source: Path, folder: Path) -> None:

@@ -8,7 +8,6 @@ gives, so that later layers can make up for what earlier ones lost.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,17 +187,25 @@ class _Sweeper:
             return {role: format_of(recipe, role) for role in linear_roles(arch)}
         path = self._job.folder / "formats.json"
         if path.is_file():
-            body = json.loads(path.read_bytes())
-            return {
-                role: read(Format, one, f"{path.name}: {role}", ConversionError)
-                for role, one in body.items()
-            }
-        planner = importlib.import_module("tidegate.converters.mixed_precision")
-        formats: Mapping[str, Format] = planner.plan(
-            self._model, recipe, self._job.text, self._job.progress
-        )
+            return self._planned(path)
+        from tidegate.converters.mixed_precision import plan
+
+        formats = plan(self._model, recipe, self._job.text, self._job.progress)
         body = {role: asdict(one) for role, one in formats.items()}
         write_whole(path, json.dumps(body, sort_keys=True).encode())
+        return formats
+
+    def _planned(self, path: Path) -> Mapping[str, Format]:
+        """The formats that an earlier stage, or this one in an earlier run, has measured."""
+        formats = {
+            role: read(Format, one, f"{path.name}: {role}", ConversionError)
+            for role, one in json.loads(path.read_bytes()).items()
+        }
+        if set(formats) != set(linear_roles(self._model.arch)):
+            raise ConversionError(
+                f"target_bpw = {self._job.recipe.target_bpw}: a pass changes which layers there "
+                "are after others were packed: put it before them"
+            )
         return formats
 
     def _calibrate(self) -> Calibrated | None:

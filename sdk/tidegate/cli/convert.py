@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tidegate.model.recipe import Recipe
 
 _BITS, _GROUP_SIZE = 4, 64
+_SHOWN = 3
+"""Weights that a note is shown with; all of them are in the JSON."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(summary(made) | notes, indent=2))
     else:
         print_summary(made)
-        _print_notes(made.notes)
+        print_notes(made.notes)
     return 0
 
 
@@ -140,12 +142,15 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return recipe if args.target_bpw is None else with_target(recipe, args.target_bpw)
 
 
-def _print_notes(notes: Mapping[str, str]) -> None:
-    """What passes could not do."""
-    if notes:
-        sys.stdout.write("  notes\n")
+def print_notes(notes: Mapping[str, str]) -> None:
+    """What passes could not do: every note once, with the weights that it is about."""
+    roles: dict[str, list[str]] = {}
     for role, note in notes.items():
-        sys.stdout.write(f"    {role}: {note}\n")
+        roles.setdefault(note, []).append(role)
+    for number, (note, about) in enumerate(roles.items()):
+        more = f" and {len(about) - _SHOWN} more" if len(about) > _SHOWN else ""
+        heading = "notes" if number == 0 else ""
+        sys.stdout.write(f"  {heading:<11} {', '.join(about[:_SHOWN])}{more}: {note}\n")
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:

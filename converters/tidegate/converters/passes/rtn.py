@@ -15,6 +15,7 @@ from tidegate.model.registry import AnyArchitecture
 
 NEEDS_DATA = False
 PACKS = True
+PACKS = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
