@@ -29,7 +29,8 @@ SAMPLE_ROWS = 512
 """Rows that passes compare outputs on."""
 
 _GRAMS_BYTES = 1 << 28
-"""Grams that one run collects: those of many small experts together, of a wide layer alone."""
+"""Grams that one run collects, and that are kept beside what the next run collects: those of many
+small experts together, of a wide layer alone."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -248,8 +249,7 @@ class BlockStatistics:
                 nbytes += self._block.linears[source].inputs ** 2 * 4
                 if nbytes <= _GRAMS_BYTES:
                     together.append(source)
-        for source in together:
-            self._known.pop(("gram", source), None)  # two of the same need not fit into memory
+        self._drop_grams(together)
         found: dict[str, _Gram] = {}
 
         def see(source: str, x: Tensor, *, first: int, tokens: int) -> None:
@@ -262,6 +262,14 @@ class BlockStatistics:
             if gram is not None and gram.total is not None:
                 total = gram.total.div_(gram.rows)
             self._keep("gram", source, total)
+
+    def _drop_grams(self, wanted: Sequence[str]) -> None:
+        """Let go the grams that will be collected anew, and all others if they are large."""
+        kept = [known.value for (kind, _), known in self._known.items() if kind == "gram"]
+        large = sum(one.nbytes for one in kept if isinstance(one, Tensor)) > _GRAMS_BYTES
+        for kind, source in list(self._known):
+            if kind == "gram" and (large or source in wanted):
+                del self._known[kind, source]
 
     def _keep(self, kind: str, source: str, value: _Moments | Tensor | None) -> None:
         self._known[kind, source] = _Known(value=value, made_with=self._made_with(source))
