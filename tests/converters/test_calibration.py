@@ -67,6 +67,7 @@ def test_of_too_much_text_sequences_from_all_over_it_are_taken(files: Path, tmp_
     )
     tokenizer = byte_tokenizer(ARCH.vocab)
     assert [tokenizer.decode([one[0]]) for one in found.sequences] == ["a", "c", "e", "g"]
+    assert [tokenizer.decode([one[0]]) for one in found.training] == list("abcdefgh")
 
 
 def test_what_layers_give_for_it_never_outgrows_the_disk(

@@ -26,6 +26,9 @@ from tidegate.model.registry import AnyArchitecture
 SEQUENCES, SEQUENCE_TOKENS = 128, 256
 """Quantisers gain little from more; activations of 32 768 tokens fit a small machine's disk."""
 
+TRAINING_SEQUENCES = 1 << 16
+"""16.8 million tokens, kept in memory: more than a small machine trains on in a day."""
+
 MOST_ACTIVATION_BYTES = 1 << 30
 """What the activations between two blocks may take on the disk; wide models get fewer tokens."""
 
@@ -90,6 +93,7 @@ def read_calibration_text(
         name=name,
         sha256=hashlib.sha256(data).hexdigest(),
         sequences=tuple(_spread(found, min(sequences, fitting))),
+        all_sequences=tuple(_spread(found, TRAINING_SEQUENCES)),
     )
 
 

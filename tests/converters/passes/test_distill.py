@@ -70,6 +70,17 @@ def test_each_part_of_the_loss_falls_on_its_own() -> None:
         assert np.mean(losses[-5:]) < 0.9 * losses[0], weights
 
 
+def test_it_trains_on_all_the_text_and_not_on_the_calibration_part_alone() -> None:
+    options = replace(OPTIONS, steps=4)
+    part = replace(TEXT, sequences=TEXT.sequences[:3])
+    whole = replace(part, all_sequences=TEXT.sequences)
+    losses = [
+        make(options, ("*",)).run(student(teacher()), text, silent)[1]
+        for text in (part, whole, TEXT)
+    ]
+    assert losses[0] != losses[1] == losses[2]
+
+
 def test_a_teacher_from_a_folder_is_the_same_teacher(tmp_path: Path) -> None:
     weights = MemoryWeights(ARCH, RandomWeights(ARCH))
     for role, linear in weights.linears.items():

@@ -120,6 +120,13 @@ class CalibrationText:
     name: str
     sha256: str
     sequences: tuple[tuple[int, ...], ...]
+    all_sequences: tuple[tuple[int, ...], ...] = ()
+    """Of a text that is longer, for passes that train; empty when `sequences` is all there is."""
+
+    @property
+    def training(self) -> tuple[tuple[int, ...], ...]:
+        """All the text there is."""
+        return self.all_sequences or self.sequences
 
 
 class ModelPass(Protocol):

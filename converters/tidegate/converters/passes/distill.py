@@ -109,7 +109,7 @@ class Distill:
         with _teacher(model, options) as teacher:
             loss = _Loss(teacher=teacher, options=options)
             steps = reporter("distill", options.steps, progress)
-            losses = train(student, loss, text.sequences, options.schedule(), steps)
+            losses = train(student, loss, text.training, options.schedule(), steps)
         return replace(model, weights=student.trained()), losses
 
 

@@ -77,7 +77,7 @@ class Qat:
             return divergence(said.logits, meant.logits, 1.0)
 
         steps = reporter("qat", options.steps, progress)
-        train(student, loss, text.sequences, options.schedule(), steps)
+        train(student, loss, text.training, options.schedule(), steps)
         return replace(model, weights=student.trained())
 
 
