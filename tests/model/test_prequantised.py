@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import checkpoint_tensors, write_checkpoint
-from tinymodel import RandomWeights, tiny_architecture
+from prequantisedcheckpoints import (
+    Known,
+    Tensors,
+    awq,
+    awq_config,
+    gptq,
+    gptq_config,
+    known,
+    write_quantised_checkpoint,
+)
 
 from tidegate.errors import CheckpointError
 from tidegate.model.checkpoint import Checkpoint
@@ -19,77 +25,6 @@ from tidegate.model.prequantised import find_prequantised
 from tidegate.model.registry import Source
 from tidegate.model.safetensors_file import SafetensorsFile
 from tidegate.model.safetensors_writer import write_safetensors
-
-Tensors = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """A quantised weight as numbers: integers [out, in], zeros and scales [out, groups]."""
-
-    integers: np.ndarray
-    zeros: np.ndarray
-    scales: np.ndarray
-    group_size: int
-
-    def weight(self) -> np.ndarray:
-        """Each weight by the formula, in float64 and without any layout."""
-        group = np.arange(self.integers.shape[1]) // self.group_size
-        offset = self.integers.astype(np.float64) - self.zeros[:, group]
-        weight: np.ndarray = offset * self.scales[:, group]
-        return weight
-
-
-def known(
-    outputs: int, inputs: int, *, bits: int, group_size: int, seed: int = 0, middle: bool = False
-) -> Known:
-    rng = np.random.default_rng(seed)
-    groups, top = -(-inputs // group_size), 1 << bits
-    zeros = rng.integers(1, top, (outputs, groups))
-    return Known(
-        integers=rng.integers(0, top, (outputs, inputs)),
-        zeros=np.full_like(zeros, top // 2) if middle else zeros,
-        scales=rng.uniform(0.001, 0.02, (outputs, groups)).astype(np.float16),
-        group_size=group_size,
-    )
-
-
-def words(values: np.ndarray, bits: int, order: tuple[int, ...] | None = None) -> np.ndarray:
-    """The last axis in int32 words, one number at a time; `order` says who lies in which place."""
-    count = 32 // bits
-    order = order or tuple(range(count))
-    split = values.reshape(*values.shape[:-1], -1, count).astype(np.uint32)
-    packed = np.zeros(split.shape[:-1], np.uint32)
-    for place, number in enumerate(order):
-        packed |= split[..., number] << np.uint32(place * bits)
-    return packed.view(np.int32)
-
-
-def gptq(weight: Known, bits: int, *, offset: int = 1) -> Tensors:
-    inputs = weight.integers.shape[1]
-    return {
-        "qweight": np.ascontiguousarray(words(weight.integers, bits).T),
-        "qzeros": words(weight.zeros.T - offset, bits),
-        "scales": np.ascontiguousarray(weight.scales.T),
-        "g_idx": (np.arange(inputs) // weight.group_size).astype(np.int32),
-    }
-
-
-def awq(weight: Known) -> Tensors:
-    order = (0, 2, 4, 6, 1, 3, 5, 7)
-    return {
-        "qweight": words(weight.integers.T, 4, order),
-        "qzeros": words(weight.zeros.T, 4, order),
-        "scales": np.ascontiguousarray(weight.scales.T),
-    }
-
-
-def gptq_config(bits: int, group_size: int, **more: object) -> dict[str, object]:
-    return {"quant_method": "gptq", "bits": bits, "group_size": group_size, **more}
-
-
-def awq_config(group_size: int, **more: object) -> dict[str, object]:
-    return {"quant_method": "awq", "bits": 4, "group_size": group_size, "version": "gemm", **more}
 
 
 def read(
@@ -241,39 +176,11 @@ def test_a_missing_or_odd_tensor_is_refused_by_name(
         read(tmp_path, tensors, gptq_config(4, 64))
 
 
-@pytest.fixture
-def quantised_folder(tmp_path: Path) -> Callable[..., tuple[Path, Known]]:
-    """A whole checkpoint whose layers' linear weights are AWQ; table and norms stay as they are."""
-
-    def write(**config: object) -> tuple[Path, Known]:
-        arch = tiny_architecture()
-        dense = RandomWeights(arch)
-        folder = write_checkpoint(tmp_path / "checkpoint", arch, dense)
-        tensors: Tensors = {}
-        down = None
-        for name, values in checkpoint_tensors(arch, dense).items():
-            if not name.endswith("proj.weight"):
-                tensors[name] = values
-                continue
-            weight = known(*values.shape, bits=4, group_size=32, seed=len(tensors))
-            base = name.removesuffix(".weight")
-            tensors |= {f"{base}.{part}": values for part, values in awq(weight).items()}
-            if base.endswith("layers.1.mlp.down_proj"):
-                down = weight
-        assert down is not None
-        write_safetensors(folder / "model.safetensors", tensors)
-        body = json.loads((folder / "config.json").read_text()) | config
-        (folder / "config.json").write_text(json.dumps(body))
-        return folder, down
-
-    return write
-
-
 def test_a_quantised_checkpoint_opens_and_its_table_stays_dense(
-    quantised_folder: Callable[..., tuple[Path, Known]],
+    tmp_path: Path,
 ) -> None:
-    folder, down = quantised_folder(quantization_config=awq_config(32))
-    with Checkpoint.open(folder) as checkpoint:
+    down = write_quantised_checkpoint(tmp_path, "awq")["model.layers.1.mlp.down_proj"]
+    with Checkpoint.open(tmp_path) as checkpoint:
         weights = checkpoint.weights()
         found = weights.linear("layers.1.down")
         assert isinstance(found, PackedLinear)
@@ -282,26 +189,26 @@ def test_a_quantised_checkpoint_opens_and_its_table_stays_dense(
 
 
 def test_quantised_tensors_without_a_word_in_the_config_are_refused(
-    quantised_folder: Callable[..., tuple[Path, Known]],
+    tmp_path: Path,
 ) -> None:
-    folder, _ = quantised_folder()
+    write_quantised_checkpoint(tmp_path, "awq", quantization_config=None)
     with pytest.raises(CheckpointError, match="quantization_config: is missing"):
-        Checkpoint.open(folder)
+        Checkpoint.open(tmp_path)
 
 
 def test_a_quantised_weight_of_another_shape_than_the_config_asks_for_is_refused(
-    quantised_folder: Callable[..., tuple[Path, Known]],
+    tmp_path: Path,
 ) -> None:
-    folder, _ = quantised_folder(quantization_config=awq_config(32), intermediate_size=224)
+    write_quantised_checkpoint(tmp_path, "awq", intermediate_size=224)
     with pytest.raises(CheckpointError, match=r"qweight: stands for a weight \(192, 128\)"):
-        Checkpoint.open(folder)
+        Checkpoint.open(tmp_path)
 
 
 def test_a_fused_quantised_tensor_gives_each_role_its_rows_and_its_part_of_the_bias(
-    quantised_folder: Callable[..., tuple[Path, Known]],
+    tmp_path: Path,
 ) -> None:
-    folder, _ = quantised_folder(quantization_config=awq_config(32))
-    with Checkpoint.open(folder) as checkpoint:
+    write_quantised_checkpoint(tmp_path, "awq")
+    with Checkpoint.open(tmp_path) as checkpoint:
         name = "model.layers.0.self_attn.q_proj.weight"
         whole = checkpoint.prequantised[name].read()
         fused = replace(

@@ -3,7 +3,8 @@
 A layer's importance is measured on text, either by how far it turns the stream (`cosine`: one less
 the mean cosine between its input and output; ShortGPT, Men et al. 2024, arXiv:2403.03853), or by
 what skipping it does to the next token (`kl`: mean divergence from the model as it was; layers are
-then dropped one at a time and measured anew). What kind each remaining layer is stays with it.
+then dropped one at a time and measured anew). What kind each remaining layer is stays with it; they
+are numbered anew, and formats and later passes go by the new numbers.
 """
 
 from __future__ import annotations
