@@ -306,3 +306,23 @@ def test_a_number_beyond_any_float_is_refused(folder: Path) -> None:
     edit_config(folder, rms_norm_eps=10**400)
     with pytest.raises(CheckpointError, match="rms_norm_eps"):
         Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "phi3", "mixtral", "qwen3_moe"])
+def test_rows_of_a_weight_are_those_of_the_whole_wherever_it_lies(
+    tmp_path: Path, model_type: str
+) -> None:
+    write_hf_checkpoint(tmp_path / model_type, model_type)
+    with Checkpoint.open(tmp_path / model_type) as checkpoint:
+        weights = checkpoint.weights()
+        for name, role in roles(checkpoint.architecture).items():
+            if not role.is_linear:
+                continue
+            whole, found = weights.linear(name), weights.by_rows(name)
+            assert isinstance(whole, DenseLinear)
+            assert found is not None
+            read, bias = found
+            assert np.array_equal(read(0, whole.outputs), whole.weight), name
+            assert np.array_equal(read(1, 3), whole.weight[1:3]), name
+            assert (bias is None) == (whole.bias is None)
+            assert bias is None or np.array_equal(bias, whole.bias)  # type: ignore[arg-type]
