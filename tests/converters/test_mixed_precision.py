@@ -18,7 +18,7 @@ from tidegate.converters.rtn import quantise
 from tidegate.errors import ConversionError
 from tidegate.model.architecture import Architecture
 from tidegate.model.packed import Array, DenseLinear, Linear
-from tidegate.model.recipe import Format, FormatRule, Recipe
+from tidegate.model.recipe import Format, FormatRule, PassSpec, Recipe
 
 ARCH = tiny_architecture(layers=2)
 ROLES = linear_roles(ARCH)
@@ -129,7 +129,7 @@ def test_bits_are_counted_as_they_are_stored(
 def test_measured_by_layer_the_same_layer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensitivity, "MOST_MEASURED", 0)
     model = Model(arch=ARCH, weights=Sensitive(0))
-    found = sensitivity.measure(model, {role: (Format(),) for role in ROLES}, text(), nothing)
+    found = sensitivity.measure(model, {role: (Format(),) for role in ROLES}, (), text(), nothing)
     cost = {role: one[Format()] for role, one in found.items()}
     assert cost["layers.0.down"] > 3 * cost["layers.1.down"]
     assert all(one >= 0 for one in cost.values())
@@ -157,9 +157,26 @@ def test_the_cost_of_a_weight_is_the_divergence_it_causes() -> None:
     )
     wanted = {role: (Format(),) for role in ROLES}
     found = sensitivity.measure(
-        Model(arch=ARCH, weights=RandomWeights(ARCH)), wanted, text(), nothing
+        Model(arch=ARCH, weights=RandomWeights(ARCH)), wanted, (), text(), nothing
     )
     assert found["layers.1.up"][Format()] == pytest.approx(float(kl.mean()), rel=1e-3)
+
+
+def test_layers_that_are_rounded_with_feedback_cost_less_and_tables_do_not() -> None:
+    model = Model(arch=ARCH, weights=RandomWeights(ARCH))
+    wanted = {role: (Format(),) for role in ROLES}
+    plain, fed = (sensitivity.measure(model, wanted, of, text(), nothing) for of in ((), ROLES))
+    assert fed["embed"] == plain["embed"]
+    layers = [role for role in ROLES if role.startswith("layers.")]
+    assert sum(fed[role][Format()] for role in layers) < 0.8 * sum(
+        plain[role][Format()] for role in layers
+    )
+    gptq = PassSpec(kind="gptq", match=("layers.*",), options={"damping": 0.01})
+    more = [
+        dict(plan(model, replace(recipe(4.8), passes=passes), text(), nothing))["embed"]
+        for passes in ((), (gptq,))
+    ]
+    assert stored_bits((203, 128), more[1]) >= stored_bits((203, 128), more[0])
 
 
 def test_an_impossible_target_is_refused_with_what_is_possible() -> None:

@@ -7,7 +7,7 @@ as its rule says; weights that a rule leaves in float32 stay so and count with 3
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import product
 
@@ -17,7 +17,10 @@ from tidegate.converters.passes.base import CalibrationText, Model, Progress
 from tidegate.converters.sensitivity import measure
 from tidegate.errors import ConversionError
 from tidegate.model.architecture import Architecture
-from tidegate.model.recipe import Format, GroupSize, Precision, Recipe, format_of
+from tidegate.model.recipe import Format, GroupSize, Precision, Recipe, format_of, matches
+
+_FEEDING = ("gptq", "scale_estimation")
+_PACKERS = (*_FEEDING, "clip", "rtn")
 
 _BITS: tuple[Precision, ...] = (4, 8)
 _GROUP_SIZES: tuple[GroupSize, ...] = (32, 64, 128)
@@ -44,7 +47,7 @@ def plan(
     shapes = {role: _pair(found.shape) for role, found in linear_roles(arch).items()}
     rules = {role: format_of(recipe, role) for role in shapes}
     candidates = {role: _candidates(rules[role]) for role in shapes}
-    losses = measure(model, candidates, text, progress)
+    losses = measure(model, candidates, _fed(recipe, shapes), text, progress)
     items = [
         [Choice(bits=stored_bits(shapes[role], one), loss=losses[role][one]) for one in options]
         for role, options in candidates.items()
@@ -82,6 +85,19 @@ def _candidates(rule: Format) -> tuple[Format, ...]:
         replace(rule, bits=bits, group_size=size) for bits, size in product(_BITS, _GROUP_SIZES)
     )
     return tuple(dict.fromkeys((rule, *mixed)))
+
+
+def _fed(recipe: Recipe, roles: Collection[str]) -> set[str]:
+    """The roles that the recipe's first pass to pack them rounds with feedback."""
+    return {role for role in roles if _is_fed(recipe, role)}
+
+
+def _is_fed(recipe: Recipe, role: str) -> bool:
+    for one in recipe.passes:
+        if one.kind in _PACKERS and matches(role, one.match):
+            feeds = one.options.get("rounding", "feedback") == "feedback"
+            return one.kind in _FEEDING and feeds
+    return False
 
 
 def _pair(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -2,11 +2,14 @@
 
 Measured end to end: a few calibration sequences go through the model with that weight alone
 rounded to 4 bits in groups of 64, and what counts is the mean KL divergence of the final logits
-from the float model's. In other formats a weight costs in proportion to the squared error of its
-values, weighted by the mean square of their inputs: the divergence of small errors is quadratic.
+from the float model's. A weight that the recipe rounds with feedback is rounded so here too: it
+loses far less, while a table that is looked up cannot gain. In other formats a weight costs in
+proportion to the squared error of its values rounded to nearest, weighted by the mean square of
+their inputs: the divergence of small errors is quadratic.
 
-Above `MOST_MEASURED` weights a run for each would take hours. There a whole layer is rounded at
-once, and its divergence shared out by the relative error of each weight's outputs.
+Above `MOST_MEASURED` weights a run for each would take hours. There a whole layer is rounded to
+nearest at once, and its divergence shared out by the relative error of each weight's outputs; a
+weight that will be rounded with feedback counts `FEEDBACK_GAIN` times less.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch
 
 from tidegate.converters.blocks import block_of, layer_of
 from tidegate.converters.passes.base import CalibrationText, Model, Progress
+from tidegate.converters.passes.gptq import quantise_with_gram
 from tidegate.converters.rtn import quantise
 from tidegate.converters.sequences import (
     HeldLayer,
@@ -37,20 +41,34 @@ from tidegate.model.walk import Weights
 MOST_MEASURED = 200_000_000
 """Weights of a model whose layers are measured one by one: 150 runs of about a second."""
 
+FEEDBACK_GAIN = 4.0
+"""By how much feedback lowers the divergence: 3.5 and more at 4 bits, groups of 128, on both
+checkpoints of examples/assistant (benchmarks/converters/quantisers.py)."""
+
 _TOKENS, _TOKENS_OF_LARGE = 2048, 512
 """Of calibration text: enough to rank weights, whose costs differ by factors, not by percents."""
 
 _BATCH_TOKENS = 1024
+_DAMPING = 0.01
 _PROBE = Format(bits=4, group_size=64)
 
 
 def measure(
     model: Model,
     formats: Mapping[str, Collection[Format]],
+    fed: Collection[str],
     text: CalibrationText,
     progress: Progress,
 ) -> dict[str, dict[Format, float]]:
-    """The divergence, in nats a token, that each role costs in each of the formats."""
+    """The divergence, in nats a token, that each role costs in each of the formats.
+
+    Args:
+        model: a decoder, in float32.
+        formats: what each role may be stored in.
+        fed: the roles that will be rounded with feedback (`tidegate.converters.feedback`).
+        text: the first of its tokens are used.
+        progress: told of every run.
+    """
     arch = model.arch
     assert isinstance(arch, Architecture)
     small = arch.parameters <= MOST_MEASURED
@@ -64,12 +82,16 @@ def measure(
         progress("mixed precision: what each weight costs", done, len(units))
         errors = {role: _errors(weights.linear(role), role, formats, reference) for role in unit}
         probes = {role: _probe(weights.linear(role), formats[role]) for role in unit}
+        gain = {role: FEEDBACK_GAIN if role in fed else 1.0 for role in unit}
+        if small and unit[0] in fed:
+            probes |= {role: reference.fed_probe(weights, role, formats[role]) for role in unit}
+            gain = dict.fromkeys(unit, 1.0)
         divergence = reference.divergence(_Overlay(base=weights, linears=probes))
         shares = _shares(errors)
         for role, error in errors.items():
             for one in formats[role]:
                 ratio = error.of[one] / error.probe if error.probe else 0.0
-                found[role][one] = divergence * shares[role] * ratio
+                found[role][one] = divergence * shares[role] * ratio / gain[role]
     progress("mixed precision: what each weight costs", len(units), len(units))
     return found
 
@@ -137,6 +159,22 @@ class _Reference:
             expected=expected,
         )
 
+    def fed_probe(self, weights: Weights, role: str, formats: Collection[Format]) -> Linear:
+        """The layer of a role rounded with feedback; to nearest if no token reached it."""
+        index = layer_of(block_of(role))
+        linear = weights.linear(role)
+        if index is None or not isinstance(linear, DenseLinear):
+            return _probe(linear, formats)
+        held, gram = HeldLayer(self.arch, weights, index), torch.zeros(linear.inputs, linear.inputs)
+
+        def see(seen: Linear, x: torch.Tensor) -> None:
+            if seen is held.linears[role]:
+                gram.addmm_(x.T, x)
+
+        through(self.arch, held, index, self.batches, self.streams[index], see)
+        wanted = _probe_format(formats)
+        return quantise_with_gram(linear, wanted, gram, _DAMPING) or _probe(linear, formats)
+
     def divergence(self, weights: _Overlay) -> float:
         """Mean KL divergence with some weights replaced; runs from the first of them on."""
         blocks = [block_of(role) for role in weights.linears]
@@ -201,7 +239,11 @@ def _weighted_square(values: Array, importance: Array) -> float:
 
 
 def _probe(linear: Linear, formats: Collection[Format]) -> Linear:
-    return _round(linear, replace(_PROBE, symmetric=next(iter(formats)).symmetric))
+    return _round(linear, _probe_format(formats))
+
+
+def _probe_format(formats: Collection[Format]) -> Format:
+    return replace(_PROBE, symmetric=next(iter(formats)).symmetric)
 
 
 def _round(linear: Linear, wanted: Format) -> Linear:
