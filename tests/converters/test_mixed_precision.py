@@ -86,7 +86,8 @@ def test_the_budget_is_met_and_used(target_bpw: float, symmetric: bool) -> None:
     formats = dict(plan(model, recipe(target_bpw, rule), text(), nothing))
     assert set(formats) == set(ROLES)
     assert target_bpw - 0.3 < bits_per_weight(formats) <= target_bpw
-    assert all(one.symmetric == symmetric for one in formats.values())
+    kinds = {one.symmetric for one in formats.values()}
+    assert kinds == {True} if symmetric else False in kinds
 
 
 def test_a_weight_that_is_hard_to_round_gets_8_bits() -> None:
@@ -181,7 +182,7 @@ def test_layers_that_are_rounded_with_feedback_cost_less_and_tables_do_not() -> 
 
 def test_an_impossible_target_is_refused_with_what_is_possible() -> None:
     model = Model(arch=ARCH, weights=RandomWeights(ARCH))
-    with pytest.raises(ConversionError, match=r"target_bpw = 4\.01: must be at least 4\.2"):
+    with pytest.raises(ConversionError, match=r"target_bpw = 4\.01: must be at least 4\.1"):
         plan(model, recipe(4.01), text(), nothing)
 
 

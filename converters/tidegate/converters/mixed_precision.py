@@ -1,14 +1,14 @@
 """Mixed precision: bits and group size of every weight, so that a budget costs the least quality.
 
 What a weight costs is measured (`tidegate.converters.sensitivity`); formats are then chosen by
-`tidegate.converters.allocation`. A weight may get 4 or 8 bits in groups of 32, 64 or 128, or stay
-as its rule says; weights that a rule leaves in float32 stay so and count with 32 bits.
+`tidegate.converters.allocation`. A weight may get 4 or 8 bits in groups of 32, 64 or 128, with
+zero-points or without unless its rule says symmetric, or stay as its rule says; weights that a rule
+leaves in float32 stay so and count with 32 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from itertools import product
 
 from tidegate.converters.allocation import Choice, allocate
@@ -82,7 +82,8 @@ def _candidates(rule: Format) -> tuple[Format, ...]:
     if rule.bits == 32:
         return (rule,)
     mixed = (
-        replace(rule, bits=bits, group_size=size) for bits, size in product(_BITS, _GROUP_SIZES)
+        Format(bits=bits, group_size=size, symmetric=symmetric)
+        for bits, size, symmetric in product(_BITS, _GROUP_SIZES, (rule.symmetric, True))
     )
     return tuple(dict.fromkeys((rule, *mixed)))
 

@@ -45,9 +45,9 @@ class Options:
 
     steps: int = 100
     batch_tokens: int = 2048
-    place_rate: float = 0.01
+    place_rate: float = 0.03
     """Adam's learning rate of an integer's place, in steps of its grid."""
-    scale_rate: float = 0.0005
+    scale_rate: float = 0.001
     """And of the logarithm of scales and norms."""
     seed: int = 0
     """Of the order of the sequences."""
