@@ -37,7 +37,7 @@ def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "recipe fast" in done.stdout
-    assert "recipe balanced: awq, clip" in done.stdout
+    assert "recipe balanced: gptq" in done.stdout
 
 
 def test_every_pass_and_every_recipe_has_its_line() -> None:

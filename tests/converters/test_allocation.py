@@ -56,6 +56,14 @@ def test_a_trade_is_found_where_the_steepest_step_is_not_the_best() -> None:
     assert allocate([steep, wide], 10) == [0, 1]
 
 
+def test_a_large_item_is_not_crowded_out_by_many_small_ones() -> None:
+    small = [Choice(bits=0, loss=1.0), Choice(bits=10, loss=0.9)]
+    table = [Choice(bits=0, loss=100.0), Choice(bits=100_000, loss=0.0)]
+    items = [*[small] * 50, table]
+    assert allocate(items, 100_100)[-1] == 1
+    assert sum(allocate(items, 100_100)) == 11, "and the rest of the budget is used"
+
+
 def lower_bound(items: Items, budget_bits: int) -> float:
     """No combination that fits loses less: the Lagrangian dual, at the best of many prices."""
     bounds = []

@@ -1,12 +1,14 @@
 """Allocation: one option for every item, so that a budget of bits costs the least loss.
 
-A multiple-choice knapsack. From the cheapest options on, the upgrade with the greatest fall of loss
-per bit is taken while one fits; then single changes and pairs of changes that fit together and
-lower the loss are made until there is none.
+A multiple-choice knapsack, solved by dynamic programming over a budget cut into steps: taking the
+greatest fall of loss per bit instead can miss an item that is large beside the budget, such as a
+table, for small ones that fill it. What the steps leave over is used up by single changes and pairs
+of changes that lower the loss, until none fits.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.float64]
+
+
+_STEPS, _STEPS_PER_ITEM = 8192, 8
+"""Of the budget beyond the cheapest options; rounding up costs half a step an item on average."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,14 +36,12 @@ def allocate(items: Sequence[Sequence[Choice]], budget_bits: int) -> list[int]:
     Raises:
         ValueError: the cheapest options together are over the budget.
     """
-    chosen = [_cheapest(options) for options in items]
+    cheapest = [_cheapest(options) for options in items]
+    least = sum(options[n].bits for options, n in zip(items, cheapest, strict=True))
+    if least > budget_bits:
+        raise ValueError(f"{budget_bits} bits: the least that is possible is {least}")
+    chosen = _by_steps(items, cheapest, budget_bits - least)
     room = budget_bits - sum(options[n].bits for options, n in zip(items, chosen, strict=True))
-    if room < 0:
-        raise ValueError(f"{budget_bits} bits: the least that is possible is {budget_bits - room}")
-    while (upgrade := _best_upgrade(items, chosen, room)) is not None:
-        item, option = upgrade
-        room -= items[item][option].bits - items[item][chosen[item]].bits
-        chosen[item] = option
     while (changes := _best_changes(items, chosen, room)) is not None:
         for item, option in changes:
             room -= items[item][option].bits - items[item][chosen[item]].bits
@@ -50,17 +54,30 @@ def _cheapest(options: Sequence[Choice]) -> int:
     return min(range(len(options)), key=lambda n: (options[n].bits, options[n].loss))
 
 
-def _best_upgrade(
-    items: Sequence[Sequence[Choice]], chosen: Sequence[int], room: int
-) -> tuple[int, int] | None:
-    """The (item, option) of the greatest fall of loss per bit that fits."""
-    best, steepest = None, 0.0
-    for item, (options, now) in enumerate(zip(items, chosen, strict=True)):
+def _by_steps(items: Sequence[Sequence[Choice]], cheapest: Sequence[int], room: int) -> list[int]:
+    """The best choice when what options take beyond the cheapest is rounded up to whole steps."""
+    steps = max(_STEPS, _STEPS_PER_ITEM * len(items))
+    step_bits = max(room / steps, 1.0)
+    most = int(room / step_bits)
+    losses = np.zeros(most + 1)  # the least of the items so far within each number of steps
+    taken = []
+    for options, least in zip(items, cheapest, strict=True):
+        best, choice = losses + options[least].loss, np.full(most + 1, least, np.int16)
         for number, option in enumerate(options):
-            more, less = option.bits - options[now].bits, options[now].loss - option.loss
-            if 0 <= more <= room and less > 0 and less / max(more, 1) > steepest:
-                best, steepest = (item, number), less / max(more, 1)
-    return best
+            more = math.ceil((option.bits - options[least].bits) / step_bits)
+            if more > most or number == least:
+                continue
+            tried = losses[: most + 1 - more] + option.loss
+            better = tried < best[more:]
+            best[more:][better], choice[more:][better] = tried[better], number
+        losses = best
+        taken.append(choice)
+    chosen, left = [], most
+    for options, least, choice in zip(items[::-1], cheapest[::-1], taken[::-1], strict=True):
+        number = int(choice[left])
+        left -= math.ceil((options[number].bits - options[least].bits) / step_bits)
+        chosen.append(number)
+    return chosen[::-1]
 
 
 def _best_changes(
