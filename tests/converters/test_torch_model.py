@@ -11,6 +11,7 @@ from smallermodels import MemoryWeights, every_logit, packed, random_text
 from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.converters.torch_model import TorchModel
+from tidegate.converters.training import next_token_loss
 from tidegate.model.architecture import Architecture, Experts, LayerKind
 from tidegate.model.packed import DenseLinear, PackedLinear, dense_weight
 from tidegate.model.recipe import Format
@@ -143,3 +144,15 @@ def test_what_it_was_made_from_never_changes_and_what_is_not_trained_comes_back(
     assert trained.vector("final_norm") is weights.vector("final_norm")
     norm = trained.vector("layers.0.mlp_norm")
     np.testing.assert_allclose(norm, weights.vector("layers.0.mlp_norm") + 1, rtol=1e-6)
+
+
+def test_everything_is_computed_on_the_device_it_is_given() -> None:
+    # The meta device computes nothing, and refuses to meet a tensor that lies elsewhere.
+    arch = replace(RICH, kinds=(RICH.kinds[0], LayerKind(rope=None)))
+    sequences = random_text(arch).sequences
+    device = torch.device("meta")
+    model = TorchModel(arch, RandomWeights(arch), trains=everything, device=device)
+    said = model(sequences)
+    assert {tensor.device for tensor in (said.logits, *said.hidden)} == {device}
+    torch.autograd.backward(next_token_loss(said.logits, sequences))
+    assert all(one.grad is not None and one.grad.device == device for one in model.parameters())
