@@ -163,6 +163,22 @@ def test_roles_of_a_fused_layer_get_their_rows_of_b(checkpoint: Path, tmp_path: 
     np.testing.assert_allclose(stacked, whole.weight, rtol=1e-5, atol=1e-5)
 
 
+def test_what_the_adapter_leaves_alone_is_still_read_by_rows(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter", matrices())
+    with Checkpoint.open(checkpoint) as opened, Lora.open(adapter) as lora:
+        merged = lora.merged(opened.weights(), opened.sources)
+        table = merged.linear("embed")
+        found = merged.by_rows("embed")
+        assert found is not None
+        assert isinstance(table, DenseLinear)
+        assert np.array_equal(found[0](3, 9), table.weight[3:9])
+        assert merged.by_rows("layers.0.q") is None
+        memory = lora.merged(RandomWeights(tiny_architecture()), opened.sources)
+        assert memory.by_rows("embed") is None
+
+
 def test_a_weight_that_the_adapter_brings_takes_the_place_of_the_checkpoints(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,8 @@ from typing import Self, TypeVar
 
 import numpy as np
 
+from tidegate.converters.packing import RowWeights
+from tidegate.converters.rtn import Rows
 from tidegate.errors import CheckpointError, ConversionError
 from tidegate.model.checkpoint import read_json_object
 from tidegate.model.config import Config, flag, positive_float, positive_int
@@ -248,6 +250,12 @@ class MergedWeights:
     def vector(self, role: str) -> Array:
         """See `tidegate.model.walk.Weights`."""
         return self._weights.vector(role)
+
+    def by_rows(self, role: str) -> tuple[Rows, Array | None] | None:
+        """As the weights below have it; a layer that the adapter changes is read whole."""
+        if role in self._deltas or not isinstance(self._weights, RowWeights):
+            return None
+        return self._weights.by_rows(role)
 
 
 def _patterns(config: Config, key: str) -> Iterator[tuple[str, Config]]:

@@ -7,15 +7,23 @@ costs little more memory than its packed form.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from tidegate.converters.linear_file import PackedForm, both, plan_dense, plan_of, plan_packed
 from tidegate.converters.rtn import Rows, quantise_rows
 from tidegate.converters.store import Pending
 from tidegate.errors import ConversionError
-from tidegate.model.checkpoint import CheckpointWeights
 from tidegate.model.packed import Array, DenseLinear, Linear, LowRankLinear
 from tidegate.model.recipe import Format
 from tidegate.model.walk import Weights
+
+
+@runtime_checkable
+class RowWeights(Protocol):
+    """`Weights` that can be read a few rows at a time, as those of a checkpoint."""
+
+    def by_rows(self, role: str) -> tuple[Rows, Array | None] | None:
+        """See `tidegate.model.checkpoint.CheckpointWeights.by_rows`."""
 
 
 def pack(role: str, linear: Linear, wanted: Format, *, clip: bool = False) -> Pending:
@@ -45,7 +53,7 @@ def pack_from(
     weights: Weights, role: str, shape: tuple[int, ...], wanted: Format, *, clip: bool = False
 ) -> Pending:
     """Store the weight [out, in] of a role that no pass touches; it is read when it is made."""
-    source = weights.by_rows(role) if isinstance(weights, CheckpointWeights) else None
+    source = weights.by_rows(role) if isinstance(weights, RowWeights) else None
     if source is None:
         return pack(role, weights.linear(role), wanted, clip=clip)
     read, bias = source
