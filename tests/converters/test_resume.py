@@ -96,11 +96,14 @@ def test_a_conversion_that_is_killed_again_and_again_ends_in_the_same_bytes(
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.1))
         process.send_signal(stop)
-        process.communicate(timeout=60)
+        told = process.communicate(timeout=60)[1]
         stopped += process.returncode != 0
         if out.exists():
             Bundle.open(out)  # a bundle that is there is whole
             break
+        if stop is signal.SIGTERM:
+            assert "tidegate: interrupted: what is finished is kept" in told
+            assert "Traceback" not in told
     assert stopped
     run(command(checkpoint, out, "--recipe", recipe))
     found, expected = files_of(out), files_of(whole)

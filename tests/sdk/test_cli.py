@@ -138,6 +138,47 @@ def outgrow_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
+def change_config(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+def ask_for_another_width(folder: Path) -> None:
+    change_config(folder, intermediate_size=224)
+
+
+def ask_for_an_unknown_rotation(folder: Path) -> None:
+    change_config(folder, rope_scaling={"rope_type": "spiral", "factor": 2.0})
+
+
+def weights_of(folder: Path) -> tuple[Path, bytearray, int]:
+    """The file with weights, its bytes, and where its header ends."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    return path, data, 8 + int.from_bytes(data[:8], "little")
+
+
+def hold_nothing_finite(folder: Path) -> None:
+    path, data, header = weights_of(folder)
+    data[header:] = b"\xff" * (len(data) - header)  # NaN in any of the float types
+    path.write_bytes(data)
+
+
+def hold_whole_numbers(folder: Path) -> None:
+    path, data, header = weights_of(folder)
+    told = bytes(data[8:header])
+    for kind, same_size in ((b'"BF16"', b' "I16"'), (b'"F16"', b'"I16"'), (b'"F32"', b'"I32"')):
+        told = told.replace(kind, same_size)
+    data[8:header] = told
+    path.write_bytes(data)
+
+
+def lose_a_shard(folder: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def remove_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
@@ -153,6 +194,11 @@ def remove_config(folder: Path) -> None:
         (remove_tokenizer, "tokenizer.json"),
         (damage_tokenizer, "tokenizer.json: is not JSON"),
         (outgrow_tokenizer, "tokenizer.json: token id 9999"),
+        (ask_for_another_width, "_proj.weight: shape"),
+        (ask_for_an_unknown_rotation, "rope_type = 'spiral': must be one of"),
+        (hold_nothing_finite, "holds numbers that are not finite"),
+        (hold_whole_numbers, ".weight: dtype 'I"),
+        (lose_a_shard, "model-00001-of-00002.safetensors: cannot be read"),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_nothing_is_written(
@@ -165,7 +211,8 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_written(
     damaged = copy(checkpoint, tmp_path / "in" / "model")
     damage(damaged)
     (tmp_path / "out").mkdir()
-    assert named in failing("convert", damaged, "--out", tmp_path / "out" / "bundle")
+    out = tmp_path / "out" / "bundle"
+    assert named in failing("convert", damaged, "--out", out, "--quiet")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -191,6 +238,10 @@ def test_what_is_no_checkpoint_folder_is_named(failing: Failing, tmp_path: Path)
         ("--target-bpw", "2", "target-bpw = 2.0: must be bits per weight above 4"),
         ("--text", "notes.txt", "text = 'notes.txt': must be left out: no pass of recipe 'rtn'"),
         ("--context", "257", "must be from 1 to the model's 256"),
+        ("--measure", "notes.txt", "measure = 'notes.txt': must be left out without --compare"),
+        ("--plot", "page.html", "plot = 'page.html': must be left out without --compare"),
+        ("--compare", "fast,tiny", "compare = 'fast,tiny': must be given with --measure"),
+        ("--lora", "nowhere", "nowhere: is not a folder with an adapter"),
     ],
 )
 def test_a_wrong_setting_of_a_conversion_is_named(
@@ -482,10 +533,15 @@ def test_a_signed_and_packed_bundle_is_installed_only_where_its_key_is_trusted(
     assert main(["bundle", "pack", str(own), str(archive), "--quiet"]) == 0
     trusting = ["--trust", f"{maker}.pub"]
     assert main(["bundle", "unpack", str(archive), str(tmp_path / "in"), "--quiet", *trusting]) == 0
-    assert main(["inspect", str(tmp_path / "in"), *trusting]) == 0
     capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "in"), *trusting]) == 0
+    assert f"signed by   {Path(f'{maker}.pub').read_text().strip()}" in capsys.readouterr().out
+    assert main(["inspect", str(bundle)]) == 0
+    assert "signed by   nobody" in capsys.readouterr().out
     other = ["--trust", f"{tmp_path / 'other'}.pub"]
     told = failing("bundle", "unpack", archive, tmp_path / "x", "--quiet", *other)
     assert "not trusted" in told
     assert "signature: is missing" in failing("inspect", bundle, *trusting)
     assert "key file" in failing("keys", "signing", maker)
+    nowhere = tmp_path / "nowhere" / "b.tar.zst"
+    assert "in a folder that exists" in failing("bundle", "pack", own, nowhere)

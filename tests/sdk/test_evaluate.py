@@ -9,7 +9,10 @@ import pytest
 from encodercheckpoints import write_encoder
 from wordmodel import write_word_checkpoint
 
+from tidegate.cli.comparing import plans_of
 from tidegate.cli.main import main
+from tidegate.converters.convert import ConversionPlan
+from tidegate.converters.recipe_file import load_recipe
 from tidegate.model.bundle import Bundle
 from tidegate.model.quality import Quality
 
@@ -74,6 +77,14 @@ def test_a_recorded_result_is_in_the_manifest_and_voids_the_signature(
     assert manifest.signature is None
     assert isinstance(manifest.quality, Quality)
     assert manifest.quality.kl_mean == found["kl_mean"]
+    assert found["weight_bytes"] == manifest.memory.weight_bytes
+    assert isinstance(found["bits_per_weight"], float)
+    assert 4 < found["bits_per_weight"] < 10
+    capsys.readouterr()
+    assert main(["inspect", str(bundle)]) == 0
+    shown = capsys.readouterr().out
+    assert f"mean KL divergence {manifest.quality.kl_mean:.5f}" in shown
+    assert "signed by   nobody" in shown
     assert sum(one.share for one in manifest.quality.confidence) == pytest.approx(1)
 
 
@@ -88,6 +99,25 @@ def test_plain_text_is_measured_without_tasks_and_a_page_shows_the_layers(
     assert found["exact_match"] is None
     assert found["positions"] == 40
     assert "Error per layer" in plot.read_text()
+    assert "<script src" not in plot.read_text()
+    errors = found["layer_errors"]
+    assert isinstance(errors, dict)
+    assert errors
+    assert all(0 < error < 1 for error in errors.values())
+
+
+@pytest.mark.parametrize(
+    ("plot", "allowed"),
+    [("page.png", "ends in .html"), ("nowhere/page.html", "in a folder that exists")],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path, plot: str, allowed: str
+) -> None:
+    wanted = ["--reference", "nowhere", "--text", "nowhere", "--plot", str(tmp_path / plot)]
+    assert main(["evaluate", str(bundle), *wanted]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert allowed in told.err
 
 
 @pytest.mark.parametrize(
@@ -138,8 +168,21 @@ def test_comparing_without_a_text_or_twice_the_same_is_refused(
     base = ["convert", str(checkpoint), "--out", str(tmp_path / "tried"), "--quiet"]
     assert main([*base, "--compare", "fast"]) == 1
     assert "measure" in capsys.readouterr().err
+    measured = ["--compare", "fast", "--measure", str(tasks)]
+    assert main([*base, *measured, "--target-bpw", "5"]) == 1
+    assert "target-bpw = 5.0: must be left out with --compare" in capsys.readouterr().err
+    assert main([*base, *measured, "--text", str(tasks)]) == 1
+    assert "none of the recipes looks at data" in capsys.readouterr().err
     assert main([*base, "--compare", "fast,fast", "--measure", str(tasks)]) == 1
     assert "different names" in capsys.readouterr().err
+
+
+def test_calibration_text_goes_to_the_compared_recipes_that_look_at_one(tmp_path: Path) -> None:
+    plan = ConversionPlan(
+        model_id="x", targets=("onnx",), recipe=load_recipe("fast"), text=tmp_path / "notes.txt"
+    )
+    plans = plans_of("fast,balanced", plan)
+    assert {name: one.text for name, one in plans.items()} == {"fast": None, "balanced": plan.text}
 
 
 def test_an_encoder_is_measured_by_the_angle_of_its_embeddings(

@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what the subcommand says."""
     from tidegate.cli.progress import progress_bars
+    from tidegate.errors import ConfigError
     from tidegate.model.archive import pack, unpack
     from tidegate.model.bundle import Bundle, replace_manifest
     from tidegate.model.signature import SigningKey
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         replace_manifest(bundle, key.sign(bundle.manifest))
         print(f"{args.bundle}: signed by {key.public}", file=sys.stderr)
         return 0
+    if args.kind == "pack" and not args.archive.parent.is_dir():
+        raise ConfigError("archive", str(args.archive), "a file in a folder that exists")
     with progress_bars(quiet=args.quiet) as report:
         if args.kind == "pack":
             pack(Bundle.open(args.bundle), args.archive, report)

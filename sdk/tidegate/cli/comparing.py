@@ -76,7 +76,11 @@ def _candidate(name: str, bundle: Bundle, quality: Quality, *, best: bool) -> Ca
 
 
 def plans_of(names: str, plan: ConversionPlan) -> dict[str, ConversionPlan]:
-    """One plan for each recipe in `names`, a list with commas of names and TOML files."""
+    """One plan for each recipe in `names`, a list with commas of names and TOML files.
+
+    The calibration text goes to those that look at one, of which there must be some.
+    """
+    from tidegate.converters.pipeline import looks_at_data
     from tidegate.converters.recipe_file import load_recipe
 
     plans: dict[str, ConversionPlan] = {}
@@ -84,9 +88,12 @@ def plans_of(names: str, plan: ConversionPlan) -> dict[str, ConversionPlan]:
         recipe = load_recipe(word)
         if recipe.name in plans:
             raise ConfigError("compare", word, "recipes of different names")
-        plans[recipe.name] = replace(plan, recipe=recipe)
+        text = plan.text if looks_at_data(recipe) else None
+        plans[recipe.name] = replace(plan, recipe=recipe, text=text)
     if not plans:
         raise ConfigError("compare", names, "names of recipes or TOML files, with commas between")
+    if plan.text is not None and all(one.text is None for one in plans.values()):
+        raise ConfigError("text", str(plan.text), "left out: none of the recipes looks at data")
     return plans
 
 
@@ -94,11 +101,16 @@ def print_comparison(
     candidates: Sequence[Candidate], *, title: str, plot: Path | None, as_json: bool
 ) -> None:
     """The Pareto table on stdout, and as a page if a file is given."""
-    if plot is not None:
-        plot.write_text(page(title, candidates=candidates), encoding="utf-8")
     if as_json:
         print(json.dumps([asdict(one) for one in candidates], indent=2))
-        return
+    else:
+        _print_table(candidates)
+    if plot is not None:
+        plot.write_text(page(title, candidates=candidates), encoding="utf-8")
+        print(f"{plot}: written", file=sys.stderr)
+
+
+def _print_table(candidates: Sequence[Candidate]) -> None:
     width = max(len(one.name) for one in candidates) + 2
     sys.stdout.write(
         f"{'':{width}}{'MB':>8}{'bits':>7}{'mean KL':>10}{'99 % KL':>9}{'agree':>8}"

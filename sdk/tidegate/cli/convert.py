@@ -23,6 +23,7 @@ from tidegate.errors import ConfigError
 from tidegate.model.bundle import Bundle
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.manifest import TARGETS, Target
+from tidegate.model.quality import EmbeddingQuality, Quality
 from tidegate.model.registry import AnyArchitecture
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from tidegate.converters.convert import ConversionPlan, convert
     from tidegate.converters.hub import find_checkpoint, model_name
 
+    _check_flags(args)
     targets, recipe = parse_targets(args.target), _recipe(args)
     checkpoint = find_checkpoint(args.checkpoint)
     plan = ConversionPlan(
@@ -94,10 +96,15 @@ def run(args: argparse.Namespace) -> int:
         lora=args.lora,
         restart=args.restart,
     )
-    if args.compare is not None:
-        return _compare(args, checkpoint, plan)
-    with progress_bars(quiet=args.quiet or args.json) as report:
-        made = convert(checkpoint, args.out, plan, report)
+    try:
+        if args.compare is not None:
+            return _compare(args, checkpoint, plan)
+        with progress_bars(quiet=args.quiet or args.json) as report:
+            made = convert(checkpoint, args.out, plan, report)
+    except KeyboardInterrupt:
+        again = "what is finished is kept, and the same command goes on from there"
+        print(f"tidegate: interrupted: {again}", file=sys.stderr)
+        raise
     if args.json:
         notes = {"notes": dict(made.notes)} if made.notes else {}
         print(json.dumps(summary(made) | notes, indent=2))
@@ -107,13 +114,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuse flags that would have no effect beside, or without, `--compare`."""
+    from tidegate.cli.plots import check_plot
+
+    if args.compare is None:
+        for flag, value in {"measure": args.measure, "plot": args.plot}.items():
+            if value is not None:
+                raise ConfigError(flag, str(value), "left out without --compare")
+        return
+    if args.measure is None:
+        raise ConfigError("compare", args.compare, "given with --measure, the text to compare on")
+    flags = {
+        "recipe": args.recipe,
+        "bits": args.bits,
+        "group-size": args.group_size,
+        "symmetric": args.symmetric,
+        "target-bpw": args.target_bpw,
+    }
+    for flag, value in flags.items():
+        if value not in (None, False):
+            raise ConfigError(flag, value, "left out with --compare, whose recipes say it")
+    check_plot(args.plot)
+
+
 def _compare(args: argparse.Namespace, checkpoint: Path, plan: ConversionPlan) -> int:
     """Convert by several recipes and print the table."""
     from tidegate.cli.comparing import compare, plans_of, print_comparison
     from tidegate.cli.progress import progress_bars
 
-    if args.measure is None:
-        raise ConfigError("measure", None, "a text file: --compare measures on it")
     plans = plans_of(args.compare, plan)
     with progress_bars(quiet=args.quiet or args.json) as report:
         candidates = compare(checkpoint, args.out, plans, args.measure, report)
@@ -194,6 +223,9 @@ def summary(bundle: Bundle) -> dict[str, object]:
             for target in manifest.targets
         },
         "toolchain": dict(manifest.toolchain),
+        "calibration": None if manifest.calibration is None else asdict(manifest.calibration),
+        "quality": None if manifest.quality is None else asdict(manifest.quality),
+        "signed_by": None if manifest.signature is None else manifest.signature.public_key,
         "files": {name: entry.size_bytes for name, entry in sorted(manifest.files.items())},
     }
 
@@ -220,13 +252,16 @@ def print_summary(bundle: Bundle) -> None:
     facts = summary(bundle)
     manifest = bundle.manifest
     passes = ", ".join(one.kind for one in manifest.recipe.passes) or "round to nearest"
+    signature = manifest.signature
     lines = {
         "model": f"{manifest.model_id}, version {manifest.version} ({facts['model_type']})",
         "parameters": f"{manifest.architecture.parameters:,}",
         "context": f"{manifest.context_tokens} tokens",
         "weights": f"recipe {manifest.recipe.name}: {passes};"
         f" {facts['bits_per_weight']} bits per weight in all",
+        "text": _calibration(bundle),
         "makes": _made_of_a_text(manifest.architecture),
+        "quality": _quality(bundle),
         "memory": f"{manifest.memory.weight_bytes / 1e6:.2f} MB of weights,"
         f" {manifest.memory.kv_values_per_token} B of KV per token at 8 bits",
         "targets": ", ".join(
@@ -234,7 +269,29 @@ def print_summary(bundle: Bundle) -> None:
         ),
         "verified": f"{len(manifest.files)} files,"
         f" {sum(entry.size_bytes for entry in manifest.files.values()) / 1e6:.2f} MB",
+        "signed by": "nobody" if signature is None else signature.public_key,
     }
     sys.stdout.write(f"{bundle.folder}\n")
     for name, value in lines.items():
-        sys.stdout.write(f"  {name:<11} {value}\n")
+        if value:
+            sys.stdout.write(f"  {name:<11} {value}\n")
+
+
+def _calibration(bundle: Bundle) -> str:
+    """The text that passes looked at; nothing when none did."""
+    text = bundle.manifest.calibration
+    return "" if text is None else f"{text.tokens:,} tokens of {text.text}, for calibration"
+
+
+def _quality(bundle: Bundle) -> str:
+    """The short of what an evaluation has recorded."""
+    match bundle.manifest.quality:
+        case None:
+            return "not measured; see tidegate evaluate --record"
+        case Quality() as found:
+            return (
+                f"mean KL divergence {found.kl_mean:.5f}, agreement {found.agreement:.2%},"
+                f" on {found.text}"
+            )
+        case EmbeddingQuality() as found:
+            return f"cosine {found.cosine_mean:.5f}, least {found.cosine_min:.5f}, on {found.text}"

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tidegate.cli.evaluating import EvaluationSettings
+    from tidegate.converters.evaluation.page import LayerError
     from tidegate.converters.passes.base import Progress
     from tidegate.model.bundle import Bundle
     from tidegate.model.checkpoint import Checkpoint
@@ -52,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and record if asked to."""
     from tidegate.cli.evaluating import EvaluationSettings
+    from tidegate.cli.plots import check_plot
     from tidegate.cli.progress import progress_bars
     from tidegate.errors import ConfigError
     from tidegate.model.bundle import Bundle, replace_manifest
@@ -59,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tokens < 2:
         raise ConfigError("tokens", args.tokens, "at least 2")
+    check_plot(args.plot)
     bundle = Bundle.open(args.bundle)
     settings = EvaluationSettings(executor=args.executor, exact=args.exact, tokens=args.tokens)
     with (
@@ -66,18 +71,30 @@ def run(args: argparse.Namespace) -> int:
         progress_bars(quiet=args.quiet or args.json) as report,
     ):
         quality = _measure(bundle, checkpoint, args.text, settings, report)
-    if args.plot is not None:
-        write_page(args, quality)
     if args.record:
         was_signed = bundle.manifest.signature is not None
         replace_manifest(bundle, replace(bundle.manifest, quality=quality, signature=None))
         if was_signed:
             print("the bundle's signature is void: sign it again", file=sys.stderr)
+    size = {"weight_bytes": bundle.manifest.memory.weight_bytes, "bits_per_weight": _bits(bundle)}
+    layers = _layer_errors(args, bundle) if args.plot is not None else []
     if args.json:
-        print(json.dumps(asdict(quality), indent=2))
+        errors = {"layer_errors": {one.layer: one.error for one in layers}} if layers else {}
+        print(json.dumps(asdict(quality) | size | errors, indent=2))
     else:
+        print(
+            f"{'size':<14} {size['weight_bytes'] / 1e6:.2f} MB of weights,"
+            f" {size['bits_per_weight']:.3f} bits per weight in all"
+        )
         print_quality(quality)
+    if args.plot is not None:
+        _write_page(args.plot, bundle, quality, layers)
     return 0
+
+
+def _bits(bundle: Bundle) -> float:
+    manifest = bundle.manifest
+    return round(manifest.memory.weight_bytes * 8 / manifest.architecture.parameters, 3)
 
 
 def _measure(
@@ -99,37 +116,45 @@ def _measure(
     return evaluate(bundle, checkpoint, text, settings, report)
 
 
-def write_page(args: argparse.Namespace, quality: Quality | EmbeddingQuality) -> None:
-    """The page with the pictures; layers are looked at through the ONNX graph."""
+def _layer_errors(args: argparse.Namespace, bundle: Bundle) -> list[LayerError]:
+    """How far each layer is off, through the ONNX graph; nothing where there is none."""
     from tidegate.cli.evaluating import EvaluationSettings, read_pieces
     from tidegate.cli.layer_errors import layer_errors
-    from tidegate.converters.evaluation.page import page
-    from tidegate.model.bundle import Bundle
+    from tidegate.model.architecture import Architecture
     from tidegate.model.checkpoint import Checkpoint
+
+    arch = bundle.manifest.architecture
+    if not isinstance(arch, Architecture) or "onnx" not in bundle.manifest.targets:
+        return []
+    text = read_pieces(bundle, args.text, EvaluationSettings(tokens=min(args.tokens, 4000)))
+    with Checkpoint.open(args.reference, context=bundle.manifest.context_tokens) as opened:
+        return layer_errors(
+            opened.decoder,
+            opened.weights(),
+            bundle.target_folder("onnx"),
+            text.sequences,
+            exact=args.exact,
+        )
+
+
+def _write_page(
+    path: Path, bundle: Bundle, quality: Quality | EmbeddingQuality, layers: Sequence[LayerError]
+) -> None:
+    """The page with the pictures."""
+    from tidegate.converters.evaluation.page import page
     from tidegate.model.quality import EmbeddingQuality
 
-    bundle, notes = Bundle.open(args.bundle), list(quality_lines(quality))
-    layers = []
+    notes = list(quality_lines(quality))
     if isinstance(quality, EmbeddingQuality):
         notes.append("Errors per layer are shown for models that make text.")
-    elif "onnx" in bundle.manifest.targets:
-        text = read_pieces(bundle, args.text, EvaluationSettings(tokens=min(args.tokens, 4000)))
-        with Checkpoint.open(args.reference, context=bundle.manifest.context_tokens) as opened:
-            layers = layer_errors(
-                opened.decoder,
-                opened.weights(),
-                bundle.target_folder("onnx"),
-                text.sequences,
-                exact=args.exact,
-            )
-    else:
+    elif "onnx" not in bundle.manifest.targets:
         notes.append("Errors per layer need the target onnx, which this bundle does not hold.")
     title = f"{bundle.manifest.model_id}: what compression cost"
     confidence = () if isinstance(quality, EmbeddingQuality) else quality.confidence
-    args.plot.write_text(
+    path.write_text(
         page(title, confidence=confidence, layers=layers, notes=notes), encoding="utf-8"
     )
-    print(f"{args.plot}: written", file=sys.stderr)
+    print(f"{path}: written", file=sys.stderr)
 
 
 def quality_lines(quality: Quality | EmbeddingQuality) -> list[str]:

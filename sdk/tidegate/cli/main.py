@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         # What the machine refuses (a full disk, no permission) is no defect: no traceback.
-        print(f"tidegate: {error}", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"tidegate: {what}", file=sys.stderr)
         return 1
 
 
