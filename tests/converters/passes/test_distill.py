@@ -56,18 +56,18 @@ def test_the_student_comes_nearer_to_its_teacher_on_unseen_text() -> None:
 
 
 def test_each_part_of_the_loss_falls_on_its_own() -> None:
-    small = student(teacher())
+    small, text = student(teacher()), random_text(ARCH, count=5)
     for weights in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
         options = replace(
             OPTIONS,
-            steps=25,
+            steps=12,
             kl_weight=weights[0],
             hidden_weight=weights[1],
             label_weight=weights[2],
             temperature=2.0,
         )
-        _, losses = make(options, ("*",)).run(small, TEXT, silent)
-        assert np.mean(losses[-5:]) < 0.9 * losses[0], weights
+        _, losses = make(options, ("*",)).run(small, text, silent)
+        assert losses[-1] < 0.9 * losses[0], weights
 
 
 def test_it_trains_on_all_the_text_and_not_on_the_calibration_part_alone() -> None:
