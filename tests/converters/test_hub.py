@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from wordmodel import write_word_checkpoint
 
 from tidegate.converters.hub import FILES, find_checkpoint, model_name
 from tidegate.errors import CheckpointError
+from tidegate.model.bundle import Bundle
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,23 @@ def test_an_id_that_cannot_be_fetched_is_one_clear_error(tmp_path: Path) -> None
         "the cache\n"
     )
     assert list(tmp_path.glob("*b*/manifest.json")) == []
+
+
+def test_a_checkpoint_in_the_cache_is_converted_by_its_id(tmp_path: Path) -> None:
+    # As the library lays it out: a name of its own for the commit that a branch points to.
+    cached, commit = tmp_path / "hub" / "hub" / "models--org--small-model", "0" * 40
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    write_word_checkpoint(cached / "snapshots" / commit, context=64)
+    command = [sys.executable, "-P", "-m", "tidegate.cli", "convert", "org/small-model"]
+    done = subprocess.run(
+        [*command, "--out", "b", "--target", "onnx", "--quiet"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Bundle.open(tmp_path / "b").manifest.model_id == "small-model"
 
 
 def test_a_fetched_checkpoint_is_called_by_its_id(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tinymodel import RandomWeights, tiny_architecture
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.passes.base import Block, BlockData
 from tidegate.converters.recipe import make_recipe
+from tidegate.converters.recipe_file import load_recipe
 from tidegate.errors import ConversionError
 from tidegate.model.bundle import Bundle
 
@@ -114,13 +115,28 @@ def test_a_conversion_that_is_killed_again_and_again_ends_in_the_same_bytes(
     assert beside(out) == []
 
 
-@pytest.mark.parametrize("limit_bytes", [1, 100_000, 400_000])
+@pytest.mark.parametrize(
+    ("aware", "limit_bytes"),
+    [
+        (False, 1),
+        (False, 100_000),
+        (False, 400_000),
+        (True, 200_000),  # every packed block is smaller; what they give for the text is not
+    ],
+)
 def test_a_full_disk_is_one_clear_error_and_the_work_goes_on_after_it(
-    checkpoint: Path, tmp_path: Path, limit_bytes: int
+    checkpoint: Path, tmp_path: Path, aware: bool, limit_bytes: int
 ) -> None:
     out, whole = tmp_path / "full" / "b", tmp_path / "whole" / "b"
+    plan, arguments = PLAN, command(checkpoint, out, "--group-size", "32")
+    if aware:
+        text, recipe = tmp_path / "text.txt", tmp_path / "aware.toml"
+        text.write_text("abcdefgh" * 80)
+        recipe.write_text(AWARE)
+        plan = replace(PLAN, recipe=load_recipe(str(recipe)), text=text)
+        arguments = command(checkpoint, out, "--recipe", recipe, "--text", text)
     done = subprocess.run(
-        command(checkpoint, out, "--group-size", "32"),
+        arguments,
         capture_output=True,
         text=True,
         timeout=120,
@@ -130,8 +146,8 @@ def test_a_full_disk_is_one_clear_error_and_the_work_goes_on_after_it(
     assert "the disk is full" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not out.exists()
-    convert(checkpoint, out, PLAN)
-    convert(checkpoint, whole, PLAN)
+    convert(checkpoint, out, plan)
+    convert(checkpoint, whole, plan)
     assert files_of(out).keys() == files_of(whole).keys()
     assert all(files_of(out)[name] == data for name, data in files_of(whole).items())
     assert beside(out) == []
