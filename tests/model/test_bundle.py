@@ -219,3 +219,37 @@ def test_a_failed_write_takes_the_folders_it_made_with_it(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
     write_bundle(tmp_path / "new" / "deep" / "b")
     assert Bundle.open(tmp_path / "new" / "deep" / "b").manifest.version == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "problem"),
+    [
+        (("architecture", "norm_eps"), 10**400, "norm_eps"),
+        (("architecture", "pattern"), [0, 7], "pattern"),
+        (("architecture", "kinds"), [], "pattern"),
+        (("architecture", "layers"), 10**12, "layers"),
+    ],
+)
+def test_an_architecture_that_no_model_has_is_refused(
+    keys: tuple[str, str], value: object, problem: str
+) -> None:
+    body = json.loads(manifest_of({}).to_bytes())
+    body[keys[0]][keys[1]] = value
+    with pytest.raises(BundleError, match=problem):
+        Manifest.from_bytes(json.dumps(body).encode())
+
+
+def test_a_file_cannot_be_the_folder_of_another() -> None:
+    entry = FileEntry(sha256="00", size_bytes=0)
+    data = manifest_of({"onnx/a": entry, "onnx/a/b/c": entry}).to_bytes()
+    with pytest.raises(BundleError, match="'onnx/a' is a folder of 'onnx/a/b/c'"):
+        Manifest.from_bytes(data)
+
+
+def test_a_name_that_no_disk_can_hold_is_refused(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b")
+    entry = FileEntry(sha256="00", size_bytes=0)
+    entries = {"tokenizer.json": entry, "onnx/model.onnx": entry, "a" * 300: entry}
+    (tmp_path / "b" / "manifest.json").write_bytes(manifest_of(entries).to_bytes())
+    with pytest.raises(BundleError):
+        Bundle.open(tmp_path / "b")

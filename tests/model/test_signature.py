@@ -187,3 +187,48 @@ def test_a_damaged_archive_is_refused_or_whole(
     with suppress(BundleError):
         unpack(folder / "a.tar.zst", folder / "out", trusted={KEY.public})
         assert Bundle.open(folder / "out").manifest == signed.manifest
+
+
+def header(kind: bytes, claimed_bytes: int) -> bytes:
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = kind, claimed_bytes
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_extended_headers_of_an_archive_are_bounded(tmp_path: Path, kind: bytes) -> None:
+    """Of 5 MB one would be read whole; of 2000 each would be a call within the one before."""
+    large = header(kind, 5_000_000) + bytes(5_000_320)
+    block = b"12 comment=\n".ljust(512, b"\0")
+    for body in (large, (header(kind, 12) + block) * 2000):
+        (tmp_path / "a.tar.zst").write_bytes(zstandard.compress(body + bytes(1024)))
+        with pytest.raises(BundleError, match="too long or too many"):
+            unpack(tmp_path / "a.tar.zst", tmp_path / "out")
+
+
+def test_a_sparse_file_in_an_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.zst").write_bytes(
+        zstandard.compress(header(tarfile.GNUTYPE_SPARSE, 512) + bytes(1536))
+    )
+    with pytest.raises(BundleError, match="sparse"):
+        unpack(tmp_path / "a.tar.zst", tmp_path / "out")
+
+
+def test_a_long_path_survives_packing(tmp_path: Path) -> None:
+    name = "onnx/" + "long" * 40
+    with BundleWriter(tmp_path / "b") as writer:
+        for path, content in {**FILES, name: b"x"}.items():
+            (writer.folder / path).parent.mkdir(exist_ok=True)
+            (writer.folder / path).write_bytes(content)
+        plain = write_bundle(tmp_path / "plain").manifest
+        bundle = writer.finish(replace(plain, files=writer.entries()))
+    pack(bundle, tmp_path / "a.tar.zst")
+    assert unpack(tmp_path / "a.tar.zst", tmp_path / "c").manifest == bundle.manifest
+
+
+def test_a_signed_manifest_with_half_a_character_is_refused(tmp_path: Path) -> None:
+    body = json.loads(signed_bundle(tmp_path / "b").manifest.to_bytes())
+    body["model_id"] = "\ud800"
+    (tmp_path / "b" / MANIFEST_FILE).write_text(json.dumps(body))
+    with pytest.raises(BundleError, match="is not JSON"):
+        Bundle.open(tmp_path / "b")

@@ -25,6 +25,15 @@ Progress = Callable[[str, int, int], None]
 _LEVEL = 10
 """Of zstd. Packed weights are nearly random: beyond it only the time grows."""
 _PIECE_BYTES = 1 << 20
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_MAX_HEADER_BYTES, _MAX_HEADERS = 1 << 16, 4
+"""Of one extended header, and of those before one entry; `pack` writes one of a path's length."""
 
 
 def pack(bundle: Bundle, out: Path, progress: Progress | None = None) -> None:
@@ -89,7 +98,7 @@ def unpack(
         with (
             archive.open("rb") as file,
             zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(file) as packed,
-            tarfile.open(fileobj=packed, mode="r|") as tar,
+            tarfile.open(fileobj=packed, mode="r|", tarinfo=_Entry) as tar,
             BundleWriter(out) as writer,
         ):
             manifest = _read_manifest(tar)
@@ -105,6 +114,32 @@ def unpack(
         raise BundleError(f"{archive.name}: is damaged or no bundle: {error}") from error
     except FileNotFoundError as error:
         raise BundleError(f"{archive}: is missing") from error
+    except OSError as error:
+        raise BundleError(f"{archive.name}: cannot be unpacked: {error}") from error
+
+
+class _Entry(tarfile.TarInfo):
+    """An entry of an archive that nobody has vouched for yet.
+
+    Extended headers hold names that are too long for a plain one. The library reads each into
+    memory, whatever size it claims, and one behind another by recursion. Maps of sparse files it
+    reads without an end, and `pack` writes none.
+    """
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("it holds a sparse file")
+        if self.type in _EXTENDED:
+            if self.size > _MAX_HEADER_BYTES or getattr(tar, "extended", 0) >= _MAX_HEADERS:
+                raise tarfile.ReadError("its extended headers are too long or too many")
+            tar.extended = getattr(tar, "extended", 0) + 1  # type: ignore[attr-defined]
+        else:
+            tar.extended = 0  # type: ignore[attr-defined]
+        member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
+        return member
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise tarfile.ReadError("it holds a sparse file")
 
 
 def _read_manifest(tar: tarfile.TarFile) -> Manifest:

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from tidegate.errors import BundleError
-from tidegate.model.manifest import FileEntry, Manifest
+from tidegate.model.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest
 from tidegate.model.signature import check_signature
 
 MANIFEST_FILE = "manifest.json"
@@ -50,11 +50,15 @@ class Bundle:
         path = folder / MANIFEST_FILE
         if path.is_symlink() or not path.is_file():
             raise BundleError(f"{folder}: is not a bundle: it has no {MANIFEST_FILE}")
-        manifest = Manifest.from_bytes(path.read_bytes())
-        check_signature(manifest, trusted)
-        _check_listing(folder, manifest)
-        for name, entry in manifest.files.items():
-            _verify(folder, name, entry)
+        try:
+            with path.open("rb") as file:
+                manifest = Manifest.from_bytes(file.read(MAX_MANIFEST_BYTES + 1))
+            check_signature(manifest, trusted)
+            _check_listing(folder, manifest)
+            for name, entry in manifest.files.items():
+                _verify(folder, name, entry)
+        except OSError as error:
+            raise BundleError(f"{folder}: cannot be read: {error}") from error
         return cls(folder=folder, manifest=manifest)
 
     def target_folder(self, target: str) -> Path:

@@ -8,7 +8,7 @@ an error that names it, because a device acts on these numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Literal, Self, get_args
@@ -24,6 +24,8 @@ SCHEMA_VERSION = 2
 Target = Literal["onnx", "openvino"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 MAX_MANIFEST_BYTES = 4_000_000
+_MOST_LAYERS = 4096
+"""As a config may have; see `llama_like`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,14 +128,18 @@ class Manifest:
             raise BundleError(f"manifest.json: targets = []: must be some of {TARGETS}")
         for path in manifest.files:
             _check_path(path)
+        _check_no_file_is_a_folder(manifest.files)
+        _check_layers(manifest.architecture)
         return manifest
 
 
 def _parse(data: bytes) -> dict[str, object]:
     if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"manifest.json: {len(data)} bytes: must be at most {MAX_MANIFEST_BYTES}")
+        raise BundleError(f"manifest.json: is too long: must be at most {MAX_MANIFEST_BYTES} bytes")
     try:
+        # Half a surrogate pair can be written in JSON, and cannot be signed or name a file.
         body = json.loads(data)
+        json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BundleError("manifest.json: is not JSON") from error
     if not isinstance(body, dict):
@@ -147,3 +153,26 @@ def _check_path(path: str) -> None:
     plain = "/".join(parts) == path and not path.startswith("/") and "\\" not in path
     if not plain or not parts or ".." in parts or "\0" in path or path == "manifest.json":
         raise BundleError(f"manifest.json: files: {path!r} is not a path inside the bundle")
+
+
+def _check_no_file_is_a_folder(files: Collection[str]) -> None:
+    for path in files:
+        for parent in PurePosixPath(path).parents:
+            if parent.as_posix() in files:
+                raise BundleError(f"manifest.json: files: {str(parent)!r} is a folder of {path!r}")
+
+
+def _check_layers(arch: Architecture | EncoderArchitecture) -> None:
+    """Every layer must have a kind: `Architecture.kind` looks it up without asking."""
+    if not 1 <= arch.layers <= _MOST_LAYERS:
+        raise BundleError(
+            f"manifest.json: architecture.layers = {arch.layers}: must be 1 to {_MOST_LAYERS}"
+        )
+    if isinstance(arch, EncoderArchitecture):
+        return
+    known = all(place < len(arch.kinds) for place in arch.pattern)
+    if not arch.kinds or not known or len(arch.pattern) not in (0, arch.layers):
+        raise BundleError(
+            f"manifest.json: architecture.pattern = {arch.pattern!r:.80}: must name one of "
+            f"{len(arch.kinds)} kinds for each of {arch.layers} layers"
+        )

@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+_EXACT = 2**53
+"""Whole numbers up to it are floats exactly; far larger ones have no float at all."""
+
 T = TypeVar("T")
 Refuse = Callable[[str], Exception]
 """Makes the error to raise from a message."""
@@ -86,7 +89,7 @@ def _union(options: tuple[Any, ...], value: object, where: str, refuse: Refuse) 
 
 
 def _plain(kind: Any, value: object, where: str, refuse: Refuse) -> object:
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= _EXACT:
         value = float(value)
     wrong = type(value) is not kind or (type(value) is int and value < 0)
     if wrong or (isinstance(value, float) and not math.isfinite(value)):
