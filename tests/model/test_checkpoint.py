@@ -326,3 +326,48 @@ def test_rows_of_a_weight_are_those_of_the_whole_wherever_it_lies(
             assert np.array_equal(read(1, 3), whole.weight[1:3]), name
             assert (bias is None) == (whole.bias is None)
             assert bias is None or np.array_equal(bias, whole.bias)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_shard_of_a_name_that_no_file_has_is_refused(folder: Path, name: str) -> None:
+    index = {"weight_map": {"x": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Checkpoint.open(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    arch = tiny_architecture()
+    folder = write_checkpoint(tmp_path / "c", arch, RandomWeights(arch), shards=2)
+    index = folder / "model.safetensors.index.json"
+    shards = json.loads(index.read_text())["weight_map"]
+    (folder / "more.safetensors").write_bytes((folder / min(shards.values())).read_bytes())
+    index.write_text(json.dumps({"weight_map": shards | {"x": "more.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"is in .* and more\.safetensors|is in more"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"),
+        ("plain", "plain"),
+        ([{"name": "tool_use", "template": "t"}], None),
+        ("\ud800", None),
+        (7, None),
+    ],
+)
+def test_a_chat_template_is_kept_or_refused_and_never_dropped(
+    folder: Path, tmp_path: Path, template: object, expected: str | None
+) -> None:
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    out = tmp_path / "out"
+    out.mkdir()
+    with Checkpoint.open(folder) as checkpoint:
+        if expected is None:
+            with pytest.raises(CheckpointError, match="chat_template"):
+                write_text_files(checkpoint, out)
+        else:
+            write_text_files(checkpoint, out)
+            assert (out / "chat_template.jinja").read_text() == expected

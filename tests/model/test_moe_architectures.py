@@ -158,6 +158,7 @@ def test_a_stack_of_too_few_experts_is_refused(tmp_path: Path) -> None:
         ("mixtral", {"attention_bias": True}, "attention_bias = True: must be false"),
         ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok = 9: must be at most"),
         ("mixtral", {"num_experts": 4}, "num_experts = .*: must be one number"),
+        ("mixtral", {"num_hidden_layers": 4096, "num_local_experts": 4096}, "131072 together"),
         ("mixtral", {"num_local_experts": None}, "num_experts = .*: must be one number"),
         ("mixtral", {"sliding_window": 0}, "sliding_window = 0: must be a whole number"),
         ("qwen3_moe", {"mlp_only_layers": "0"}, "mlp_only_layers = '0': must be a list"),

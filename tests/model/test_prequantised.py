@@ -136,6 +136,7 @@ def test_scales_that_a_bundle_would_round_are_refused(tmp_path: Path) -> None:
         ({"quant_method": "bitsandbytes"}, r"quant_method = 'bitsandbytes': must be gptq or awq"),
         ({"quant_method": None}, "quant_method"),
         ({"bits": 3}, r"bits = 3: must be 4 or 8"),
+        ({"group_size": 32.0}, r"group_size = 32\.0"),
         ({"group_size": 16}, r"group_size = 16: must be one of \(32, 64, 128\), or -1"),
         ({"checkpoint_format": "marlin"}, r"checkpoint_format = 'marlin'"),
         ({"dynamic": {"-:.*down.*": {}}}, "dynamic"),

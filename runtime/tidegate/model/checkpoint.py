@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -79,14 +79,14 @@ class Checkpoint:
         architecture = describe(config, context)
         files = _open_files(folder)
         try:
-            where = {name: file for file in files for name in file.entries}
+            where = _where(files)
             module = architecture_module(architecture.model_type)
             prequantised = find_prequantised(config, where)
             sources = module.sources(architecture, where.keys() | prequantised.keys())
             _check_sources(architecture, sources, where, prequantised)
             if isinstance(architecture, Architecture):
                 _check_nothing_is_left(architecture, sources, where, prequantised)
-        except CheckpointError:
+        except BaseException:
             for file in files:
                 file.close()
             raise
@@ -220,6 +220,8 @@ def _modules(path: Path) -> list[tuple[str, str]]:
     """Kind and folder of each module, in order; a folder is a plain name, or empty."""
     try:
         listed = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path.name}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: is not JSON") from error
     found: list[tuple[str, str]] = []
@@ -254,6 +256,17 @@ def _open_files(folder: Path) -> tuple[SafetensorsFile, ...]:
             file.close()
         raise
     return tuple(files)
+
+
+def _where(files: Sequence[SafetensorsFile]) -> dict[str, SafetensorsFile]:
+    """The file of every tensor, which must be in one only: two could differ."""
+    where: dict[str, SafetensorsFile] = {}
+    for file in files:
+        for name in file.entries:
+            if name in where:
+                raise CheckpointError(f"{name}: is in {where[name].path.name} and {file.path.name}")
+            where[name] = file
+    return where
 
 
 def _check_sources(

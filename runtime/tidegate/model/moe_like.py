@@ -36,7 +36,7 @@ _STACKED_BLOCK = "mlp"
 """The block's name when experts are saved together, whatever the model."""
 
 # Far above any model (512 so far), far below what fills a memory with names.
-_MOST_EXPERTS = 4096
+_MOST_EXPERTS, _MOST_EXPERTS_OF_ALL = 4096, 1 << 17
 
 _COUNTS = ("num_experts", "num_local_experts")
 """Either spelling, whichever model: transformers 5 writes one where the Hub has the other."""
@@ -54,6 +54,12 @@ def read_experts(config: Config, *, inner: int, normalised: bool) -> Experts:
     if len(set(found.values())) != 1:
         raise CheckpointError(f"config.json: num_experts = {found}: must be one number")
     count = next(iter(found.values()))
+    layers = positive_int(config, "num_hidden_layers")
+    if layers * count > _MOST_EXPERTS_OF_ALL:
+        raise CheckpointError(
+            f"config.json: num_experts = {count} in each of num_hidden_layers = {layers}: must be "
+            f"at most {_MOST_EXPERTS_OF_ALL} together"
+        )
     chosen = positive_int(config, "num_experts_per_tok")
     if chosen > count:
         raise CheckpointError(

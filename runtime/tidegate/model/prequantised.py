@@ -178,7 +178,7 @@ def read_quantisation(config: Config) -> Quantisation:
     if bits not in ((4, 8) if method == "gptq" else (4,)):
         raise _refuse("bits", bits, "4 or 8" if method == "gptq" else "4")
     size = found.get("group_size", 128)
-    if size != -1 and size not in GROUP_SIZES:
+    if type(size) is not int or (size != -1 and size not in GROUP_SIZES):
         raise _refuse("group_size", size, f"one of {GROUP_SIZES}, or -1 for a row")
     return Quantisation(
         method=cast(Method, method),

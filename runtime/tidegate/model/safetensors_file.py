@@ -43,7 +43,7 @@ class SafetensorsFile:
         self.path = path
         try:
             self._file = path.open("rb", buffering=0)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name that no file can have
             raise self._refuse(f"cannot be read: {error}") from error
         try:
             self.entries = self._read_header()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypeGuard
 
 from tidegate.errors import CheckpointError
 from tidegate.model.checkpoint import Checkpoint, read_json_object
@@ -36,7 +37,7 @@ def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
     if not (folder / "chat_template.jinja").exists():
         template = _template_of(checkpoint.folder / "tokenizer_config.json")
         if template is not None:
-            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+            (folder / "chat_template.jinja").write_bytes(template)
     path = folder / "generation_config.json"
     settings = read_json_object(path) if path.exists() else {}
     missing = {
@@ -65,8 +66,25 @@ def _check_vocabulary(tokenizer: dict[str, object], arch: AnyArchitecture) -> No
         )
 
 
-def _template_of(path: Path) -> str | None:
+def _template_of(path: Path) -> bytes | None:
+    """The template in `tokenizer_config.json`: a text, or a list of named ones with a default."""
     if not path.is_file():
         return None
     template = read_json_object(path).get("chat_template")
-    return template if isinstance(template, str) else None
+    if template is None:
+        return None
+    if isinstance(template, list):
+        named = {one.get("name"): one.get("template") for one in template if _is_named(one)}
+        template = named.get("default")
+    if not isinstance(template, str):
+        raise CheckpointError(
+            f"{path.name}: chat_template: must be a text, or a list with one named 'default'"
+        )
+    try:
+        return template.encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{path.name}: chat_template: is no Unicode text") from error
+
+
+def _is_named(template: object) -> TypeGuard[dict[str, object]]:
+    return isinstance(template, dict) and isinstance(template.get("name"), str)
