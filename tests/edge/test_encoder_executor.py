@@ -92,6 +92,7 @@ def test_a_classifier_gives_a_logit_for_each_label(target: Target, tmp_path: Pat
         ([1] * 41, r"input\[1\]: 41 tokens: must be from 1 to 40"),
         ([TINY.vocab], r"input\[1\]: token ids must be between 0 and 202"),
         ([-1], r"input\[1\]: token ids must be between 0 and 202"),
+        ([2**70], r"input\[1\]: token ids must be between 0 and 202"),
     ],
 )
 def test_a_text_that_the_model_has_no_room_for_is_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from everylogit import reference_logits
@@ -22,6 +24,14 @@ def executor(tmp_path_factory: pytest.TempPathFactory) -> Executor:
     export_onnx(ARCH, WEIGHTS, folder)
     settings = OnnxSettings(slots=3, context_tokens=64, step_tokens=8, threads=1, exact=True)
     return OnnxExecutor(folder, ARCH, settings)
+
+
+def test_a_step_takes_no_more_rows_than_tokens(tmp_path: Path) -> None:
+    export_onnx(ARCH, WEIGHTS, tmp_path)
+    settings = OnnxSettings(slots=3, context_tokens=64, step_tokens=2, threads=1, exact=True)
+    narrow = OnnxExecutor(tmp_path, ARCH, settings)
+    assert [len(found) for found in teacher_forced(narrow, [[1, 2]] * 3)] == [2] * 3
+    assert [len(one) for one in greedy_answers(narrow, [[1]] * 3, longest=2, ends=())] == [2] * 3
 
 
 def sequences(count: int, seed: int) -> list[list[int]]:

@@ -100,10 +100,11 @@ def _groups(executor: Executor, sequences: Sequences) -> Iterator[Sequences]:
 
 def _rows(executor: Executor) -> int:
     """Sequences that may have KV at once, each a whole context."""
-    kv = executor.kv
+    kv, limits = executor.kv, executor.limits
+    rows = min(limits.step_rows, limits.step_tokens)
     if kv.kind == "slots":
-        return executor.limits.step_rows
-    return min(executor.limits.step_rows, kv.blocks // _own_blocks(executor, kv.block_tokens))
+        return rows
+    return min(rows, kv.blocks // _own_blocks(executor, kv.block_tokens))
 
 
 def _own_blocks(executor: Executor, block_tokens: int) -> int:

@@ -115,12 +115,12 @@ class EncoderExecutor:
         if not 1 <= len(text) <= self.context_tokens:
             allowed = f"must be from 1 to {self.context_tokens}"
             raise RequestError(f"input[{number}]", f"{len(text)} tokens: {allowed}", status=413)
-        ids = np.array(text, np.int64)
-        if ids.min() < 0 or ids.max() >= self._arch.vocab:
+        # Compared before they are an array: a number may be beyond an int64.
+        if min(text) < 0 or max(text) >= self._arch.vocab:
             raise RequestError(
                 f"input[{number}]", f"token ids must be between 0 and {self._arch.vocab - 1}"
             )
-        return ids
+        return np.array(text, np.int64)
 
     def _run(self, texts: Sequence[Ids]) -> Array:
         if self._graph is None:
