@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from tidegate.cli.comparing import plans_of
 from tidegate.cli.main import main
 from tidegate.converters.convert import ConversionPlan
 from tidegate.converters.recipe_file import load_recipe
-from tidegate.model.bundle import Bundle
+from tidegate.model.bundle import Bundle, replace_manifest
 from tidegate.model.quality import Quality
+from tidegate.model.recipe import PassSpec
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +174,36 @@ def test_comparing_without_a_text_or_twice_the_same_is_refused(
     measured = ["--compare", "fast", "--measure", str(tasks)]
     assert main([*base, *measured, "--target-bpw", "5"]) == 1
     assert "target-bpw = 5.0: must be left out with --compare" in capsys.readouterr().err
+    assert main([*base, *measured, "--lora", str(tmp_path)]) == 1
+    assert "must be left out with --compare, which measures" in capsys.readouterr().err
     assert main([*base, *measured, "--text", str(tasks)]) == 1
     assert "none of the recipes looks at data" in capsys.readouterr().err
     assert main([*base, "--compare", "fast,fast", "--measure", str(tasks)]) == 1
     assert "different names" in capsys.readouterr().err
+
+
+def test_an_encoder_is_not_compared_and_nothing_is_converted(
+    capsys: pytest.CaptureFixture[str], tasks: Path, tmp_path: Path
+) -> None:
+    encoder, out = write_encoder(tmp_path / "model", "bert"), tmp_path / "tried"
+    wanted = ["--out", str(out), "--compare", "fast", "--measure", str(tasks), "--quiet"]
+    assert main(["convert", str(encoder), *wanted]) == 1
+    assert "is an encoder" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_bundle_with_an_adapter_is_said_to_be_held_against_the_checkpoint_without(
+    capsys: pytest.CaptureFixture[str], bundle: Path, checkpoint: Path, tasks: Path, tmp_path: Path
+) -> None:
+    merged = tmp_path / "merged"
+    shutil.copytree(bundle, merged)
+    opened = Bundle.open(merged)
+    recipe = replace(opened.manifest.recipe, passes=(PassSpec(kind="lora", options={}),))
+    replace_manifest(opened, replace(opened.manifest, recipe=recipe))
+    wanted = ["--reference", str(checkpoint), "--text", str(tasks), "--tokens", "20", "--quiet"]
+    for folder, said in ((merged, True), (bundle, False)):
+        assert main(["evaluate", str(folder), *wanted]) == 0
+        assert ("has a LoRA merged" in capsys.readouterr().err) == said
 
 
 def test_calibration_text_goes_to_the_compared_recipes_that_look_at_one(tmp_path: Path) -> None:

@@ -33,7 +33,12 @@ def compare(
         plans: by name.
         text: see `tidegate evaluate --text`; the result goes into the manifests as well.
         progress: told (what, done, total).
+
+    Raises:
+        CheckpointError: it is an encoder, whose bundles `tidegate evaluate` measures.
     """
+    with Checkpoint.open(checkpoint) as opened:
+        _ = opened.decoder  # refused before hours of work and not after
     measured: list[tuple[str, Bundle, Quality]] = []
     for name, plan in plans.items():
         told = _Prefixed(name, progress)

@@ -135,6 +135,9 @@ def _check_flags(args: argparse.Namespace) -> None:
     for flag, value in flags.items():
         if value not in (None, False):
             raise ConfigError(flag, value, "left out with --compare, whose recipes say it")
+    if args.lora is not None:
+        allowed = "left out with --compare, which measures against the checkpoint without it"
+        raise ConfigError("lora", str(args.lora), allowed)
     check_plot(args.plot)
 
 

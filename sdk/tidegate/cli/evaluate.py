@@ -87,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
             f" {size['bits_per_weight']:.3f} bits per weight in all"
         )
         print_quality(quality)
+    if any(one.kind == "lora" for one in bundle.manifest.recipe.passes):
+        note = "the bundle has a LoRA merged; the checkpoint it is held against has not"
+        print(f"note: {note}", file=sys.stderr)
     if args.plot is not None:
         _write_page(args.plot, bundle, quality, layers)
     return 0
