@@ -402,13 +402,13 @@ def test_a_clip_of_merged_projections_is_one_and_leaves_them_merged(tmp_path: Pa
 
 
 def stored_bytes(linear: Linear) -> int:
-    """What a layer takes in the data file: float32 scales and zeros packed row by row."""
+    """What a layer takes in the data file: float16 scales and zeros packed row by row."""
     if isinstance(linear, LowRankLinear):
         return stored_bytes(linear.first) + stored_bytes(linear.second)
     if isinstance(linear, DenseLinear):
         return linear.weight.nbytes
     zeros = linear.packed_zeros()
-    return linear.values.nbytes + linear.scales.nbytes + (0 if zeros is None else zeros.nbytes)
+    return linear.values.nbytes + linear.scales.nbytes // 2 + (0 if zeros is None else zeros.nbytes)
 
 
 @pytest.mark.parametrize("model", ["gemma3", "olmoe"])

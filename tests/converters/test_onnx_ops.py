@@ -205,6 +205,8 @@ def test_the_graph_is_made_of_the_fused_operators(tmp_path: Path) -> None:
         "GroupQueryAttention": 3,
         # qkv, o, gate, up and down of every layer, and the head.
         "MatMulNBits": 16,
+        # Float16 scales of those and of the table, widened once when the graph is loaded.
+        "Cast": 16,
         "QuickGelu": 3,
         "Mul": 3,
         # The sampled rows of both halves of the last residual sum.
@@ -339,3 +341,14 @@ def test_cutting_large_groups_changes_no_weight(bits: Bits, group_size: int) -> 
     cut = regrouped(linear)
     assert cut.group_size < group_size
     np.testing.assert_array_equal(cut.dequantise(), linear.dequantise())
+
+
+def test_scales_that_a_float16_cannot_hold_stay_as_they_are(tmp_path: Path) -> None:
+    arch = tiny_architecture()
+
+    def odd(role: str, linear: DenseLinear) -> Linear:
+        rounded = quantise(linear, bits=4, group_size=32, symmetric=True)
+        return dataclasses.replace(rounded, scales=rounded.scales * np.float32(1.0001))
+
+    assert_equal_to_reference(arch, RandomWeights(arch, quantise=odd), tmp_path)
+    assert "Cast" not in kinds(read(tmp_path / GRAPH))

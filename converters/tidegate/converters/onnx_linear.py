@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 import numpy as np
+from onnx import TensorProto
 
 from tidegate.converters.onnx_graph import CONTRIB, OnnxGraph
 from tidegate.errors import ConversionError
@@ -99,9 +100,21 @@ def store(graph: OnnxGraph, weights: Sequence[Linear]) -> StoredLinear:
     zeros = [zero for w in packed if (zero := w.packed_zeros()) is not None]
     return StoredLinear(
         weight=graph.constant("values", *[w.values for w in packed]),
-        scales=graph.constant("scales", *[w.scales for w in packed]),
+        scales=_scales(graph, [w.scales for w in packed]),
         zeros=graph.constant("zeros", *zeros) if zeros else None,
     )
+
+
+def _scales(graph: OnnxGraph, scales: Sequence[Array]) -> str:
+    """Scales as the operators take them, float32, from float16 ones in the file.
+
+    ONNX Runtime folds the cast when it loads the graph, so that it costs half the bytes and no
+    time. Scales that a float16 cannot hold stay as they are.
+    """
+    halves = [part.astype(np.float16) for part in scales]
+    if not all(np.array_equal(a, b) for a, b in zip(halves, scales, strict=True)):
+        return graph.constant("scales", *scales)
+    return graph.node("Cast", [graph.constant("scales", *halves)], to=TensorProto.FLOAT)
 
 
 def emit_product(graph: OnnxGraph, x: str, stored: StoredLinear, weights: Sequence[Linear]) -> str:
