@@ -232,3 +232,17 @@ def test_a_signed_manifest_with_half_a_character_is_refused(tmp_path: Path) -> N
     (tmp_path / "b" / MANIFEST_FILE).write_text(json.dumps(body))
     with pytest.raises(BundleError, match="is not JSON"):
         Bundle.open(tmp_path / "b")
+
+
+def test_an_older_version_replaces_a_newer_one_only_when_asked_to(tmp_path: Path) -> None:
+    old = signed_bundle(tmp_path / "b")
+    pack(old, tmp_path / "old.tar.zst")
+    new = KEY.sign(replace(old.manifest, version=2))
+    pack(replace_manifest(old, new), tmp_path / "new.tar.zst")
+    unpack(tmp_path / "old.tar.zst", tmp_path / "c", trusted={KEY.public})
+    unpack(tmp_path / "new.tar.zst", tmp_path / "c", trusted={KEY.public})
+    with pytest.raises(BundleError, match="version = 1: must be at least 2"):
+        unpack(tmp_path / "old.tar.zst", tmp_path / "c", trusted={KEY.public})
+    assert Bundle.open(tmp_path / "c").manifest == new
+    unpack(tmp_path / "old.tar.zst", tmp_path / "c", allow_older=True)
+    assert Bundle.open(tmp_path / "c").manifest == old.manifest

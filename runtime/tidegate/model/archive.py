@@ -78,6 +78,7 @@ def unpack(
     out: Path,
     *,
     trusted: Collection[str] | None = None,
+    allow_older: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Unpack an archive to the folder `out`, which appears when every file was verified.
@@ -86,11 +87,13 @@ def unpack(
         archive: what `pack` wrote.
         out: a new folder, or one with a bundle that is replaced.
         trusted: see `check_signature`.
+        allow_older: replace a bundle of the same model whose version is higher. An old archive
+            is as well signed as a new one, so who can offer it could bring back its faults.
         progress: told (what, done, total).
 
     Raises:
-        BundleError: the archive is damaged, holds something else than its manifest says, or is
-            not signed by a trusted key.
+        BundleError: the archive is damaged, holds something else than its manifest says, is not
+            signed by a trusted key, or is older than what it would replace.
     """
     import zstandard
 
@@ -103,6 +106,8 @@ def unpack(
         ):
             manifest = _read_manifest(tar)
             check_signature(manifest, trusted)
+            if not allow_older:
+                _check_not_older(manifest, out)
             for done, name in enumerate(sorted(manifest.files)):
                 _unpack_file(_next(tar, name), tar, writer.folder / name, manifest.files[name])
                 if progress is not None:
@@ -116,6 +121,20 @@ def unpack(
         raise BundleError(f"{archive}: is missing") from error
     except OSError as error:
         raise BundleError(f"{archive.name}: cannot be unpacked: {error}") from error
+
+
+def _check_not_older(manifest: Manifest, out: Path) -> None:
+    """Compare with the bundle at `out`; one that cannot be read has no version to keep."""
+    try:
+        with (out / MANIFEST_FILE).open("rb") as file:
+            installed = Manifest.from_bytes(file.read(MAX_MANIFEST_BYTES + 1))
+    except (OSError, BundleError):
+        return
+    if installed.model_id == manifest.model_id and installed.version > manifest.version:
+        raise BundleError(
+            f"{MANIFEST_FILE}: version = {manifest.version}: must be at least {installed.version}, "
+            f"the version of {manifest.model_id} that is there, unless older ones are allowed"
+        )
 
 
 class _Entry(tarfile.TarInfo):

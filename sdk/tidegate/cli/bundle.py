@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     unpack = kinds.add_parser("unpack", help="verify an archive while unpacking it")
     unpack.add_argument("archive", type=Path, help="file that `pack` wrote")
     unpack.add_argument("bundle", type=Path, help="folder to write, or a bundle to replace")
+    unpack.add_argument(
+        "--allow-older", action="store_true", help="replace a newer version of the same model"
+    )
     add_trust(unpack)
     for kind in (pack, unpack):
         kind.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -55,7 +58,13 @@ def run(args: argparse.Namespace) -> int:
         if args.kind == "pack":
             pack(Bundle.open(args.bundle), args.archive, report)
         else:
-            unpack(args.archive, args.bundle, trusted=read_trust(args.trust), progress=report)
+            unpack(
+                args.archive,
+                args.bundle,
+                trusted=read_trust(args.trust),
+                allow_older=args.allow_older,
+                progress=report,
+            )
     written = args.archive if args.kind == "pack" else args.bundle
     print(f"{written}: written", file=sys.stderr)
     return 0
