@@ -1,6 +1,8 @@
 # Every target sets up what it needs first; nothing has to be installed by hand.
 PYTHON ?= python3
 PIP_EXTRAS := all,dev
+# Processes of the unit suite; each takes about a gigabyte once it has loaded every library.
+WORKERS ?= 2
 RUN := .venv/bin/python -P
 
 .PHONY: demo test check bench format clean
@@ -10,7 +12,8 @@ demo: .venv/ready
 
 test: .venv/ready
 	scripts/system-deps mosquitto curl
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -m "not system" -n $(WORKERS) --dist loadfile
+	$(RUN) -m pytest -q -m system
 
 check: .venv/ready
 	.venv/bin/ruff format --check .
