@@ -16,6 +16,7 @@ without a teacher begins with the same weights and sees the same batches in the 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -131,7 +132,12 @@ class Result:
     exact_match: float
     made_in_s: float
     decode_over_4_bits: float | None = None
-    """Tokens per second, relative to the parent at 4 bits."""
+    """Tokens per second, relative to the parent at 4 bits; the same for all of one shape."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """What decides its speed."""
+        return self.parameters, self.weight_bytes
 
 
 def training_text(tokenizer: Tokenizer, count: int) -> tuple[tuple[int, ...], ...]:
@@ -246,7 +252,14 @@ def speeds(models: dict[str, Packed], folder: Path, repeats: int) -> dict[str, f
     return {name: round(found / first, 3) for name, found in medians.items()}
 
 
-def measure(checkpoint: Path, steps: int, repeats: int, only: str, out: Path | None) -> None:
+def measure(
+    checkpoint: Path,
+    steps: int,
+    repeats: int,
+    only: Sequence[str],
+    out: Path | None,
+    again: bool,
+) -> None:
     """Make and measure every variant, writing what is known after each."""
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     sequences = training_text(tokenizer, max(steps * STEP_SEQUENCES, CALIBRATION_SEQUENCES))
@@ -255,7 +268,7 @@ def measure(checkpoint: Path, steps: int, repeats: int, only: str, out: Path | N
         for trains, found in ((False, sequences[:CALIBRATION_SEQUENCES]), (True, sequences))
     }
     examples = test_examples(tokenizer)
-    results: list[Result] = []
+    results = _earlier(out) if again else []
     models: dict[str, Packed] = {}
     with tempfile.TemporaryDirectory() as scratch, Checkpoint.open(checkpoint) as opened:
         arch, folder = opened.decoder, Path(scratch)
@@ -267,7 +280,7 @@ def measure(checkpoint: Path, steps: int, repeats: int, only: str, out: Path | N
             "training": {"steps": steps, "batch_tokens": 2048, "first_text_seed": FIRST_SEED},
         }
         for number, (name, passes) in enumerate(variants(steps).items()):
-            if only and number and only not in name:
+            if only and number and name not in only:
                 continue
             model = Model(arch=arch, weights=opened.weights())
             recipe = parse_recipe(f'name = "{name}"\n{passes}', f"{name}.toml")
@@ -277,25 +290,33 @@ def measure(checkpoint: Path, steps: int, repeats: int, only: str, out: Path | N
             weights = StoreWeights(packed.store)
             _, nbytes = weights.bits_and_bytes()
             kl, agreement, exact = quality(examples, parent, said(packed.arch, weights, examples))
-            results.append(
-                Result(
-                    variant=name,
-                    parameters=packed.arch.parameters,
-                    weight_bytes=nbytes,
-                    size_over_4_bits=round(
-                        nbytes / (results or [_Bytes(nbytes)])[0].weight_bytes, 3
-                    ),
-                    kl_mean=round(kl, 5),
-                    agreement=round(agreement, 4),
-                    exact_match=round(exact, 4),
-                    made_in_s=round(made_in_s, 1),
-                )
+            found = Result(
+                variant=name,
+                parameters=packed.arch.parameters,
+                weight_bytes=nbytes,
+                size_over_4_bits=round(nbytes / (results or [_Bytes(nbytes)])[0].weight_bytes, 3),
+                kl_mean=round(kl, 5),
+                agreement=round(agreement, 4),
+                exact_match=round(exact, 4),
+                made_in_s=round(made_in_s, 1),
             )
-            print(results[-1], file=sys.stderr, flush=True)
+            others = [one for one in results if one.variant != name]
+            order = list(variants(steps))
+            results = sorted([*others, found], key=lambda one: order.index(one.variant))
+            print(found, file=sys.stderr, flush=True)
             _write(out, facts, results)
-        for name, ratio in speeds(models, folder, repeats).items():
-            next(one for one in results if one.variant == name).decode_over_4_bits = ratio
+        ratios = speeds(models, folder, repeats)
+        shapes = {one.shape: ratios[one.variant] for one in results if one.variant in ratios}
+        for one in results:
+            one.decode_over_4_bits = shapes.get(one.shape, one.decode_over_4_bits)
     print(_write(out, facts, results))
+
+
+def _earlier(out: Path | None) -> list[Result]:
+    """What an earlier run has written."""
+    assert out is not None
+    body = json.loads(out.read_text())
+    return [Result(**one) for one in body["results"]["variants"]]
 
 
 @dataclass(frozen=True)
@@ -321,11 +342,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200, help="of each distillation")
     parser.add_argument("--repeats", type=int, default=15, help="rounds of the timing")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--only", nargs="+", default=(), help="variants beside the first")
     parser.add_argument("--out", type=Path, help="file to write the JSON to, after each variant")
+    parser.add_argument("--again", action="store_true", help="keep what --out holds of others")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    measure(args.checkpoint, args.steps, args.repeats, args.only, args.out)
+    measure(args.checkpoint, args.steps, args.repeats, args.only, args.out, args.again)
     return 0
 
 
