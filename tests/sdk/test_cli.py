@@ -238,7 +238,7 @@ def test_what_is_no_checkpoint_folder_is_named(failing: Failing, tmp_path: Path)
         ("--target-bpw", "2", "target-bpw = 2.0: must be bits per weight above 4"),
         ("--text", "notes.txt", "text = 'notes.txt': must be left out: no pass of recipe 'rtn'"),
         ("--context", "257", "must be from 1 to the model's 256"),
-        ("--measure", "notes.txt", "measure = 'notes.txt': must be left out without --compare"),
+        ("--measure", "notes.txt", "measure = 'notes.txt': must be a text file"),
         ("--plot", "page.html", "plot = 'page.html': must be left out without --compare"),
         ("--compare", "fast,tiny", "compare = 'fast,tiny': must be given with --measure"),
         ("--lora", "nowhere", "nowhere: is not a folder with an adapter"),

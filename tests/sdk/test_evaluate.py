@@ -175,7 +175,7 @@ def test_comparing_without_a_text_or_twice_the_same_is_refused(
     assert main([*base, *measured, "--target-bpw", "5"]) == 1
     assert "target-bpw = 5.0: must be left out with --compare" in capsys.readouterr().err
     assert main([*base, *measured, "--lora", str(tmp_path)]) == 1
-    assert "must be left out with --compare, which measures" in capsys.readouterr().err
+    assert "must be left out with --measure, which holds it against" in capsys.readouterr().err
     assert main([*base, *measured, "--text", str(tasks)]) == 1
     assert "none of the recipes looks at data" in capsys.readouterr().err
     assert main([*base, "--compare", "fast,fast", "--measure", str(tasks)]) == 1
@@ -226,3 +226,25 @@ def test_an_encoder_is_measured_by_the_angle_of_its_embeddings(
     assert isinstance(found["cosine_min"], float)
     assert 0.99 < found["cosine_min"] <= 1.0001
     assert Bundle.open(out).manifest.quality is not None
+
+
+def test_what_a_conversion_cost_is_in_the_manifest_when_it_is_measured(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tasks: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    wanted = ["--bits", "8", "--measure", str(tasks), "--quiet"]
+    assert main(["convert", str(checkpoint), "--out", str(out), *wanted]) == 0
+    quality = Bundle.open(out).manifest.quality
+    assert isinstance(quality, Quality)
+    assert 0 < quality.kl_mean < 0.1
+    assert "KL divergence" in capsys.readouterr().out
+    assert main(["convert", str(checkpoint), "--out", str(out), *wanted, "--lora", str(out)]) == 1
+    assert "lora" in capsys.readouterr().err
+
+
+def test_an_encoder_gets_eight_bits_unless_told_otherwise(tmp_path: Path) -> None:
+    checkpoint = write_encoder(tmp_path / "model", "bert")
+    for flags, bits in (([], 8), (["--bits", "4"], 4)):
+        out = tmp_path / f"bundle-{bits}"
+        assert main(["convert", str(checkpoint), "--out", str(out), "--quiet", *flags]) == 0
+        assert Bundle.open(out).manifest.tensor_bits["layers.0.q"] == bits

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,10 +29,11 @@ from tidegate.model.registry import AnyArchitecture
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tidegate.converters.convert import ConversionPlan
+    from tidegate.converters.convert import Conversion, ConversionPlan
+    from tidegate.converters.passes.base import Progress
     from tidegate.model.recipe import Recipe
 
-_BITS, _GROUP_SIZE = 4, 64
+_BITS, _ENCODER_BITS, _GROUP_SIZE = 4, 8, 64
 _SHOWN = 3
 """Weights that a note is shown with; all of them are in the JSON."""
 
@@ -47,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", default="onnx,openvino", help="onnx, openvino or both (default: both)"
     )
     parser.add_argument("--recipe", help="name of a recipe, or a TOML file (docs/recipes.md)")
-    parser.add_argument("--bits", type=int, help="bits per weight: 4 or 8 (default 4)")
+    parser.add_argument(
+        "--bits", type=int, help="bits per weight: 4 or 8 (default 4; 8 for encoders)"
+    )
     parser.add_argument(
         "--group-size", type=int, help="inputs per scale: 32, 64 or 128 (default 64)"
     )
@@ -71,7 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "quality beside size; needs --measure",
     )
     parser.add_argument(
-        "--measure", type=Path, metavar="TEXT", help="what to compare on, as `tidegate evaluate`"
+        "--measure",
+        type=Path,
+        metavar="TEXT",
+        help="evaluate the result on this text, as `tidegate evaluate`, and record what it cost",
     )
     parser.add_argument("--plot", type=Path, help="write the comparison as a page, .html")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -85,8 +91,10 @@ def run(args: argparse.Namespace) -> int:
     from tidegate.converters.hub import find_checkpoint, model_name
 
     _check_flags(args)
-    targets, recipe = parse_targets(args.target), _recipe(args)
+    targets, recipe = parse_targets(args.target), _recipe(args, _BITS)
     checkpoint = find_checkpoint(args.checkpoint)
+    if args.recipe is None and args.bits is None and _is_encoder(checkpoint):
+        recipe = _recipe(args, _ENCODER_BITS)
     plan = ConversionPlan(
         model_id=args.name or model_name(args.checkpoint, checkpoint),
         targets=targets,
@@ -101,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
             return _compare(args, checkpoint, plan)
         with progress_bars(quiet=args.quiet or args.json) as report:
             made = convert(checkpoint, args.out, plan, report)
+            if args.measure is not None:
+                made = _measured(made, checkpoint, args.measure, report)
     except KeyboardInterrupt:
         again = "what is finished is kept, and the same command goes on from there"
         print(f"tidegate: interrupted: {again}", file=sys.stderr)
@@ -118,10 +128,14 @@ def _check_flags(args: argparse.Namespace) -> None:
     """Refuse flags that would have no effect beside, or without, `--compare`."""
     from tidegate.cli.plots import check_plot
 
+    if args.measure is not None and not args.measure.is_file():
+        raise ConfigError("measure", str(args.measure), "a text file")
+    if args.measure is not None and args.lora is not None:
+        allowed = "left out with --measure, which holds it against the checkpoint without it"
+        raise ConfigError("lora", str(args.lora), allowed)
     if args.compare is None:
-        for flag, value in {"measure": args.measure, "plot": args.plot}.items():
-            if value is not None:
-                raise ConfigError(flag, str(value), "left out without --compare")
+        if args.plot is not None:
+            raise ConfigError("plot", str(args.plot), "left out without --compare")
         return
     if args.measure is None:
         raise ConfigError("compare", args.compare, "given with --measure, the text to compare on")
@@ -135,9 +149,6 @@ def _check_flags(args: argparse.Namespace) -> None:
     for flag, value in flags.items():
         if value not in (None, False):
             raise ConfigError(flag, value, "left out with --compare, whose recipes say it")
-    if args.lora is not None:
-        allowed = "left out with --compare, which measures against the checkpoint without it"
-        raise ConfigError("lora", str(args.lora), allowed)
     check_plot(args.plot)
 
 
@@ -154,14 +165,36 @@ def _compare(args: argparse.Namespace, checkpoint: Path, plan: ConversionPlan) -
     return 0
 
 
-def _recipe(args: argparse.Namespace) -> Recipe:
-    """The recipe that the flags name or make."""
+def _measured(made: Conversion, checkpoint: Path, text: Path, report: Progress) -> Conversion:
+    """Evaluate a new bundle, and put what it cost into its manifest."""
+    from tidegate.cli.evaluate import measure
+    from tidegate.cli.evaluating import EvaluationSettings
+    from tidegate.model.bundle import replace_manifest
+    from tidegate.model.checkpoint import Checkpoint
+
+    with Checkpoint.open(checkpoint, context=made.manifest.context_tokens) as opened:
+        quality = measure(made, opened, text, EvaluationSettings(), report)
+    manifest = replace(made.manifest, quality=quality)
+    return replace(made, manifest=replace_manifest(made, manifest).manifest)
+
+
+def _is_encoder(checkpoint: Path) -> bool:
+    """Whether a checkpoint is an encoder's: those lose more by 4 bits, and are small."""
+    from tidegate.model.checkpoint import read_json_object
+    from tidegate.model.encoder import EncoderArchitecture
+    from tidegate.model.registry import describe
+
+    return isinstance(describe(read_json_object(checkpoint / "config.json")), EncoderArchitecture)
+
+
+def _recipe(args: argparse.Namespace, bits: int) -> Recipe:
+    """The recipe that the flags name or make, of `bits` unless they say how many."""
     from tidegate.converters.recipe import make_recipe
     from tidegate.converters.recipe_file import load_recipe, with_target
 
     if args.recipe is None:
         recipe = make_recipe(
-            bits=_BITS if args.bits is None else args.bits,
+            bits=bits if args.bits is None else args.bits,
             group_size=_GROUP_SIZE if args.group_size is None else args.group_size,
             symmetric=args.symmetric,
         )

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         Checkpoint.open(args.reference, context=bundle.manifest.context_tokens) as checkpoint,
         progress_bars(quiet=args.quiet or args.json) as report,
     ):
-        quality = _measure(bundle, checkpoint, args.text, settings, report)
+        quality = measure(bundle, checkpoint, args.text, settings, report)
     if args.record:
         was_signed = bundle.manifest.signature is not None
         replace_manifest(bundle, replace(bundle.manifest, quality=quality, signature=None))
@@ -100,7 +100,7 @@ def _bits(bundle: Bundle) -> float:
     return round(manifest.memory.weight_bytes * 8 / manifest.architecture.parameters, 3)
 
 
-def _measure(
+def measure(
     bundle: Bundle,
     checkpoint: Checkpoint,
     text: Path,
