@@ -190,6 +190,7 @@ def add_tensors(folder: Path, arch: Architecture, more: dict[str, np.ndarray]) -
         ("model.norm.bias", "is no part of a llama of this config.json"),
         ("model.layers.1.self_attn.q_norm.weight", "is no part of a llama of this config.json"),
         ("model.layers.2.mlp.up_proj.weight", "is no part of a llama of this config.json"),
+        ("lm_head.bias", "is no part of a llama of this config.json"),
     ],
 )
 def test_a_tensor_that_would_not_be_read_is_refused(folder: Path, name: str, problem: str) -> None:

@@ -27,6 +27,8 @@ from tidegate.errors import CheckpointError
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.packed import dense_weight
 from tidegate.model.registry import describe
+from tidegate.model.safetensors_file import SafetensorsFile
+from tidegate.model.safetensors_writer import write_safetensors
 
 TOLERANCE = 1e-5
 TEXTS = random_texts(13, 1, 64, 7, 30)
@@ -212,4 +214,16 @@ def test_a_classifier_without_its_bias_is_refused(tmp_path: Path) -> None:
     del tensors["bert.pooler.dense.bias"]
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"no tensor 'bert\.pooler\.dense\.bias'"):
+        Checkpoint.open(folder)
+
+
+def test_a_tensor_of_a_layer_that_nothing_reads_is_refused(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path, "bert")
+    path = folder / "model.safetensors"
+    with SafetensorsFile(path) as file:
+        tensors = {name: file.read(name) for name in file.entries}
+    odd = next(name for name in tensors if name.endswith("layer.0.output.dense.weight"))
+    odd = odd.replace("output.dense", "extra.dense")
+    write_safetensors(path, {**tensors, odd: np.ones(3, np.float32)})
+    with pytest.raises(CheckpointError, match=r"extra\.dense\.weight: is no part of a bert"):
         Checkpoint.open(folder)

@@ -246,3 +246,14 @@ def test_an_older_version_replaces_a_newer_one_only_when_asked_to(tmp_path: Path
     assert Bundle.open(tmp_path / "c").manifest == new
     unpack(tmp_path / "old.tar.zst", tmp_path / "c", allow_older=True)
     assert Bundle.open(tmp_path / "c").manifest == old.manifest
+
+
+def test_a_bundle_larger_than_the_disk_is_refused_before_it_fills_it(tmp_path: Path) -> None:
+    manifest = write_bundle(tmp_path / "b").manifest
+    vast = replace(manifest.files["onnx/model.onnx"], size_bytes=1 << 60)
+    huge = replace(manifest, files={**manifest.files, "onnx/model.onnx": vast})
+    members = [(MANIFEST_FILE, huge.to_bytes()), *sorted(FILES.items())]
+    archive = archive_of(tmp_path / "a.tar.zst", members)
+    with pytest.raises(BundleError, match=f"needs {(1 << 60) + 2} bytes"):
+        unpack(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

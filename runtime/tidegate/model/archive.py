@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -106,6 +107,7 @@ def unpack(
         ):
             manifest = _read_manifest(tar)
             check_signature(manifest, trusted)
+            _check_room(manifest, writer.folder)
             if not allow_older:
                 _check_not_older(manifest, out)
             for done, name in enumerate(sorted(manifest.files)):
@@ -166,6 +168,14 @@ def _read_manifest(tar: tarfile.TarFile) -> Manifest:
     if member.size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{MANIFEST_FILE}: {member.size} bytes: must be at most 4 MB")
     return Manifest.from_bytes(_content(tar, member).read())
+
+
+def _check_room(manifest: Manifest, folder: Path) -> None:
+    """Refuse what cannot fit before any of it fills the disk."""
+    needed = sum(entry.size_bytes for entry in manifest.files.values())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise BundleError(f"the bundle needs {needed} bytes: {free} are free on the disk")
 
 
 def _next(tar: tarfile.TarFile, name: str) -> tarfile.TarInfo:

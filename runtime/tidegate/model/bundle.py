@@ -160,9 +160,15 @@ class BundleWriter:
         (self.folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
         for path in (*self.folder.rglob("*"), self.folder):
             _flush(path)
-        if self.out.exists():
+        replaces = self.out.exists()
+        if replaces:
             self.out.rename(self._old)
-        self.folder.rename(self.out)
+        try:
+            self.folder.rename(self.out)
+        except OSError:
+            if replaces:
+                self._old.rename(self.out)
+            raise
         _flush(self.out.parent)
         shutil.rmtree(self._old, ignore_errors=True)
         return Bundle(folder=self.out, manifest=manifest)
@@ -193,7 +199,9 @@ def _clean_up_after_the_dead(out: Path) -> None:
     """
     for path in sorted(out.parent.glob(f".{glob.escape(out.name)}.*-*")):
         kind, _, pid = path.name.removeprefix(f".{out.name}.").partition("-")
-        if kind not in ("partial", "old") or not pid.isdigit() or _is_alive(int(pid)):
+        # As many digits as a process id may have; anything else is not ours.
+        ours = kind in ("partial", "old") and pid.isascii() and pid.isdigit() and len(pid) <= 10
+        if not ours or _is_alive(int(pid)):
             continue
         if kind == "old" and not out.exists():
             path.rename(out)

@@ -84,8 +84,7 @@ class Checkpoint:
             prequantised = find_prequantised(config, where)
             sources = module.sources(architecture, where.keys() | prequantised.keys())
             _check_sources(architecture, sources, where, prequantised)
-            if isinstance(architecture, Architecture):
-                _check_nothing_is_left(architecture, sources, where, prequantised)
+            _check_nothing_is_left(architecture, sources, where, prequantised)
         except BaseException:
             for file in files:
                 file.close()
@@ -303,7 +302,7 @@ def _check_sources(
 
 
 def _check_nothing_is_left(
-    arch: Architecture,
+    arch: AnyArchitecture,
     sources: Mapping[str, Source],
     where: Mapping[str, SafetensorsFile],
     prequantised: Mapping[str, PrequantisedTensor],
@@ -313,11 +312,21 @@ def _check_nothing_is_left(
     read |= {source.bias for source in sources.values() if source.bias is not None}
     for name in where.keys() - read:
         beside = name.rpartition(".")[0] + ".weight" in prequantised
-        # Early Llamas keep the frequencies that their config stands for.
-        if name.startswith("model.") and not beside and not name.endswith("rotary_emb.inv_freq"):
+        if _matters(arch, name) and not beside:
             raise CheckpointError(f"{name}: is no part of a {arch.model_type} of this config.json")
-    if arch.tied_head and "lm_head.weight" in where:
+    tied = isinstance(arch, Architecture) and arch.tied_head
+    if tied and "lm_head.weight" in where:
         _check_head_is_tied(sources["embed"].tensor, where)
+
+
+def _matters(arch: AnyArchitecture, name: str) -> bool:
+    """Whether a tensor that no role reads would have a part in the answers."""
+    if isinstance(arch, EncoderArchitecture):
+        # Outside the layers lie heads for other tasks, and poolers that embeddings go without.
+        return ".layer." in name
+    # Early Llamas keep the frequencies that their config stands for.
+    inside = name.startswith("model.") and not name.endswith("rotary_emb.inv_freq")
+    return inside or name == "lm_head.bias"
 
 
 def _check_head_is_tied(embed: str, where: Mapping[str, SafetensorsFile]) -> None:
