@@ -126,14 +126,20 @@ def better_rows(
     weight: torch.Tensor, gram: torch.Tensor, one: PackedLinear, other: PackedLinear
 ) -> PackedLinear:
     """Each row from the one that errs less on these inputs; from `one` where they are even."""
-    takes = (row_errors(weight, other, gram) < row_errors(weight, one, gram)).numpy()
+    takes = row_errors(weight, other, gram) < row_errors(weight, one, gram)
+    return pick_rows(one, other, takes)
+
+
+def pick_rows(one: PackedLinear, other: PackedLinear, takes: torch.Tensor) -> PackedLinear:
+    """The rows of `one`, and those of `other` where `takes` [out] says so."""
+    rows = takes.numpy()
     zeros = None
     if one.zeros is not None and other.zeros is not None:
-        zeros = np.where(takes[:, None], other.zeros, one.zeros)
+        zeros = np.where(rows[:, None], other.zeros, one.zeros)
     return replace(
         one,
-        values=np.where(takes[:, None, None], other.values, one.values),
-        scales=np.where(takes[:, None], other.scales, one.scales),
+        values=np.where(rows[:, None, None], other.values, one.values),
+        scales=np.where(rows[:, None], other.scales, one.scales),
         zeros=zeros,
     )
 

@@ -18,9 +18,10 @@ import torch
 from tidegate.converters.block_packing import nearest, pack_block, searched
 from tidegate.converters.feedback import (
     Feedback,
-    better_rows,
     factorise,
+    pick_rows,
     round_with_feedback,
+    row_errors,
     with_integers,
 )
 from tidegate.converters.grid import Grid, round_to
@@ -41,8 +42,8 @@ _CHUNK_VALUES = 1 << 24
 class Options:
     """How to refine."""
 
-    iterations: int = 5
-    """Turns of scales and integers; rows hardly change after a few."""
+    iterations: int = 3
+    """Turns of scales and integers; later ones hardly change a row."""
     rounding: Literal["feedback", "nearest"] = "feedback"
     """Integers as GPTQ rounds, or each to nearest."""
     damping: float = 0.01
@@ -98,32 +99,43 @@ def refine(
 ) -> PackedLinear:
     """Pack a layer for inputs of Gram matrix [in, in]; to nearest without `feedback`."""
     weight = torch.from_numpy(linear.weight)
-    best = nearest(linear, wanted, gram.diagonal().numpy())
-    current = best
-    if feedback is not None:
-        current = with_integers(best, round_with_feedback(weight, best, feedback))
-        best = better_rows(weight, gram, best, current)
-    for _ in range(iterations):
-        current = with_scales(current, best_scales(weight, current, gram))
-        best = better_rows(weight, gram, best, current)
-        if feedback is None:
-            integers = _nearest_integers(linear, current)
-        else:
+    aim = weight @ gram
+    best = current = nearest(linear, wanted, gram.diagonal().numpy())
+    least = row_errors(weight, best, gram)
+    for turn in range(iterations + 1):
+        if turn or feedback is None:
+            current = with_scales(current, best_scales(aim, current, gram))
+        if feedback is not None:
             integers = round_with_feedback(weight, current, feedback)
+        else:
+            integers = _nearest_integers(linear, current)
         current = with_integers(current, integers)
-        best = better_rows(weight, gram, best, current)
-    return best
+        best, least = _better(best, least, current, row_errors(weight, current, gram))
+    current = with_scales(current, best_scales(aim, current, gram))
+    return _better(best, least, current, row_errors(weight, current, gram))[0]
 
 
-def best_scales(weight: torch.Tensor, linear: PackedLinear, gram: torch.Tensor) -> torch.Tensor:
+def _better(
+    best: PackedLinear, least: torch.Tensor, current: PackedLinear, errors: torch.Tensor
+) -> tuple[PackedLinear, torch.Tensor]:
+    """Row by row the one that errs less, and how much."""
+    return pick_rows(best, current, errors < least), torch.minimum(errors, least)
+
+
+def best_scales(aim: torch.Tensor, linear: PackedLinear, gram: torch.Tensor) -> torch.Tensor:
     """The scales [out, groups] of least `(w - q) H (w - q)^T` for the integers as they are.
 
     A scale that would not be positive stays as it is.
+
+    Args:
+        aim: the weight times the Gram matrix, [out, in].
+        linear: its integers and scales.
+        gram: H, [in, in].
     """
     missing = linear.groups * linear.group_size - linear.inputs
-    padded = torch.nn.functional.pad(gram, (0, missing, 0, missing))
+    padded = torch.nn.functional.pad(gram, (0, missing, 0, missing)) if missing else gram
     blocks = padded.view(linear.groups, linear.group_size, -1)
-    target = torch.nn.functional.pad(weight @ gram, (0, missing))
+    target = torch.nn.functional.pad(aim, (0, missing))
     old = torch.from_numpy(linear.scales)
     centre = torch.from_numpy(_centres(linear))
     units = torch.from_numpy(linear.integers()).float() - centre
