@@ -29,14 +29,14 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from tidegate.converters.blocks import linear_roles
-from tidegate.converters.onnx_ops import export_onnx
+from tidegate.converters.driver.blocks import linear_roles
+from tidegate.converters.driver.pipeline import Job, Packed, compress
+from tidegate.converters.driver.store import StoreWeights
+from tidegate.converters.onnx.ops import export_onnx
 from tidegate.converters.passes import is_model_pass, make_pass
 from tidegate.converters.passes.base import CalibrationText, Model
-from tidegate.converters.pipeline import Job, Packed, compress
 from tidegate.converters.recipe_file import parse_recipe
-from tidegate.converters.sequences import SequenceOps, batched
-from tidegate.converters.store import StoreWeights
+from tidegate.converters.training.sequences import SequenceOps, batched
 from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
 from tidegate.engine.executor import ExecutorStep, Row
 from tidegate.kernels.torch_ops import WeightTensors

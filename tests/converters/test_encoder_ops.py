@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from openvinomodels import PACKINGS, Packing
 from tinymodel import RandomWeights
 
-from tidegate.converters.onnx_encoder_ops import export_onnx_encoder
-from tidegate.converters.openvino_encoder_ops import export_openvino_encoder
+from tidegate.converters.onnx.encoder_ops import export_onnx_encoder
+from tidegate.converters.openvino.encoder_ops import export_openvino_encoder
 from tidegate.errors import ConversionError
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.manifest import TARGETS, Target

@@ -14,7 +14,7 @@ from tinymodel import RandomWeights, tiny_architecture
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.lora import Lora, read_lora_config
 from tidegate.converters.recipe import make_recipe
-from tidegate.converters.rtn import quantise
+from tidegate.converters.rounding.rtn import quantise
 from tidegate.errors import CheckpointError, ConversionError
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.packed import DenseLinear

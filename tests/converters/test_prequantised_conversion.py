@@ -10,11 +10,11 @@ from everylogit import reference_logits
 from prequantisedcheckpoints import write_quantised_checkpoint
 
 from tidegate.converters.convert import ConversionPlan, convert
+from tidegate.converters.driver.pipeline import Job, compress
+from tidegate.converters.driver.store import StoreWeights
 from tidegate.converters.passes.base import Model
-from tidegate.converters.pipeline import Job, compress
 from tidegate.converters.recipe import make_recipe
 from tidegate.converters.recipe_file import parse_recipe
-from tidegate.converters.store import StoreWeights
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
 from tidegate.engine.executor import ExecutorStep, Row
 from tidegate.model.checkpoint import Checkpoint

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tidegate.converters.rtn import quantise
+from tidegate.converters.rounding.rtn import quantise
 from tidegate.converters.stacking import stack, stacks
 from tidegate.model.packed import Bits, DenseLinear, Linear, PackedLinear
 

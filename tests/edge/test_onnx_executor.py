@@ -14,8 +14,8 @@ import pytest
 from tinymodel import RandomWeights, tiny_architecture
 from torchreference import TorchReference
 
-from tidegate.converters.onnx_ops import GRAPH, export_onnx
-from tidegate.converters.rtn import quantise
+from tidegate.converters.onnx.ops import GRAPH, export_onnx
+from tidegate.converters.rounding.rtn import quantise
 from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
 from tidegate.engine.executor import ExecutorStep, Logits, Row, SlotGeometry, Tokens
 from tidegate.errors import BundleError, ConfigError, ExecutionError

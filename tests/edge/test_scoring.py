@@ -9,7 +9,7 @@ import pytest
 from everylogit import reference_logits
 from tinymodel import RandomWeights, tiny_architecture
 
-from tidegate.converters.onnx_ops import export_onnx
+from tidegate.converters.onnx.ops import export_onnx
 from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
 from tidegate.edge.scoring import greedy_answers, teacher_forced
 from tidegate.engine.executor import Executor

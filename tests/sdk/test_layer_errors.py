@@ -10,8 +10,8 @@ import pytest
 from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.cli.layer_errors import layer_errors
-from tidegate.converters.onnx_ops import export_onnx
-from tidegate.converters.rtn import quantise
+from tidegate.converters.onnx.ops import export_onnx
+from tidegate.converters.rounding.rtn import quantise
 from tidegate.model.architecture import Architecture
 from tidegate.model.packed import DenseLinear, Linear
 

@@ -13,8 +13,8 @@ import onnxruntime
 import openvino
 from checkpoints import byte_tokenizer
 
-from tidegate.converters.onnx_encoder_ops import export_onnx_encoder
-from tidegate.converters.openvino_encoder_ops import export_openvino_encoder
+from tidegate.converters.onnx.encoder_ops import export_onnx_encoder
+from tidegate.converters.openvino.encoder_ops import export_openvino_encoder
 from tidegate.model.bundle import Bundle, BundleWriter
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.manifest import TARGETS, Manifest, MemoryNeed, Target

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tinymodel import tiny_architecture
 
-from tidegate.converters.openvino_ops import export_openvino
+from tidegate.converters.openvino.ops import export_openvino
 from tidegate.model.packed import Array, Linear, PackedLinear
 from tidegate.model.roles import roles
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from tinymodel import RandomWeights
 
-from tidegate.converters.openvino_ops import export_openvino
-from tidegate.converters.rtn import quantise
+from tidegate.converters.openvino.ops import export_openvino
+from tidegate.converters.rounding.rtn import quantise
 from tidegate.edge.executors.openvino import OpenVinoSettings
 from tidegate.edge.executors.openvino_model import compile_graph
 from tidegate.model.architecture import Architecture

@@ -10,10 +10,10 @@ import torch
 from everylogit import reference_logits
 from openvinomodels import SETTINGS
 
-from tidegate.converters.onnx_ops import export_onnx
-from tidegate.converters.openvino_ops import export_openvino
+from tidegate.converters.onnx.ops import export_onnx
+from tidegate.converters.openvino.ops import export_openvino
 from tidegate.converters.passes.base import CalibrationText
-from tidegate.converters.rtn import quantise
+from tidegate.converters.rounding.rtn import quantise
 from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
 from tidegate.edge.executors.openvino import OpenVinoExecutor
 from tidegate.engine.executor import ExecutorStep, Row

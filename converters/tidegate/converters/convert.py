@@ -15,12 +15,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tidegate.converters.driver.pipeline import Job, Packed, compress, looks_at_data
+from tidegate.converters.driver.store import StoreWeights
+from tidegate.converters.driver.work import WorkFolder, conversion_key
 from tidegate.converters.lora import Lora
 from tidegate.converters.passes.base import CalibrationText, Model, Progress
-from tidegate.converters.pipeline import Job, Packed, compress, looks_at_data
 from tidegate.converters.recipe_file import check_patterns
-from tidegate.converters.store import StoreWeights
-from tidegate.converters.work import WorkFolder, conversion_key
 from tidegate.errors import BundleError, ConfigError, ConversionError
 from tidegate.model.bundle import MANIFEST_FILE, Bundle, BundleWriter
 from tidegate.model.checkpoint import Checkpoint
@@ -188,19 +188,19 @@ def _lower(
 
     if isinstance(arch, EncoderArchitecture):
         if target == "onnx":
-            from tidegate.converters.onnx_encoder_ops import export_onnx_encoder
+            from tidegate.converters.onnx.encoder_ops import export_onnx_encoder
 
             export_onnx_encoder(arch, weights, folder, progress=report)
         else:
-            from tidegate.converters.openvino_encoder_ops import export_openvino_encoder
+            from tidegate.converters.openvino.encoder_ops import export_openvino_encoder
 
             export_openvino_encoder(arch, weights, folder, progress=report)
     elif target == "onnx":
-        from tidegate.converters.onnx_ops import export_onnx
+        from tidegate.converters.onnx.ops import export_onnx
 
         export_onnx(arch, weights, folder, progress=report)
     else:
-        from tidegate.converters.openvino_ops import export_openvino
+        from tidegate.converters.openvino.ops import export_openvino
 
         export_openvino(arch, weights, folder, progress=report)
 

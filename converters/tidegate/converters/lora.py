@@ -23,8 +23,8 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from tidegate.converters.packing import RowWeights
-from tidegate.converters.rtn import Rows
+from tidegate.converters.rounding.packing import RowWeights
+from tidegate.converters.rounding.rtn import Rows
 from tidegate.errors import CheckpointError, ConversionError
 from tidegate.model.checkpoint import read_json_object
 from tidegate.model.config import Config, flag, positive_float, positive_int

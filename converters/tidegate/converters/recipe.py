@@ -1,6 +1,6 @@
 """The recipe of plain rounding, and the weights as it makes them, in memory.
 
-`RecipeWeights` is the obvious twin of what `tidegate.converters.pipeline` does on disk.
+`RecipeWeights` is the obvious twin of what `tidegate.converters.driver.pipeline` does on disk.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import cast
 
 from tidegate.converters.recipe_file import with_tables
-from tidegate.converters.rtn import GROUP_SIZES, quantise
+from tidegate.converters.rounding.rtn import GROUP_SIZES, quantise
 from tidegate.errors import ConfigError
 from tidegate.model.packed import Array, DenseLinear, Linear, PackedLinear
 from tidegate.model.recipe import Format, FormatRule, GroupSize, Precision, Recipe, format_of

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from tidegate.converters.blocks import linear_roles
+from tidegate.converters.driver.blocks import linear_roles
 from tidegate.converters.passes import find_pass, known_passes
 from tidegate.errors import ConfigError
 from tidegate.model.recipe import (

@@ -85,7 +85,7 @@ def plans_of(names: str, plan: ConversionPlan) -> dict[str, ConversionPlan]:
 
     The calibration text goes to those that look at one, of which there must be some.
     """
-    from tidegate.converters.pipeline import looks_at_data
+    from tidegate.converters.driver.pipeline import looks_at_data
     from tidegate.converters.recipe_file import load_recipe
 
     plans: dict[str, ConversionPlan] = {}

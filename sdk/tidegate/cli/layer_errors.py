@@ -1,7 +1,7 @@
 """How far the residual stream of a bundle's ONNX graph is from the checkpoint's, layer by layer.
 
 The graph's metadata name the tensor behind each layer, and the factor that the graph leaves out of
-it (`onnx_ops.RESIDUAL`); they become outputs
+it (`onnx.ops.RESIDUAL`); they become outputs
 of a copy in memory, which ONNX Runtime runs as a device would, on the bundle's own data file.
 """
 
@@ -17,7 +17,7 @@ import onnxruntime
 
 from tidegate.converters.evaluation.page import LayerError
 from tidegate.converters.evaluation.reference import reference_streams
-from tidegate.converters.onnx_ops import EXACT_GRAPH, GRAPH, RESIDUAL
+from tidegate.converters.onnx.ops import EXACT_GRAPH, GRAPH, RESIDUAL
 from tidegate.errors import ConversionError
 from tidegate.model.architecture import Architecture
 from tidegate.model.walk import Weights

@@ -9,9 +9,9 @@ import torch
 from tinyblocks import TinyData, layer_block, spiky_sequences
 from tinymodel import RandomWeights, tiny_architecture
 
-from tidegate.converters.block_packing import nearest
 from tidegate.converters.passes import clip
 from tidegate.converters.passes.base import PassModule, needs_data
+from tidegate.converters.rounding.block_packing import nearest
 from tidegate.model.packed import DenseLinear, PackedLinear
 from tidegate.model.recipe import Format
 

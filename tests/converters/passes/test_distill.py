@@ -15,7 +15,7 @@ from tinymodel import RandomWeights, tiny_architecture
 from tidegate.converters.passes.base import Model, PassError
 from tidegate.converters.passes.distill import Options, make
 from tidegate.converters.passes.prune_depth import without_layers
-from tidegate.converters.rtn import quantise
+from tidegate.converters.rounding.rtn import quantise
 from tidegate.errors import ConfigError
 from tidegate.model.architecture import Architecture
 from tidegate.model.packed import PackedLinear, dense_weight

@@ -10,8 +10,8 @@ from tinymodel import tiny_architecture
 
 from tidegate.converters.passes import magnitude, wanda
 from tidegate.converters.passes.base import Block, PassError
-from tidegate.converters.rtn import quantise
-from tidegate.converters.sparsity import Pattern, Sparsity
+from tidegate.converters.pruning.sparsity import Pattern, Sparsity
+from tidegate.converters.rounding.rtn import quantise
 from tidegate.model.packed import DenseLinear, PackedLinear
 
 ARCH = tiny_architecture()

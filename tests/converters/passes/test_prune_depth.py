@@ -20,7 +20,7 @@ from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.converters.passes.base import Model, PassError
 from tidegate.converters.passes.prune_depth import Options, make, without_layers
-from tidegate.converters.sequences import SequenceOps
+from tidegate.converters.training.sequences import SequenceOps
 from tidegate.errors import ConfigError
 from tidegate.kernels.torch_ops import WeightTensors
 from tidegate.model.architecture import Architecture, LayerKind

@@ -19,7 +19,7 @@ from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.converters.passes.base import Model, PassError
 from tidegate.converters.passes.prune_width import Options, make
-from tidegate.converters.rtn import quantise
+from tidegate.converters.rounding.rtn import quantise
 from tidegate.errors import ConfigError
 from tidegate.model.architecture import Architecture, Experts
 from tidegate.model.packed import dense_weight

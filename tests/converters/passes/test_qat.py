@@ -12,7 +12,7 @@ from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.converters.passes.base import Model, PassError
 from tidegate.converters.passes.qat import Options, make
-from tidegate.converters.torch_model import TorchModel
+from tidegate.converters.training.torch_model import TorchModel
 from tidegate.model.packed import DenseLinear
 from tidegate.model.recipe import Format
 from tidegate.model.roles import roles

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tinyblocks import TinyData, layer_block, spiky_sequences
 from tinymodel import RandomWeights, tiny_architecture
 
-from tidegate.converters.block_packing import nearest
-from tidegate.converters.feedback import factorise, row_errors
 from tidegate.converters.passes import awq, clip, scale_estimation
 from tidegate.converters.passes.gptq import quantise_with_gram
 from tidegate.converters.passes.scale_estimation import best_scales, refine
+from tidegate.converters.rounding.block_packing import nearest
+from tidegate.converters.rounding.feedback import factorise, row_errors
 from tidegate.errors import ConfigError
 from tidegate.model.packed import Bits, DenseLinear, PackedLinear
 from tidegate.model.recipe import Format, GroupSize

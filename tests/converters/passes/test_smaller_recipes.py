@@ -12,7 +12,7 @@ from smallermodels import TOLERANCE
 from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.converters.convert import Conversion, ConversionPlan, convert
-from tidegate.converters.pipeline import looks_at_data
+from tidegate.converters.driver.pipeline import looks_at_data
 from tidegate.converters.recipe_file import parse_recipe
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
 from tidegate.engine.executor import ExecutorStep, Logits, Row

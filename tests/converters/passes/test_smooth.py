@@ -10,8 +10,8 @@ import torch
 from tinyblocks import TinyData, layer_block, spiky_sequences
 from tinymodel import RandomWeights, tiny_architecture
 
-from tidegate.converters.block_packing import nearest
 from tidegate.converters.passes import smooth
+from tidegate.converters.rounding.block_packing import nearest
 from tidegate.errors import ConfigError
 from tidegate.model.packed import DenseLinear
 from tidegate.model.recipe import Format

@@ -15,7 +15,7 @@ from tidegate.converters.evaluation.measures import compare
 from tidegate.converters.evaluation.reference import reference_logits
 from tidegate.converters.passes import tune
 from tidegate.converters.passes.base import CalibrationText, Model, PassError
-from tidegate.converters.rtn import quantise
+from tidegate.converters.rounding.rtn import quantise
 from tidegate.errors import ConfigError
 from tidegate.model.architecture import Architecture
 from tidegate.model.packed import DenseLinear, Linear, PackedLinear

@@ -2,7 +2,7 @@
 
 Scales are powers of the mean magnitude of the inputs (arXiv 2306.00978); the power is searched for
 the least error of the outputs on a sample of the calibration, and the scales are folded into what
-makes the inputs (`tidegate.converters.folding`). The weights stay float: a pass behind packs them.
+makes the inputs (`rounding.folding`). The weights stay float: a pass behind packs them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tidegate.converters.folding import Fold, apply, foldable
 from tidegate.converters.passes.base import Block, BlockData
-from tidegate.converters.rtn import quantise
+from tidegate.converters.rounding.folding import Fold, apply, foldable
+from tidegate.converters.rounding.rtn import quantise
 from tidegate.errors import ConfigError
 from tidegate.model.packed import DenseLinear, dense_weight
 from tidegate.model.recipe import Format, matches

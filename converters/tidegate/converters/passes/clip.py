@@ -1,6 +1,6 @@
 """Round to nearest on a clipped span, which errs least where the calibration's inputs are large.
 
-The search itself is `tidegate.converters.clip`; here it gets the mean square of each input. With
+The search itself is `rounding.clip`; here it gets the mean square of each input. With
 `weighted = false` all inputs count alike and no calibration is needed.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidegate.converters.block_packing import pack_block, searched
 from tidegate.converters.passes.base import Block, BlockData
+from tidegate.converters.rounding.block_packing import pack_block, searched
 from tidegate.model.packed import DenseLinear, PackedLinear
 from tidegate.model.recipe import Format
 from tidegate.model.registry import AnyArchitecture

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from tidegate.converters.passes.base import CalibrationText, Model, PassError, Progress
-from tidegate.converters.sequences import Tokens
-from tidegate.converters.torch_model import Said, TorchModel
-from tidegate.converters.training import (
+from tidegate.converters.training.sequences import Tokens
+from tidegate.converters.training.torch_model import Said, TorchModel
+from tidegate.converters.training.training import (
     Schedule,
     best_device,
     divergence,

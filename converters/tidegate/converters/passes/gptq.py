@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from tidegate.converters.block_packing import nearest, pack_block, searched
-from tidegate.converters.feedback import (
+from tidegate.converters.passes.base import Block, BlockData
+from tidegate.converters.rounding.block_packing import nearest, pack_block, searched
+from tidegate.converters.rounding.feedback import (
     better_rows,
     factorise,
     round_with_feedback,
     with_integers,
 )
-from tidegate.converters.passes.base import Block, BlockData
 from tidegate.errors import ConfigError
 from tidegate.model.packed import DenseLinear, PackedLinear
 from tidegate.model.recipe import Format

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tidegate.converters.moments import cholesky
 from tidegate.converters.passes.base import Block, BlockData, PassError
-from tidegate.converters.pruning import dense_roles
+from tidegate.converters.pruning.pruning import dense_roles
+from tidegate.converters.rounding.moments import cholesky
 from tidegate.errors import ConfigError
 from tidegate.model.packed import Array, DenseLinear, LowRankLinear
 from tidegate.model.registry import AnyArchitecture

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.converters.passes.base import Block, BlockData
-from tidegate.converters.pruning import prune_block
-from tidegate.converters.sparsity import Sparsity, lowest
+from tidegate.converters.pruning.pruning import prune_block
+from tidegate.converters.pruning.sparsity import Sparsity, lowest
 from tidegate.model.packed import Array
 from tidegate.model.registry import AnyArchitecture
 

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from tidegate.converters.passes.base import CalibrationText, Model, PassError, Progress
-from tidegate.converters.sequences import (
+from tidegate.converters.training.sequences import (
     HeldLayer,
     Tokens,
     batched,

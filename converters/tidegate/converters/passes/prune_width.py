@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tidegate.converters.moments import cholesky
 from tidegate.converters.passes.base import CalibrationText, Model, PassError, Progress
-from tidegate.converters.sequences import HeldLayer, batched, embedded, through
+from tidegate.converters.rounding.moments import cholesky
+from tidegate.converters.training.sequences import HeldLayer, batched, embedded, through
 from tidegate.errors import ConfigError
 from tidegate.model.architecture import Architecture
 from tidegate.model.packed import Array, DenseLinear, Linear

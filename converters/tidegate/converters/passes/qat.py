@@ -15,9 +15,9 @@ import torch
 
 from tidegate.converters.passes.base import CalibrationText, Model, PassError, Progress
 from tidegate.converters.passes.distill import decoder_of
-from tidegate.converters.sequences import Tokens
-from tidegate.converters.torch_model import Said, TorchModel
-from tidegate.converters.training import Schedule, best_device, divergence, reporter, train
+from tidegate.converters.training.sequences import Tokens
+from tidegate.converters.training.torch_model import Said, TorchModel
+from tidegate.converters.training.training import Schedule, best_device, divergence, reporter, train
 from tidegate.model.recipe import matches
 
 NEEDS_DATA = True

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidegate.converters.packing import pack
 from tidegate.converters.passes.base import Block, BlockData, BlockPass
+from tidegate.converters.rounding.packing import pack
 from tidegate.model.packed import DenseLinear, LowRankLinear
 from tidegate.model.recipe import matches
 from tidegate.model.registry import AnyArchitecture

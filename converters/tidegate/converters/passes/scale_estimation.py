@@ -15,8 +15,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from tidegate.converters.block_packing import nearest, pack_block, searched
-from tidegate.converters.feedback import (
+from tidegate.converters.passes.base import Block, BlockData
+from tidegate.converters.rounding.block_packing import nearest, pack_block, searched
+from tidegate.converters.rounding.feedback import (
     Feedback,
     factorise,
     pick_rows,
@@ -24,8 +25,7 @@ from tidegate.converters.feedback import (
     row_errors,
     with_integers,
 )
-from tidegate.converters.grid import Grid, round_to
-from tidegate.converters.passes.base import Block, BlockData
+from tidegate.converters.rounding.grid import Grid, round_to
 from tidegate.errors import ConfigError
 from tidegate.model.packed import Bytes, DenseLinear, PackedLinear
 from tidegate.model.recipe import Format

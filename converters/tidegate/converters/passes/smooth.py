@@ -2,7 +2,7 @@
 
 For backends that round activations to int8 as they go. Every input is divided by
 `peak of input ** alpha / peak of its weights ** (1 - alpha)` (arXiv 2211.10438, equation 4) and
-the weights that read it multiplied, through `tidegate.converters.folding`.
+the weights that read it multiplied, through `tidegate.converters.rounding.folding`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tidegate.converters.folding import apply, foldable
 from tidegate.converters.passes.base import Block, BlockData
+from tidegate.converters.rounding.folding import apply, foldable
 from tidegate.errors import ConfigError
 from tidegate.model.packed import dense_weight
 from tidegate.model.registry import AnyArchitecture

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from tidegate.converters.feedback import with_integers
 from tidegate.converters.passes.base import CalibrationText, Model, PassError, Progress
-from tidegate.converters.sequences import SequenceOps, Tokens, batched
+from tidegate.converters.rounding.feedback import with_integers
+from tidegate.converters.training.sequences import SequenceOps, Tokens, batched
 from tidegate.errors import ConfigError
 from tidegate.kernels.torch_ops import WeightTensors, root_mean_square_norm
 from tidegate.model.architecture import Architecture

@@ -1,4 +1,4 @@
-"""`OnnxEncoder`: an encoder's graph on ONNX Runtime; see `tidegate.converters.onnx_encoder_ops`."""
+"""`OnnxEncoder`: an encoder's graph on ONNX Runtime; see `tidegate.converters.onnx.encoder_ops`."""
 
 from __future__ import annotations
 

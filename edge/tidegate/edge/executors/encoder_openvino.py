@@ -1,6 +1,6 @@
 """`OpenVinoEncoder`: an encoder's graph on OpenVINO.
 
-The graph is described in `tidegate.converters.openvino_encoder_ops`. It holds public operations
+The graph is described in `tidegate.converters.openvino.encoder_ops`. It holds public operations
 only, so unlike a decoder's it is not tied to a version.
 """
 

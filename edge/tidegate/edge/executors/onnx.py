@@ -1,6 +1,6 @@
 """`OnnxExecutor`: steps on ONNX Runtime, KV in slots that the attention operator updates in place.
 
-The graph and its inputs are described in `tidegate.converters.onnx_ops`. Its attention takes either
+The graph and its inputs are described in `tidegate.converters.onnx.ops`. Its attention takes either
 one request with many tokens, or many requests with one token each, so a step is one run for all of
 those and one for each of the others. Past and present KV are bound to the same memory; what lies
 beyond a request's tokens is never read, and rewinding a request costs nothing.

@@ -1,6 +1,6 @@
 """`OpenVinoExecutor`: steps on OpenVINO, KV in blocks that any request may own.
 
-The graph and its inputs are described in `tidegate.converters.openvino_ops`. A step is one run,
+The graph and its inputs are described in `tidegate.converters.openvino.ops`. A step is one run,
 whatever mixture of prefill chunks and decode rows it holds: their tokens lie one after another and
 the attention operator reads and writes each request's blocks. Input tensors are allocated for the
 largest step and only their shapes change, so a running executor asks for no memory.

@@ -1,0 +1,1 @@
+"""The walk as ONNX graphs, in operators of ONNX Runtime."""

@@ -1,0 +1,1 @@
+"""The walk as OpenVINO graphs, paged from the start."""

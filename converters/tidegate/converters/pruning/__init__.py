@@ -1,0 +1,1 @@
+"""Which weights to set to zero."""

@@ -1,0 +1,1 @@
+"""From floats to packed integers: grids, searches, error feedback, and bits for each weight."""
