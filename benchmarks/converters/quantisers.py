@@ -37,13 +37,13 @@ from assistant.evaluate import encoded  # noqa: E402
 from assistant.tokenizer import encode_messages  # noqa: E402
 from report import report  # noqa: E402
 
-from tidegate.converters.blocks import linear_roles  # noqa: E402
+from tidegate.converters.driver.blocks import linear_roles  # noqa: E402
+from tidegate.converters.driver.pipeline import Job, compress  # noqa: E402
+from tidegate.converters.driver.store import StoreWeights  # noqa: E402
 from tidegate.converters.evaluation.measures import compare, summarise  # noqa: E402
 from tidegate.converters.passes.base import CalibrationText, Model  # noqa: E402
-from tidegate.converters.pipeline import Job, compress  # noqa: E402
 from tidegate.converters.recipe_file import load_recipe, parse_recipe  # noqa: E402
-from tidegate.converters.sequences import SequenceOps, Tokens, batched  # noqa: E402
-from tidegate.converters.store import StoreWeights  # noqa: E402
+from tidegate.converters.training.sequences import SequenceOps, Tokens, batched  # noqa: E402
 from tidegate.kernels.torch_ops import WeightTensors  # noqa: E402
 from tidegate.model.architecture import Architecture  # noqa: E402
 from tidegate.model.checkpoint import Checkpoint  # noqa: E402

@@ -46,7 +46,7 @@ class ConversionPlan:
     text: Path | None = None
     """Calibration text for passes that look at data; one that comes along when None."""
     sees_errors: bool = True
-    """See `tidegate.converters.pipeline.Job`."""
+    """See `tidegate.converters.driver.pipeline.Job`."""
     lora: Path | None = None
     """A PEFT adapter folder that is added to the weights first."""
     restart: bool = False

@@ -202,7 +202,7 @@ class _Seen:
     rows: dict[int, int] = field(default_factory=dict)
 
     def __call__(self, linear: Linear, x: torch.Tensor) -> None:
-        """See `tidegate.converters.sequences.Observe`."""
+        """See `tidegate.converters.training.sequences.Observe`."""
         if len(x):
             key = id(linear)
             self.sums[key] = self.sums.get(key, torch.zeros(())) + x.square().sum(dim=0)
