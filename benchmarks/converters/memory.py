@@ -12,6 +12,10 @@ Peers live in environments of their own, because they need other versions of tra
     pip install "optimum-intel[openvino]" nncf openvino==2026.4.1 torch==2.13.0
 
     python benchmarks/converters/memory.py --json --builder-python genai/bin/python
+    python benchmarks/converters/memory.py --json --layers 2 --repeats 1 --recipes balanced
+
+Passes that look at data take minutes a layer at this width, so recipes are measured on few layers:
+one layer at a time is in memory, whatever their number.
 """
 
 from __future__ import annotations
@@ -66,6 +70,13 @@ def ours(checkpoint: Path, out: Path, target: str) -> list[str]:
     return [*tool, str(checkpoint), "--out", str(out), *flags]
 
 
+def by_recipe(checkpoint: Path, out: Path, recipe: str) -> list[str]:
+    """The same with a recipe, on the calibration text that comes along."""
+    flags = ["--target", "onnx", "--recipe", recipe, "--quiet"]
+    tool = [sys.executable, "-P", "-m", "tidegate.cli", "convert"]
+    return [*tool, str(checkpoint), "--out", str(out), *flags]
+
+
 def builder(python: Path, checkpoint: Path, out: Path) -> list[str]:
     """onnxruntime-genai's model builder, for the CPU."""
     tool = [str(python), "-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu"]
@@ -84,6 +95,8 @@ def commands(
     args: argparse.Namespace, layers: int, checkpoint: Path, out: Path
 ) -> dict[str, list[str]]:
     """The converters by name, in the order they take turns."""
+    if args.recipes:
+        return {f"recipe {one}": by_recipe(checkpoint, out, one) for one in args.recipes}
     found = {f"tidegate {target}": ours(checkpoint, out, target) for target in TARGETS}
     if layers > min(args.layers):
         return found
@@ -160,6 +173,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[22, 44])
+    parser.add_argument("--recipes", nargs="+", help="only these, names or TOML files, to onnx")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--builder-python", type=Path, help="has onnxruntime-genai")
     parser.add_argument("--optimum-python", type=Path, help="has optimum-intel")
