@@ -277,7 +277,11 @@ def test_a_request_made_too_long_ago_or_ahead_is_dropped(ends: Ends, shift_s: in
     assert ends.gateway.tally.snapshot().dropped == 1
 
 
-@pytest.mark.parametrize("name", [b"", bytes(16), b"\xff" * 16, new_request_id(1)])
+@pytest.mark.parametrize(
+    "name",
+    [b"", bytes(16), b"\xff" * 16, new_request_id(1)],
+    ids=["empty", "zeros", "ones", "too old"],
+)
 def test_an_id_that_a_gateway_would_drop_is_refused_at_once(ends: Ends, name: bytes) -> None:
     with pytest.raises(RequestError, match="request_id"):
         ends.device.submit(0.0, b"", request_id=RequestId(name), deadline_s=600.0, model=None)
