@@ -252,6 +252,20 @@ def peer(bench: Bench, script: str, python: Path, method: str, options: Sequence
         return bench.row(method, iter(np.split(found, ends)), bits / weights, None)
 
 
+def peer_versions(args: argparse.Namespace) -> dict[str, str]:
+    """What the peers' environments hold."""
+    found: dict[str, str] = {}
+    code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
+    for python, packages in (
+        (args.builder_python, ("onnxruntime-genai", "onnxruntime")),
+        (args.optimum_python, ("nncf", "openvino", "optimum-intel")),
+    ):
+        if python is not None:
+            said = subprocess.check_output([python, "-c", code, *packages], text=True)
+            found |= dict(zip(packages, said.split(), strict=True))
+    return found
+
+
 def measure(args: argparse.Namespace) -> Iterator[Row]:
     """Every method on every checkpoint."""
     for name in args.checkpoints:
@@ -297,8 +311,8 @@ def main() -> int:
         rows.append(row)
         print(line(row), flush=True)
     if args.keep is not None:
-        packages = ("torch", "numpy")
-        body = report("converters/quantisers.py", packages, [asdict(row) for row in rows])
+        found = {"peers": peer_versions(args), "rows": [asdict(row) for row in rows]}
+        body = report("converters/quantisers.py", ("torch", "numpy"), found)
         args.keep.with_suffix(".json").write_text(body + "\n")
         args.keep.with_suffix(".txt").write_text("".join(line(row) + "\n" for row in rows))
     return 0
