@@ -542,6 +542,8 @@ def test_a_signed_and_packed_bundle_is_installed_only_where_its_key_is_trusted(
     told = failing("bundle", "unpack", archive, tmp_path / "x", "--quiet", *other)
     assert "not trusted" in told
     assert "signature: is missing" in failing("inspect", bundle, *trusting)
-    assert "key file" in failing("keys", "signing", maker)
+    assert "a key is not replaced" in failing("keys", "signing", maker)
+    Path(f"{maker}.key").unlink()
+    assert "a key is not replaced" in failing("keys", "signing", maker)
     nowhere = tmp_path / "nowhere" / "b.tar.zst"
     assert "in a folder that exists" in failing("bundle", "pack", own, nowhere)

@@ -112,7 +112,7 @@ def _own_blocks(executor: Executor, block_tokens: int) -> int:
 
 
 def _row(executor: Executor, place: int, tokens: Sequence[int], past: int) -> Row:
-    """One token of the sequence at `place` of the group, which owns that slot or those blocks."""
+    """Tokens of the sequence at `place` of the group, which owns that slot or those blocks."""
     array, kv = np.array(tokens, np.int64), executor.kv
     if kv.kind == "slots":
         return Row(tokens=array, past=past, slot=place)

@@ -33,11 +33,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"device keys in {args.device}, gateway keys in {args.gateway}", file=sys.stderr)
         return 0
     if args.kind == "signing":
+        from tidegate.errors import ConfigError
         from tidegate.model.signature import SigningKey
 
+        public = Path(f"{args.name}.pub")
+        if public.exists():
+            raise ConfigError("public key", str(public), "a new file: a key is not replaced")
         signing = SigningKey.generate()
         signing.write(Path(f"{args.name}.key"))
-        Path(f"{args.name}.pub").write_text(signing.public + "\n")
+        public.write_text(signing.public + "\n")
         print(f"secret in {args.name}.key, public in {args.name}.pub", file=sys.stderr)
         return 0
     from tidegate.api.keys import hash_key, new_key

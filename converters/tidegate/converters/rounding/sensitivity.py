@@ -79,7 +79,7 @@ def measure(
     units = [[role] for role in rounded] if small else _by_block(rounded)
     found = {role: dict.fromkeys(options, 0.0) for role, options in formats.items()}
     for done, unit in enumerate(units):
-        progress("mixed precision: what each weight costs", done, len(units))
+        progress("sensitivity", done, len(units))
         errors = {role: _errors(weights.linear(role), role, formats, reference) for role in unit}
         probes = {role: _probe(weights.linear(role), formats[role]) for role in unit}
         gain = {role: FEEDBACK_GAIN if role in fed else 1.0 for role in unit}
@@ -92,7 +92,7 @@ def measure(
             for one in formats[role]:
                 ratio = error.of[one] / error.probe if error.probe else 0.0
                 found[role][one] = divergence * shares[role] * ratio / gain[role]
-    progress("mixed precision: what each weight costs", len(units), len(units))
+    progress("sensitivity", len(units), len(units))
     return found
 
 
