@@ -138,6 +138,8 @@ def test_a_part_that_never_settles_is_given_up_when_the_drain_ends() -> None:
     assert time.monotonic() - began_s < 5
 
 
+# Signals itself, which must not meet the signals of a process that runs tests beside others.
+@pytest.mark.system
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
 def test_the_first_signal_stops_and_a_second_one_would_kill(number: signal.Signals) -> None:
     usual = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
