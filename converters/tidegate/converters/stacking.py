@@ -28,13 +28,13 @@ def stack(weights: Sequence[Linear]) -> Linear:
     packed = [linear for linear in weights if isinstance(linear, PackedLinear)]
     if not packed:
         dense = [linear.weight for linear in weights if isinstance(linear, DenseLinear)]
-        return DenseLinear(weight=np.concatenate(dense), bias=_bias(weights))
+        return DenseLinear(weight=np.concatenate(dense), bias=stacked_bias(weights))
     zeros = [linear.zeros for linear in packed if linear.zeros is not None]
     return PackedLinear(
         values=np.concatenate([linear.values for linear in packed]),
         scales=np.concatenate([linear.scales for linear in packed]),
         zeros=np.concatenate(zeros) if zeros else None,
-        bias=_bias(weights),
+        bias=stacked_bias(weights),
         inputs=packed[0].inputs,
         bits=packed[0].bits,
         group_size=packed[0].group_size,
@@ -49,7 +49,7 @@ def _shape(linear: Linear) -> tuple[object, ...]:
     return (linear.bits, linear.group_size, linear.inputs, linear.zeros is None)
 
 
-def _bias(weights: Sequence[Linear]) -> Array | None:
+def stacked_bias(weights: Sequence[Linear]) -> Array | None:
     """The biases one after another; a layer without one adds 0."""
     if all(linear.bias is None for linear in weights):
         return None

@@ -21,8 +21,6 @@ from onnx import TensorProto
 
 from tidegate.converters.onnx.graph import CONTRIB, OnnxGraph
 from tidegate.converters.onnx.linear import (
-    FLOAT_ACTIVATIONS,
-    INT8_ACTIVATIONS,
     emit_activation,
     emit_linear,
     emit_rows,
@@ -30,7 +28,7 @@ from tidegate.converters.onnx.linear import (
     regrouped,
     store,
 )
-from tidegate.converters.onnx.ops import DATA, EXACT_GRAPH, GRAPH
+from tidegate.converters.onnx.ops import write_graphs
 from tidegate.errors import ConversionError
 from tidegate.model.architecture import Activation
 from tidegate.model.encoder import EncoderArchitecture, Pooling
@@ -229,12 +227,9 @@ def export_onnx_encoder(
         if progress is not None:
             progress("layers", done, arch.layers)
 
-    for name in (GRAPH, EXACT_GRAPH):
-        (folder / name).unlink(missing_ok=True)
-    with (folder / DATA).open("wb") as data:
-        graph = OnnxGraph(data, DATA)
+    def emit(graph: OnnxGraph) -> None:
         ops = OnnxEncoderOps(arch, graph, on_layer=report)
         ops.finish(encoder(ops, arch, weights))
-    graph.save(folder / EXACT_GRAPH, accuracy_level=FLOAT_ACTIVATIONS)
-    graph.save(folder / GRAPH, accuracy_level=INT8_ACTIVATIONS)
+
+    write_graphs(folder, emit)
     report(arch.layers)

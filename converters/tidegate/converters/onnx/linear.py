@@ -14,6 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from tidegate.converters.onnx.graph import CONTRIB, OnnxGraph
+from tidegate.converters.stacking import stacked_bias, stacks
 from tidegate.errors import ConversionError
 from tidegate.model.architecture import Activation
 from tidegate.model.ops import GatedMlp
@@ -70,16 +71,9 @@ def regrouped(linear: PackedLinear) -> PackedLinear:
 
 def mergeable(weights: Sequence[Linear]) -> bool:
     """Whether weights that share an input can be rows of one operator."""
-    formats: set[tuple[object, ...]] = set()
-    for weight in weights:
-        if isinstance(weight, LowRankLinear):
-            return False
-        if isinstance(weight, DenseLinear):
-            formats.add(("dense", weight.inputs))
-        else:
-            symmetric = weight.zeros is None
-            formats.add((weight.bits, weight.group_size, weight.inputs, symmetric))
-    return len(formats) == 1
+    if any(isinstance(weight, LowRankLinear) for weight in weights):
+        return False
+    return len(stacks(weights)) == 1
 
 
 def emit_linear(graph: OnnxGraph, x: str, *weights: Linear) -> str:
@@ -140,12 +134,8 @@ def emit_product(graph: OnnxGraph, x: str, stored: StoredLinear, weights: Sequen
 
 
 def _bias(graph: OnnxGraph, weights: Sequence[Linear]) -> str | None:
-    if all(w.bias is None for w in weights):
-        return None
-    biases: list[Array] = [
-        np.zeros(w.outputs, np.float32) if w.bias is None else w.bias for w in weights
-    ]
-    return graph.constant("bias", *biases)
+    bias = stacked_bias(weights)
+    return None if bias is None else graph.constant("bias", bias)
 
 
 def emit_gated_mlp(graph: OnnxGraph, x: str, mlp: GatedMlp, act: Activation) -> str:

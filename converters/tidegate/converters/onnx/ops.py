@@ -341,12 +341,23 @@ def export_onnx(
         if progress is not None:
             progress("layers", done, arch.layers)
 
+    def emit(graph: OnnxGraph) -> None:
+        ops = OnnxOps(arch, graph, on_layer=report)
+        ops.finish(decoder(ops, arch, weights, ops.behind_layer))
+
+    write_graphs(folder, emit)
+    report(arch.layers)
+
+
+def write_graphs(folder: Path, emit: Callable[[OnnxGraph], None]) -> None:
+    """Write what `emit` puts into a graph as the three files of an ONNX target.
+
+    The graphs come last, so a folder with a graph in it is complete.
+    """
     for name in (GRAPH, EXACT_GRAPH):
         (folder / name).unlink(missing_ok=True)
     with (folder / DATA).open("wb") as data:
         graph = OnnxGraph(data, DATA)
-        ops = OnnxOps(arch, graph, on_layer=report)
-        ops.finish(decoder(ops, arch, weights, ops.behind_layer))
+        emit(graph)
     graph.save(folder / EXACT_GRAPH, accuracy_level=FLOAT_ACTIVATIONS)
     graph.save(folder / GRAPH, accuracy_level=INT8_ACTIVATIONS)
-    report(arch.layers)

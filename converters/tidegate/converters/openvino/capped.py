@@ -19,13 +19,12 @@ from __future__ import annotations
 import numpy as np
 import openvino.opset13 as op
 
-from tidegate.converters.openvino.graph import Node, ints, scalar
+from tidegate.converters.openvino.graph import ROWS, Node, ints, scalar
 from tidegate.model.architecture import AttentionSpec
 
 BLOCK_TOKENS = 32
 """Fixed by the CPU plugin."""
 
-_ROWS = np.int64(0)
 _HIDDEN = np.float32(-1e30)
 """Added to a score that must not count; its exponential is exactly 0."""
 
@@ -42,7 +41,7 @@ class CappedAttention:
         self._blocks = step["block_indices"]
         begins, count = step["block_indices_begins"], _count(self._blocks)
         owners = _owners(begins, count)
-        within = op.subtract(_numbers(count), op.gather(begins, owners, scalar(_ROWS)))
+        within = op.subtract(_numbers(count), op.gather(begins, owners, scalar(ROWS)))
         offsets = op.constant(np.arange(BLOCK_TOKENS, dtype=np.int32)[None])
         first = op.multiply(within, scalar(np.int32(BLOCK_TOKENS)))
         self._place = op.reshape(op.add(_column(first), offsets), ints(1, -1), False)

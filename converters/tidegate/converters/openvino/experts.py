@@ -25,10 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 import openvino.opset13 as op
 
-from tidegate.converters.openvino.graph import Node, ints, length, scalar
+from tidegate.converters.openvino.graph import ROWS, Node, ints, length, scalar
 from tidegate.model.architecture import Experts
-
-_ROWS = np.int64(0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +44,13 @@ class Routes:
     def pieces(self, x: Node) -> list[Node]:
         """The rows of `x` [T, n] that each expert is to compute, in the order of the experts."""
         tokens = op.divide(self.order, scalar(np.int64(self.experts.chosen)))
-        rows = op.gather(x, tokens, scalar(_ROWS))
-        return list(op.variadic_split(rows, scalar(_ROWS), self.counts).outputs())
+        rows = op.gather(x, tokens, scalar(ROWS))
+        return list(op.variadic_split(rows, scalar(ROWS), self.counts).outputs())
 
     def combined(self, pieces: Sequence[Node]) -> Node:
         """The sum [T, n] over each token's choices, from what every expert made of its piece."""
         width = length(pieces[0], 1)
-        rows = op.gather(op.concat(list(pieces), 0), _inverse(self.order), scalar(_ROWS))
+        rows = op.gather(op.concat(list(pieces), 0), _inverse(self.order), scalar(ROWS))
         by_token = op.reshape(rows, ints(-1, self.experts.chosen, width), False)
         weighted = op.multiply(by_token, op.unsqueeze(self.shares, ints(2)))
         return op.reduce_sum(weighted, ints(1), False)
@@ -70,7 +68,7 @@ def route(scores: Node, experts: Experts) -> Routes:
     return Routes(
         shares=shares,
         # Places of the hits come row by row, so sorted by expert and then by token.
-        order=op.gather(op.non_zero(hits, "i64"), scalar(np.int64(1)), scalar(_ROWS)),
+        order=op.gather(op.non_zero(hits, "i64"), scalar(np.int64(1)), scalar(ROWS)),
         counts=op.reduce_sum(op.convert(hits, "i64"), ints(1), False),
         experts=experts,
     )
@@ -79,5 +77,5 @@ def route(scores: Node, experts: Experts) -> Routes:
 def _inverse(order: Node) -> Node:
     """Where each choice came to lie."""
     count = op.squeeze(op.shape_of(order), ints(0))
-    places = op.range(scalar(_ROWS), count, scalar(np.int64(1)), "i64")
-    return op.scatter_elements_update(order, order, places, scalar(_ROWS))
+    places = op.range(scalar(ROWS), count, scalar(np.int64(1)), "i64")
+    return op.scatter_elements_update(order, order, places, scalar(ROWS))

@@ -22,6 +22,9 @@ from tidegate.model.rope import Frequencies, Rope
 Node: TypeAlias = Any
 """An `openvino.Node` or `openvino.Output`."""
 
+ROWS = np.int64(0)
+"""The axis of tokens, which gathers go along."""
+
 _TABLE_ROWS = 256
 """Rows of the fine rotary table; the coarse one has `context / 256`."""
 

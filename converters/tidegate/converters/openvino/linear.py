@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import openvino.opset13 as op
 
 from tidegate.converters.openvino import graph
@@ -24,9 +23,6 @@ from tidegate.model.packed import (
     PackedLinear,
     dense_weight,
 )
-
-_ROWS = np.int64(0)
-"""The axis that gathers go along."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -68,7 +64,7 @@ class LinearLayers:
     def rows(self, table: Stored, ids: Node) -> Node:
         """Rows of an embedding table, decompressed after they are gathered, whatever their bits."""
         last = table.factors[-1]
-        rows = op.gather(table.constants[-1], ids, graph.scalar(_ROWS))
+        rows = op.gather(table.constants[-1], ids, graph.scalar(graph.ROWS))
         if padding(last):
             rows = graph.first_columns(rows, last.inputs)
         if len(table.factors) == 1:

@@ -36,9 +36,6 @@ from tidegate.model.packed import Array, Linear
 from tidegate.model.rope import Rope
 from tidegate.model.walk import Weights, decoder
 
-_ROWS = np.int64(0)
-"""The axis that gathers go along."""
-
 _STEP_VECTORS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
 
 
@@ -128,7 +125,7 @@ class OpenVinoOps:
 
     def gather_rows(self, x: Node) -> Node:
         """See `Ops`. The rows are the graph's input `sampled`."""
-        return op.gather(x, self._sampled, graph.scalar(_ROWS))
+        return op.gather(x, self._sampled, graph.scalar(graph.ROWS))
 
     def head(self, x: Node, table: Linear) -> Node:
         """See `Ops`. A tied head reads the very constant of the embedding."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from tidegate.converters.passes.base import Block, BlockData
-from tidegate.converters.rounding.folding import Fold, apply, foldable
+from tidegate.converters.rounding.folding import Fold, apply, reached
 from tidegate.converters.rounding.rtn import quantise
 from tidegate.errors import ConfigError
 from tidegate.model.packed import DenseLinear, dense_weight
@@ -43,13 +43,7 @@ class _Awq:
     def apply(self, block: Block, arch: AnyArchitecture, data: BlockData | None) -> None:
         """See `BlockPass`."""
         assert data is not None
-        for fold in foldable(arch, block, self.match):
-            try:
-                magnitude = data.mean_abs(fold.readers[0])
-            except LookupError:
-                note = "its inputs are not scaled: no calibration token reaches it"
-                block.notes |= dict.fromkeys(fold.readers, note)
-                continue
+        for fold, magnitude in reached(arch, block, self.match, data.mean_abs):
             samples = _samples(block, data, fold, self.match)
             scales = self._search(block, fold, magnitude, samples)
             if scales is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from tidegate.converters.passes.base import Block, BlockData
-from tidegate.converters.rounding.folding import apply, foldable
+from tidegate.converters.rounding.folding import apply, reached
 from tidegate.errors import ConfigError
 from tidegate.model.packed import dense_weight
 from tidegate.model.registry import AnyArchitecture
@@ -43,15 +43,9 @@ class _Smooth:
     def apply(self, block: Block, arch: AnyArchitecture, data: BlockData | None) -> None:
         """See `BlockPass`."""
         assert data is not None
-        for fold in foldable(arch, block, self.match):
-            try:
-                activation = fold.shared(data.peak(fold.readers[0]))
-            except LookupError:
-                note = "its inputs are not scaled: no calibration token reaches it"
-                block.notes |= dict.fromkeys(fold.readers, note)
-                continue
+        for fold, peak in reached(arch, block, self.match, data.peak):
             weights = fold.shared(_weight_peaks(block, fold.readers))
-            apply(block, fold, _scales(activation, weights, self.options.alpha))
+            apply(block, fold, _scales(fold.shared(peak), weights, self.options.alpha))
 
 
 def make(options: Options, match: tuple[str, ...]) -> _Smooth:

@@ -17,7 +17,7 @@ and neither across an activation, except ReLU, which lets a positive factor thro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,26 @@ def foldable(arch: AnyArchitecture, block: Block, match: tuple[str, ...]) -> Ite
             block.notes |= dict.fromkeys(served, f"its inputs are not scaled: {fold.refusal}")
         elif served:
             yield fold
+
+
+def reached(
+    arch: AnyArchitecture,
+    block: Block,
+    match: tuple[str, ...],
+    statistic: Callable[[str], torch.Tensor],
+) -> Iterator[tuple[Fold, torch.Tensor]]:
+    """The foldable groups, each with a statistic [in] of the input that its layers share.
+
+    A group that no calibration token reaches is left out, with a note for each of its layers.
+    """
+    for fold in foldable(arch, block, match):
+        try:
+            found = statistic(fold.readers[0])
+        except LookupError:
+            note = "its inputs are not scaled: no calibration token reaches it"
+            block.notes |= dict.fromkeys(fold.readers, note)
+            continue
+        yield fold, found
 
 
 def folds(arch: AnyArchitecture, block: Block) -> Iterator[Fold]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tidegate.edge.executors.settings import check_counts
 from tidegate.engine.executor import Executor
 from tidegate.errors import BundleError, ConfigError
 from tidegate.model.bundle import Bundle
@@ -34,13 +35,7 @@ class ExecutorSettings:
     """Float activations and KV, for comparing; several times slower."""
 
     def __post_init__(self) -> None:
-        for name in ("rows", "step_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(name, getattr(self, name), "at least 1")
-        for name in ("context_tokens", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(name, value, "at least 1, or absent")
+        check_counts(self, always=("rows", "step_tokens"), optional=("context_tokens", "threads"))
 
 
 def open_executor(bundle: Bundle, settings: ExecutorSettings) -> Executor:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.edge.executors.choice import Choice, choose_target
+from tidegate.edge.executors.settings import check_counts
 from tidegate.errors import BundleError, ConfigError, ExecutionError, RequestError
 from tidegate.model.bundle import Bundle
 from tidegate.model.encoder import EncoderArchitecture
@@ -41,13 +42,9 @@ class EncoderSettings:
     """Float activations, for comparing; about twice as slow."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_rows", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(name, getattr(self, name), "at least 1")
-        for name in ("context_tokens", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(name, value, "at least 1, or absent")
+        check_counts(
+            self, always=("batch_rows", "batch_tokens"), optional=("context_tokens", "threads")
+        )
 
 
 class EncoderGraph(Protocol):

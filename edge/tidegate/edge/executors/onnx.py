@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from tidegate.edge.executors.settings import check_counts
 from tidegate.edge.executors.slots import SlotBuffers, batches, checked_slots
 from tidegate.engine.executor import (
     ExecutorLimits,
@@ -205,14 +206,10 @@ def _bind(bind: Callable[..., None], name: str, array: npt.NDArray[np.generic]) 
 
 
 def _check_settings(settings: OnnxSettings, arch: Architecture) -> None:
-    for name in ("slots", "step_tokens"):
-        if getattr(settings, name) < 1:
-            raise ConfigError(name, getattr(settings, name), "at least 1")
+    check_counts(settings, always=("slots", "step_tokens"), optional=("threads",))
     if not 1 <= settings.context_tokens <= arch.context:
         allowed = f"from 1 to the model's context of {arch.context}"
         raise ConfigError("context_tokens", settings.context_tokens, allowed)
-    if settings.threads is not None and settings.threads < 1:
-        raise ConfigError("threads", settings.threads, "at least 1, or absent")
 
 
 def _load(folder: Path, arch: Architecture, settings: OnnxSettings) -> onnxruntime.InferenceSession:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from tidegate.edge.executors.settings import check_counts
 from tidegate.errors import BundleError, ConfigError
 from tidegate.model.architecture import Architecture
 
@@ -61,14 +62,10 @@ class OpenVinoSettings:
 
 def check_settings(settings: OpenVinoSettings, arch: Architecture) -> None:
     """Raise `ConfigError` naming the first setting that is out of range."""
-    for name in ("kv_tokens", "step_tokens", "step_rows"):
-        if getattr(settings, name) < 1:
-            raise ConfigError(name, getattr(settings, name), "at least 1")
+    check_counts(settings, always=("kv_tokens", "step_tokens", "step_rows"), optional=("threads",))
     if not 1 <= settings.context_tokens <= arch.context:
         allowed = f"from 1 to the model's context of {arch.context}"
         raise ConfigError("context_tokens", settings.context_tokens, allowed)
-    if settings.threads is not None and settings.threads < 1:
-        raise ConfigError("threads", settings.threads, "at least 1, or absent")
     if arch.attention_softcap is not None and settings.kv_precision in ("u8", "u4"):
         allowed = "f16 or f32 for a model that caps attention scores"
         raise ConfigError("kv_precision", settings.kv_precision, allowed)
