@@ -20,13 +20,13 @@ def executor() -> TorchExecutor:
     return TorchExecutor(arch, RandomWeights(arch), SETTINGS)
 
 
-def row(tokens: list[int], *, past: int, slot: int, wants_logits: bool = True) -> Row:
-    return Row(tokens=np.array(tokens), past=past, slot=slot, wants_logits=wants_logits)
+def row(tokens: list[int], *, past: int, slot: int, logits: int = 1) -> Row:
+    return Row(tokens=np.array(tokens), past=past, slot=slot, logits=logits)
 
 
 def test_a_prompt_in_chunks_ends_in_the_logits_of_the_whole(executor: TorchExecutor) -> None:
     whole = executor.execute(ExecutorStep(rows=(row(PROMPT, past=0, slot=1),))).logits
-    first = row(PROMPT[:8], past=0, slot=3, wants_logits=False)
+    first = row(PROMPT[:8], past=0, slot=3, logits=0)
     assert executor.execute(ExecutorStep(rows=(first,))).logits.shape == (0, 203)
     rest = executor.execute(ExecutorStep(rows=(row(PROMPT[8:], past=8, slot=3),))).logits
     assert np.allclose(whole, rest, atol=1e-4)

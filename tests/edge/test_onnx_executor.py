@@ -53,10 +53,10 @@ def tokens(count: int, seed: int) -> Tokens:
     return np.random.default_rng(seed).integers(0, ARCH.vocab, count)
 
 
-def row(slot: int, past: int, count: int, *, wants_logits: bool = True) -> Row:
+def row(slot: int, past: int, count: int, *, logits: int = 1) -> Row:
     """A row whose tokens follow from its place."""
     chosen = tokens(count, 1000 * slot + past)
-    return Row(tokens=chosen, past=past, slot=slot, wants_logits=wants_logits)
+    return Row(tokens=chosen, past=past, slot=slot, logits=logits)
 
 
 def check(executor: OnnxExecutor, reference: TorchReference, step: ExecutorStep) -> None:
@@ -83,8 +83,8 @@ def random_steps(seed: int, count: int) -> Iterator[ExecutorStep]:
             size = 1 if rng.random() < 0.7 else int(rng.integers(2, 9))
             past = min(past, SETTINGS.context_tokens - size)
             chosen = rng.integers(0, ARCH.vocab, size)
-            wants = bool(rng.random() < 0.8)
-            rows.append(Row(tokens=chosen, past=past, slot=int(slot), wants_logits=wants))
+            wants = int(rng.integers(0, min(size, 4) + 1))
+            rows.append(Row(tokens=chosen, past=past, slot=int(slot), logits=wants))
             lengths[slot] = past + size
         yield ExecutorStep(rows=tuple(rows), copies=tuple(copies))
 
@@ -117,9 +117,9 @@ def test_logits_come_in_the_order_of_the_rows_that_want_them(
         rows=(
             row(4, 8, 1),
             row(1, 5, 3),
-            row(0, 4, 1, wants_logits=False),
+            row(0, 4, 1, logits=0),
             row(3, 7, 1),
-            row(2, 6, 2, wants_logits=False),
+            row(2, 6, 2, logits=0),
         )
     )
     assert executor.execute(mixed).logits.shape == (3, ARCH.vocab)
@@ -129,7 +129,7 @@ def test_logits_come_in_the_order_of_the_rows_that_want_them(
 def test_a_step_that_wants_no_logits_still_fills_the_cache(
     executor: OnnxExecutor, reference: TorchReference
 ) -> None:
-    silent = ExecutorStep(rows=(row(2, 0, 9, wants_logits=False), row(0, 0, 1, wants_logits=False)))
+    silent = ExecutorStep(rows=(row(2, 0, 9, logits=0), row(0, 0, 1, logits=0)))
     assert executor.execute(silent).logits.shape == (0, ARCH.vocab)
     reference.execute(silent)
     check(executor, reference, ExecutorStep(rows=(row(0, 1, 1), row(2, 9, 1))))

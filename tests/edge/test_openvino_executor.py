@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from everylogit import reference_logits
 from openvinomodels import PACKINGS, SETTINGS, Packing, biased, export
@@ -56,9 +55,9 @@ def blocks_of(*ids: int) -> Blocks:
     return np.array(ids, np.int32)
 
 
-def row(tokens: Tokens, past: int, end: int, blocks: Blocks, *, wants_logits: bool = True) -> Row:
+def row(tokens: Tokens, past: int, end: int, blocks: Blocks, *, logits: int = 1) -> Row:
     """The part of a request from token `past` to `end`."""
-    return Row(tokens=tokens[past:end], past=past, blocks=blocks, wants_logits=wants_logits)
+    return Row(tokens=tokens[past:end], past=past, blocks=blocks, logits=logits)
 
 
 def step(executor: OpenVinoExecutor, *rows: Row) -> Logits:
@@ -124,9 +123,9 @@ def test_rows_that_want_no_logits_get_none(
     executor: OpenVinoExecutor, weights: RandomWeights
 ) -> None:
     tokens, blocks = tokens_of(40, 4), blocks_of(3, 1)
-    silent = row(tokens, 0, 39, blocks, wants_logits=False)
+    silent = row(tokens, 0, 39, blocks, logits=0)
     assert step(executor, silent).shape == (0, ARCH.vocab)
-    asleep = row(tokens_of(9, 5), 0, 9, blocks_of(2), wants_logits=False)
+    asleep = row(tokens_of(9, 5), 0, 9, blocks_of(2), logits=0)
     logits = step(executor, asleep, row(tokens, 39, 40, blocks))
     assert_close(logits, reference_logits(ARCH, weights, tokens)[-1:])
     assert step(executor).shape == (0, ARCH.vocab)
@@ -399,9 +398,10 @@ def random_rows(rng: np.random.Generator) -> list[Row]:
 def random_row(rng: np.random.Generator, count: int, index: int) -> Row:
     past = int(rng.integers(0, 150))
     blocks = np.arange(6 * index, 6 * index + 6, dtype=np.int32)
-    wants: npt.NDArray[np.bool_] = rng.random(1) < 0.7
     tokens = rng.integers(0, ARCH.vocab, count)
-    return Row(tokens=tokens, past=past, blocks=blocks, wants_logits=bool(wants[0]))
+    return Row(
+        tokens=tokens, past=past, blocks=blocks, logits=int(rng.integers(0, min(count, 4) + 1))
+    )
 
 
 def resident_bytes() -> int:

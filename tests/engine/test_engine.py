@@ -373,7 +373,7 @@ def test_any_exception_of_the_executor_is_the_steps_alone(
 @pytest.mark.parametrize("worth", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_numbers_fail_their_row_and_not_their_neighbour(worth: float) -> None:
     def distorts(step: ExecutorStep, logits: Logits) -> Logits:
-        wanting = [row for row in step.rows if row.wants_logits]
+        wanting = [row for row in step.rows if row.logits]
         for index, row in enumerate(wanting):
             if 299 in row.tokens:
                 logits[index] = worth

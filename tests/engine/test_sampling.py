@@ -26,6 +26,11 @@ def draw(
     return Draw(params=params, seed=seed, position=position)
 
 
+def chosen(logits: npt.NDArray[np.float32], how: list[Draw]) -> list[int | None]:
+    """The tokens that `sample` chooses."""
+    return [None if one is None else one.token for one in sample(logits, how)]
+
+
 def rows(*values: list[float]) -> npt.NDArray[np.float32]:
     return np.array(values, dtype=np.float32)
 
@@ -76,7 +81,7 @@ def test_it_chooses_what_the_plain_definition_chooses(
         draw(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, position=position)
         for position in range(3)
     ]
-    assert sample(logits, how) == [naive(row, one) for row, one in zip(logits, how, strict=True)]
+    assert chosen(logits, how) == [naive(row, one) for row, one in zip(logits, how, strict=True)]
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
@@ -84,20 +89,20 @@ def test_a_wide_vocabulary_gives_the_same_nucleus_as_a_full_sort(spread: float) 
     logits = (np.random.default_rng(3).standard_normal((1, 20_000)) * spread).astype(np.float32)
     for position in range(6):
         how = draw(top_p=0.95, position=position)
-        assert sample(logits, [how]) == [naive(logits[0], how)]
+        assert chosen(logits, [how]) == [naive(logits[0], how)]
 
 
 def test_greedy_takes_the_lowest_id_of_equals() -> None:
-    assert sample(rows([1, 5, 5, 2]), [draw(temperature=0)]) == [1]
+    assert chosen(rows([1, 5, 5, 2]), [draw(temperature=0)]) == [1]
 
 
 def test_top_k_keeps_the_lowest_ids_of_equals() -> None:
-    seen = {sample(rows([2, 2, 2, 2]), [draw(top_k=2, position=n)])[0] for n in range(64)}
+    seen = {chosen(rows([2, 2, 2, 2]), [draw(top_k=2, position=n)])[0] for n in range(64)}
     assert seen == {0, 1}
 
 
 def test_top_p_zero_is_greedy() -> None:
-    assert sample(rows([0, 3, 1]), [draw(top_p=0.0, position=n) for n in (0,)]) == [1]
+    assert chosen(rows([0, 3, 1]), [draw(top_p=0.0, position=n) for n in (0,)]) == [1]
 
 
 def test_excluded_tokens_are_never_chosen() -> None:
@@ -105,26 +110,26 @@ def test_excluded_tokens_are_never_chosen() -> None:
     for how in (draw(), draw(top_k=4), draw(top_p=0.999)):
         for position in range(50):
             one = draw(top_k=how.params.top_k, top_p=how.params.top_p, position=position)
-            assert sample(logits, [one])[0] in (1, 3)
+            assert chosen(logits, [one])[0] in (1, 3)
 
 
 def test_rows_that_are_not_numbers_give_none_and_others_their_token() -> None:
     logits = rows([0, np.nan, 1], [0, 1, 2], [np.inf, 0, 0], [-np.inf, -np.inf, -np.inf])
-    assert sample(logits, [draw(temperature=0)] * 4) == [None, 2, None, None]
+    assert chosen(logits, [draw(temperature=0)] * 4) == [None, 2, None, None]
 
 
 def test_a_row_is_drawn_alike_alone_and_among_others() -> None:
     logits = np.random.default_rng(1).standard_normal((5, 100)).astype(np.float32)
     how = [draw(position=n, seed=n, top_k=None if n % 2 else 10) for n in range(5)]
-    together = sample(logits, how)
-    assert together == [sample(logits[n : n + 1], how[n : n + 1])[0] for n in range(5)]
+    together = chosen(logits, how)
+    assert together == [chosen(logits[n : n + 1], how[n : n + 1])[0] for n in range(5)]
 
 
 def test_frequencies_follow_the_probabilities() -> None:
     shares = np.array([0.5, 0.3, 0.15, 0.05])
     logits = np.log(shares).astype(np.float32)[None]
-    chosen = [sample(logits, [draw(seed=9, position=n)])[0] for n in range(4000)]
-    counts = np.bincount(np.array(chosen, dtype=np.int64), minlength=4)
+    drawn = [chosen(logits, [draw(seed=9, position=n)])[0] for n in range(4000)]
+    counts = np.bincount(np.array(drawn, dtype=np.int64), minlength=4)
     chi_squared = float((((counts - 4000 * shares) ** 2) / (4000 * shares)).sum())
     assert chi_squared < 16.3  # 0.1 % of the chi-squared distribution with 3 degrees of freedom
 

@@ -68,7 +68,7 @@ def test_requests_in_one_step_do_not_see_each_other() -> None:
 def test_rows_that_want_no_logits_are_left_out_of_the_head() -> None:
     arch = tiny_architecture()
     rows = [
-        TorchRow(tokens=(1, 2, 3), past=0, slot=0, wants_logits=False),
+        TorchRow(tokens=(1, 2, 3), past=0, slot=0, logits=0),
         TorchRow(tokens=(4, 5), past=0, slot=1),
     ]
     logits = run(arch, RandomWeights(arch), make_kv(arch), *rows)

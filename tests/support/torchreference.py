@@ -26,7 +26,7 @@ class TorchReference:
         )
 
     def execute(self, step: ExecutorStep) -> Logits:
-        """Logits of the rows that want them, [rows, V]."""
+        """The logits that rows want, [sum of them, V]."""
         for source, target, tokens in step.copies:
             for buffer in (*self._kv.keys, *self._kv.values):
                 buffer[target, :tokens] = buffer[source, :tokens].clone()
@@ -35,7 +35,7 @@ class TorchReference:
                 tokens=tuple(row.tokens.tolist()),
                 past=row.past,
                 slot=row.slot or 0,
-                wants_logits=row.wants_logits,
+                logits=row.logits,
             )
             for row in step.rows
         ]

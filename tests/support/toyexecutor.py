@@ -94,6 +94,7 @@ class ToyExecutor:
             context_tokens=context_tokens,
             step_tokens=step_tokens,
             step_rows=step_rows,
+            step_logits=2 * step_rows,
             vocab=vocab,
         )
         self.behaviour = behaviour or Behaviour()
@@ -128,11 +129,11 @@ class ToyExecutor:
             for row in step.rows:
                 self._store(row, np.full(len(row.tokens), _GARBAGE))
             raise ExecutionError("the toy was told to fail")
-        wanted = [spread for row in step.rows if (spread := self._run(row)) is not None]
+        wanted = [spread for row in step.rows for spread in self._run(row)]
         logits = np.array(wanted, dtype=np.float32).reshape(len(wanted), self.limits.vocab)
         return StepResult(logits=self.behaviour.distorts(step, logits))
 
-    def _run(self, row: Row) -> npt.NDArray[np.float64] | None:
+    def _run(self, row: Row) -> list[npt.NDArray[np.float64]]:
         """Store the row's words one by one, then look at all of them."""
         words = self._memory.reshape(-1)
         places = self._places(row)
@@ -140,14 +141,17 @@ class ToyExecutor:
         with np.errstate(over="ignore"):
             weights = _mixed(np.arange(len(places), dtype=np.uint64) * _A) | np.uint64(1)
             total = (history * weights[: row.past]).sum(dtype=np.uint64)
+            totals: list[np.uint64] = []
             for offset, token in enumerate(row.tokens.tolist()):
                 position = row.past + offset
                 word = _mixed(total + np.uint64(token + 1) * _A + np.uint64(position) * _B)
                 words[places[position]] = word
                 total = total + word * weights[position]
-            if not row.wants_logits:
-                return None
-            bits = _mixed(total + self._ids * _A)
+                totals.append(total)
+            return [self._spread(total) for total in totals[len(totals) - row.logits :]]
+
+    def _spread(self, total: np.uint64) -> npt.NDArray[np.float64]:
+        bits = _mixed(total + self._ids * _A)
         # 0 to 6: a spread at which sampling at temperature 1 has several likely tokens.
         spread: npt.NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53 * 6
         return spread
@@ -173,6 +177,8 @@ class ToyExecutor:
         assert step.rows, "a step has rows"
         assert len(step.rows) <= limits.step_rows
         assert sum(len(row.tokens) for row in step.rows) <= limits.step_tokens
+        assert sum(row.logits for row in step.rows) <= limits.step_logits
+        assert all(row.logits <= len(row.tokens) for row in step.rows)
         written: list[int] = []
         for row in step.rows:
             assert len(row.tokens) > 0, "a row has tokens"

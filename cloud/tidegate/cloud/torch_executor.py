@@ -68,6 +68,7 @@ class TorchExecutor:
             context_tokens=self._settings.context_tokens,
             step_tokens=self._settings.step_tokens,
             step_rows=self._settings.slots,
+            step_logits=self._settings.step_tokens,
             vocab=self._arch.vocab,
         )
 
@@ -124,5 +125,5 @@ def _torch_row(row: Row) -> TorchRow:
         tokens=tuple(row.tokens.tolist()),
         past=row.past,
         slot=row.slot,
-        wants_logits=row.wants_logits,
+        logits=row.logits,
     )

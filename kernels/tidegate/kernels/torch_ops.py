@@ -7,6 +7,7 @@ same integers is that backend's arithmetic. Rotation and attention are spelled o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -48,7 +49,8 @@ class TorchRow:
     tokens: tuple[int, ...]
     past: int
     slot: int
-    wants_logits: bool = True
+    logits: int = 1
+    """How many of its last tokens' logits are wanted."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -204,10 +206,10 @@ class TorchOps:
         return x + y
 
     def gather_rows(self, x: Tensor) -> Tensor:
-        """Keep the last token of every row that wants logits."""
-        ends = torch.tensor([len(row.tokens) for row in self._rows]).cumsum(0) - 1
-        wanted = torch.tensor([row.wants_logits for row in self._rows], dtype=torch.bool)
-        return x[ends[wanted]]
+        """Keep the last tokens of every row, as many as it wants logits of."""
+        ends = itertools.accumulate(len(row.tokens) for row in self._rows)
+        kept = [range(end - row.logits, end) for end, row in zip(ends, self._rows, strict=True)]
+        return x[list(itertools.chain.from_iterable(kept))]
 
     def head(self, x: Tensor, table: Linear) -> Tensor:
         """See `Ops.head`."""

@@ -10,6 +10,7 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tidegate.engine.choosing import Ask
 from tidegate.engine.executor import (
     Executor,
     ExecutorLimits,
@@ -22,7 +23,6 @@ from tidegate.engine.generation import Generation
 from tidegate.engine.kv import KvCache
 from tidegate.engine.paged_kv import PagedKv
 from tidegate.engine.quarantine import Quarantine
-from tidegate.engine.sampling import Draw
 from tidegate.engine.scheduler import Budget, Candidate, Chunk, Key, Plan, Room, State, plan
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.slot_kv import SlotKv
@@ -43,7 +43,7 @@ class Batch:
     def samplers(self) -> tuple[Generation, ...]:
         """The requests whose rows want logits, in row order."""
         pairs = zip(self.chunks, self.step.rows, strict=True)
-        return tuple(generation for (generation, _), row in pairs if row.wants_logits)
+        return tuple(generation for (generation, _), row in pairs if row.logits)
 
     @property
     def prefill_tokens(self) -> int:
@@ -54,8 +54,9 @@ class Batch:
             if tokens > 1 or row.past < len(generation.request.prompt)
         )
 
-    def draws(self) -> tuple[Draw, ...]:
-        return tuple(generation.draw() for generation in self.samplers)
+    def asks(self) -> tuple[Ask, ...]:
+        """How the tokens of `samplers` are to be chosen."""
+        return tuple(generation.ask() for generation in self.samplers)
 
 
 def kv_for(geometry: PagedGeometry | SlotGeometry, *, reuse: bool) -> KvCache:
@@ -241,5 +242,5 @@ class Batcher:
             past=past,
             blocks=place.blocks,
             slot=place.slot,
-            wants_logits=end == generation.length,
+            logits=int(end == generation.length),
         )

@@ -15,6 +15,7 @@ from functools import partial
 
 from tidegate.engine.answer import Answer
 from tidegate.engine.batcher import Batch, Batcher
+from tidegate.engine.choosing import Choice
 from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal
 from tidegate.engine.executor import Executor
 from tidegate.engine.generation import Generation
@@ -25,7 +26,6 @@ from tidegate.engine.stepper import Outcome, Stepper
 from tidegate.engine.text import TextModel
 from tidegate.errors import (
     CapacityError,
-    ExecutionError,
     RequestError,
     TidegateError,
     UnavailableError,
@@ -225,7 +225,7 @@ class Engine:
             await asyncio.sleep(0)
             return
         self._schedule(batch)
-        outcome = await self._stepper.run(batch.step, batch.draws())
+        outcome = await self._stepper.run(batch.step, batch.asks())
         self._meter.last_progress_s = self.clock()
         if outcome.error is None:
             self._batcher.settle(batch)
@@ -249,25 +249,27 @@ class Engine:
             rows=len(batch.chunks),
             elapsed_s=outcome.elapsed_s,
         )
-        for generation, token in zip(batch.samplers, outcome.tokens, strict=True):
+        for generation, choice in zip(batch.samplers, outcome.choices, strict=True):
             if generation.channel.ended:
                 continue  # cancelled while the step ran
             try:
-                self._advance(generation, token)
+                self._advance(generation, choice)
             except Exception as error:  # the boundary of one request: its text, its sampling
                 _log.error("request %s failed: %s", generation.request.id, describe_defect(error))
                 self._end(generation, _failed(error), forget=True)
 
-    def _advance(self, generation: Generation, token: int | None) -> None:
-        if token is None:
-            raise ExecutionError("the model gave logits that are not numbers")
+    def _advance(self, generation: Generation, choice: Choice) -> None:
+        if choice.error is not None:
+            raise choice.error
         now_s = self.clock()
         if generation.first_token_s is None:
             generation.first_token_s = now_s
-        self._meter.generated_tokens += 1
-        reason = generation.accept(token, eos_ids=self.text.eos_ids, most=self.context_tokens)
-        if reason is not None:
-            self._finish(generation, reason, now_s)
+        for sampled in choice.sampled:
+            self._meter.generated_tokens += 1
+            reason = generation.accept(sampled, eos_ids=self.text.eos_ids, most=self.context_tokens)
+            if reason is not None:
+                self._finish(generation, reason, now_s)
+                return
 
     def _finish(self, generation: Generation, reason: FinishReason, now_s: float) -> None:
         timing = generation.timing(now_s)

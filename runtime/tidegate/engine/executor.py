@@ -1,8 +1,9 @@
 """`Executor`: what runs one step of the model. The engine decides, an executor only executes.
 
 There is no prefill and no decode here: a row brings `tokens` whose positions start at `past`, and
-asks for logits or not. A decode row has one token, a prefill chunk many. Placement says where the
-row's KV lives, in the shape that the executor declared: block ids, or one slot.
+asks for the logits of its last few tokens, or of none. A decode row has one token, a prefill chunk
+many; one that verifies guessed tokens asks for as many logits as it has tokens. Placement says
+where the row's KV lives, in the shape that the executor declared: block ids, or one slot.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class ExecutorLimits:
     """Tokens of all rows of one step."""
     step_rows: int
     """Requests in one step."""
+    step_logits: int
+    """Logits of all rows of one step, at least `step_rows`."""
     vocab: int
 
 
@@ -61,8 +64,8 @@ class Row:
     """Paged: the request's block ids in order, enough for `past + len(tokens)` tokens."""
     slot: int | None = None
     """Slots: the request's row."""
-    wants_logits: bool = True
-    """Logits of the last token are needed."""
+    logits: int = 1
+    """How many of its last tokens' logits are needed, 0 to `len(tokens)`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -76,7 +79,7 @@ class ExecutorStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StepResult:
-    """Logits of the rows that wanted them, float32 [wanting rows, V], in row order."""
+    """Logits that were asked for, float32 [sum of `Row.logits`, V], in row and token order."""
 
     logits: Logits
 

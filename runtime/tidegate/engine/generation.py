@@ -10,11 +10,12 @@ import secrets
 import numpy as np
 
 from tidegate.engine.answer import Channel
+from tidegate.engine.choosing import Ask
 from tidegate.engine.detokenise import Detokeniser
 from tidegate.engine.events import FinishReason, Timing, Usage
 from tidegate.engine.executor import Tokens
 from tidegate.engine.request import GenerationRequest
-from tidegate.engine.sampling import Draw
+from tidegate.engine.sampling import Draw, Sampled
 from tidegate.engine.scheduler import Key
 from tidegate.engine.stop import StopStrings
 
@@ -66,18 +67,22 @@ class Generation:
         deadline_s = self.request.deadline_s
         return self.request.priority, float("inf") if deadline_s is None else deadline_s, self.key
 
-    def draw(self) -> Draw:
-        """How its next token is to be chosen."""
-        return Draw(params=self.request.sampling, seed=self._seed, position=self._length)
+    def ask(self, draft: Tokens | None = None) -> Ask:
+        """How its next tokens are to be chosen, those after `draft` among them."""
+        draw = Draw(params=self.request.sampling, seed=self._seed, position=self._length)
+        return Ask(draw=draw) if draft is None else Ask(draw=draw, draft=draft)
 
-    def accept(self, token: int, *, eos_ids: frozenset[int], most: int) -> FinishReason | None:
+    def accept(
+        self, sampled: Sampled, *, eos_ids: frozenset[int], most: int
+    ) -> FinishReason | None:
         """Take a sampled token, pass its text on and say whether the answer is complete.
 
         Args:
-            token: the id.
+            sampled: the token, as it was chosen.
             eos_ids: tokens that end an answer; they have no text.
             most: tokens that prompt and answer may have together.
         """
+        token = sampled.token
         self._append(token)
         params = self.request.sampling
         if token in eos_ids and not params.ignore_eos:

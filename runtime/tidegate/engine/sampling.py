@@ -9,7 +9,7 @@ backend gives the same tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -33,26 +33,52 @@ class Draw:
     params: SamplingParams
     seed: int
     position: int
+    allowed: npt.NDArray[np.uint32] | None = None
+    """Tokens that may be chosen, bit `t % 32` of word `t // 32`; None for all."""
+
+    def after(self, token: int) -> Draw:
+        """The draw of the next position, once `token` was chosen here."""
+        return replace(self, position=self.position + 1, allowed=None)
 
 
-def sample(logits: Logits, draws: Sequence[Draw]) -> list[int | None]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampled:
+    """A token that was chosen."""
+
+    token: int
+
+
+def sample(logits: Logits, draws: Sequence[Draw]) -> list[Sampled | None]:
     """The next token of each row; None for a row whose logits are not numbers.
 
     Args:
         logits: [B, V]; minus infinity excludes a token.
         draws: B of them.
     """
+    logits = _masked(logits, draws)
     greedy = logits.argmax(axis=1)  # the lowest id among equals
     peaks = np.take_along_axis(logits, greedy[:, None], axis=1)[:, 0]
-    chosen: list[int | None] = []
+    chosen: list[Sampled | None] = []
     for row, draw in enumerate(draws):
         if not np.isfinite(peaks[row]):  # NaN wins argmax, so it shows here
             chosen.append(None)
         elif draw.params.temperature == 0:
-            chosen.append(int(greedy[row]))
+            chosen.append(Sampled(token=int(greedy[row])))
         else:
-            chosen.append(_sample_row(logits[row], draw))
+            chosen.append(Sampled(token=_sample_row(logits[row], draw)))
     return chosen
+
+
+def _masked(logits: Logits, draws: Sequence[Draw]) -> Logits:
+    """Logits with minus infinity for what a draw does not allow; the same array if all is."""
+    if all(draw.allowed is None for draw in draws):
+        return logits
+    masked = logits.copy()
+    for row, draw in enumerate(draws):
+        if draw.allowed is not None:
+            bits = np.unpackbits(draw.allowed.view(np.uint8), bitorder="little")
+            masked[row, bits[: logits.shape[1]] == 0] = -np.inf
+    return masked
 
 
 _WORD: Final = 2**64 - 1

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from tidegate.engine.choosing import Ask, Choice, choose
 from tidegate.engine.executor import Executor, ExecutorStep, StepResult
-from tidegate.engine.sampling import Draw, sample
 from tidegate.errors import ExecutionError, TidegateError, describe_defect
 
 _log = logging.getLogger(__name__)
@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What became of a step: a token (or None, not a number) per wanting row, or an error."""
+    """What became of a step: a choice per ask, or an error."""
 
-    tokens: tuple[int | None, ...] = ()
+    choices: tuple[Choice, ...] = ()
     error: TidegateError | None = None
     elapsed_s: float = 0.0
 
@@ -37,10 +37,10 @@ class Stepper:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidegate-step")
         self._running: asyncio.Future[Outcome] | None = None
 
-    async def run(self, step: ExecutorStep, draws: tuple[Draw, ...]) -> Outcome:
+    async def run(self, step: ExecutorStep, asks: tuple[Ask, ...]) -> Outcome:
         """Run a step in the thread; errors come back as an outcome, never as an exception."""
         loop = asyncio.get_running_loop()
-        self._running = loop.run_in_executor(self._thread, self._run, step, draws)
+        self._running = loop.run_in_executor(self._thread, self._run, step, asks)
         # A step can not be interrupted: cancelling the loop must not lose sight of it.
         return await asyncio.shield(self._running)
 
@@ -50,12 +50,12 @@ class Stepper:
             await asyncio.wait({self._running}, timeout=timeout_s)
         self._thread.shutdown(wait=False)
 
-    def _run(self, step: ExecutorStep, draws: tuple[Draw, ...]) -> Outcome:
+    def _run(self, step: ExecutorStep, asks: tuple[Ask, ...]) -> Outcome:
         started_s = self._clock()
         try:
             result = self._executor.execute(step)
-            _check(result, len(draws), self._executor.limits.vocab)
-            tokens = tuple(sample(result.logits, draws)) if draws else ()
+            _check(result, step, self._executor.limits.vocab)
+            choices = choose(result.logits, asks) if asks else ()
         except TidegateError as error:
             _log.warning("a step of the model failed: %s", error)
             return Outcome(error=error)
@@ -64,10 +64,11 @@ class Stepper:
             lost = ExecutionError(f"a step of the model failed: {type(error).__name__}")
             lost.__cause__ = error
             return Outcome(error=lost)
-        return Outcome(tokens=tokens, elapsed_s=self._clock() - started_s)
+        return Outcome(choices=choices, elapsed_s=self._clock() - started_s)
 
 
-def _check(result: StepResult, rows: int, vocab: int) -> None:
+def _check(result: StepResult, step: ExecutorStep, vocab: int) -> None:
+    rows = sum(row.logits for row in step.rows)
     if rows and result.logits.shape != (rows, vocab):
         shape = result.logits.shape
         raise ExecutionError(f"the model gave logits of shape {shape}: must be {(rows, vocab)}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.edge.executors.settings import check_counts
+from tidegate.edge.executors.settings import STEP_LOGITS, check_counts
 from tidegate.edge.executors.slots import SlotBuffers, batches, checked_slots
 from tidegate.engine.executor import (
     ExecutorLimits,
@@ -81,7 +81,7 @@ class OnnxExecutor:
         self._session: onnxruntime.InferenceSession | None = _load(folder, arch, settings)
         self._head_sizes = _head_sizes(self._session, arch)
         self._kv = self._slots(settings.slots)
-        self._logits = np.empty((settings.slots, arch.vocab), np.float32)
+        self._logits = np.empty((self.limits.step_logits, arch.vocab), np.float32)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
         self._warm_up()
 
@@ -100,6 +100,7 @@ class OnnxExecutor:
             context_tokens=self._settings.context_tokens,
             step_tokens=self._settings.step_tokens,
             step_rows=self._settings.slots,
+            step_logits=max(self._settings.slots, STEP_LOGITS),
             vocab=self._arch.vocab,
         )
 
@@ -124,16 +125,16 @@ class OnnxExecutor:
         slots = checked_slots(step, self.limits, self.kv)
         for source, target, tokens in step.copies:
             self._kv.copy(source, target, tokens)
-        wanting = [i for i, row in enumerate(step.rows) if row.wants_logits]
-        places = {row: place for place, row in enumerate(wanting)}
-        result = np.empty((len(wanting), self._arch.vocab), np.float32)
+        starts = np.cumsum([0, *(row.logits for row in step.rows)])
+        result = np.empty((starts[-1], self._arch.vocab), np.float32)
         for batch in batches(step.rows):
             for i in batch:
                 self._kv.will_hold(slots[i], step.rows[i].past + len(step.rows[i].tokens))
             first = self._kv.side_by_side([slots[i] for i in batch])
             ordered = sorted(batch, key=lambda i: self._kv.row(slots[i]))
             logits = self._run([step.rows[i] for i in ordered], first)
-            result[[places[i] for i in ordered if i in places]] = logits
+            places = [place for i in ordered for place in range(starts[i], starts[i + 1])]
+            result[places] = logits
         return StepResult(logits=result)
 
     def close(self) -> None:
@@ -146,7 +147,7 @@ class OnnxExecutor:
         """Run rows of equal token count whose KV begins at buffer row `first`.
 
         Returns:
-            Logits of the rows that want them, a view that the next run overwrites.
+            The logits that the rows want, a view that the next run overwrites.
         """
         try:
             return self._run_bound(rows, first)
@@ -160,7 +161,11 @@ class OnnxExecutor:
         assert session is not None
         tokens = np.stack([row.tokens for row in rows]).astype(np.int64, copy=False)
         lasts = np.array([row.past + len(row.tokens) - 1 for row in rows], np.int32)
-        ends = [(i + 1) * tokens.shape[1] - 1 for i, row in enumerate(rows) if row.wants_logits]
+        ends = [
+            (i + 1) * tokens.shape[1] - left
+            for i, row in enumerate(rows)
+            for left in range(row.logits, 0, -1)
+        ]
         inputs: dict[str, npt.NDArray[np.generic]] = {
             "input_ids": tokens,
             "seqlens_k": lasts,

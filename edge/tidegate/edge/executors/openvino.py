@@ -22,6 +22,7 @@ from tidegate.edge.executors.openvino_model import (
     check_settings,
     compile_graph,
 )
+from tidegate.edge.executors.settings import STEP_LOGITS, check_row_logits, check_totals
 from tidegate.engine.executor import (
     Blocks,
     ExecutorLimits,
@@ -75,6 +76,7 @@ class OpenVinoExecutor:
             context_tokens=self._settings.context_tokens,
             step_tokens=self._settings.step_tokens,
             step_rows=self._settings.step_rows,
+            step_logits=max(self._settings.step_rows, STEP_LOGITS),
             vocab=self._arch.vocab,
         )
 
@@ -149,9 +151,7 @@ class OpenVinoExecutor:
             )
         for index, row in enumerate(step.rows):
             self._check_row(index, row)
-        total = sum(len(row.tokens) for row in step.rows)
-        if total > self._settings.step_tokens:
-            raise ExecutionError(f"{total} tokens in a step: at most {self._settings.step_tokens}")
+        check_totals(step, self.limits)
 
     def _check_row(self, index: int, row: Row) -> None:
         """The plugin checks neither tokens nor block ids and would read or write out of bounds."""
@@ -160,6 +160,7 @@ class OpenVinoExecutor:
             raise ExecutionError(
                 f"row {index}: {count} tokens after {row.past}: must be some, up to {context}"
             )
+        check_row_logits(index, row)
         _check_range(f"row {index}: token", row.tokens, self._arch.vocab)
         needed = blocks_for(row.past + count)
         if row.blocks is None or len(row.blocks) < needed:
@@ -186,7 +187,7 @@ def step_inputs(rows: Sequence[Row]) -> dict[str, npt.NDArray[np.int32]]:
     counts = [len(row.tokens) for row in rows]
     begins = np.cumsum([0, *counts])
     used = [_used_blocks(row) for row in rows]
-    wanted = [row.wants_logits for row in rows]
+    ends = [np.arange(end - row.logits, end) for end, row in zip(begins[1:], rows, strict=True)]
     inputs = {
         "input_ids": np.concatenate([row.tokens for row in rows]),
         "position_ids": np.concatenate(
@@ -197,7 +198,7 @@ def step_inputs(rows: Sequence[Row]) -> dict[str, npt.NDArray[np.int32]]:
         "block_indices": np.concatenate(used),
         "block_indices_begins": np.cumsum([0, *(len(blocks) for blocks in used)]),
         "max_context_len": np.array(max(row.past + len(row.tokens) for row in rows)),
-        "sampled": (begins[1:] - 1)[wanted],
+        "sampled": np.concatenate(ends),
     }
     return {name: values.astype(np.int32) for name, values in inputs.items()}
 

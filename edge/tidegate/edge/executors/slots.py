@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tidegate.edge.executors.settings import check_row_logits, check_totals
 from tidegate.engine.executor import ExecutorLimits, ExecutorStep, Row, SlotGeometry
 from tidegate.errors import ExecutionError
 
@@ -93,9 +94,7 @@ def checked_slots(step: ExecutorStep, limits: ExecutorLimits, kv: SlotGeometry) 
     slots = [_checked_slot(row, limits, kv) for row in step.rows]
     if len(set(slots)) < len(slots):
         raise ExecutionError(f"slots {slots}: one appears twice in a step")
-    tokens = sum(len(row.tokens) for row in step.rows)
-    if tokens > limits.step_tokens:
-        raise ExecutionError(f"{tokens} tokens in a step: at most {limits.step_tokens}")
+    check_totals(step, limits)
     return slots
 
 
@@ -107,6 +106,7 @@ def _checked_slot(row: Row, limits: ExecutorLimits, kv: SlotGeometry) -> int:
         raise ExecutionError(
             f"row in slot {slot}: {count} tokens at {row.past}: must be within {kv.slot_tokens}"
         )
+    check_row_logits(f"in slot {slot}", row)
     # A packed embedding would answer zeros for a token that it does not have.
     for token in (int(row.tokens.min()), int(row.tokens.max())):
         if not 0 <= token < limits.vocab:
