@@ -1,0 +1,98 @@
+"""Guessed tokens and masks: they change how many tokens a step gives, never which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.engine.choosing import Ask, Mask, choose
+from tidegate.engine.executor import Logits
+from tidegate.engine.request import SamplingParams
+from tidegate.engine.sampling import Draw
+
+VOCAB = 40
+
+
+def draw(temperature: float, position: int = 7) -> Draw:
+    params = SamplingParams(max_tokens=8, temperature=temperature)
+    return Draw(params=params, seed=3, position=position)
+
+
+def random_logits(rows: int, seed: int) -> Logits:
+    return np.random.default_rng(seed).normal(0, 2, (rows, VOCAB)).astype(np.float32)
+
+
+def tokens_of(logits: Logits, ask: Ask) -> list[int]:
+    (choice,) = choose(logits, [ask])
+    assert choice.error is None
+    return [one.token for one in choice.sampled]
+
+
+def one_at_a_time(logits: Logits, temperature: float) -> list[int]:
+    return [
+        tokens_of(logits[i : i + 1], Ask(draw=draw(temperature, 7 + i)))[0]
+        for i in range(len(logits))
+    ]
+
+
+@given(st.integers(0, 2**32), st.integers(0, 5), st.integers(0, 5), st.sampled_from([0.0, 1.0]))
+def test_a_guess_gives_the_tokens_that_would_have_come_anyway(
+    seed: int, right: int, wrong: int, temperature: float
+) -> None:
+    logits = random_logits(1 + right + wrong, seed)
+    expected = one_at_a_time(logits, temperature)
+    draft = [*expected[:right], *((token + 1) % VOCAB for token in expected[right:-1])]
+    found = tokens_of(logits, Ask(draw=draw(temperature), draft=np.array(draft, np.int64)))
+    assert found == expected[: right + 1]
+
+
+@dataclass
+class EvenThenOdd:
+    """A guide that allows even tokens at even places of the answer and odd ones at odd places."""
+
+    taken: list[int] = field(default_factory=list)
+
+    def mask(self) -> Mask:
+        word = 0x55555555 if len(self.taken) % 2 == 0 else 0xAAAAAAAA
+        return np.full(2, word, np.uint32)
+
+    def accept(self, token: int) -> None:
+        assert token % 2 == len(self.taken) % 2
+        self.taken.append(token)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 1.0]))
+def test_a_guide_masks_every_position_and_hears_of_every_token(
+    seed: int, temperature: float
+) -> None:
+    logits = random_logits(4, seed)
+    first = tokens_of(logits[:1], Ask(draw=draw(temperature), guide=EvenThenOdd()))
+    guide = EvenThenOdd()
+    draft = np.array([*first, 0, 0], np.int64)
+    found = tokens_of(logits, Ask(draw=draw(temperature), draft=draft, guide=guide))
+    assert found[0] == first[0]
+    assert guide.taken == found
+    assert len(found) == 2, "zero is even, so it is never the second"
+
+
+class Broken:
+    """A guide with a defect."""
+
+    def mask(self) -> Mask:
+        raise ZeroDivisionError("secret")
+
+    def accept(self, token: int) -> None:
+        raise AssertionError(token)
+
+
+def test_a_broken_guide_costs_its_own_row_only() -> None:
+    logits = random_logits(3, 1)
+    plain = Ask(draw=draw(0))
+    first, second, third = choose(logits, [plain, Ask(draw=draw(0), guide=Broken()), plain])
+    assert first.error is None
+    assert third.error is None
+    assert "ZeroDivisionError" in str(second.error)
+    assert "secret" not in str(second.error)
