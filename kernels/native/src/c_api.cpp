@@ -1,0 +1,101 @@
+// The C interface of libtidegate_native: for ctypes, benchmarks and `tidegate doctor`.
+#include <exception>
+
+#include "packed_linear.h"
+#include "threads.h"
+
+#if defined(_WIN32)
+#define TIDEGATE_EXPORT extern "C" __declspec(dllexport)
+#else
+#define TIDEGATE_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+using tidegate::native::Shape;
+
+thread_local std::string last_error;
+thread_local std::string last_text;
+
+template <typename Body>
+std::int32_t guarded(Body body) {
+    try {
+        body();
+        return 0;
+    } catch (const std::exception& error) {
+        last_error = error.what();
+        return 1;
+    }
+}
+
+Shape make_shape(std::int64_t inputs, std::int64_t outputs, std::int32_t bits, std::int32_t group,
+                 std::int32_t zeros) {
+    return {inputs, outputs, bits, group, zeros != 0};
+}
+
+}  // namespace
+
+// The layout's version; tiles of another are not read.
+TIDEGATE_EXPORT std::int32_t tidegate_native_version() {
+    return tidegate::native::layout_version;
+}
+
+// What went wrong in this thread's last call that returned non-zero or null.
+TIDEGATE_EXPORT const char* tidegate_native_error() {
+    return last_error.c_str();
+}
+
+// The path in use; null if the environment names one that cannot run.
+TIDEGATE_EXPORT const char* tidegate_native_path() {
+    return guarded([] { last_text = tidegate::native::path(); }) == 0 ? last_text.c_str() : nullptr;
+}
+
+// The paths this CPU can run, best first, with commas between them.
+TIDEGATE_EXPORT const char* tidegate_native_paths() {
+    last_text.clear();
+    for (const std::string& name : tidegate::native::paths()) {
+        last_text += (last_text.empty() ? "" : ",") + name;
+    }
+    return last_text.c_str();
+}
+
+// Forces a path; null or "" undoes it.
+TIDEGATE_EXPORT std::int32_t tidegate_native_force_path(const char* name) {
+    return guarded([&] { tidegate::native::force_path(name == nullptr ? "" : name); });
+}
+
+// Bytes of the tiled weight, 0 if the shape is not allowed.
+TIDEGATE_EXPORT std::uint64_t tidegate_native_tiled_bytes(std::int64_t inputs, std::int64_t outputs,
+                                                          std::int32_t bits, std::int32_t group,
+                                                          std::int32_t zeros) {
+    std::uint64_t bytes = 0;
+    guarded([&] {
+        bytes = tidegate::native::tiled_bytes(make_shape(inputs, outputs, bits, group, zeros));
+    });
+    return bytes;
+}
+
+TIDEGATE_EXPORT std::int32_t tidegate_native_tile(std::int64_t inputs, std::int64_t outputs,
+                                                  std::int32_t bits, std::int32_t group,
+                                                  std::int32_t zeros, const std::uint8_t* values,
+                                                  const std::uint16_t* scales_f16,
+                                                  const std::uint8_t* packed_zeros,
+                                                  std::uint8_t* out) {
+    return guarded([&] {
+        tidegate::native::tile(make_shape(inputs, outputs, bits, group, zeros), values, scales_f16,
+                               packed_zeros, out);
+    });
+}
+
+// `threads` includes the caller's.
+TIDEGATE_EXPORT std::int32_t tidegate_native_linear(std::int64_t inputs, std::int64_t outputs,
+                                                    std::int32_t bits, std::int32_t group,
+                                                    std::int32_t zeros, const std::uint8_t* tiles,
+                                                    const float* bias, const float* x,
+                                                    std::int64_t rows, float* y,
+                                                    std::int32_t threads) {
+    return guarded([&] {
+        tidegate::native::linear(make_shape(inputs, outputs, bits, group, zeros), tiles, bias, x,
+                                 rows, y, tidegate::native::thread_pool(threads));
+    });
+}
