@@ -204,6 +204,7 @@ options = st.builds(
     privacy=st.sampled_from(["local", "redact", "sealed", "any"]),
     priority=st.sampled_from(Priority),
     deadline_ms=st.none() | st.integers(1, 86_400_000),
+    cache=st.booleans(),
 )
 roles = st.sampled_from(["system", "user", "assistant", "tool"])
 chats = st.builds(

@@ -140,6 +140,16 @@ def test_an_identical_request_is_answered_from_memory(tmp_path: Path) -> None:
         assert here.engine.snapshot().steps == steps
         assert (await here.ask(call(max_tokens=5)))[0].route == "edge"
         assert (await here.ask(call(tidegate={"route": "cloud"})))[0].route == "cloud"
+        assert (await here.ask(call(tidegate={"cache": False})))[0].route == "edge"
+
+    with_device(tmp_path, test)
+
+
+def test_a_call_that_asks_for_no_cache_is_not_kept_either(tmp_path: Path) -> None:
+    async def test(here: Device) -> None:
+        await here.ask(call(tidegate={"cache": False}))
+        assert await here.status("answer_cache") == {"entries": 0, "bytes": 0}
+        assert (await here.ask(call()))[0].route == "edge"
 
     with_device(tmp_path, test)
 

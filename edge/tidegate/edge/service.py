@@ -102,7 +102,7 @@ class EdgeBackend:
             call=call,
             prompt=prompt,
             request_id=new_request_id(time.time_ns() // 1_000_000).hex(),
-            key=answer_key(model, prompt, sampling),
+            key=answer_key(model, prompt, sampling) if call.options.cache else None,
             answer_tokens=self._expected_tokens(call, sampling),
         )
         async with aclosing(self._routed(work)) as events:

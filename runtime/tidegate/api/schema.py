@@ -69,6 +69,8 @@ class Options:
     privacy: Privacy = "sealed"
     priority: Priority = Priority.NORMAL
     deadline_ms: int | None = None
+    cache: bool = True
+    """Kept answers may be given, and this one may be kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,13 +186,14 @@ def _stop(value: object) -> tuple[str, ...]:
 def _options(fields: Fields | None) -> Options:
     if fields is None:
         return Options()
-    fields.only("route", "privacy", "priority", "deadline_ms")
+    fields.only("route", "privacy", "priority", "deadline_ms", "cache")
     priority = fields.choice("priority", [one.name.lower() for one in Priority])
     return Options(
         route=cast(RouteWish, fields.choice("route", get_args(RouteWish)) or "auto"),
         privacy=cast(Privacy, fields.choice("privacy", get_args(Privacy)) or "sealed"),
         priority=Priority[priority.upper()] if priority else Priority.NORMAL,
         deadline_ms=fields.integer("deadline_ms", 1, _DAY_MS),
+        cache=fields.flag("cache") is not False,
     )
 
 
@@ -265,6 +268,7 @@ def call_to_json(call: Call) -> dict[str, object]:
             "privacy": options.privacy,
             "priority": options.priority.name.lower(),
             **({} if options.deadline_ms is None else {"deadline_ms": options.deadline_ms}),
+            **({} if options.cache else {"cache": False}),
         },
     }
     if call.kind == "chat":
