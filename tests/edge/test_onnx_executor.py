@@ -18,6 +18,7 @@ from tidegate.converters.onnx.ops import GRAPH, export_onnx
 from tidegate.converters.rounding.rtn import quantise
 from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
 from tidegate.engine.executor import ExecutorStep, Logits, Row, SlotGeometry, Tokens
+from tidegate.engine.spill import KvUnit, SpillingKv
 from tidegate.errors import BundleError, ConfigError, ExecutionError
 from tidegate.model.architecture import Architecture
 
@@ -345,3 +346,38 @@ def test_importing_the_executor_loads_no_runtime_and_no_converter() -> None:
         [sys.executable, "-P", "-c", program], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_kv_copied_to_another_slot_of_another_executor_gives_the_same_logits(
+    folder: Path, executor: OnnxExecutor
+) -> None:
+    other = OnnxExecutor(folder, ARCH, SETTINGS)
+    assert isinstance(executor, SpillingKv)
+    assert executor.kv_layout == other.kv_layout
+    chosen = tokens(50, 8)
+    first = Row(tokens=chosen[:48], past=0, slot=1)
+    executor.execute(ExecutorStep(rows=(first,)))
+    # Neighbours decode, so that rows swap places: a slot is not a row of the buffers.
+    for slots in ((0, 4), (2, 3)):
+        other.execute(ExecutorStep(rows=tuple(row(slot, 0, 1) for slot in slots)))
+    data = executor.read_kv(KvUnit(home=1, first=0))
+    assert len(data) == executor.unit_bytes
+    other.write_kv(KvUnit(home=4, first=0), data)
+    assert other.read_kv(KvUnit(home=4)) == data
+    rest = Row(tokens=chosen[32:], past=32, slot=1)
+    expected = executor.execute(ExecutorStep(rows=(rest,))).logits
+    moved = dataclasses.replace(rest, slot=4)
+    np.testing.assert_array_equal(other.execute(ExecutorStep(rows=(moved,))).logits, expected)
+    other.close()
+
+
+def test_units_beyond_a_slot_are_refused(executor: OnnxExecutor) -> None:
+    data = executor.read_kv(KvUnit(home=4, first=32))
+    for unit in (KvUnit(home=5), KvUnit(home=0, first=33), KvUnit(home=0, first=-1)):
+        with pytest.raises(ExecutionError, match="within 5 slots of 64 tokens"):
+            executor.write_kv(unit, data)
+    with pytest.raises(ExecutionError, match=f"must be {len(data)}"):
+        executor.write_kv(KvUnit(home=0), data + b"x")
+    executor.close()
+    with pytest.raises(ExecutionError, match="closed"):
+        executor.read_kv(KvUnit(home=0))

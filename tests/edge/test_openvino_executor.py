@@ -16,8 +16,9 @@ from openvinomodels import PACKINGS, SETTINGS, Packing, biased, export
 from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.edge.executors.openvino import OpenVinoExecutor
-from tidegate.edge.executors.openvino_model import OPENVINO, check_library
+from tidegate.edge.executors.openvino_model import OPENVINO, KvPrecision, check_library
 from tidegate.engine.executor import Blocks, ExecutorStep, Logits, PagedGeometry, Row, Tokens
+from tidegate.engine.spill import KvUnit, SpillingKv
 from tidegate.errors import BundleError, ConfigError, ExecutionError
 from tidegate.model.architecture import Activation, Architecture
 from tidegate.model.packed import Array, DenseLinear, Linear
@@ -423,3 +424,51 @@ def test_the_executor_loads_neither_torch_nor_the_converters() -> None:
         check=True,
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.usefixtures("weights")
+@pytest.mark.parametrize("precision", ["u8", "u4", "f16"])
+def test_kv_copied_to_other_blocks_of_another_executor_gives_the_same_logits(
+    folder: Path, precision: KvPrecision
+) -> None:
+    settings = replace(TUNED, kv_precision=precision)
+    one, other = (OpenVinoExecutor(folder, ARCH, settings) for _ in range(2))
+    assert isinstance(one, SpillingKv)
+    assert one.kv_layout == other.kv_layout
+    tokens = tokens_of(70, 5)
+    for past in (0, 48):
+        expected = step(one, row(tokens, past, min(past + 48, 70), blocks_of(3, 11, 7)))
+    step(other, row(tokens_of(64, 6), 0, 64, blocks_of(2, 9)))
+    step(other, row(tokens, 64, 70, blocks_of(20, 5, 8)))
+    for source, target in ((3, 20), (11, 5)):
+        data = one.read_kv(KvUnit(home=source))
+        assert len(data) == one.unit_bytes
+        other.write_kv(KvUnit(home=target), data)
+        assert other.read_kv(KvUnit(home=target)) == data
+    # The same chunks: how a step is cut changes the last bits.
+    first = step(one, row(tokens, 64, 70, blocks_of(3, 11, 1)))
+    np.testing.assert_array_equal(step(other, row(tokens, 64, 70, blocks_of(20, 5, 8))), first)
+    np.testing.assert_allclose(first, expected, atol=0.5)
+    one.close()
+    other.close()
+
+
+def test_units_that_are_not_there_are_refused(executor: OpenVinoExecutor) -> None:
+    data = executor.read_kv(KvUnit(home=0))
+    with pytest.raises(ExecutionError, match="whole block below 24"):
+        executor.read_kv(KvUnit(home=24))
+    with pytest.raises(ExecutionError, match="whole block"):
+        executor.write_kv(KvUnit(home=0, first=32), data)
+    with pytest.raises(ExecutionError, match=f"must be {len(data)}"):
+        executor.write_kv(KvUnit(home=0), data[1:])
+    executor.close()
+    with pytest.raises(ExecutionError, match="closed"):
+        executor.read_kv(KvUnit(home=0))
+
+
+def test_kv_of_another_precision_has_another_layout(
+    folder: Path, executor: OpenVinoExecutor
+) -> None:
+    other = OpenVinoExecutor(folder, ARCH, TUNED)
+    assert other.kv_layout != executor.kv_layout
+    other.close()

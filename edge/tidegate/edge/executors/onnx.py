@@ -26,6 +26,7 @@ from tidegate.engine.executor import (
     SlotGeometry,
     StepResult,
 )
+from tidegate.engine.spill import KvUnit
 from tidegate.errors import BundleError, ConfigError, ExecutionError
 from tidegate.model.architecture import Architecture
 
@@ -40,6 +41,9 @@ MAX_BINDINGS = 64
 
 FLOAT_BYTES = 4
 """KV is float32."""
+
+UNIT_TOKENS = 32
+"""Of a unit of KV that can be copied out, as large as OpenVINO's blocks."""
 
 FATAL_ONLY = 4
 """Log severity: errors arrive as exceptions, so stderr need not have them too."""
@@ -142,6 +146,43 @@ class OnnxExecutor:
         self._bindings.clear()
         self._session = None
         self._kv = self._slots(0)
+
+    @property
+    def kv_layout(self) -> str:
+        """See `SpillingKv.kv_layout`."""
+        import onnxruntime
+
+        exact = self._settings.exact
+        return f"onnxruntime {onnxruntime.__version__} exact={exact}: {self._kv.layout}"
+
+    @property
+    def unit_tokens(self) -> int:
+        """See `SpillingKv.unit_tokens`."""
+        return UNIT_TOKENS
+
+    @property
+    def unit_bytes(self) -> int:
+        """See `SpillingKv.unit_bytes`."""
+        return self._kv.nbytes(UNIT_TOKENS)
+
+    def read_kv(self, unit: KvUnit) -> bytes:
+        """See `SpillingKv.read_kv`."""
+        self._check_unit(unit)
+        return self._kv.read(unit.home, unit.first, UNIT_TOKENS)
+
+    def write_kv(self, unit: KvUnit, data: bytes) -> None:
+        """See `SpillingKv.write_kv`."""
+        self._check_unit(unit)
+        if len(data) != self.unit_bytes:
+            raise ExecutionError(f"a KV unit of {len(data)} bytes: must be {self.unit_bytes}")
+        self._kv.write(unit.home, unit.first, UNIT_TOKENS, data)
+
+    def _check_unit(self, unit: KvUnit) -> None:
+        if self._session is None:
+            raise ExecutionError("the executor is closed")
+        slots, tokens = self._settings.slots, self._settings.context_tokens
+        if not 0 <= unit.home < slots or not 0 <= unit.first <= tokens - UNIT_TOKENS:
+            raise ExecutionError(f"{unit}: must be within {slots} slots of {tokens} tokens")
 
     def _run(self, rows: Sequence[Row], first: int) -> Logits:
         """Run rows of equal token count whose KV begins at buffer row `first`.

@@ -32,6 +32,7 @@ from tidegate.engine.executor import (
     Row,
     StepResult,
 )
+from tidegate.engine.spill import KvUnit
 from tidegate.errors import ConfigError, ExecutionError
 from tidegate.model.architecture import Architecture
 
@@ -62,11 +63,13 @@ class OpenVinoExecutor:
         for name, tensor in self._caches.items():
             self._request.set_tensor(name, tensor)
         cache_bytes = sum(tensor.get_byte_size() for tensor in self._caches.values())
+        self._unit_bytes = int(cache_bytes // blocks)
         self._kv = PagedGeometry(
             block_tokens=BLOCK_TOKENS,
             blocks=blocks,
             bytes_per_token=-(-cache_bytes // (blocks * BLOCK_TOKENS)),
         )
+        self._layout = kv_layout(self._caches, exact=settings.exact)
         self._warm_up()
 
     @property
@@ -99,6 +102,45 @@ class OpenVinoExecutor:
         """See `Executor.close`."""
         self._request = None
         self._caches = {}
+
+    @property
+    def kv_layout(self) -> str:
+        """See `SpillingKv.kv_layout`."""
+        return self._layout
+
+    @property
+    def unit_tokens(self) -> int:
+        """See `SpillingKv.unit_tokens`."""
+        return BLOCK_TOKENS
+
+    @property
+    def unit_bytes(self) -> int:
+        """See `SpillingKv.unit_bytes`."""
+        return self._unit_bytes
+
+    def read_kv(self, unit: KvUnit) -> bytes:
+        """See `SpillingKv.read_kv`."""
+        return b"".join(block.tobytes() for block in self._blocks(unit))
+
+    def write_kv(self, unit: KvUnit, data: bytes) -> None:
+        """See `SpillingKv.write_kv`."""
+        blocks = self._blocks(unit)
+        if len(data) != self.unit_bytes:
+            raise ExecutionError(f"a KV unit of {len(data)} bytes: must be {self.unit_bytes}")
+        begin = 0
+        for block in blocks:
+            block[...] = np.frombuffer(data, np.uint8, block.nbytes, begin)
+            begin += block.nbytes
+
+    def _blocks(self, unit: KvUnit) -> list[npt.NDArray[np.uint8]]:
+        """The bytes of a block in every cache; views."""
+        if not self._caches:
+            raise ExecutionError("the executor is closed")
+        if not 0 <= unit.home < self._kv.blocks or unit.first != 0:
+            raise ExecutionError(f"{unit}: must be a whole block below {self._kv.blocks}")
+        # Four-bit caches have no shape in numpy, but every block is a whole number of bytes.
+        flat = (tensor.data.reshape(-1).view(np.uint8) for tensor in self._caches.values())
+        return [cache.reshape(self._kv.blocks, -1)[unit.home] for cache in flat]
 
     def _run(self, rows: Sequence[Row]) -> Logits:
         if not rows:
@@ -169,6 +211,17 @@ class OpenVinoExecutor:
                 f"row {index}: {given} blocks: {row.past + count} tokens need {needed}"
             )
         _check_range(f"row {index}: block", row.blocks[:needed], self._kv.blocks)
+
+
+def kv_layout(caches: dict[str, Library], *, exact: bool) -> str:
+    """`SpillingKv.kv_layout` of these cache tensors [blocks, ...]."""
+    import openvino
+
+    shapes = [
+        f"{name} {tensor.element_type.to_string()} {list(tensor.shape)[1:]}"
+        for name, tensor in caches.items()
+    ]
+    return f"openvino {openvino.__version__} exact={exact}: " + ", ".join(shapes)
 
 
 def blocks_for(tokens: int) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from tidegate.edge.executors.settings import check_row_logits, check_totals
 from tidegate.engine.executor import ExecutorLimits, ExecutorStep, Row, SlotGeometry
@@ -63,6 +64,33 @@ class SlotBuffers:
         for outside, inside in zip(sorted(rows - window), sorted(window - rows), strict=True):
             self._swap(self._rows.index(outside), self._rows.index(inside))
         return first
+
+    @property
+    def layout(self) -> str:
+        """Type and shape of a token in every buffer, in the order that `read` has them."""
+        return ", ".join(f"{one.dtype} {one.shape[1]}x{one.shape[3]}" for one in self._buffers())
+
+    def nbytes(self, tokens: int) -> int:
+        """Bytes of that many tokens of one slot."""
+        shapes = ((*one.shape, one.itemsize) for one in self._buffers())
+        return tokens * sum(int(heads * size * item) for _, heads, _, size, item in shapes)
+
+    def read(self, slot: int, first: int, tokens: int) -> bytes:
+        """A copy of `tokens` tokens of a slot, from token `first` on."""
+        row, span = self._rows[slot], slice(first, first + tokens)
+        return b"".join(buffer[row, :, span].tobytes() for buffer in self._buffers())
+
+    def write(self, slot: int, first: int, tokens: int, data: bytes) -> None:
+        """Undo `read`: `data` has the bytes of as many tokens."""
+        self.will_hold(slot, first + tokens)
+        row, span, begin = self._rows[slot], slice(first, first + tokens), 0
+        for buffer in self._buffers():
+            part = buffer[row, :, span]
+            part[...] = np.frombuffer(data, part.dtype, part.size, begin).reshape(part.shape)
+            begin += part.nbytes
+
+    def _buffers(self) -> Sequence[npt.NDArray[np.generic]]:
+        return *self.keys, *self.values
 
     def _swap(self, one: int, other: int) -> None:
         tokens = max(self._tokens[one], self._tokens[other])
