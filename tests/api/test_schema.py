@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.api.schema import (
-    REST_OF_CONTEXT,
     Call,
     Message,
     Options,
@@ -20,6 +19,7 @@ from tidegate.api.schema import (
     read_chat,
     read_completion,
 )
+from tidegate.api.schema_sampling import REST_OF_CONTEXT
 from tidegate.engine.request import Priority, SamplingParams
 from tidegate.errors import RequestError
 

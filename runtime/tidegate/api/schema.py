@@ -9,9 +9,16 @@ that would change the answer and are not supported are refused.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 from tidegate.api.fields import Fields, kind_of, prose, shown
+from tidegate.api.schema_sampling import (
+    REST_OF_CONTEXT,
+    TOKEN_IDS,
+    read_max_tokens,
+    read_sampling,
+    sampling_json,
+)
 from tidegate.engine.request import Priority, SamplingParams
 from tidegate.errors import RequestError
 
@@ -19,12 +26,7 @@ RouteWish = Literal["auto", "edge", "cloud"]
 Privacy = Literal["local", "redact", "sealed", "any"]
 Role = Literal["system", "user", "assistant", "tool"]
 
-REST_OF_CONTEXT: Final = 2**31 - 1
-"""`max_tokens` when the client gave none; who knows the context clamps it, as with any other."""
-
 MODEL_CHARS = 256
-_TOKEN_IDS = 2**31 - 1
-_SEEDS = 2**63 - 1
 _DAY_MS = 86_400_000
 _ROLES = (*get_args(Role), "developer")
 
@@ -111,7 +113,7 @@ def read_completion(data: object) -> Call:
 
 def _read(fields: Fields, kind: Literal["chat", "completion"]) -> Call:
     _refuse_unsupported(fields)
-    max_tokens = _max_tokens(fields)
+    max_tokens = read_max_tokens(fields)
     stream_options = fields.inner("stream_options")
     messages = _messages(fields.raw("messages")) if kind == "chat" else ()
     return Call(
@@ -119,7 +121,7 @@ def _read(fields: Fields, kind: Literal["chat", "completion"]) -> Call:
         model=fields.name("model", most_chars=MODEL_CHARS),
         messages=messages,
         prompt=_prompt(fields.raw("prompt")) if kind == "completion" else None,
-        sampling=_sampling(fields, REST_OF_CONTEXT if max_tokens is None else max_tokens),
+        sampling=read_sampling(fields, REST_OF_CONTEXT if max_tokens is None else max_tokens),
         max_tokens_given=max_tokens is not None,
         continue_final_message=kind == "chat" and _continues(fields, messages),
         stream=fields.flag("stream") or False,
@@ -146,41 +148,6 @@ def _refuse_unsupported(fields: Fields) -> None:
         # A string's content stays out: `suffix` is a part of the prompt.
         found = kind_of(value) if isinstance(value, str) else shown(value)
         raise RequestError(name, f"{found} is not supported yet: must be {allowed}")
-
-
-def _max_tokens(fields: Fields) -> int | None:
-    old = fields.integer("max_tokens", 1, REST_OF_CONTEXT)
-    new = fields.integer("max_completion_tokens", 1, REST_OF_CONTEXT)
-    if old is not None and new is not None and old != new:
-        raise RequestError(
-            "max_tokens", f"{old}, and max_completion_tokens is {new}: must be the same, or one"
-        )
-    return old if new is None else new
-
-
-def _sampling(fields: Fields, max_tokens: int) -> SamplingParams:
-    temperature = fields.number("temperature", 0, 2)
-    top_p = fields.number("top_p", 0, 1)
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=1.0 if temperature is None else temperature,
-        # Clients of other servers say "off" with 0 or -1.
-        top_k=None if fields.raw("top_k") in (0, -1) else fields.integer("top_k", 1, _TOKEN_IDS),
-        top_p=1.0 if top_p is None else top_p,
-        seed=fields.integer("seed", 0, _SEEDS),
-        stop=_stop(fields.raw("stop")),
-        ignore_eos=fields.flag("ignore_eos") or False,
-    )
-
-
-def _stop(value: object) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        return (prose(value, "stop"),)
-    if not isinstance(value, list):
-        raise RequestError("stop", f"is {kind_of(value)}: must be a string or a list of strings")
-    return tuple(prose(text, f"stop[{index}]") for index, text in enumerate(value))
 
 
 def _options(fields: Fields | None) -> Options:
@@ -243,8 +210,8 @@ def _prompt(value: object) -> str | tuple[int, ...]:
     if isinstance(value[0], str | list):
         raise RequestError("prompt", f"holds {len(value)} prompts: must be one")
     for index, token in enumerate(value):
-        if type(token) is not int or not 0 <= token <= _TOKEN_IDS:
-            raise RequestError(f"prompt[{index}]", f"must be a token id from 0 to {_TOKEN_IDS}")
+        if type(token) is not int or not 0 <= token <= TOKEN_IDS:
+            raise RequestError(f"prompt[{index}]", f"must be a token id from 0 to {TOKEN_IDS}")
     return tuple(value)
 
 
@@ -254,12 +221,7 @@ def call_to_json(call: Call) -> dict[str, object]:
     body: dict[str, object] = {
         "model": call.model,
         "max_tokens": sampling.max_tokens if call.max_tokens_given else None,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "seed": sampling.seed,
-        "stop": list(sampling.stop) or None,
-        "ignore_eos": sampling.ignore_eos or None,
+        **sampling_json(sampling),
         "continue_final_message": call.continue_final_message or None,
         "stream": call.stream or None,
         "stream_options": {"include_usage": True} if call.include_usage else None,
