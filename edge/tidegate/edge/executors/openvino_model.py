@@ -51,8 +51,7 @@ class OpenVinoSettings:
     threads: int | None = None
     """None leaves the number to OpenVINO, which takes the physical cores."""
     kv_precision: KvPrecision | None = None
-    """u8 and u4 are scaled dynamically: keys per channel of a block, values per token. None for
-    the smallest that loses little: u8, or f16 if the model caps attention scores, where the graph
+    """u8 and u4 are scaled dynamically, per token and head. None for the smallest that loses little: u8, or f16 if the model caps attention scores, where the graph
     reads the cache itself and can read no other than f16 and f32."""
     exact: bool = False
     """Float32 activations and KV, whatever `kv_precision`: slower, and equal to the reference."""
@@ -132,6 +131,10 @@ def _properties(
 ) -> dict[str, object]:
     properties = cpu_properties(model, threads=settings.threads, exact=settings.exact)
     properties["KV_CACHE_PRECISION"] = _kv_precision(arch, settings)
+    # Keys in groups of one token, like values. By default they are scaled per channel of a block,
+    # again with every token that joins it: answers then change with how their prompt was cut, and
+    # a draft that is taken back leaves its mark.
+    properties["KEY_CACHE_QUANT_MODE"] = "BY_TOKEN"
     if settings.cache_dir is not None:
         properties["CACHE_DIR"] = str(settings.cache_dir)
     return properties
