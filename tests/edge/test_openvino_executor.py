@@ -20,8 +20,9 @@ from tidegate.edge.executors.openvino_model import OPENVINO, KvPrecision, check_
 from tidegate.engine.executor import Blocks, ExecutorStep, Logits, PagedGeometry, Row, Tokens
 from tidegate.engine.spill import KvUnit, SpillingKv
 from tidegate.errors import BundleError, ConfigError, ExecutionError
-from tidegate.model.architecture import Activation, Architecture
+from tidegate.model.architecture import Activation, Architecture, LayerKind
 from tidegate.model.packed import Array, DenseLinear, Linear
+from tidegate.model.rope import Rope
 
 ARCH = tiny_architecture()
 TOLERANCE = 1e-4
@@ -256,15 +257,40 @@ def test_kv_memory_is_what_the_compiled_graph_asks_for(
     expected = {
         "f32": 2 * 32 * 4,
         "f16": 2 * 32 * 2,
-        # A byte per value; keys add 8 bytes per channel and block, values 8 per token.
-        "u8": 32 + 32 * 8 // 32 + 32 + 8,
-        "u4": 16 + 32 * 8 // 32 + 16 + 8,
+        # Scale and zero-point of 4 bytes each per token, for its key and for its value.
+        "u8": 32 + 8 + 32 + 8,
+        "u4": 16 + 8 + 16 + 8,
     }
     for precision in ("f32", "f16", "u8", "u4"):
         settings = replace(TUNED, kv_precision=precision, kv_tokens=65)
         assert OpenVinoExecutor(folder, ARCH, settings).kv == PagedGeometry(
             block_tokens=32, blocks=3, bytes_per_token=heads * expected[precision]
         )
+
+
+@pytest.mark.parametrize("precision", ["u8", "u4"])
+def test_logits_do_not_change_with_chunks_nor_with_tokens_taken_back(
+    precision: KvPrecision, tmp_path: Path
+) -> None:
+    """Heads of 64 values, whose keys have two scales each."""
+    kinds = (LayerKind(rope=Rope.plain(10000.0, 64)),)
+    arch = replace(ARCH, heads=2, kv_heads=1, head_size=64, kinds=kinds)
+    export(arch, tmp_path, Packing())
+    executor = OpenVinoExecutor(tmp_path, arch, replace(TUNED, kv_precision=precision))
+    tokens, other, blocks = tokens_of(50, 15), tokens_of(50, 16), blocks_of(3, 1)
+    step(executor, row(tokens, 0, 45, blocks))
+    expected = decode_from(executor, tokens, 45, blocks)
+    for begin in range(0, 45, 9):
+        step(executor, row(tokens, begin, begin + 9, blocks))
+    # Guesses that turn out wrong: their keys are written, then overwritten.
+    step(executor, row(other, 45, 50, blocks))
+    np.testing.assert_array_equal(decode_from(executor, tokens, 45, blocks), expected)
+
+
+def decode_from(executor: OpenVinoExecutor, tokens: Tokens, begin: int, blocks: Blocks) -> Logits:
+    """Logits of tokens from `begin` on, one step each."""
+    steps = [step(executor, row(tokens, i, i + 1, blocks)) for i in range(begin, len(tokens))]
+    return np.concatenate(steps)
 
 
 @pytest.mark.parametrize(("context", "step", "rows"), [(1, 1, 1), (2, 64, 4), (256, 3, 4)])

@@ -33,6 +33,9 @@ _KERNEL_CACHE_ENTRIES = 256
 """Kernels kept for step shapes met before. Each new number of tokens makes about ten (0.6 MiB);
 the default of 5000 grows for as long as new numbers come, and a miss costs 2 ms."""
 
+_KEY_GROUP = 32
+"""Values of a key that share a scale: some channels of keys are far larger than others."""
+
 KvPrecision = Literal["u8", "u4", "f16", "f32"]
 
 
@@ -51,7 +54,8 @@ class OpenVinoSettings:
     threads: int | None = None
     """None leaves the number to OpenVINO, which takes the physical cores."""
     kv_precision: KvPrecision | None = None
-    """u8 and u4 are scaled dynamically, per token and head. None for the smallest that loses little: u8, or f16 if the model caps attention scores, where the graph
+    """u8 and u4 are scaled dynamically: keys per 32 values of a token, values per token. None for
+    the smallest that loses little: u8, or f16 if the model caps attention scores, where the graph
     reads the cache itself and can read no other than f16 and f32."""
     exact: bool = False
     """Float32 activations and KV, whatever `kv_precision`: slower, and equal to the reference."""
@@ -135,6 +139,8 @@ def _properties(
     # again with every token that joins it: answers then change with how their prompt was cut, and
     # a draft that is taken back leaves its mark.
     properties["KEY_CACHE_QUANT_MODE"] = "BY_TOKEN"
+    if arch.head_size % _KEY_GROUP == 0:
+        properties["KEY_CACHE_GROUP_SIZE"] = _KEY_GROUP
     if settings.cache_dir is not None:
         properties["CACHE_DIR"] = str(settings.cache_dir)
     return properties
