@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from tidegate.api.backend import AnswerEvent, Health, ModelCard, Route, Routed
 from tidegate.api.engine_backend import EngineBackend, encode_call, fit_sampling
 from tidegate.api.schema import Call
-from tidegate.edge.answer_cache import AnswerCache, CachedAnswer, answer_key
+from tidegate.edge.answer_cache import CachedAnswer
+from tidegate.edge.answer_memory import AnswerMemory, Recall
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.handoff import continuation, joined, was_cut_short
 from tidegate.edge.router import (
@@ -49,12 +50,12 @@ _WEIGHT = 0.2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Work:
-    """A call on its way: its prompt as tokens, its id, and its place in the cache."""
+    """A call on its way: its prompt as tokens, its id, and what is remembered of it."""
 
     call: Call
     prompt: tuple[int, ...]
     request_id: str
-    key: bytes | None
+    recall: Recall
     answer_tokens: float
     """Expected length of the answer."""
 
@@ -67,20 +68,20 @@ class EdgeBackend:
         local: EngineBackend,
         *,
         cloud: CloudLeg | None,
-        cache: AnswerCache,
+        memory: AnswerMemory,
         batch_rows: int,
         queue_limit: int,
     ) -> None:
-        """Serve from `local`, `cache` and, when there is one, `cloud`.
+        """Serve from `local`, `memory` and, when there is one, `cloud`.
 
         Args:
             local: the device's engine. Its text model must take prompts as long as the cloud's.
             cloud: None for a device without a link.
-            cache: of whole answers.
+            memory: of whole answers.
             batch_rows: requests that the engine runs at once.
             queue_limit: waiting requests beyond which new ones overflow or are refused.
         """
-        self._local, self._cloud, self._cache = local, cloud, cache
+        self._local, self._cloud, self._memory = local, cloud, memory
         self._batch_rows, self._queue_limit = batch_rows, queue_limit
         self._typical_answer_tokens = _FIRST_GUESS_TOKENS
         self._pending_tokens: dict[str, float] = {}
@@ -102,7 +103,7 @@ class EdgeBackend:
             call=call,
             prompt=prompt,
             request_id=new_request_id(time.time_ns() // 1_000_000).hex(),
-            key=answer_key(model, prompt, sampling) if call.options.cache else None,
+            recall=await self._memory.recall(call, model, prompt, sampling),
             answer_tokens=self._expected_tokens(call, sampling),
         )
         async with aclosing(self._routed(work)) as events:
@@ -112,9 +113,8 @@ class EdgeBackend:
                 yield event
 
     async def _routed(self, work: _Work) -> AsyncGenerator[AnswerEvent, None]:
-        hit = self._cached(work)
-        if hit is not None:
-            for event in _replay(hit, work.request_id, self.models()[0].id):
+        if work.recall.hit is not None and work.call.options.route != "cloud":
+            for event in _replay(work, work.recall.hit, self.models()[0].id):
                 yield event
             return
         decision = await self._decide(work)
@@ -144,11 +144,6 @@ class EdgeBackend:
             asked = call.sampling if call.max_tokens_given else fitted
             return float(asked.max_tokens)
         return min(float(call.sampling.max_tokens), self._typical_answer_tokens)
-
-    def _cached(self, work: _Work) -> CachedAnswer | None:
-        if work.key is None or work.call.options.route == "cloud":
-            return None
-        return self._cache.get(work.key)
 
     async def _decide(self, work: _Work, *, queue_full: bool = False) -> Decision:
         request = self._route_request(work)
@@ -200,8 +195,8 @@ class EdgeBackend:
                                 yield later
                             return
                         self._learn(event.usage.completion_tokens)
-                        if work.key is not None and not cut:
-                            self._cache.put(work.key, text, event.reason, event.usage)
+                        if not cut:
+                            self._memory.keep(work.recall, text, event.reason, event.usage)
                     yield event
         finally:
             del self._pending_tokens[work.request_id]
@@ -283,7 +278,7 @@ class EdgeBackend:
             "fallbacks": self._fallbacks,
             "handoffs": self._handoffs,
             "typical_answer_tokens": round(self._typical_answer_tokens, 1),
-            "answer_cache": {"entries": len(self._cache), "bytes": self._cache.nbytes},
+            "answer_cache": self._memory.status(),
             "link": None if self._cloud is None else await self._cloud.status(),
         }
 
@@ -301,14 +296,14 @@ def _refusal(decision: Decision) -> TidegateError:
     return RequestError("tidegate", f"cannot run anywhere: {decision.reason}", status=422)
 
 
-def _replay(answer: CachedAnswer, request_id: str, model: str) -> list[AnswerEvent]:
+def _replay(work: _Work, answer: CachedAnswer, model: str) -> list[AnswerEvent]:
     """A kept answer as the events of a new one."""
     return [
         Routed(
             route="cache",
-            reason="identical to an earlier request",
+            reason=work.recall.why,
             model=model,
-            request_id=request_id,
+            request_id=work.request_id,
         ),
         TextDelta(text=answer.text),
         Finished(

@@ -18,9 +18,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from tidegate.api.answers import error_object, models_object
-from tidegate.api.backend import Backend
+from tidegate.api.backend import Backend, ModelCard
 from tidegate.api.calls import CallEndpoint
 from tidegate.api.door import RETRY_AFTER_S, Door
+from tidegate.api.embeddings import Embedder, EmbeddingEndpoint
 from tidegate.api.metrics import CONTENT_TYPE, Metrics
 from tidegate.api.schema import read_chat, read_completion
 from tidegate.api.settings import HttpSettings
@@ -33,12 +34,14 @@ def create_app(
     *,
     settings: HttpSettings | None = None,
     metrics: Metrics | None = None,
+    embedder: Embedder | None = None,
     extra_routes: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """An ASGI app that serves `backend`.
 
     `metrics` may be shared with another front door of the same backend; `/metrics` shows it, then
-    what the backend adds. `extra_routes` come last and pass the same door, keys included.
+    what the backend adds. `embedder` answers `/v1/embeddings`. `extra_routes` come last and pass
+    the same door, keys included.
     """
     settings = settings or HttpSettings()
     metrics = metrics or Metrics()
@@ -55,7 +58,9 @@ def create_app(
         )
         for path, read in calls.items()
     ]
-    routes += _reports(backend, metrics, status=settings.status)
+    embeddings = EmbeddingEndpoint(embedder, settings=settings, active=active)
+    routes.append(Route("/v1/embeddings", embeddings, methods=["POST"]))
+    routes += _reports(backend, metrics, embedder, status=settings.status)
     app = Starlette(
         routes=[*routes, *extra_routes],
         middleware=[Middleware(Door, settings=settings)],
@@ -65,13 +70,18 @@ def create_app(
     return app
 
 
-def _reports(backend: Backend, metrics: Metrics, *, status: bool) -> list[BaseRoute]:
+def _reports(
+    backend: Backend, metrics: Metrics, embedder: Embedder | None, *, status: bool
+) -> list[BaseRoute]:
+    def cards() -> tuple[ModelCard, ...]:
+        return backend.models() if embedder is None else (*backend.models(), embedder.card)
+
     async def models(_: Request) -> Response:
-        return JSONResponse(models_object(backend.models()))
+        return JSONResponse(models_object(cards()))
 
     async def model(request: Request) -> Response:
         wanted = request.path_params["model"]
-        for card in backend.models():
+        for card in cards():
             if card.id == wanted:
                 listed = models_object((card,))["data"]
                 assert isinstance(listed, list)

@@ -95,12 +95,20 @@ class EncoderExecutor:
             RequestError: a text is empty, longer than `context_tokens` or has an unknown token.
             ExecutionError: the runtime failed, or the executor is closed.
         """
-        checked = [self._checked(number, text) for number, text in enumerate(texts)]
+        checked = self.check(texts)
         lengths = [len(text) for text in checked]
         result = np.empty((len(checked), self._arch.outputs), np.float32)
         for batch in batches(lengths, self._settings.batch_rows, self._settings.batch_tokens):
             result[batch] = self._run([checked[number] for number in batch])
         return result
+
+    def check(self, texts: Sequence[Sequence[int]]) -> list[Ids]:
+        """The texts as arrays, if each could be encoded.
+
+        Raises:
+            RequestError: one could not; names it.
+        """
+        return [self._checked(number, text) for number, text in enumerate(texts)]
 
     def close(self) -> None:
         """Let go of the model; encoding is an error from then on."""

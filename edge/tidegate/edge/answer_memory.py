@@ -1,0 +1,113 @@
+"""`AnswerMemory`: what the device remembers of answers, exactly and, if set up, by meaning."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tidegate.api.embeddings import Embedder
+from tidegate.api.schema import Call, call_to_json
+from tidegate.edge.answer_cache import AnswerCache, CachedAnswer, answer_key
+from tidegate.edge.semantic_cache import Question, SemanticCache, question
+from tidegate.engine.events import FinishReason, Usage
+from tidegate.engine.request import SamplingParams
+from tidegate.errors import TidegateError
+
+_log = logging.getLogger(__name__)
+
+_SHAPELESS: Final = ("model", "stream", "stream_options", "tidegate")
+"""Fields of a call that do not change its answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Recall:
+    """What is remembered of a call, and where to keep its answer."""
+
+    hit: CachedAnswer | None = None
+    why: str = ""
+    """For people: how the kept answer's question compares with this one."""
+    key: bytes | None = None
+    asked: Question | None = None
+
+
+class AnswerMemory:
+    """The answer caches behind one door. Calls that may rightly give two answers pass it by."""
+
+    def __init__(
+        self,
+        exact: AnswerCache,
+        semantic: SemanticCache | None = None,
+        embedder: Embedder | None = None,
+    ) -> None:
+        """Remember in `exact`, and in `semantic` by the vectors of `embedder`, both or neither."""
+        assert (semantic is None) == (embedder is None), "meaning needs vectors"
+        self._exact, self._semantic, self._embedder = exact, semantic, embedder
+
+    async def recall(
+        self, call: Call, model: str, prompt: tuple[int, ...], sampling: SamplingParams
+    ) -> Recall:
+        """Look a call up.
+
+        Args:
+            call: as it was asked.
+            model: the id of the one that would answer here.
+            prompt: the call's tokens.
+            sampling: the call's, fitted to the context.
+        """
+        if not call.options.cache:
+            return Recall()
+        key = answer_key(model, prompt, sampling)
+        if key is None:
+            return Recall()
+        found = self._exact.get(key)
+        if found is not None:
+            return Recall(hit=found, why="identical to an earlier request", key=key)
+        asked = await self._question(call, model, sampling)
+        if asked is None or self._semantic is None:
+            return Recall(key=key)
+        similar = self._semantic.get(asked)
+        if similar is None:
+            return Recall(key=key, asked=asked)
+        answer, cosine = similar
+        why = f"means the same as an earlier request: {cosine:.3f} alike"
+        return Recall(hit=answer, why=why, key=key, asked=asked)
+
+    def keep(self, recall: Recall, text: str, reason: FinishReason, usage: Usage) -> None:
+        """Remember the answer to a call that was looked up."""
+        if recall.key is not None:
+            self._exact.put(recall.key, text, reason, usage)
+        if recall.asked is not None and self._semantic is not None:
+            self._semantic.put(recall.asked, text, reason, usage)
+
+    def status(self) -> dict[str, object]:
+        """JSON for `/status`."""
+        told: dict[str, object] = {"entries": len(self._exact), "bytes": self._exact.nbytes}
+        if self._semantic is not None:
+            told["semantic"] = {
+                "entries": len(self._semantic),
+                "bytes": self._semantic.nbytes,
+                "similarity": self._semantic.similarity,
+            }
+        return told
+
+    async def _question(self, call: Call, model: str, sampling: SamplingParams) -> Question | None:
+        """The last message of a chat as a vector; None when there is none or it has none."""
+        if self._embedder is None or not call.messages or call.messages[-1].role != "user":
+            return None
+        message = call.messages[-1].content
+        try:
+            embedded = await self._embedder.embed((message,))
+        except TidegateError as error:
+            # Too long to embed, or too busy: the call is answered as if there were no cache.
+            _log.debug("no embedding for the answer cache: %s", error.code)
+            return None
+        return question(_scope(call, model, sampling), message, embedded.vectors[0])
+
+
+def _scope(call: Call, model: str, sampling: SamplingParams) -> bytes:
+    """A digest of all but the last message that shapes the answer."""
+    body = call_to_json(replace(call, messages=call.messages[:-1]))
+    shape = sorted((name, value) for name, value in body.items() if name not in _SHAPELESS)
+    return hashlib.sha256(repr((model, sampling, shape)).encode()).digest()

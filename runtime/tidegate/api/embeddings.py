@@ -1,0 +1,176 @@
+"""`/v1/embeddings`: texts or token ids in, vectors out, in OpenAI's shapes.
+
+What computes them stands behind `Embedder`. Vectors come as JSON numbers, or in base64 as
+little-endian float32, which the openai client asks for unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from tidegate.api.answers import Json
+from tidegate.api.backend import ModelCard
+from tidegate.api.body import read_json, unless_gone
+from tidegate.api.fields import Fields, kind_of, prose
+from tidegate.api.schema import MODEL_CHARS
+from tidegate.api.settings import HttpSettings
+from tidegate.errors import CapacityError, RequestError
+
+Text = str | tuple[int, ...]
+"""One input: text, or the token ids of one with the special ones in place."""
+
+MOST_INPUTS: Final = 2048
+"""Inputs of one call, as OpenAI has it."""
+_TOKEN_IDS: Final = 2**31 - 1
+_DIMENSIONS: Final = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingCall:
+    """One validated request."""
+
+    inputs: tuple[Text, ...] = field(repr=False)
+    model: str | None
+    encoding: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Embedded:
+    """Vectors float32 [inputs, D], in the order of the inputs, and how many tokens were read."""
+
+    vectors: npt.NDArray[np.float32]
+    tokens: int
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors. Used concurrently from one event loop."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Its entry of `/v1/models`; `context_tokens` is the longest text."""
+
+    @property
+    def dimensions(self) -> int:
+        """D, the length of its vectors."""
+
+    async def embed(self, inputs: tuple[Text, ...]) -> Embedded:
+        """The vectors of `inputs`.
+
+        Raises:
+            RequestError: an input is empty, too long or has an unknown token; names which.
+            CapacityError: too many texts are waiting.
+        """
+
+
+def read_embedding(data: object) -> EmbeddingCall:
+    """The body of `/v1/embeddings`, as parsed JSON.
+
+    Raises:
+        RequestError: a field is wrong.
+    """
+    fields = Fields(data)
+    return EmbeddingCall(
+        inputs=_inputs(fields.raw("input")),
+        model=fields.name("model", most_chars=MODEL_CHARS),
+        encoding=cast(
+            Literal["float", "base64"],
+            fields.choice("encoding_format", ("float", "base64")) or "float",
+        ),
+        dimensions=fields.integer("dimensions", 1, _DIMENSIONS),
+    )
+
+
+def _inputs(value: object) -> tuple[Text, ...]:
+    if isinstance(value, str):
+        return (_text(value, "input"),)
+    if not isinstance(value, list) or not value:
+        found = "is absent" if value is None else f"is {kind_of(value)}"
+        raise RequestError("input", f"{found}: must be text, token ids, or a list of either")
+    if type(value[0]) is int:
+        return (_tokens(value, "input"),)
+    if len(value) > MOST_INPUTS:
+        raise RequestError("input", f"{len(value)} inputs: must be at most {MOST_INPUTS}")
+    return tuple(
+        _tokens(one, f"input[{i}]") if isinstance(one, list) else _text(one, f"input[{i}]")
+        for i, one in enumerate(value)
+    )
+
+
+def _text(value: object, path: str) -> str:
+    text = prose(value, path)
+    if not text:
+        raise RequestError(path, "is empty: must hold text")
+    return text
+
+
+def _tokens(value: list[object], path: str) -> tuple[int, ...]:
+    tokens = [token for token in value if type(token) is int and 0 <= token <= _TOKEN_IDS]
+    if not tokens or len(tokens) < len(value):
+        raise RequestError(path, f"must hold token ids from 0 to {_TOKEN_IDS}, at least one")
+    return tuple(tokens)
+
+
+def embeddings_object(call: EmbeddingCall, embedded: Embedded, model: str) -> Json:
+    """OpenAI's answer object."""
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": i, "embedding": _encoded(call, vector)}
+            for i, vector in enumerate(embedded.vectors)
+        ],
+        "model": model,
+        "usage": {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens},
+    }
+
+
+def _encoded(call: EmbeddingCall, vector: npt.NDArray[np.float32]) -> object:
+    if call.encoding == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return vector.tolist()
+
+
+class EmbeddingEndpoint:
+    """An ASGI endpoint. Without an embedder it says so, rather than that there is no such path."""
+
+    def __init__(
+        self,
+        embedder: Embedder | None,
+        *,
+        settings: HttpSettings,
+        active: asyncio.BoundedSemaphore,
+    ) -> None:
+        self._embedder, self._settings, self._active = embedder, settings, active
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if self._active.locked():
+            limit = self._settings.max_calls
+            raise CapacityError(f"{limit} calls are being answered already: try again later")
+        async with self._active:
+            call = read_embedding(await read_json(scope, receive, self._settings))
+            embedder = self._checked(call)
+            embedded = await unless_gone(receive, embedder.embed(call.inputs))
+        body = embeddings_object(call, embedded, embedder.card.id)
+        await JSONResponse(body)(scope, receive, send)
+
+    def _checked(self, call: EmbeddingCall) -> Embedder:
+        embedder = self._embedder
+        if embedder is None:
+            raise RequestError(
+                "model", "no embedding model is served: give one with --embedder", status=404
+            )
+        if call.model not in (None, embedder.card.id):
+            raise RequestError("model", f"must be {embedder.card.id!r}", status=404)
+        if call.dimensions not in (None, embedder.dimensions):
+            problem = f"{call.dimensions}: must be {embedder.dimensions}, or absent"
+            raise RequestError("dimensions", problem)
+        return embedder
