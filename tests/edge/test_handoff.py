@@ -17,6 +17,7 @@ from tidegate.api.engine_backend import EngineBackend, encode_call
 from tidegate.api.schema import Call, read_chat, read_completion
 from tidegate.cloud.handler import read_call
 from tidegate.edge.answer_cache import AnswerCache
+from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.handoff import continuation
 from tidegate.edge.service import EdgeBackend
@@ -42,7 +43,9 @@ def answered(folder: Path, cloud: ScriptedCloud, asked: Call) -> list[AnswerEven
             backend = EdgeBackend(
                 EngineBackend(engine, route="edge", created_s=0),
                 cloud=CloudLeg(link.device),
-                cache=AnswerCache(budget_bytes=1 << 16, ttl_s=60, clock=engine.clock),
+                memory=AnswerMemory(
+                    AnswerCache(budget_bytes=1 << 16, ttl_s=60, clock=engine.clock)
+                ),
                 batch_rows=4,
                 queue_limit=4,
             )

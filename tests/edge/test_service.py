@@ -19,6 +19,7 @@ from tidegate.api.backend import AnswerEvent, Routed
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.schema import Call, read_chat
 from tidegate.edge.answer_cache import AnswerCache
+from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.service import EdgeBackend
 from tidegate.engine.engine import Engine
@@ -79,7 +80,7 @@ async def device(folder: Path, cloud: ScriptedCloud | None) -> AsyncIterator[Dev
         backend = EdgeBackend(
             EngineBackend(engine, route="edge", created_s=0),
             cloud=None if link is None else CloudLeg(link.device),
-            cache=AnswerCache(budget_bytes=1 << 16, ttl_s=60, clock=engine.clock),
+            memory=AnswerMemory(AnswerCache(budget_bytes=1 << 16, ttl_s=60, clock=engine.clock)),
             batch_rows=executor.limits.step_rows,
             queue_limit=2,
         )

@@ -56,7 +56,7 @@ class AnswerMemory:
             prompt: the call's tokens.
             sampling: the call's, fitted to the context.
         """
-        if not call.options.cache:
+        if not call.options.cache or call.options.route == "cloud":
             return Recall()
         key = answer_key(model, prompt, sampling)
         if key is None:

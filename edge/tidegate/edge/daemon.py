@@ -18,8 +18,12 @@ from tidegate.api.lifecycle import kept_alive, run_service
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
 from tidegate.edge.answer_cache import AnswerCache
+from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
+from tidegate.edge.embedder import BundleEmbedder, open_embedder
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
+from tidegate.edge.executors.encoder import EncoderSettings
+from tidegate.edge.semantic_cache import SemanticCache
 from tidegate.edge.service import EdgeBackend
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
@@ -57,6 +61,10 @@ class EdgeSettings:
     """Requests that may wait for the device's engine before new ones overflow."""
     answer_cache_mib: int = 8
     answer_ttl_s: float = 600.0
+    embedder: Path | None = None
+    """Bundle of an encoder, for `/v1/embeddings` and the semantic cache."""
+    semantic_cache: float | None = None
+    """The cosine from which two messages share an answer; None for only identical calls."""
     trusted_signers: frozenset[str] | None = None
     """Public keys of which one must have signed the bundle; None accepts any signer, or none."""
     longest_prompt_tokens: int = 8192
@@ -69,6 +77,9 @@ class EdgeSettings:
             raise ConfigError("queue_limit", self.queue_limit, "at least 1")
         if self.answer_cache_mib < 0:
             raise ConfigError("answer_cache_mib", self.answer_cache_mib, "at least 0")
+        if self.semantic_cache is not None and self.embedder is None:
+            allowed = "set together with embedder, which compares messages"
+            raise ConfigError("semantic_cache", self.semantic_cache, allowed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +121,11 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         executor = open_executor(bundle, settings.executor)
         stack.callback(executor.close)
         engine = _make_engine(bundle, executor, settings)
-        app = create_app(_make_backend(engine, executor, link, settings), settings=surface)
+        embedder = _open_embedder(settings)
+        if embedder is not None:
+            stack.callback(embedder.close)
+        backend = _make_backend(engine, executor, link, embedder, settings)
+        app = create_app(backend, settings=surface, embedder=embedder)
         server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
         stack.callback(server.close)
         yield Edge(settings=settings, engine=engine, server=server, link=link)
@@ -130,16 +145,48 @@ def _make_engine(bundle: Bundle, executor: Executor, settings: EdgeSettings) -> 
 
 
 def _make_backend(
-    engine: Engine, executor: Executor, link: DeviceLink | None, settings: EdgeSettings
+    engine: Engine,
+    executor: Executor,
+    link: DeviceLink | None,
+    embedder: BundleEmbedder | None,
+    settings: EdgeSettings,
 ) -> EdgeBackend:
     return EdgeBackend(
         EngineBackend(engine, route="edge", created_s=int(time.time())),
         cloud=None if link is None else CloudLeg(link),
-        cache=AnswerCache(
-            budget_bytes=settings.answer_cache_mib * _MIB,
-            ttl_s=settings.answer_ttl_s,
-            clock=time.monotonic,
-        ),
+        memory=_make_memory(embedder, settings),
         batch_rows=executor.limits.step_rows,
         queue_limit=settings.queue_limit,
     )
+
+
+def _open_embedder(settings: EdgeSettings) -> BundleEmbedder | None:
+    if settings.embedder is None:
+        return None
+    wanted = EncoderSettings(
+        choice=settings.executor.choice,
+        threads=settings.executor.threads,
+        exact=settings.executor.exact,
+    )
+    return open_embedder(
+        settings.embedder,
+        wanted,
+        created_s=int(time.time()),
+        trusted=settings.trusted_signers,
+    )
+
+
+def _make_memory(embedder: BundleEmbedder | None, settings: EdgeSettings) -> AnswerMemory:
+    budget_bytes = settings.answer_cache_mib * _MIB
+    exact = AnswerCache(
+        budget_bytes=budget_bytes, ttl_s=settings.answer_ttl_s, clock=time.monotonic
+    )
+    if settings.semantic_cache is None or embedder is None:
+        return AnswerMemory(exact)
+    semantic = SemanticCache(
+        similarity=settings.semantic_cache,
+        budget_bytes=budget_bytes,
+        ttl_s=settings.answer_ttl_s,
+        clock=time.monotonic,
+    )
+    return AnswerMemory(exact, semantic, embedder)

@@ -70,6 +70,8 @@ class BundleEmbedder:
         self._line: deque[_Job] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidegate-embed")
         self._running: asyncio.Task[None] | None = None
+        self._in_flight: list[_Job] = []
+        self._closed = False
 
     @property
     def card(self) -> ModelCard:
@@ -83,6 +85,7 @@ class BundleEmbedder:
 
     async def embed(self, inputs: tuple[Text, ...]) -> Embedded:
         """See `Embedder.embed`."""
+        self._check_open()
         waiting = sum(len(job.texts) for job in self._line)
         if waiting + len(inputs) > MOST_WAITING:
             raise CapacityError(
@@ -90,6 +93,7 @@ class BundleEmbedder:
             )
         # The tokenizer lets go of the interpreter, so a thread of its own keeps the loop free.
         texts = await asyncio.to_thread(self._encoded, inputs)
+        self._check_open()
         job = _Job(texts=texts, done=asyncio.get_running_loop().create_future())
         self._line.append(job)
         if self._running is None or self._running.done():
@@ -98,15 +102,18 @@ class BundleEmbedder:
         return Embedded(vectors=vectors, tokens=sum(map(len, texts)))
 
     def close(self) -> None:
-        """Let go of the model; calls still in line fail, to be asked again."""
-        if self._running is not None:
-            self._running.cancel()
-        while self._line:
-            job = self._line.popleft()
+        """Let go of the model; calls still here fail, to be asked again."""
+        self._closed = True
+        for job in (*self._in_flight, *self._line):
             if not job.done.done():
                 job.done.set_exception(UnavailableError("the embedding model is shutting down"))
+        self._line.clear()
         self._thread.shutdown(wait=True)
         self._encoder.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError("the embedding model is shutting down")
 
     def _encoded(self, inputs: tuple[Text, ...]) -> list[list[int]]:
         most = self._encoder.context_tokens
@@ -123,7 +130,7 @@ class BundleEmbedder:
         """Run until the line is empty, everything that waits at a time."""
         loop = asyncio.get_running_loop()
         while self._line:
-            jobs = [job for job in self._line if not job.done.done()]
+            jobs = self._in_flight = [job for job in self._line if not job.done.done()]
             self._line.clear()
             texts = [text for job in jobs for text in job.texts]
             result = await loop.run_in_executor(self._thread, self._run, texts)
@@ -137,6 +144,7 @@ class BundleEmbedder:
                 else:
                     job.done.set_result(result[start:end])
                 start = end
+        self._in_flight = []
 
     def _run(self, texts: Sequence[Sequence[int]]) -> Array | TidegateError:
         try:
@@ -148,14 +156,20 @@ class BundleEmbedder:
             return ExecutionError(f"embedding failed: {type(error).__name__}")
 
 
-def open_embedder(folder: Path, settings: EncoderSettings, *, created_s: int) -> BundleEmbedder:
-    """Verify and load an encoder bundle.
+def open_embedder(
+    folder: Path,
+    settings: EncoderSettings,
+    *,
+    created_s: int,
+    trusted: frozenset[str] | None = None,
+) -> BundleEmbedder:
+    """Verify and load an encoder bundle, signed by one of `trusted` unless that is None.
 
     Raises:
         BundleError: it is damaged, is no encoder's, or makes labels and no embeddings.
         ConfigError: a setting is out of range.
     """
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(folder, trusted=trusted)
     encoder = open_encoder(bundle, settings)
     try:
         tokenizer = Tokenizer.from_file(str(bundle.folder / "tokenizer.json"))

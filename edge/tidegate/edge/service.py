@@ -113,7 +113,7 @@ class EdgeBackend:
                 yield event
 
     async def _routed(self, work: _Work) -> AsyncGenerator[AnswerEvent, None]:
-        if work.recall.hit is not None and work.call.options.route != "cloud":
+        if work.recall.hit is not None:
             for event in _replay(work, work.recall.hit, self.models()[0].id):
                 yield event
             return

@@ -33,6 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=4, help="requests that run at once (default 4)")
     parser.add_argument("--threads", type=int, help="threads (default: the runtime's choice)")
     parser.add_argument("--queue", type=int, default=32, help="requests that may wait (default 32)")
+    parser.add_argument(
+        "--embedder", type=Path, metavar="BUNDLE", help="encoder that answers /v1/embeddings"
+    )
+    parser.add_argument(
+        "--semantic-cache",
+        type=float,
+        metavar="COSINE",
+        help="give an earlier answer to a question that means the same; needs --embedder",
+    )
     parser.add_argument("--exact", action="store_true", help="float activations, to compare with")
     add_trust(parser)
     parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to the cloud")
@@ -66,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
             exact=args.exact,
         ),
         queue_limit=args.queue,
+        embedder=args.embedder,
+        semantic_cache=args.semantic_cache,
         trusted_signers=read_trust(args.trust),
         link=None if args.link is None else LinkSettings(broker=args.link, keys=args.keys),
     )

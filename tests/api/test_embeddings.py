@@ -1,0 +1,113 @@
+"""`/v1/embeddings` without a socket: inputs, encodings and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from echobackend import EchoBackend
+from handembedder import LETTERS, LetterEmbedder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.api.embeddings import MOST_INPUTS, Embedder, read_embedding
+from tidegate.api.http import create_app
+from tidegate.errors import RequestError
+
+
+def ask(body: object, embedder: Embedder | None = None, path: str = "/v1/embeddings") -> Any:
+    async def send() -> httpx.Response:
+        app = create_app(EchoBackend(), embedder=embedder)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            if path == "/v1/embeddings":
+                return await client.post(path, json=body)
+            return await client.get(path)
+
+    return asyncio.run(send())
+
+
+def test_texts_come_back_as_vectors_in_their_order() -> None:
+    response = ask({"input": ["ab", "b"], "model": "letters"}, LetterEmbedder())
+    assert response.status_code == 200
+    body = response.json()
+    assert body["object"] == "list"
+    assert body["model"] == "letters"
+    assert [one["index"] for one in body["data"]] == [0, 1]
+    assert body["data"][0]["embedding"][:3] == [1, 1, 0]
+    assert body["data"][1]["embedding"][:3] == [0, 1, 0]
+    assert body["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+
+
+def test_base64_holds_the_same_numbers_as_little_endian_float32() -> None:
+    embedder = LetterEmbedder()
+    plain = ask({"input": "abba"}, embedder).json()["data"][0]["embedding"]
+    coded = ask({"input": "abba", "encoding_format": "base64"}, embedder).json()
+    decoded = np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4")
+    assert decoded.tolist() == plain
+    assert len(decoded) == LETTERS
+
+
+def test_token_ids_may_come_as_one_input_or_as_many() -> None:
+    embedder = LetterEmbedder()
+    assert len(ask({"input": [0, 1]}, embedder).json()["data"]) == 1
+    assert len(ask({"input": [[0, 1], [2], "c"]}, embedder).json()["data"]) == 3
+    assert embedder.calls == [((0, 1),), ((0, 1), (2,), "c")]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "input: is absent: must be text"),
+        ({"input": []}, "input: is a list of 0: must be"),
+        ({"input": ""}, "input: is empty"),
+        ({"input": ["a", ""]}, "input[1]: is empty"),
+        ({"input": [1, "a"]}, "input: must hold token ids"),
+        ({"input": [[1], [-1]]}, "input[1]: must hold token ids"),
+        ({"input": [[]]}, "input[0]: must hold token ids"),
+        ({"input": ["a"] * (MOST_INPUTS + 1)}, f"input: {MOST_INPUTS + 1} inputs: must be at most"),
+        ({"input": {"text": "a"}}, "input: is an object: must be"),
+        ({"input": "a", "encoding_format": "int8"}, "encoding_format: 'int8'"),
+        ({"input": "a", "dimensions": 4}, "dimensions: 4: must be 26, or absent"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_a_wrong_field_is_named_with_what_is_allowed(body: object, said: str) -> None:
+    response = ask(body, LetterEmbedder())
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(said)
+
+
+def test_another_model_or_none_at_all_is_a_404_that_says_so() -> None:
+    other = ask({"input": "a", "model": "echo"}, LetterEmbedder())
+    assert other.status_code == 404
+    assert "must be 'letters'" in other.json()["error"]["message"]
+    none = ask({"input": "a"})
+    assert none.status_code == 404
+    assert "no embedding model is served" in none.json()["error"]["message"]
+
+
+def test_the_embedding_model_is_listed_beside_the_other() -> None:
+    listed = ask(None, LetterEmbedder(), "/v1/models").json()["data"]
+    assert [card["id"] for card in listed][-1] == "letters"
+    assert ask(None, LetterEmbedder(), "/v1/models/letters").json()["id"] == "letters"
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=6,
+)
+
+
+@given(_JSON | st.fixed_dictionaries({"input": _JSON}))
+def test_any_body_is_read_or_refused_by_name(body: object) -> None:
+    try:
+        call = read_embedding(body)
+    except RequestError:
+        return
+    assert call.inputs

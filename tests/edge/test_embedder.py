@@ -1,0 +1,176 @@
+"""An encoder bundle behind `/v1/embeddings`: batches by load, order kept, faults contained."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import byte_tokenizer
+from encodercheckpoints import torch_outputs
+from encodermodels import CLASSIFIER, TINY, write_encoder_bundle
+from openvinomodels import Packing
+from tinymodel import RandomWeights
+
+from tidegate.edge.embedder import MOST_WAITING, BundleEmbedder, open_embedder
+from tidegate.edge.executors.encoder import EncoderExecutor, EncoderSettings, Ids, Lengths
+from tidegate.errors import (
+    BundleError,
+    CapacityError,
+    ExecutionError,
+    RequestError,
+    UnavailableError,
+)
+from tidegate.model.packed import Array
+
+WEIGHTS = RandomWeights(TINY, quantise=Packing(bits=8, symmetric=False))
+SMALL = EncoderSettings(batch_rows=4, batch_tokens=64, threads=1, exact=True)
+LONGEST = 12
+
+
+class CountingGraph:
+    """The sum of each text's tokens, how many texts came together, and a gate to hold a run."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.sizes: list[int] = []
+        self.fails = False
+
+    def run(self, ids: Ids, lengths: Lengths) -> Array:
+        assert self.open.wait(10)
+        self.sizes.append(len(ids))
+        if self.fails:
+            raise ZeroDivisionError("secret")
+        sums = np.array([row[:end].sum() for row, end in zip(ids, lengths, strict=True)])
+        return np.repeat(sums[:, None], TINY.width, axis=1).astype(np.float32)
+
+    def close(self) -> None:
+        self.open.set()
+
+
+def counting() -> tuple[BundleEmbedder, CountingGraph]:
+    graph = CountingGraph()
+    settings = EncoderSettings(batch_rows=64, batch_tokens=4096, context_tokens=LONGEST)
+    encoder = EncoderExecutor(graph, TINY, settings)
+    graph.sizes.clear()
+    tokenizer = byte_tokenizer(TINY.vocab)
+    return BundleEmbedder(encoder, tokenizer, model_id="tiny", created_s=0), graph
+
+
+async def sums(embedder: BundleEmbedder, *texts: Sequence[int]) -> list[float]:
+    embedded = await embedder.embed(tuple(tuple(text) for text in texts))
+    return [float(vector[0]) for vector in embedded.vectors]
+
+
+@pytest.mark.parametrize("choice", ["onnx", "openvino"])
+def test_a_bundle_embeds_as_torch_does(tmp_path: Path, choice: str) -> None:
+    write_encoder_bundle(tmp_path / "b", TINY, WEIGHTS)
+    wanted = replace(SMALL, choice="onnx" if choice == "onnx" else "openvino")
+    embedder = open_embedder(tmp_path / "b", wanted, created_s=3)
+    tokens = [[1, 2, 3], [4], list(range(20))]
+
+    async def ask() -> Array:
+        embedded = await embedder.embed(tuple(map(tuple, tokens)))
+        assert embedded.tokens == 24
+        return embedded.vectors
+
+    found = asyncio.run(ask())
+    embedder.close()
+    np.testing.assert_allclose(found, torch_outputs(TINY, WEIGHTS, tokens), atol=1e-5)
+    assert (embedder.card.id, embedder.dimensions) == ("tiny-encoder", TINY.width)
+
+
+def test_calls_that_come_while_one_runs_share_the_next_run() -> None:
+    async def scenario() -> None:
+        embedder, graph = counting()
+        graph.open.clear()
+        first = asyncio.create_task(sums(embedder, [1]))
+        await asyncio.sleep(0.05)
+        later = [asyncio.create_task(sums(embedder, [n], [n, n])) for n in range(2, 7)]
+        await asyncio.sleep(0.05)
+        graph.open.set()
+        assert await first == [1]
+        assert await asyncio.gather(*later) == [[n, 2 * n] for n in range(2, 7)]
+        assert graph.sizes == [1, 10]
+        embedder.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_wrong_text_is_refused_alone_and_by_name() -> None:
+    async def scenario() -> None:
+        embedder, _ = counting()
+        with pytest.raises(RequestError, match=r"input\[1\]: 13 tokens: must be from 1 to 12"):
+            await sums(embedder, [1], [0] * 13)
+        with pytest.raises(RequestError, match=r"input\[0\]: 900 characters: must be at most 192"):
+            await embedder.embed(("x" * 900,))
+        with pytest.raises(RequestError, match="token ids must be between 0 and 202"):
+            await sums(embedder, [203])
+        assert await sums(embedder, [7]) == [7]
+        embedder.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_run_fails_its_calls_and_the_next_works() -> None:
+    async def scenario() -> None:
+        embedder, graph = counting()
+        graph.fails = True
+        with pytest.raises(ExecutionError):
+            await sums(embedder, [1])
+        graph.fails = False
+        assert await sums(embedder, [2]) == [2]
+        embedder.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_line_is_bounded_and_a_caller_that_left_hurts_nobody() -> None:
+    async def scenario() -> None:
+        embedder, graph = counting()
+        graph.open.clear()
+        first = asyncio.create_task(sums(embedder, [1]))
+        await asyncio.sleep(0.05)
+        gone = asyncio.create_task(sums(embedder, *([[2]] * (MOST_WAITING - 1))))
+        await asyncio.sleep(0.3)
+        with pytest.raises(CapacityError, match="texts would be waiting"):
+            await sums(embedder, [3], [3])
+        gone.cancel()
+        last = asyncio.create_task(sums(embedder, [4]))
+        await asyncio.sleep(0.05)
+        graph.open.set()
+        assert await first == [1]
+        assert await last == [4]
+        embedder.close()
+
+    asyncio.run(scenario())
+
+
+def test_closing_fails_what_still_waits_so_that_it_is_asked_again() -> None:
+    async def scenario() -> None:
+        embedder, graph = counting()
+        graph.open.clear()
+        running = asyncio.create_task(sums(embedder, [1]))
+        await asyncio.sleep(0.05)
+        waiting = asyncio.create_task(sums(embedder, [2]))
+        await asyncio.sleep(0.05)
+        graph.open.set()
+        embedder.close()
+        with pytest.raises(UnavailableError):
+            await waiting
+        with pytest.raises(UnavailableError):
+            await running
+
+    asyncio.run(scenario())
+
+
+def test_a_classifier_and_a_broken_tokenizer_are_refused(tmp_path: Path) -> None:
+    weights = RandomWeights(CLASSIFIER, quantise=Packing(bits=8, symmetric=False))
+    write_encoder_bundle(tmp_path / "labels", CLASSIFIER, weights, targets=("onnx",))
+    with pytest.raises(BundleError, match="is a classifier"):
+        open_embedder(tmp_path / "labels", SMALL, created_s=0)
