@@ -20,8 +20,17 @@ check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
+# Peers are built once (llama.cpp takes ten minutes); what is interrupted goes on where it was.
 bench: .venv/ready
+	-scripts/system-deps compiler  # for llama.cpp, which is named as missing without one
+	$(RUN) benchmarks/peers/environments.py
 	$(RUN) benchmarks/edge/throughput.py
+	$(RUN) benchmarks/edge/speed.py --shape tinyllama-1.1b --repeats 5 \
+		--keep benchmarks/results/speed-tinyllama-1.1b.json
+	$(RUN) benchmarks/edge/speed.py --shape qwen2.5-0.5b --repeats 3 \
+		--keep benchmarks/results/speed-qwen2.5-0.5b.json
+	$(RUN) benchmarks/edge/speed.py --shape qwen3-1.7b --repeats 3 \
+		--keep benchmarks/results/speed-qwen3-1.7b.json
 
 format: .venv/ready
 	.venv/bin/ruff format .

@@ -1,0 +1,31 @@
+"""The engines that take turns, each with the best settings that its documentation advises.
+
+Ours runs three times: OpenVINO with its native 4-bit linear, OpenVINO alone, and ONNX Runtime.
+Every peer's module is a `Peer`; this one lists them.
+"""
+
+from __future__ import annotations
+
+from peers.contract import Peer
+from peers.llamacpp import LlamaCpp
+from peers.openvinogenai import OpenVinoGenai
+from peers.ortgenai import OrtGenai
+from peers.ours import Tidegate
+
+LLAMA, OPENVINO = "llama.cpp", "OpenVINO GenAI"
+GENAI_32, GENAI_64 = "onnxruntime-genai g32", "onnxruntime-genai g64"
+NATIVE, LIBRARY, ONNX = "tidegate openvino+native", "tidegate openvino", "tidegate onnx"
+
+
+def every_engine() -> list[Peer]:
+    """In the order they take turns."""
+    return [
+        Tidegate(name=NATIVE, choice="openvino", native=True),
+        LlamaCpp(name=LLAMA),
+        Tidegate(name=LIBRARY, choice="openvino", native=False),
+        OpenVinoGenai(name=OPENVINO),
+        Tidegate(name=ONNX, choice="onnx", native=None),
+        OrtGenai(name=GENAI_32, block_size=32, streams=None),
+        # Batches do not depend on the group; once is enough for their minutes of prefill.
+        OrtGenai(name=GENAI_64, block_size=64, streams=(1,)),
+    ]

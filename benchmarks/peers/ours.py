@@ -1,0 +1,72 @@
+"""Ours beside its peers: one bundle with both targets, made by the command that people use."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from peers.contract import Figures, Prepared, Turn
+from peers.process import once, take_turn
+from peers.step_bytes import onnx_step_bytes, openvino_step_bytes
+
+from tidegate.edge.executors.choice import Choice, ExecutorSettings
+
+GROUP_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tidegate:
+    """See `Peer`."""
+
+    name: str
+    choice: Choice
+    native: bool | None
+    """Whether our own 4-bit linear runs; None where the executor has none."""
+    streams: tuple[int, ...] | None = None
+
+    @property
+    def settings(self) -> str:
+        """See `Peer.settings`."""
+        linear = {True: ", native 4-bit linear", False: ", the library's operators", None: ""}
+        return f"4 bits, groups of 64, tables 8 bits; {self.choice}{linear[self.native]}"
+
+    def missing(self) -> str | None:
+        """See `Peer.missing`."""
+        if self.native and not _knows_native():
+            return "this tree has no native linear"
+        return None
+
+    def prepare(self, checkpoint: Path, work: Path) -> Prepared:
+        """See `Peer.prepare`."""
+        model = prepare_bundle(checkpoint, work)
+        manifest = json.loads((model / "manifest.json").read_text())
+        if self.choice == "openvino":
+            step_bytes = openvino_step_bytes(model / "openvino" / "model.xml")
+        else:
+            step_bytes = onnx_step_bytes(model / "onnx" / "model.onnx")
+        return Prepared(
+            model=model,
+            weight_bytes=manifest["memory"]["weight_bytes"],
+            step_bytes=step_bytes,
+            vocab=json.loads((checkpoint / "config.json").read_text())["vocab_size"],
+        )
+
+    def run(self, prepared: Prepared, turn: Turn) -> Figures:
+        """See `Peer.run`."""
+        native = self.native if _knows_native() else None
+        options = {"choice": self.choice, "native": native}
+        return take_turn(Path(sys.executable), "tidegate_worker.py", prepared, turn, options)
+
+
+def prepare_bundle(checkpoint: Path, work: Path) -> Path:
+    """Convert the checkpoint for both executors, once."""
+    tool = [sys.executable, "-P", "-m", "tidegate.cli", "convert", str(checkpoint)]
+    flags = ["--target", "onnx,openvino", "--bits", "4", "--group-size", str(GROUP_SIZE)]
+    once(work / "tidegate", [*tool, "--out", "{out}", *flags, "--quiet"])
+    return work / "tidegate"
+
+
+def _knows_native() -> bool:
+    return "native" in {one.name for one in fields(ExecutorSettings)}

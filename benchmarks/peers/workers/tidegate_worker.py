@@ -1,0 +1,121 @@
+"""Our turn: the executor in a plain greedy loop; prompts that share a prefix through the engine.
+
+Options: `choice` of the executor and `native`, whether its own 4-bit linear runs (None where the
+executor has none). KV has room for all streams of the turn, the step for 256 tokens as the daemon
+has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from measure import Spec, main
+
+from tidegate.edge.executors.choice import ExecutorSettings, open_executor
+from tidegate.engine.engine import Engine
+from tidegate.engine.events import Finished
+from tidegate.engine.executor import Executor, ExecutorStep, Row
+from tidegate.engine.request import GenerationRequest, RequestId, SamplingParams
+from tidegate.engine.text import TextModel
+from tidegate.model.bundle import Bundle
+
+
+def open_for(spec: Spec, bundle: Bundle) -> Executor:
+    """The executor that the turn asks for."""
+    longest = max(spec["prefix_tokens"], spec["prompt_tokens"]) + 64 + spec["decode_tokens"]
+    settings = ExecutorSettings(
+        choice=spec["options"]["choice"],
+        context_tokens=min(longest, bundle.manifest.context_tokens),
+        rows=max([*spec["streams"], 1]),
+        threads=spec["threads"],
+    )
+    if spec["options"]["native"] is not None:
+        settings = replace(settings, **{"native": spec["options"]["native"]})
+    return open_executor(bundle, settings)
+
+
+def kv_bytes(executor: Executor) -> int:
+    """All KV of an executor."""
+    kv = executor.kv
+    tokens = kv.slots * kv.slot_tokens if kv.kind == "slots" else kv.blocks * kv.block_tokens
+    return tokens * kv.bytes_per_token
+
+
+class TidegateSession:
+    """See `measure.Session`."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._bundle = Bundle.open(Path(spec["model"]))
+        self._executor = open_for(spec, self._bundle)
+        self._engine: Engine | None = None
+        self._runner = asyncio.Runner()
+        self._requests = 0
+
+    @property
+    def kv_bytes(self) -> int | None:
+        """See `Session.kv_bytes`."""
+        return kv_bytes(self._executor)
+
+    def prefill(self, prompt: Sequence[int]) -> None:
+        """See `Session.prefill`."""
+        self._read(0, prompt)
+
+    def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+        """See `Session.decode`."""
+        newest = np.array([self._read(i, prompt) for i, prompt in enumerate(prompts)])
+        lengths = [len(prompt) for prompt in prompts]
+        began_s = time.perf_counter()
+        for step in range(tokens):
+            rows = (
+                self._row(place, newest[place : place + 1], length + step)
+                for place, length in enumerate(lengths)
+            )
+            result = self._executor.execute(ExecutorStep(rows=tuple(rows)))
+            newest = result.logits.argmax(-1)
+        return time.perf_counter() - began_s
+
+    def answer(self, prompt: Sequence[int]) -> None:
+        """See `Session.answer`."""
+        self._runner.run(self._first_token(prompt))
+
+    async def _first_token(self, prompt: Sequence[int]) -> None:
+        if self._engine is None:
+            text = TextModel.load(self._bundle.folder, context_tokens=8192)
+            self._engine = Engine(self._executor, text, model_id="bench")
+            self._loop = asyncio.create_task(self._engine.run())
+            atexit.register(self._runner.close)
+        self._requests += 1
+        request = GenerationRequest(
+            id=RequestId(str(self._requests)),
+            prompt=tuple(prompt),
+            sampling=SamplingParams(max_tokens=1, temperature=0, ignore_eos=True),
+        )
+        events = [event async for event in self._engine.submit(request)]
+        assert isinstance(events[-1], Finished), events[-1]
+
+    def _read(self, place: int, prompt: Sequence[int]) -> int:
+        """Read a prompt in the chunks of a step; the token after it."""
+        chunk = self._executor.limits.step_tokens
+        tokens = np.array(prompt, np.int64)
+        for start in range(0, len(tokens), chunk):
+            row = self._row(place, tokens[start : start + chunk], start)
+            result = self._executor.execute(ExecutorStep(rows=(row,)))
+        return int(result.logits[0].argmax())
+
+    def _row(self, place: int, tokens: np.ndarray, past: int) -> Row:
+        kv = self._executor.kv
+        if kv.kind == "slots":
+            return Row(tokens=tokens, past=past, slot=place)
+        blocks = -(-self._executor.limits.context_tokens // kv.block_tokens)
+        used = np.arange(-(-(past + len(tokens)) // kv.block_tokens), dtype=np.int32)
+        return Row(tokens=tokens, past=past, blocks=used + place * blocks)
+
+
+if __name__ == "__main__":
+    main(TidegateSession)
