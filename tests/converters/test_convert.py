@@ -135,6 +135,32 @@ def test_text_that_nobody_looks_at_is_refused(tmp_path: Path, checkpoint: Path) 
         convert(checkpoint, tmp_path / "b", replace(plan(), text=tmp_path / "mine.txt"))
 
 
+def test_further_graphs_come_over_the_same_weights_and_the_manifest_tells(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    alone = convert(checkpoint, tmp_path / "a", replace(plan(), targets=("onnx",))).manifest
+    wanted = replace(plan(), targets=("onnx",), graphs=("int8kv", "fp16"))
+    manifest = convert(checkpoint, tmp_path / "b", wanted).manifest
+    further = set(manifest.files) - set(alone.files)
+    assert further == {"onnx/model.int8kv.onnx", "onnx/model.fp16.onnx"}
+    assert all(manifest.files[name] == alone.files[name] for name in alone.files)
+    assert [one.kind for one in manifest.recipe.passes] == ["int8kv", "fp16"]
+    assert manifest.calibration is not None
+    assert manifest.calibration.text == "calibration.txt"
+
+
+def test_further_graphs_that_cannot_be_are_refused_before_any_work(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    without = replace(plan(), targets=("openvino",), graphs=("int8kv",))
+    with pytest.raises(ConfigError, match=r"graphs = 'int8kv': must be left out without the onnx"):
+        convert(checkpoint, tmp_path / "b", without)
+    encoder = write_encoder(tmp_path / "encoder", "bert", EMBEDDING)
+    byte_tokenizer(203).save(str(encoder / "tokenizer.json"))
+    with pytest.raises(ConfigError, match=r"graphs = 'fp16': must be left out: bert has no KV"):
+        convert(encoder, tmp_path / "b", replace(plan(), graphs=("fp16",)))
+
+
 def test_a_recipe_that_does_not_fit_the_model_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     wrong = parse_recipe('name = "x"\n[[formats]]\nmatch = ["layers.9.q"]', "x.toml")
     with pytest.raises(ConfigError, match=r"match = 'layers\.9\.q'"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tidegate.engine.executor import ExecutorStep, Logits
 from tidegate.kernels.torch_ops import TorchKv, TorchOps, TorchRow, WeightTensors
 from tidegate.model.architecture import Architecture
 from tidegate.model.walk import Weights, decoder
+
+KvRows = npt.NDArray[np.float32]
 
 
 class TorchReference:
@@ -43,3 +47,11 @@ class TorchReference:
             ops = TorchOps(rows, self._kv, self._tensors)
             logits: Logits = decoder(ops, self._arch, self._weights).numpy()
         return logits
+
+    def keys(self, layer: int) -> KvRows:
+        """What is kept of a layer's keys, [slots, tokens, K, H]."""
+        return self._kv.keys[layer].numpy()
+
+    def values(self, layer: int) -> KvRows:
+        """What is kept of a layer's values, [slots, tokens, K, H]."""
+        return self._kv.values[layer].numpy()

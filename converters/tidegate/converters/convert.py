@@ -19,6 +19,7 @@ from tidegate.converters.driver.pipeline import Job, Packed, compress, looks_at_
 from tidegate.converters.driver.store import StoreWeights
 from tidegate.converters.driver.work import WorkFolder, conversion_key
 from tidegate.converters.lora import Lora
+from tidegate.converters.onnx.variant_names import Variant
 from tidegate.converters.passes.base import CalibrationText, Model, Progress
 from tidegate.converters.recipe_file import check_patterns
 from tidegate.errors import BundleError, ConfigError, ConversionError
@@ -49,6 +50,8 @@ class ConversionPlan:
     """See `tidegate.converters.driver.pipeline.Job`."""
     lora: Path | None = None
     """A PEFT adapter folder that is added to the weights first."""
+    graphs: tuple[Variant, ...] = ()
+    """Further ONNX graphs over the same weights."""
     restart: bool = False
     """Drop what an interrupted conversion to the same place has finished."""
 
@@ -85,9 +88,14 @@ def convert(
         nullcontext() if plan.lora is None else Lora.open(plan.lora) as lora,
     ):
         check_patterns(plan.recipe, checkpoint.architecture)
+        _check_graphs(plan, checkpoint.architecture)
         write_text_files(checkpoint, writer.folder)
         text = _calibration_text(checkpoint, writer.folder, plan)
-        settings = {"sees_errors": plan.sees_errors, "lora": None if lora is None else lora.sha256}
+        settings = {
+            "sees_errors": plan.sees_errors,
+            "lora": None if lora is None else lora.sha256,
+            "graphs": plan.graphs,
+        }
         key = conversion_key(checkpoint, plan.recipe, text, settings)
         work = WorkFolder(out, key, restart=plan.restart)
         with work:
@@ -136,7 +144,11 @@ def _convert(
     for target in plan.targets:
         finished = work.path / f"{target}-{toolchain[target]}"
         if not finished.is_dir():
-            _export(target, packed, finished, progress)
+            with _appearing(finished) as partial:
+                _export(target, packed, partial, progress)
+                if target == "onnx" and plan.graphs:
+                    assert text is not None, "read for what is measured on it"
+                    _add_graphs(plan.graphs, packed, text, partial, progress)
         _link_tree(finished, writer.folder / target)
     bits, nbytes = StoreWeights(packed.store).bits_and_bytes()
     manifest = Manifest(
@@ -144,7 +156,7 @@ def _convert(
         version=_next_version(writer.out),
         architecture=packed.arch,
         context_tokens=packed.arch.context,
-        recipe=plan.recipe if lora is None else _with_lora(plan.recipe, lora),
+        recipe=_as_done(plan, lora),
         calibration=_calibration(text),
         tensor_bits=bits,
         targets=plan.targets,
@@ -156,26 +168,62 @@ def _convert(
     return Conversion(folder=bundle.folder, manifest=bundle.manifest, notes=packed.notes)
 
 
-def _with_lora(recipe: Recipe, lora: Lora) -> Recipe:
-    """The recipe as the manifest tells it: the adapter came first."""
-    merge = PassSpec(kind="lora", options={"folder": lora.folder.name, "sha256": lora.sha256})
-    return replace(recipe, passes=(merge, *recipe.passes))
+def _as_done(plan: ConversionPlan, lora: Lora | None) -> Recipe:
+    """The recipe as the manifest tells it: the adapter came first, further graphs last."""
+    passes = [*plan.recipe.passes, *(PassSpec(kind=one, options={}) for one in plan.graphs)]
+    if lora is not None:
+        merge = {"folder": lora.folder.name, "sha256": lora.sha256}
+        passes.insert(0, PassSpec(kind="lora", options=merge))
+    return replace(plan.recipe, passes=tuple(passes))
 
 
-def _export(target: Target, packed: Packed, finished: Path, progress: Progress) -> None:
-    """Lower to one target; its folder appears when it is whole."""
+@contextmanager
+def _appearing(finished: Path) -> Iterator[Path]:
+    """A folder to write to, which appears as `finished` when all of it is on the disk."""
     folder = finished.with_name(f"{finished.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    yield folder
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    folder.rename(finished)
+
+
+def _export(target: Target, packed: Packed, folder: Path, progress: Progress) -> None:
+    """Lower to one target."""
     weights = StoreWeights(packed.store)
     try:
         _lower(target, packed.arch, weights, folder, progress)
     finally:
         weights.close()
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    folder.rename(finished)
+
+
+def _check_graphs(plan: ConversionPlan, arch: AnyArchitecture) -> None:
+    if plan.graphs and "onnx" not in plan.targets:
+        raise ConfigError("graphs", ",".join(plan.graphs), "left out without the onnx target")
+    if plan.graphs and isinstance(arch, EncoderArchitecture):
+        raise ConfigError("graphs", ",".join(plan.graphs), f"left out: {arch.model_type} has no KV")
+
+
+def _add_graphs(
+    graphs: tuple[Variant, ...],
+    packed: Packed,
+    text: CalibrationText,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Write further graphs of a finished ONNX target, by what the text shows of its activations."""
+    from tidegate.converters.onnx.ranges import measure_ranges
+    from tidegate.converters.onnx.variants import write_variants
+
+    assert not isinstance(packed.arch, EncoderArchitecture), "refused before"
+    weights = StoreWeights(packed.store)
+    try:
+        ranges = measure_ranges(packed.arch, weights, text, folder, progress)
+    finally:
+        weights.close()
+    write_variants(folder, packed.arch, graphs, ranges)
 
 
 def _lower(
@@ -218,7 +266,7 @@ def _link_tree(source: Path, folder: Path) -> None:
 def _calibration_text(
     checkpoint: Checkpoint, files: Path, plan: ConversionPlan
 ) -> CalibrationText | None:
-    if not looks_at_data(plan.recipe):
+    if not looks_at_data(plan.recipe) and not plan.graphs:
         if plan.text is not None:
             problem = f"left out: no pass of recipe {plan.recipe.name!r} looks at data"
             raise ConfigError("text", str(plan.text), problem)

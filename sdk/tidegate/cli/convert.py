@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", type=Path, help="calibration text: a text file, or chats as .jsonl"
     )
     parser.add_argument("--lora", type=Path, help="PEFT adapter folder to add to the weights")
+    parser.add_argument(
+        "--graphs",
+        help="further ONNX graphs over the same weights: int8kv (8-bit KV), fp16 (for GPUs) or "
+        "both with a comma",
+    )
     parser.add_argument("--context", type=int, help="longest prompt plus answer, in tokens")
     parser.add_argument("--name", help="model id to serve it under (default: the folder's name)")
     parser.add_argument(
@@ -89,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from tidegate.cli.progress import progress_bars
     from tidegate.converters.convert import ConversionPlan, convert
     from tidegate.converters.hub import find_checkpoint, model_name
+    from tidegate.converters.onnx.variant_names import parse_variants
 
     _check_flags(args)
     targets, recipe = parse_targets(args.target), _recipe(args, _BITS)
@@ -102,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         context_tokens=args.context,
         text=args.text,
         lora=args.lora,
+        graphs=() if args.graphs is None else parse_variants(args.graphs),
         restart=args.restart,
     )
     try:

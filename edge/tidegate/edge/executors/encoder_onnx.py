@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidegate.edge.executors.encoder import Ids, Lengths
-from tidegate.edge.executors.onnx import EXACT_GRAPH, GRAPH, open_session
+from tidegate.edge.executors.onnx_session import EXACT_GRAPH, GRAPH, open_session
 from tidegate.errors import BundleError
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.packed import Array

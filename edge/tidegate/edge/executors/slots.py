@@ -20,15 +20,23 @@ from tidegate.errors import ExecutionError
 
 
 class SlotBuffers:
-    """Float32 keys and values of every layer, allocated and touched at once."""
+    """Keys and values of every layer, allocated and touched at once."""
 
     def __init__(
-        self, *, kv_heads: int, head_sizes: Sequence[int], slots: int, slot_tokens: int
+        self,
+        *,
+        kv_heads: int,
+        head_sizes: Sequence[int],
+        slots: int,
+        slot_tokens: int,
+        kind: npt.DTypeLike = np.float32,
     ) -> None:
         """Allocate `slots` rows of `slot_tokens` tokens, of heads as large as each layer has."""
+        self.keys: list[npt.NDArray[np.generic]]
+        self.values: list[npt.NDArray[np.generic]]
         # np.full touches the pages: memory that is not there shows now and not in a request.
         self.keys, self.values = (
-            [np.full((slots, kv_heads, slot_tokens, size), 0, np.float32) for size in head_sizes]
+            [np.full((slots, kv_heads, slot_tokens, size), 0, kind) for size in head_sizes]
             for _ in range(2)
         )
         self._rows = list(range(slots))
@@ -58,6 +66,8 @@ class SlotBuffers:
             The first of those rows.
         """
         rows, count = {self._rows[slot] for slot in slots}, len(slots)
+        if max(rows) - min(rows) + 1 == count:
+            return min(rows)
         starts = range(len(self._rows) - count + 1)
         first = max(starts, key=lambda start: len(rows.intersection(range(start, start + count))))
         window = set(range(first, first + count))
@@ -127,9 +137,13 @@ def checked_slots(step: ExecutorStep, limits: ExecutorLimits, kv: SlotGeometry) 
 
 
 def _checked_slot(row: Row, limits: ExecutorLimits, kv: SlotGeometry) -> int:
-    slot, count = row.slot, len(row.tokens)
+    slot = row.slot
     if slot is None or not 0 <= slot < kv.slots:
         raise ExecutionError(f"row in slot {slot}: must be from 0 to {kv.slots - 1}")
+    if row.tokens.ndim != 1 or row.tokens.dtype.kind not in "iu":
+        shape, kind = row.tokens.shape, row.tokens.dtype
+        raise ExecutionError(f"row in slot {slot}: tokens {kind} {shape}: must be a list of ids")
+    count = len(row.tokens)
     if count == 0 or row.past < 0 or row.past + count > kv.slot_tokens:
         raise ExecutionError(
             f"row in slot {slot}: {count} tokens at {row.past}: must be within {kv.slot_tokens}"
