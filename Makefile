@@ -31,6 +31,8 @@ bench: .venv/ready
 		--keep benchmarks/results/speed-qwen2.5-0.5b.json
 	$(RUN) benchmarks/edge/speed.py --shape qwen3-1.7b --repeats 3 \
 		--keep benchmarks/results/speed-qwen3-1.7b.json
+	$(RUN) benchmarks/edge/service.py --keep benchmarks/results/service.json
+	$(RUN) benchmarks/edge/prefix.py --keep benchmarks/results/prefix.json
 
 format: .venv/ready
 	.venv/bin/ruff format .

@@ -23,38 +23,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from converters.synthetic import SHAPES, write_checkpoint  # noqa: E402
+from converters.synthetic import SHAPES  # noqa: E402
 from peers.bars import COLD_START_SHAPE, share_of_bandwidth, speed_bars  # noqa: E402
-from peers.contract import Peer, PeerError, Prepared, Turn  # noqa: E402
+from peers.contract import Peer, Prepared, Turn  # noqa: E402
 from peers.engines import every_engine  # noqa: E402
 from peers.environments import NAMES, pins  # noqa: E402
-from peers.rounds import Round, decode, median, prefill, run_rounds, tell  # noqa: E402
+from peers.rounds import Round, decode, median, prefill, run_rounds  # noqa: E402
+from peers.starting import prepare_all  # noqa: E402
 from report import report  # noqa: E402
 
 STREAMS = (1, 2, 4, 8)
-
-
-def prepare(
-    shape: str, work: Path, engines: Sequence[Peer]
-) -> tuple[list[tuple[Peer, Prepared]], dict[str, str]]:
-    """Make the checkpoint and convert it for everyone; who is missing, and why."""
-    checkpoint = work / "checkpoint"
-    if not (checkpoint / "tokenizer.json").exists():
-        tell(f"writing {checkpoint}")
-        write_checkpoint(checkpoint, SHAPES[shape])
-    ready: list[tuple[Peer, Prepared]] = []
-    missing: dict[str, str] = {}
-    for peer in engines:
-        reason = peer.missing()
-        if reason is None:
-            tell(f"preparing {peer.name}")
-            try:
-                ready.append((peer, peer.prepare(checkpoint, work)))
-            except PeerError as error:
-                reason = str(error)
-        if reason is not None:
-            missing[peer.name] = reason
-    return ready, missing
 
 
 def summary(
@@ -112,6 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--decode-tokens", type=int, default=32)
     parser.add_argument("--engines", nargs="+", help="only those whose name holds one of these")
     parser.add_argument("--work", type=Path, default=ROOT / ".tidegate" / "bench")
+    parser.add_argument("--prepare", action="store_true", help="only convert for everyone")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--keep", type=Path, help="JSON file to write")
@@ -125,11 +104,7 @@ def main() -> int:
     """Measure, print the table, the missing and the bars; keep it all as JSON."""
     args = arguments()
     work = args.work / args.shape
-    wanted = [
-        peer
-        for peer in every_engine()
-        if args.engines is None or any(part in peer.name for part in args.engines)
-    ]
+    wanted = every_engine(args.engines)
     streams = (1, 2) if args.quick else STREAMS
     turn = Turn(
         threads=args.threads,
@@ -138,8 +113,11 @@ def main() -> int:
         streams=streams,
         prefills=1 if args.quick else 3,
     )
-    engines, missing = prepare(args.shape, work, wanted)
-    rounds = run_rounds(engines, turn, args.repeats, work)
+    engines, missing = prepare_all(args.shape, work, wanted)
+    if args.prepare:
+        print("\n".join(f"missing: {name}: {reason}" for name, reason in missing.items()))
+        return 0
+    rounds = run_rounds(engines, turn, args.repeats, work, missing)
     rows = summary(engines, rounds, streams)
     bars = speed_bars(
         rounds,

@@ -6,6 +6,8 @@ Every peer's module is a `Peer`; this one lists them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from peers.contract import Peer
 from peers.llamacpp import LlamaCpp
 from peers.openvinogenai import OpenVinoGenai
@@ -17,15 +19,16 @@ GENAI_32, GENAI_64 = "onnxruntime-genai g32", "onnxruntime-genai g64"
 NATIVE, LIBRARY, ONNX = "tidegate openvino+native", "tidegate openvino", "tidegate onnx"
 
 
-def every_engine() -> list[Peer]:
-    """In the order they take turns."""
-    return [
-        Tidegate(name=NATIVE, choice="openvino", native=True),
+def every_engine(parts: Sequence[str] | None = None) -> list[Peer]:
+    """In the order they take turns; with `parts`, those whose name holds one of them."""
+    engines: list[Peer] = [
+        Tidegate(name=NATIVE, choice="openvino", native="on"),
         LlamaCpp(name=LLAMA),
-        Tidegate(name=LIBRARY, choice="openvino", native=False),
+        Tidegate(name=LIBRARY, choice="openvino", native="off"),
         OpenVinoGenai(name=OPENVINO),
         Tidegate(name=ONNX, choice="onnx", native=None),
         OrtGenai(name=GENAI_32, block_size=32, streams=None),
         # Batches do not depend on the group; once is enough for their minutes of prefill.
         OrtGenai(name=GENAI_64, block_size=64, streams=(1,)),
     ]
+    return [one for one in engines if parts is None or any(part in one.name for part in parts)]

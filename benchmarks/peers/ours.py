@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
+from converters.synthetic import SHAPES, write_checkpoint
 from peers.contract import Figures, Prepared, Turn
 from peers.process import once, take_turn
 from peers.step_bytes import onnx_step_bytes, openvino_step_bytes
@@ -22,21 +26,25 @@ class Tidegate:
 
     name: str
     choice: Choice
-    native: bool | None
+    native: Literal["on", "off"] | None
     """Whether our own 4-bit linear runs; None where the executor has none."""
     streams: tuple[int, ...] | None = None
+    through: Literal["executor", "engine"] = "executor"
+    """What decodes: a plain loop over the executor, or the engine, which schedules and streams."""
 
     @property
     def settings(self) -> str:
         """See `Peer.settings`."""
-        linear = {True: ", native 4-bit linear", False: ", the library's operators", None: ""}
+        linear = {"on": ", native 4-bit linear", "off": ", the library's operators", None: ""}
         return f"4 bits, groups of 64, tables 8 bits; {self.choice}{linear[self.native]}"
 
     def missing(self) -> str | None:
         """See `Peer.missing`."""
-        if self.native and not _knows_native():
+        if self.native != "on":
+            return None
+        if not _knows_native():
             return "this tree has no native linear"
-        return None
+        return _native_problem()
 
     def prepare(self, checkpoint: Path, work: Path) -> Prepared:
         """See `Peer.prepare`."""
@@ -56,8 +64,17 @@ class Tidegate:
     def run(self, prepared: Prepared, turn: Turn) -> Figures:
         """See `Peer.run`."""
         native = self.native if _knows_native() else None
-        options = {"choice": self.choice, "native": native}
+        options = {"choice": self.choice, "native": native, "through": self.through}
         return take_turn(Path(sys.executable), "tidegate_worker.py", prepared, turn, options)
+
+
+def checkpoint_of(shape: str, work: Path) -> Path:
+    """Random weights in the shape, written once; a broken one is written anew."""
+    checkpoint = work / "checkpoint"
+    if not (checkpoint / "tokenizer.json").exists():
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        write_checkpoint(checkpoint, SHAPES[shape])
+    return checkpoint
 
 
 def prepare_bundle(checkpoint: Path, work: Path) -> Path:
@@ -70,3 +87,15 @@ def prepare_bundle(checkpoint: Path, work: Path) -> Path:
 
 def _knows_native() -> bool:
     return "native" in {one.name for one in fields(ExecutorSettings)}
+
+
+def _native_problem() -> str | None:
+    """Why the native linear does not run here, in its own words."""
+    import openvino
+
+    native = import_module("tidegate.edge.executors.native")
+    try:
+        native.find_native(openvino.__version__.partition("-")[0])
+    except native.NativeUnavailable as error:
+        return str(error)
+    return None

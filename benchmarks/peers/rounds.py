@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from peers.contract import Figures, Peer, Prepared, Turn
+from peers.contract import Figures, Peer, PeerError, Prepared, Turn
 from peers.machine import read_gb_per_s
 from peers.process import read_figures
 
@@ -31,12 +31,20 @@ class Round:
 
 
 def run_rounds(
-    engines: Sequence[tuple[Peer, Prepared]], turn: Turn, repeats: int, work: Path
+    engines: Sequence[tuple[Peer, Prepared]],
+    turn: Turn,
+    repeats: int,
+    work: Path,
+    failed: dict[str, str],
 ) -> list[Round]:
     """Let the engines take turns; what an interrupted run of the same plan left counts.
 
-    Raises:
-        PeerError: an engine failed.
+    Args:
+        engines: in the order of their turns.
+        turn: what each process is asked to do; only the seed changes.
+        repeats: rounds.
+        work: where finished turns are kept until the run is complete.
+        failed: gets the engines that failed, by name; they take no further turns.
     """
     log = work / f"rounds-{plan_digest(engines, turn, repeats)}.jsonl"
     taken = read_log(log)
@@ -48,17 +56,28 @@ def run_rounds(
             append(log, number, "", rate)
         figures: dict[str, Figures] = {}
         for place, (peer, prepared) in enumerate(engines):
+            if peer.name in failed:
+                continue
             body = taken.get((number, peer.name))
             if body is None:
                 tell(f"round {number + 1} of {repeats}, {place + 1} of {len(engines)}: {peer.name}")
-                streams = peer.streams if turn.streams and peer.streams else turn.streams
-                asked = replace(turn, seed=1000 * number + place, streams=streams)
-                body = asdict(peer.run(prepared, asked))
+                seed = 1000 * number + place
+                try:
+                    body = take(peer, prepared, replace(turn, seed=seed))
+                except PeerError as error:
+                    failed[peer.name] = f"failed in round {number + 1}: {error}"
+                    continue
                 append(log, number, peer.name, body)
             figures[peer.name] = read_figures(body)
         rounds.append(Round(read_gb_per_s=float(str(rate["read_gb_per_s"])), figures=figures))
     log.unlink()
     return rounds
+
+
+def take(peer: Peer, prepared: Prepared, turn: Turn) -> dict[str, object]:
+    """One turn, of the streams that the peer is asked for."""
+    streams = peer.streams if turn.streams and peer.streams else turn.streams
+    return asdict(peer.run(prepared, replace(turn, streams=streams)))
 
 
 def plan_digest(engines: Sequence[tuple[Peer, Prepared]], turn: Turn, repeats: int) -> str:

@@ -18,10 +18,10 @@ engines: Any = import_module("peers.engines")
 
 @dataclass
 class Clockwork:
-    """An engine that gives the speeds it was made with, one per turn; at None it fails."""
+    """An engine that gives the speeds it was made with, one per turn, or fails as it was told."""
 
     name: str
-    speeds: list[float | None]
+    speeds: list[float | Exception]
     settings: str = "none"
     streams: tuple[int, ...] | None = None
     turns: list[Any] = field(default_factory=list)
@@ -34,8 +34,8 @@ class Clockwork:
 
     def run(self, prepared: Any, turn: Any) -> Any:
         speed = self.speeds.pop(0)
-        if speed is None:
-            raise contract.PeerError("power cut")
+        if isinstance(speed, Exception):
+            raise speed
         self.turns.append(turn)
         return figures(speed)
 
@@ -66,7 +66,7 @@ def test_a_ratio_is_taken_within_each_round(turn: Any, tmp_path: Path) -> None:
     # The machine is ten times slower in the second round; the ratio does not notice.
     ours, theirs = Clockwork("ours", [30.0, 3.0, 36.0]), Clockwork("theirs", [20.0, 2.0, 20.0])
     pairs = [(ours, prepared()), (theirs, prepared())]
-    found = rounds.run_rounds(pairs, turn, 3, tmp_path)
+    found = rounds.run_rounds(pairs, turn, 3, tmp_path, {})
     assert rounds.ratio(found, "ours", "theirs", rounds.decode(1)) == 1.5
     assert rounds.median(found, "ours", rounds.prefill) == 300.0
     assert rounds.ratio(found, "ours", "nobody", rounds.decode(1)) is None
@@ -76,22 +76,33 @@ def test_a_ratio_is_taken_within_each_round(turn: Any, tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_with_the_turns_that_are_missing(
     turn: Any, tmp_path: Path
 ) -> None:
-    ours, theirs = Clockwork("ours", [30.0, 31.0]), Clockwork("theirs", [20.0, None, 22.0])
+    cut = OSError("power cut")
+    ours, theirs = Clockwork("ours", [30.0, 31.0]), Clockwork("theirs", [20.0, cut, 22.0])
     pairs = [(ours, prepared()), (theirs, prepared())]
-    with pytest.raises(contract.PeerError, match="power cut"):
-        rounds.run_rounds(pairs, turn, 2, tmp_path)
+    with pytest.raises(OSError, match="power cut"):
+        rounds.run_rounds(pairs, turn, 2, tmp_path, {})
     (log,) = tmp_path.iterdir()
     with log.open("a") as out:
         out.write('{"round": 1, "engi')  # what a power cut leaves
-    found = rounds.run_rounds(pairs, turn, 2, tmp_path)
+    found = rounds.run_rounds(pairs, turn, 2, tmp_path, {})
     assert (len(ours.turns), len(theirs.turns)) == (2, 2)
     assert [one.figures["theirs"].decode_tokens_per_s[8] for one in found] == [60.0, 66.0]
     assert not list(tmp_path.iterdir())
 
 
+def test_an_engine_that_fails_is_named_and_the_others_go_on(turn: Any, tmp_path: Path) -> None:
+    broken = contract.PeerError("no such instruction")
+    ours, theirs = Clockwork("ours", [30.0, 31.0]), Clockwork("theirs", [20.0, broken])
+    failed: dict[str, str] = {}
+    pairs = [(ours, prepared()), (theirs, prepared())]
+    found = rounds.run_rounds(pairs, turn, 2, tmp_path, failed)
+    assert failed == {"theirs": "failed in round 2: no such instruction"}
+    assert [set(one.figures) for one in found] == [{"ours", "theirs"}, {"ours"}]
+
+
 def test_every_turn_brings_its_own_tokens(turn: Any, tmp_path: Path) -> None:
     ours, theirs = Clockwork("ours", [1.0, 1.0]), Clockwork("theirs", [1.0, 1.0], streams=(1,))
-    rounds.run_rounds([(ours, prepared()), (theirs, prepared())], turn, 2, tmp_path)
+    rounds.run_rounds([(ours, prepared()), (theirs, prepared())], turn, 2, tmp_path, {})
     assert len({one.seed for one in (*ours.turns, *theirs.turns)}) == 4
     assert {one.streams for one in theirs.turns} == {(1,)}
     assert {one.streams for one in ours.turns} == {(1, 4, 8)}
@@ -99,7 +110,7 @@ def test_every_turn_brings_its_own_tokens(turn: Any, tmp_path: Path) -> None:
 
 def test_a_bar_without_its_peer_is_not_judged(turn: Any, tmp_path: Path) -> None:
     pairs = [(Clockwork(engines.LIBRARY, [40.0]), prepared())]
-    found = rounds.run_rounds(pairs, turn, 1, tmp_path)
+    found = rounds.run_rounds(pairs, turn, 1, tmp_path, {})
     made = bars.speed_bars(found, {engines.LIBRARY: prepared()}, cold_start=True)
     verdicts = {one.what: one.verdict for one in made}
     assert {v for what, v in verdicts.items() if " / " in what} == {"not judged"}
@@ -112,7 +123,7 @@ def test_bars_are_met_at_their_value_and_missed_below(turn: Any, tmp_path: Path)
     names = (engines.NATIVE, engines.LLAMA, engines.OPENVINO)
     speeds = zip(names, (24.0, 10.0, 20.0), strict=True)
     pairs = [(Clockwork(name, [speed]), prepared()) for name, speed in speeds]
-    found = rounds.run_rounds(pairs, turn, 1, tmp_path)
+    found = rounds.run_rounds(pairs, turn, 1, tmp_path, {})
     ready = {name: prepared() for name in names}
     made = {one.what: one for one in bars.speed_bars(found, ready, cold_start=False)}
     assert made[f"decode, 8 streams: {engines.NATIVE} / {engines.LLAMA}"].verdict == "met"

@@ -1,4 +1,4 @@
-"""The speed benchmark on a tiny model, with no peer built: it says so and measures ours."""
+"""The edge benchmarks on a tiny model, with no peer built: they say so and measure ours."""
 
 from __future__ import annotations
 
@@ -7,26 +7,38 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.system
-def test_a_quick_run_measures_ours_and_names_the_missing(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "benchmarks/edge/speed.py", "--quick", "--json"]
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny model is converted, once for all."""
+    return tmp_path_factory.mktemp("bench")
+
+
+def quick(script: str, work: Path) -> Any:
+    """The results of a smoke run."""
+    command = [sys.executable, "-P", f"benchmarks/edge/{script}.py", "--quick", "--json"]
     done = subprocess.run(
-        [*command, "--work", str(tmp_path / "work")],
+        [*command, "--work", str(work / "work")],
         cwd=ROOT,
-        env=os.environ | {"TIDEGATE_PEERS": str(tmp_path)},
+        env=os.environ | {"TIDEGATE_PEERS": str(work)},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)["results"]
+    return json.loads(done.stdout)["results"]
+
+
+@pytest.mark.system
+def test_speed_measures_ours_and_names_the_missing(work: Path) -> None:
+    results = quick("speed", work)
     assert {"llama.cpp", "OpenVINO GenAI", "onnxruntime-genai g32"} <= set(results["missing"])
     ours = {one["engine"]: one for one in results["engines"]}
     assert {"tidegate openvino", "tidegate onnx"} <= set(ours)
@@ -36,3 +48,20 @@ def test_a_quick_run_measures_ours_and_names_the_missing(tmp_path: Path) -> None
         assert one["rss_mib"] > 0
     assert results["read_gb_per_s"] > 0
     assert all(one["verdict"] for one in results["bars"])
+
+
+@pytest.mark.system
+def test_a_cached_prefix_is_quicker_than_a_cold_one(work: Path) -> None:
+    results = quick("prefix", work)
+    ours = {one["engine"]: one for one in results["engines"]}
+    for name in ("tidegate openvino", "tidegate onnx"):
+        assert 0 < ours[name]["warm_s"] < ours[name]["cold_s"]
+
+
+@pytest.mark.system
+def test_the_service_is_compared_with_the_bare_executor(work: Path) -> None:
+    (only,) = quick("service", work)["rounds"]
+    assert 0 < only["executor_step_s"] < 1
+    assert 0 < only["engine_step_s"] < 1
+    assert 0 < only["daemon"]["step_s"] < 1
+    assert only["daemon"]["cold_start_s"] > 0

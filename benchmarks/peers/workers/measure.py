@@ -20,6 +20,7 @@ Spec = Mapping[str, Any]
 on the clock of `time.monotonic`, which all processes of a machine share."""
 
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+WARM_TOKENS = 8
 QUESTION_TOKENS = 20
 """After a cached prefix."""
 
@@ -74,7 +75,7 @@ def decode_speeds(spec: Spec, session: Session, rng: random.Random) -> dict[int,
     prompts = [prompt(rng, spec, spec["prompt_tokens"]) for _ in range(max(spec["streams"]))]
     speeds: dict[int, float] = {}
     for count in spec["streams"]:
-        session.decode(prompts[:count], 2)
+        session.decode(prompts[:count], WARM_TOKENS)
         elapsed_s = session.decode(prompts[:count], spec["decode_tokens"])
         speeds[count] = count * spec["decode_tokens"] / elapsed_s
     return speeds

@@ -1,8 +1,8 @@
 """Our turn: the executor in a plain greedy loop; prompts that share a prefix through the engine.
 
-Options: `choice` of the executor and `native`, whether its own 4-bit linear runs (None where the
-executor has none). KV has room for all streams of the turn, the step for 256 tokens as the daemon
-has it.
+Options: `choice` of the executor, `native`, whether its own 4-bit linear runs (None where the
+executor has none), and `through`, whether streams are decoded by the loop or the engine. KV has
+room for all streams of the turn, the step for 256 tokens as the daemon has it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from measure import Spec, main
 
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
 from tidegate.engine.engine import Engine
-from tidegate.engine.events import Finished
+from tidegate.engine.events import Finished, TextDelta
 from tidegate.engine.executor import Executor, ExecutorStep, Row
 from tidegate.engine.request import GenerationRequest, RequestId, SamplingParams
 from tidegate.engine.text import TextModel
@@ -53,6 +53,7 @@ class TidegateSession:
     def __init__(self, spec: Spec) -> None:
         self._bundle = Bundle.open(Path(spec["model"]))
         self._executor = open_for(spec, self._bundle)
+        self._through = spec["options"].get("through", "executor")
         self._engine: Engine | None = None
         self._runner = asyncio.Runner()
         self._requests = 0
@@ -68,6 +69,8 @@ class TidegateSession:
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
         """See `Session.decode`."""
+        if self._through == "engine":
+            return self._runner.run(self._decode_in_engine(prompts, tokens))
         newest = np.array([self._read(i, prompt) for i, prompt in enumerate(prompts)])
         lengths = [len(prompt) for prompt in prompts]
         began_s = time.perf_counter()
@@ -85,6 +88,19 @@ class TidegateSession:
         self._runner.run(self._first_token(prompt))
 
     async def _first_token(self, prompt: Sequence[int]) -> None:
+        await self._stream(prompt, 1)
+
+    async def _decode_in_engine(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+        """As the daemon's streams are timed: prompts are known, and all of them run."""
+        for prompt in prompts:
+            await self._stream(prompt, 1)
+        streams = await asyncio.gather(*(self._stream(prompt, tokens) for prompt in prompts))
+        began_s, ended_s = max(one[0] for one in streams), min(one[-1] for one in streams)
+        inside = sum(began_s < at <= ended_s for one in streams for at in one)
+        return (ended_s - began_s) * tokens * len(streams) / inside
+
+    async def _stream(self, prompt: Sequence[int], tokens: int) -> list[float]:
+        """When each token of an answer came."""
         if self._engine is None:
             text = TextModel.load(self._bundle.folder, context_tokens=8192)
             self._engine = Engine(self._executor, text, model_id="bench")
@@ -94,10 +110,15 @@ class TidegateSession:
         request = GenerationRequest(
             id=RequestId(str(self._requests)),
             prompt=tuple(prompt),
-            sampling=SamplingParams(max_tokens=1, temperature=0, ignore_eos=True),
+            sampling=SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True),
         )
-        events = [event async for event in self._engine.submit(request)]
-        assert isinstance(events[-1], Finished), events[-1]
+        times: list[float] = []
+        async for event in self._engine.submit(request, join_unread=False):
+            if isinstance(event, TextDelta):
+                times += [time.perf_counter()] * len(event.tokens)
+            else:
+                assert isinstance(event, Finished), event
+        return times
 
     def _read(self, place: int, prompt: Sequence[int]) -> int:
         """Read a prompt in the chunks of a step; the token after it."""
