@@ -19,10 +19,13 @@ def draw(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     seed: int = 1,
     position: int = 0,
 ) -> Draw:
-    params = SamplingParams(max_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p)
+    params = SamplingParams(
+        max_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
     return Draw(params=params, seed=seed, position=position)
 
 
@@ -45,6 +48,7 @@ def naive(logits: npt.NDArray[np.float32], how: Draw) -> int:
         one: float(np.exp((float(logit) - peak) / params.temperature))
         for one, logit in enumerate(logits)
     }
+    weights = {one: weight for one, weight in weights.items() if weight >= params.min_p}
     kept = sorted(weights, key=lambda one: (-weights[one], one))[: params.top_k]
     if params.top_p < 1:
         goal, reached, nucleus = params.top_p * sum(weights[one] for one in kept), 0.0, []
@@ -71,14 +75,22 @@ def naive(logits: npt.NDArray[np.float32], how: Draw) -> int:
     temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
     top_k=st.none() | st.integers(1, 50),
     top_p=st.sampled_from([0.0, 0.2, 0.5, 0.9, 0.99, 1.0]),
+    min_p=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
 )
 def test_it_chooses_what_the_plain_definition_chooses(
-    seed: int, vocab: int, temperature: float, top_k: int | None, top_p: float
+    seed: int, vocab: int, temperature: float, top_k: int | None, top_p: float, min_p: float
 ) -> None:
     # Few distinct values, so that ties are common.
     logits = np.random.default_rng(seed).integers(-3, 4, (3, vocab)).astype(np.float32)
     how = [
-        draw(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, position=position)
+        draw(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            position=position,
+        )
         for position in range(3)
     ]
     assert chosen(logits, how) == [naive(row, one) for row, one in zip(logits, how, strict=True)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from toyexecutor import ToyExecutor
 from toytext import toy_text
 
 from tidegate.engine.engine import Engine
-from tidegate.engine.events import Event, Finished, Terminal, TextDelta
+from tidegate.engine.events import Event, Finished, ScoredToken, Terminal, TextDelta
 from tidegate.engine.executor import PagedGeometry, SlotGeometry
 from tidegate.engine.request import GenerationRequest, Priority, RequestId, SamplingParams
 from tidegate.engine.settings import EngineSettings
@@ -27,6 +28,7 @@ class Collected:
 
     text: str
     tokens: tuple[int, ...]
+    scored: tuple[ScoredToken, ...]
     terminal: Terminal
 
     @property
@@ -46,6 +48,7 @@ async def collect(answer: AsyncIterator[Event]) -> Collected:
     return Collected(
         text="".join(delta.text for delta in texts),
         tokens=tuple(token for delta in texts for token in delta.tokens),
+        scored=tuple(one for delta in texts for one in delta.scored),
         terminal=terminal,
     )
 
@@ -75,6 +78,11 @@ def toy_engine(
     if executor.behaviour.clock is None:
         return Engine(executor, text, model_id="toy", settings=settings)
     return Engine(executor, text, model_id="toy", settings=settings, clock=executor.behaviour.clock)
+
+
+def with_sampling(request: GenerationRequest, **changed: Any) -> GenerationRequest:
+    """The request with other sampling parameters."""
+    return replace(request, sampling=replace(request.sampling, **changed))
 
 
 def ask(

@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from tidegate.engine.events import Event, Terminal, TextDelta
+from tidegate.engine.events import Event, ScoredToken, Terminal, TextDelta
 
 
 class Channel:
@@ -22,6 +22,8 @@ class Channel:
         self._join_unread = join_unread
         self._unread: deque[TextDelta] = deque()
         self._tokens: list[int] = []
+        self._scored: list[ScoredToken] = []
+        self._chars = 0
         self._terminal: Terminal | None = None
         self._ready = asyncio.Event()
         self.abandoned = False
@@ -31,13 +33,30 @@ class Channel:
     def ended(self) -> bool:
         return self._terminal is not None
 
-    def add(self, text: str, tokens: tuple[int, ...] = ()) -> None:
-        """Queue text; tokens without text wait for the text they become a part of."""
+    def add(
+        self,
+        text: str,
+        tokens: tuple[int, ...] = (),
+        scored: tuple[ScoredToken, ...] = (),
+        *,
+        cut: bool = False,
+    ) -> None:
+        """Queue text; tokens without text wait for the text they become a part of.
+
+        Args:
+            text: may be empty.
+            tokens: that have come since.
+            scored: the same with their likelihoods, when they were asked for.
+            cut: a stop string ends the answer after `text`: tokens beyond are not told.
+        """
         assert not self.ended, "nothing follows a terminal event"
         self._tokens.extend(tokens)
+        self._scored.extend(scored)
+        self._chars += len(text)
+        if cut:
+            self._scored = [one for one in self._scored if one.text_offset < self._chars]
         if text:
-            self._unread.append(TextDelta(text=text, tokens=tuple(self._tokens)))
-            self._tokens = []
+            self._unread.append(self._delta(text))
             self._ready.set()
 
     def end(self, terminal: Terminal) -> None:
@@ -50,8 +69,7 @@ class Channel:
         """The next event: all unread text as one delta, or the oldest of them."""
         await self._ready.wait()
         if self.ended and self._tokens:
-            self._unread.append(TextDelta(text="", tokens=tuple(self._tokens)))
-            self._tokens = []
+            self._unread.append(self._delta(""))
         if self._unread:
             delta = self._take()
             if not self.ended and not self._unread:
@@ -65,8 +83,15 @@ class Channel:
             return self._unread.popleft()
         text = "".join(delta.text for delta in self._unread)
         tokens = tuple(token for delta in self._unread for token in delta.tokens)
+        scored = tuple(one for delta in self._unread for one in delta.scored)
         self._unread.clear()
-        return TextDelta(text=text, tokens=tokens)
+        return TextDelta(text=text, tokens=tokens, scored=scored)
+
+    def _delta(self, text: str) -> TextDelta:
+        """`text` with all that has waited for it."""
+        delta = TextDelta(text=text, tokens=tuple(self._tokens), scored=tuple(self._scored))
+        self._tokens, self._scored = [], []
+        return delta
 
 
 class Answer(AsyncIterator[Event]):

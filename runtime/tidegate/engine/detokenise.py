@@ -12,6 +12,8 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
+from tidegate.engine.token_bytes import TokenBytes
+
 _REPLACEMENT: Final = "\ufffd"
 _MOST_HELD: Final = 8
 """Characters: a broken UTF-8 sequence is at most 3, after 4 of a byte-fallback run's last one."""
@@ -27,8 +29,9 @@ class Detokeniser:
     is not valid UTF-8 as a whole keeps the characters that were complete.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, token_bytes: TokenBytes | None = None) -> None:
         self._tokenizer = tokenizer
+        self._token_bytes = token_bytes
         self._window: list[int] = []
         self._read = 0
         self._emitted = 0
@@ -51,6 +54,12 @@ class Detokeniser:
         text = self._decode(self._window)[self._emitted :]
         self._window, self._read, self._emitted = [], 0, 0
         return text
+
+    def data(self, token: int) -> bytes:
+        """The bytes that one token stands for, whatever is around it."""
+        if self._token_bytes is None:
+            self._token_bytes = TokenBytes(self._tokenizer)
+        return self._token_bytes(token)
 
     def _restart(self, start: int) -> None:
         """Keep the tokens of this emission as context for the next."""

@@ -19,7 +19,7 @@ from tidegate.engine.choosing import Choice
 from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal
 from tidegate.engine.executor import Executor
 from tidegate.engine.generation import Generation
-from tidegate.engine.request import GenerationRequest, RequestId
+from tidegate.engine.request import GenerationRequest, RequestId, SamplingParams
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.snapshot import EngineSnapshot, Meter
 from tidegate.engine.stepper import Outcome, Stepper
@@ -100,6 +100,7 @@ class Engine:
             request,
             key=self._arrivals,
             text=self.text.detokeniser(),
+            eos_ids=self.text.eos_ids,
             now_s=self.clock(),
             join_unread=join_unread,
         )
@@ -190,7 +191,17 @@ class Engine:
             )
         if not all(0 <= token < self._vocab for token in request.prompt):
             raise RequestError("prompt", f"token ids must be between 0 and {self._vocab - 1}")
+        self._check_named(request.sampling)
         self._check_line(len(request.prompt))
+
+    def _check_named(self, params: SamplingParams) -> None:
+        allowed = f"must be a token id from 0 to {self._vocab - 1}, the model's"
+        for token, _ in params.logit_bias:
+            if not 0 <= token < self._vocab:
+                raise RequestError("logit_bias", f"{token}: {allowed}")
+        for token in params.stop_token_ids:
+            if not 0 <= token < self._vocab:
+                raise RequestError("stop_token_ids", f"{token}: {allowed}")
 
     def _check_line(self, prompt_tokens: int) -> None:
         waiting, retry_after_s = self._batcher.waiting, max(1.0, self._meter.request_s or 0.0)
@@ -266,7 +277,7 @@ class Engine:
             generation.first_token_s = now_s
         for sampled in choice.sampled:
             self._meter.generated_tokens += 1
-            reason = generation.accept(sampled, eos_ids=self.text.eos_ids, most=self.context_tokens)
+            reason = generation.accept(sampled, most=self.context_tokens)
             if reason is not None:
                 self._finish(generation, reason, now_s)
                 return

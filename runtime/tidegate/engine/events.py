@@ -32,11 +32,33 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLogprob:
+    """A token and how likely the model held it; see `tidegate.engine.logprobs`."""
+
+    token: int
+    data: bytes
+    """What it stands for, in UTF-8; one token may hold half a character."""
+    logprob: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredToken:
+    """One token of an answer, and the likeliest ones in its place, likeliest first."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
+    text_offset: int
+    """Characters of the answer's text before the one that it belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TextDelta:
     """New text, never half a character; `tokens` are the ids it came from, possibly none yet."""
 
     text: str
     tokens: tuple[int, ...] = ()
+    scored: tuple[ScoredToken, ...] = ()
+    """For requests with `logprobs`: the tokens, less those that only a stop string came from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

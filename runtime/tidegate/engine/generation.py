@@ -12,8 +12,9 @@ import numpy as np
 from tidegate.engine.answer import Channel
 from tidegate.engine.choosing import Ask
 from tidegate.engine.detokenise import Detokeniser
-from tidegate.engine.events import FinishReason, Timing, Usage
+from tidegate.engine.events import FinishReason, ScoredToken, Timing, TokenLogprob, Usage
 from tidegate.engine.executor import Tokens
+from tidegate.engine.history import TokenCounter
 from tidegate.engine.request import GenerationRequest
 from tidegate.engine.sampling import Draw, Sampled
 from tidegate.engine.scheduler import Key
@@ -29,6 +30,7 @@ class Generation:
         *,
         key: Key,
         text: Detokeniser,
+        eos_ids: frozenset[int],
         now_s: float,
         join_unread: bool = True,
     ) -> None:
@@ -42,11 +44,22 @@ class Generation:
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
         self._text = text
-        self._stops = StopStrings(request.sampling.stop)
-        seed = request.sampling.seed
+        self._chars = 0
+        """Characters of the answer so far, before any stop string."""
+        params = request.sampling
+        self._stops = StopStrings(params.stop)
+        self._ends = frozenset(params.stop_token_ids) | (
+            frozenset() if params.ignore_eos else eos_ids
+        )
+        seed = params.seed
         self._seed = secrets.randbits(64) if seed is None else seed
         self._buffer = np.array(request.prompt, dtype=np.int64)
         self._length = len(request.prompt)
+        self._counter: TokenCounter | None = None
+        if params.penalises:
+            self._counter = TokenCounter(
+                self._buffer[: 0 if params.repetition_penalty == 1 else None]
+            )
 
     @property
     def tokens(self) -> Tokens:
@@ -69,31 +82,55 @@ class Generation:
 
     def ask(self, draft: Tokens | None = None) -> Ask:
         """How its next tokens are to be chosen, those after `draft` among them."""
-        draw = Draw(params=self.request.sampling, seed=self._seed, position=self._length)
+        draw = self._draw()
         return Ask(draw=draw) if draft is None else Ask(draw=draw, draft=draft)
 
-    def accept(
-        self, sampled: Sampled, *, eos_ids: frozenset[int], most: int
-    ) -> FinishReason | None:
+    def _draw(self) -> Draw:
+        params = self.request.sampling
+        ends_from = len(self.request.prompt) + params.min_tokens
+        return Draw(
+            params=params,
+            seed=self._seed,
+            position=self._length,
+            history=None if self._counter is None else self._counter.history(),
+            ends=tuple(self._ends) if self._length < ends_from else (),
+            ends_from=ends_from,
+        )
+
+    def accept(self, sampled: Sampled, *, most: int) -> FinishReason | None:
         """Take a sampled token, pass its text on and say whether the answer is complete.
 
         Args:
             sampled: the token, as it was chosen.
-            eos_ids: tokens that end an answer; they have no text.
             most: tokens that prompt and answer may have together.
         """
         token = sampled.token
         self._append(token)
         params = self.request.sampling
-        if token in eos_ids and not params.ignore_eos:
+        if token in self._ends:
             return self._complete("stop")
-        text, stopped = self._stops.push(self._text.push(token))
-        self.channel.add(text, (token,))
+        scored = self._scored(sampled)
+        text = self._text.push(token)
+        self._chars += len(text)
+        stopped = False
+        if self.generated >= params.min_tokens:
+            text, stopped = self._stops.push(text)
+        self.channel.add(text, (token,), scored, cut=stopped)
         if stopped:
             return "stop"
         if self.generated >= params.max_tokens or self._length >= most:
             return self._complete("length")
         return None
+
+    def _scored(self, sampled: Sampled) -> tuple[ScoredToken, ...]:
+        """The token with its likelihood, if that was asked for."""
+        if sampled.logprob is None:
+            return ()
+        chosen, *top = (
+            TokenLogprob(token=token, data=self._text.data(token), logprob=logprob)
+            for token, logprob in ((sampled.token, sampled.logprob), *sampled.top)
+        )
+        return (ScoredToken(chosen=chosen, top=tuple(top), text_offset=self._chars),)
 
     def usage(self) -> Usage:
         return Usage(
@@ -118,9 +155,11 @@ class Generation:
             self._buffer = np.concatenate((self._buffer, np.zeros_like(self._buffer)))
         self._buffer[self._length] = token
         self._length += 1
+        if self._counter is not None:
+            self._counter.add(token)
 
     def _complete(self, reason: FinishReason) -> FinishReason:
         """Pass on what was held back; a stop string may still hide in its last characters."""
         text, stopped = self._stops.push(self._text.flush())
-        self.channel.add(text if stopped else text + self._stops.flush())
+        self.channel.add(text if stopped else text + self._stops.flush(), cut=stopped)
         return "stop" if stopped else reason

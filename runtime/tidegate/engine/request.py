@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NewType
+from typing import Final, NewType
 
 from tidegate.errors import RequestError
 
@@ -23,6 +23,12 @@ class Priority(IntEnum):
     BACKGROUND = 2
 
 
+MOST_TOP_LOGPROBS: Final = 20
+MOST_BIASED: Final = 300
+"""Tokens with a bias; every step of the request adds them all."""
+_MOST_STOP_IDS: Final = 64
+
+
 def _between(field_name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise RequestError(field_name, f"{value!r}: must be between {low:g} and {high:g}")
@@ -32,27 +38,81 @@ def _between(field_name: str, value: float, low: float, high: float) -> None:
 class SamplingParams:
     """How the next token is chosen and when the answer ends.
 
-    `temperature` 0 is greedy. `top_k` None and `top_p` 1 keep the whole vocabulary. The same seed
-    gives the same tokens whatever else is in the batch; None draws one when the request starts.
+    `temperature` 0 is greedy. `top_k` None, `top_p` 1 and `min_p` 0 keep the whole vocabulary. The
+    same seed gives the same tokens whatever else is in the batch; None draws one when the request
+    starts. In which order they apply: `tidegate.engine.sampling`.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    min_p: float = 0.0
+    """Tokens less likely than this share of the most likely one are never chosen."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer as the model's own do; they have no text. Also with ignore_eos."""
     ignore_eos: bool = False
+    min_tokens: int = 0
+    """No token or stop string ends the answer before it has so many tokens."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of every token that the answer holds already."""
+    frequency_penalty: float = 0.0
+    """The same, as often as the answer holds it."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens in prompt or answer: positive ones are divided by it, others multiplied."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit), ids ascending."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are told with each token; None: no likelihoods at all."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise RequestError("max_tokens", f"{self.max_tokens!r}: must be at least 1")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            problem = f"{self.min_tokens}: must be between 0 and max_tokens, {self.max_tokens}"
+            raise RequestError("min_tokens", problem)
         _between("temperature", self.temperature, 0, 2)
         _between("top_p", self.top_p, 0, 1)
+        _between("min_p", self.min_p, 0, 1)
         if self.top_k is not None and self.top_k < 1:
             raise RequestError("top_k", f"{self.top_k!r}: must be at least 1, or absent")
         if len(self.stop) > 16 or not all(0 < len(text) <= 256 for text in self.stop):
             raise RequestError("stop", "must be at most 16 strings of 1 to 256 characters")
+        self._check_penalties()
+        if self.logprobs is not None:
+            _between("logprobs", self.logprobs, 0, MOST_TOP_LOGPROBS)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the tokens so far change how the next is chosen."""
+        return self.repetition_penalty != 1 or self.penalises_answer
+
+    @property
+    def penalises_answer(self) -> bool:
+        """Whether the tokens of the answer alone do."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def named_tokens(self) -> tuple[int, ...]:
+        """Token ids that the request names: they mean something to one model's tokenizer only."""
+        return (*(token for token, _ in self.logit_bias), *self.stop_token_ids)
+
+    def _check_penalties(self) -> None:
+        _between("presence_penalty", self.presence_penalty, -2, 2)
+        _between("frequency_penalty", self.frequency_penalty, -2, 2)
+        _between("repetition_penalty", self.repetition_penalty, 0.01, 10)
+        if len(self.stop_token_ids) > _MOST_STOP_IDS:
+            problem = f"{len(self.stop_token_ids)} ids: must be at most {_MOST_STOP_IDS}"
+            raise RequestError("stop_token_ids", problem)
+        if len(self.logit_bias) > MOST_BIASED:
+            problem = f"{len(self.logit_bias)} tokens: must be at most {MOST_BIASED}"
+            raise RequestError("logit_bias", problem)
+        for token, bias in self.logit_bias:
+            _between(f"logit_bias.{token}", bias, -100, 100)
+        ids = [token for token, _ in self.logit_bias]
+        assert ids == sorted(set(ids)), "one order for all that mean the same"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

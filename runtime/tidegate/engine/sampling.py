@@ -1,22 +1,27 @@
 """Sampling: logits to a token, in numpy. The reference that device samplers are tested against.
 
-Temperature, then top-k, then top-p over what is left, then one draw by inverse distribution over
-the kept tokens in order of their id. The draw for the token at position `p` depends only on
-`(seed, p)`, never on the batch, so a request that was preempted, restarted or handed to another
-backend gives the same tokens.
+All stages, in order: what `tidegate.engine.shaping` does (bias, penalties, masks), temperature,
+min-p, top-k, top-p over what is left, then one draw by inverse distribution over the kept tokens in
+order of their id. Greedy takes the largest after shaping. The draw for the token at position `p`
+depends only on `(seed, p)`, never on the batch, so a request that was preempted, restarted or
+handed to another backend gives the same tokens. Rows pay only for the stages they want.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tidegate.engine.executor import Logits
-from tidegate.engine.request import SamplingParams
+from tidegate.engine.logprobs import score
+from tidegate.engine.ranking import heaviest
+from tidegate.engine.shaping import Draw, shaped
+
+__all__ = ["Draw", "Sampled", "sample", "uniform"]
 
 _Floats = npt.NDArray[np.float64]
 _Ids = npt.NDArray[np.int64]
@@ -27,58 +32,44 @@ _FIRST_CUT: Final = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Draw:
-    """One row's wish: how to choose, and `position`, the tokens before the one to choose."""
-
-    params: SamplingParams
-    seed: int
-    position: int
-    allowed: npt.NDArray[np.uint32] | None = None
-    """Tokens that may be chosen, bit `t % 32` of word `t // 32`; None for all."""
-
-    def after(self, token: int) -> Draw:
-        """The draw of the next position, once `token` was chosen here."""
-        return replace(self, position=self.position + 1, allowed=None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled:
     """A token that was chosen."""
 
     token: int
+    logprob: float | None = None
+    """How likely the model held it; None when nobody asked. See `tidegate.engine.logprobs`."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens and their logprobs, likeliest first, as many as were asked for."""
 
 
 def sample(logits: Logits, draws: Sequence[Draw]) -> list[Sampled | None]:
     """The next token of each row; None for a row whose logits are not numbers.
 
     Args:
-        logits: [B, V]; minus infinity excludes a token.
+        logits: [B, V] as the model gave them; minus infinity excludes a token.
         draws: B of them.
     """
-    logits = _masked(logits, draws)
     greedy = logits.argmax(axis=1)  # the lowest id among equals
     peaks = np.take_along_axis(logits, greedy[:, None], axis=1)[:, 0]
-    chosen: list[Sampled | None] = []
-    for row, draw in enumerate(draws):
-        if not np.isfinite(peaks[row]):  # NaN wins argmax, so it shows here
-            chosen.append(None)
-        elif draw.params.temperature == 0:
-            chosen.append(Sampled(token=int(greedy[row])))
-        else:
-            chosen.append(Sampled(token=_sample_row(logits[row], draw)))
-    return chosen
+    finite = np.isfinite(peaks)  # NaN wins argmax, so it shows here
+    return [
+        _choose(logits[row], draw, int(greedy[row])) if finite[row] else None
+        for row, draw in enumerate(draws)
+    ]
 
 
-def _masked(logits: Logits, draws: Sequence[Draw]) -> Logits:
-    """Logits with minus infinity for what a draw does not allow; the same array if all is."""
-    if all(draw.allowed is None for draw in draws):
-        return logits
-    masked = logits.copy()
-    for row, draw in enumerate(draws):
-        if draw.allowed is not None:
-            bits = np.unpackbits(draw.allowed.view(np.uint8), bitorder="little")
-            masked[row, bits[: logits.shape[1]] == 0] = -np.inf
-    return masked
+def _choose(logits: Logits, draw: Draw, likeliest: int) -> Sampled | None:
+    wanted, params = logits, draw.params
+    if not draw.is_plain:
+        wanted = shaped(logits, draw)
+        likeliest = int(wanted.argmax())
+        if not np.isfinite(wanted[likeliest]):
+            return None
+    token = likeliest if params.temperature == 0 else _sample_row(wanted, draw)
+    if params.logprobs is None:
+        return Sampled(token=token)
+    logprob, top = score(logits, token, params.logprobs)
+    return Sampled(token=token, logprob=logprob, top=top)
 
 
 _WORD: Final = 2**64 - 1
@@ -93,8 +84,10 @@ def uniform(seed: int, position: int) -> float:
 
 def _sample_row(logits: Logits, draw: Draw) -> int:
     params = draw.params
-    ids = _heaviest(logits, params.top_k) if params.top_k is not None else None
+    ids = heaviest(logits, params.top_k) if params.top_k is not None else None
     weights = _weights(logits if ids is None else logits[ids], params.temperature)
+    if params.min_p > 0:
+        weights[weights < params.min_p] = 0.0  # the largest is 1
     if params.top_p < 1:
         ids, weights = _nucleus(logits, ids, weights, params.top_p)
     if ids is None:
@@ -111,26 +104,13 @@ def _weights(logits: Logits, temperature: float) -> _Floats:
     return np.asarray(np.exp(scaled, out=scaled))
 
 
-def _heaviest(logits: Logits, k: int) -> _Ids:
-    """Ids of the `k` largest, largest first; of equal ones the lowest ids are kept.
-
-    The k-th largest of the maxima of parts is no more than the k-th largest of all, and sorts out
-    nearly everything in one pass; a partition of 150k logits costs ten times as much.
-    """
-    part = max(1, len(logits) // (4 * k))
-    maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), part))
-    bound = np.partition(maxima, -k)[-k] if k < len(maxima) else -np.inf
-    ids = np.flatnonzero(logits >= bound)
-    return ids[np.argsort(-logits[ids], kind="stable")[:k]]
-
-
 def _nucleus(
     logits: Logits, ids: _Ids | None, weights: _Floats, top_p: float
 ) -> tuple[_Ids, _Floats]:
     """The smallest set of heaviest tokens whose share of all (or of `ids`) reaches `top_p`."""
     goal, cut = top_p * float(weights.sum()), _FIRST_CUT
     while ids is None and cut < len(weights):
-        head = _heaviest(logits, cut)
+        head = heaviest(logits, cut)
         if (kept := _reaching(weights[head], goal)) is not None:
             return head[:kept], weights[head[:kept]]
         cut *= 8

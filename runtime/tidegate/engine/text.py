@@ -17,6 +17,7 @@ from typing import Final
 from tokenizers import Tokenizer
 
 from tidegate.engine.detokenise import Detokeniser
+from tidegate.engine.token_bytes import TokenBytes
 from tidegate.errors import BundleError, RequestError
 from tidegate.model.chat_template import ChatTemplate
 
@@ -56,6 +57,7 @@ class TextModel:
         self.context_tokens = context_tokens
         self.max_prompt_chars = max_prompt_chars or _CHARS_PER_TOKEN * context_tokens
         self._tokenizer = tokenizer
+        self._token_bytes = TokenBytes(tokenizer)
         self._template = template
         added = tokenizer.get_added_tokens_decoder().values()
         special = sorted((token.content for token in added if token.special), key=len, reverse=True)
@@ -94,7 +96,7 @@ class TextModel:
 
     def detokeniser(self) -> Detokeniser:
         """A fresh one, for one answer."""
-        return Detokeniser(self._tokenizer)
+        return Detokeniser(self._tokenizer, self._token_bytes)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The whole text of `tokens`, special tokens left out."""
