@@ -14,6 +14,7 @@ from tidegate.engine.executor import PagedGeometry, SlotGeometry, Tokens
 from tidegate.engine.kv import KvCache
 from tidegate.engine.paged_kv import PagedKv
 from tidegate.engine.slot_kv import LEAST_COPIED_TOKENS, SlotKv
+from tidegate.engine.spill import KvUnit
 from tidegate.errors import CapacityError
 
 SLOT_TOKENS = 48
@@ -174,6 +175,34 @@ def test_when_every_slot_has_content_the_longest_unused_one_goes() -> None:
         kv.release(key)
     kv.admit(3, ids(300, 301))
     assert kv.place(3).slot == 1
+
+
+def test_units_are_found_where_they_lie_until_something_else_is_written_there() -> None:
+    blocks = paged(blocks=4)
+    run_to_end(blocks, 0, ids(*range(11)))
+    assert [unit.home for unit in blocks.locate(ids(*range(11)), 4)] == [0, 1]
+    assert blocks.locate(ids(1, *range(1, 11)), 4) == ()
+    blocks.admit(1, ids(9, 9, 9, 9, 9, 9, 9, 9, 9))
+    blocks.grow(1, 12)  # two were empty, the third is the end of the prefix
+    assert [unit.home for unit in blocks.locate(ids(*range(11)), 4)] == [0]
+
+    slots = slotted()
+    run_to_end(slots, 0, ids(*range(20)))
+    found = slots.locate(ids(*range(19)), 8)
+    assert found == (KvUnit(home=0, first=0), KvUnit(home=0, first=8))
+    run_to_end(slots, 1, ids(*range(13), 99, 98))
+    assert slots.locate(ids(*range(19)), 8) == (KvUnit(home=0, first=0),)
+
+
+def test_a_request_without_reuse_gets_nothing_though_it_is_there() -> None:
+    kv: KvCache
+    for kv in (paged(), slotted()):
+        run_to_end(kv, 0, ids(*range(20)))
+        assert kv.admit(1, ids(*range(20)), reuse=False) == 0
+        assert kv.take_copies() == ()
+        kv.release(1)
+        kv.check_integrity()
+        assert kv.match(2, ids(*range(20))).tokens >= 16
 
 
 @dataclass

@@ -91,6 +91,38 @@ def test_a_hit_takes_only_what_it_lacks_and_what_it_draws_from_the_free() -> Non
     assert decide(waiting=(hit,), room=Room(free=2, unit_tokens=4)).admitted == ()
 
 
+def test_what_is_stored_is_loaded_beside_the_step_and_takes_none_of_its_tokens() -> None:
+    stored = replace(waiting(1, 60), stored=56)
+    state = State(running=(decoding(0),), waiting=(stored, waiting(2, 40)), room=ROOM)
+    decided = plan(state, replace(BUDGET, load_tokens=40))
+    assert decided.chunks == (
+        Chunk(key=0, tokens=1),
+        Chunk(key=1, tokens=40, loaded=True),
+        Chunk(key=2, tokens=15),
+    )
+
+
+def test_loads_share_their_own_budget_by_rank_and_the_rest_waits_its_turn() -> None:
+    first = Candidate(key=0, tokens=60, computed=8, held=2, stored=24)
+    second = Candidate(key=1, tokens=60, computed=8, held=2, stored=24)
+    line = (replace(waiting(2, 30), stored=28), waiting(3, 2))
+    state = State(running=(second, first), waiting=line, room=ROOM)
+    decided = plan(state, replace(BUDGET, load_tokens=32))
+    assert decided.chunks == (
+        Chunk(key=0, tokens=24, loaded=True),
+        Chunk(key=1, tokens=8, loaded=True),
+    )
+    assert decided.admitted == (), "nobody overtakes the first in line"
+
+
+def test_a_load_gets_no_more_kv_than_there_is() -> None:
+    loading = Candidate(key=0, tokens=60, computed=8, held=2, stored=24)
+    state = State(running=(loading,), waiting=(), room=Room(free=3, unit_tokens=4))
+    assert plan(state, replace(BUDGET, load_tokens=100)).chunks == (
+        Chunk(key=0, tokens=12, loaded=True),
+    )
+
+
 def test_when_kv_ends_the_lowest_rank_makes_room_and_nobody_is_admitted() -> None:
     decided = decide(
         running=(decoding(0), decoding(1, priority=1), decoding(2)),

@@ -14,6 +14,7 @@ from toytext import toy_text
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Event, Finished, ScoredToken, Terminal, TextDelta
 from tidegate.engine.executor import PagedGeometry, SlotGeometry
+from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.request import GenerationRequest, Priority, RequestId, SamplingParams
 from tidegate.engine.settings import EngineSettings
 
@@ -71,13 +72,15 @@ def toy_engine(
     *,
     eos: bool = True,
     settings: EngineSettings | None = None,
+    disk: DiskPrefixes | None = None,
 ) -> Engine:
     """An engine on `executor`, or on a paged one of its own; it has the executor's clock."""
     executor = executor or ToyExecutor(PAGED)
     text = toy_text(context_tokens=executor.limits.context_tokens, eos=eos)
     if executor.behaviour.clock is None:
-        return Engine(executor, text, model_id="toy", settings=settings)
-    return Engine(executor, text, model_id="toy", settings=settings, clock=executor.behaviour.clock)
+        return Engine(executor, text, model_id="toy", settings=settings, disk=disk)
+    clock = executor.behaviour.clock
+    return Engine(executor, text, model_id="toy", settings=settings, disk=disk, clock=clock)
 
 
 def with_sampling(request: GenerationRequest, **changed: Any) -> GenerationRequest:
@@ -98,6 +101,7 @@ def ask(
     ignore_eos: bool = False,
     priority: Priority = Priority.NORMAL,
     deadline_s: float | None = None,
+    reuse: bool = True,
 ) -> GenerationRequest:
     """A request in one line."""
     sampling = SamplingParams(
@@ -115,4 +119,5 @@ def ask(
         sampling=sampling,
         priority=priority,
         deadline_s=deadline_s,
+        reuse=reuse,
     )

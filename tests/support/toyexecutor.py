@@ -25,6 +25,7 @@ from tidegate.engine.executor import (
     SlotGeometry,
     StepResult,
 )
+from tidegate.engine.spill import KvUnit
 from tidegate.errors import ExecutionError
 
 _Words = npt.NDArray[np.uint64]
@@ -88,6 +89,8 @@ class ToyExecutor:
         step_rows: int = 8,
         vocab: int = 300,
         behaviour: Behaviour | None = None,
+        unit_tokens: int = 8,
+        unit_padding_bytes: int = 0,
     ) -> None:
         self.kv: PagedGeometry | SlotGeometry = geometry
         self.limits = ExecutorLimits(
@@ -100,10 +103,14 @@ class ToyExecutor:
         self.behaviour = behaviour or Behaviour()
         self.record = Record()
         self.busy = self.closed = False
+        self.unit_tokens = unit_tokens
         if isinstance(geometry, PagedGeometry):
             shape = (geometry.blocks, geometry.block_tokens)
+            self.unit_tokens = geometry.block_tokens
         else:
             shape = (geometry.slots, geometry.slot_tokens)
+        self.unit_bytes = 8 * self.unit_tokens + unit_padding_bytes
+        self.kv_layout = f"toy of {vocab} tokens"
         self._memory: _Words = np.full(shape, _GARBAGE)
         self._ids = np.arange(vocab, dtype=np.uint64)
 
@@ -119,6 +126,20 @@ class ToyExecutor:
     def close(self) -> None:
         assert not self.busy, "a step still uses the memory"
         self.closed = True
+
+    def read_kv(self, unit: KvUnit) -> bytes:
+        words = self._unit(unit).tobytes()
+        return words + bytes(self.unit_bytes - len(words))
+
+    def write_kv(self, unit: KvUnit, data: bytes) -> None:
+        assert len(data) == self.unit_bytes
+        self._unit(unit)[:] = np.frombuffer(data, np.uint64, self.unit_tokens)
+
+    def _unit(self, unit: KvUnit) -> _Words:
+        assert not self.closed
+        assert not self.busy, "one thread at a time"
+        assert unit.first == 0 or self.kv.kind == "slots"
+        return self._memory[unit.home, unit.first : unit.first + self.unit_tokens]
 
     def _execute(self, step: ExecutorStep) -> StepResult:
         self._check(step)
@@ -174,7 +195,7 @@ class ToyExecutor:
 
     def _check(self, step: ExecutorStep) -> None:
         limits = self.limits
-        assert step.rows, "a step has rows"
+        assert step.rows or step.copies, "a step has work"
         assert len(step.rows) <= limits.step_rows
         assert sum(len(row.tokens) for row in step.rows) <= limits.step_tokens
         assert sum(row.logits for row in step.rows) <= limits.step_logits

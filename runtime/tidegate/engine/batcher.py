@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidegate.engine.choosing import Ask
 from tidegate.engine.executor import (
@@ -20,10 +20,11 @@ from tidegate.engine.executor import (
     SlotGeometry,
 )
 from tidegate.engine.generation import Generation
-from tidegate.engine.kv import KvCache
+from tidegate.engine.kv import KvCache, Match
 from tidegate.engine.paged_kv import PagedKv
+from tidegate.engine.prefix_disk import DiskPrefixes, UnitCopy
 from tidegate.engine.quarantine import Quarantine
-from tidegate.engine.scheduler import Budget, Candidate, Chunk, Key, Plan, Room, State, plan
+from tidegate.engine.scheduler import Budget, Candidate, Key, Plan, Room, State, plan
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.slot_kv import SlotKv
 
@@ -38,6 +39,13 @@ class Batch:
     step: ExecutorStep
     chunks: tuple[tuple[Generation, int], ...]
     preempted: int
+    loads: tuple[tuple[Generation, tuple[UnitCopy, ...]], ...] = ()
+    """Who has no row but loads what is stored of it."""
+
+    @property
+    def everyone(self) -> tuple[Generation, ...]:
+        """The requests of its rows and its loads."""
+        return *(one for one, _ in self.chunks), *(one for one, _ in self.loads)
 
     @property
     def samplers(self) -> tuple[Generation, ...]:
@@ -53,6 +61,11 @@ class Batch:
             for (generation, tokens), row in zip(self.chunks, self.step.rows, strict=True)
             if tokens > 1 or row.past < len(generation.request.prompt)
         )
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that those who load had not to compute so far."""
+        return sum(one.cached_tokens or 0 for one, _ in self.loads)
 
     def asks(self) -> tuple[Ask, ...]:
         """How the tokens of `samplers` are to be chosen."""
@@ -80,10 +93,13 @@ def budget_for(limits: ExecutorLimits, settings: EngineSettings) -> Budget:
 class Batcher:
     """Requests in line and running. Every request has a place in exactly one of the two."""
 
-    def __init__(self, executor: Executor, settings: EngineSettings) -> None:
+    def __init__(
+        self, executor: Executor, settings: EngineSettings, disk: DiskPrefixes | None = None
+    ) -> None:
         self.kv = kv_for(executor.kv, reuse=settings.prefix_reuse)
         self._budget = budget_for(executor.limits, settings)
         slots = isinstance(executor.kv, SlotGeometry)
+        self._disk = disk if settings.prefix_reuse else None
         self._headroom = 0 if slots else -(-self.kv.units // _HEADROOM)
         self.running: dict[Key, Generation] = {}
         self.waiting: list[Generation] = []
@@ -106,6 +122,10 @@ class Batcher:
         if self.running.pop(generation.key, None) is None and generation in self.waiting:
             self.waiting.remove(generation)
         self._quarantine.leave((generation.key,))
+        if self._disk is not None:
+            if generation.request.reuse and not forget:
+                self._disk.offer(generation.key, generation.tokens[: generation.computed])
+            self._disk.end(generation.key)
         if generation.key not in self._in_flight:
             self.kv.release(generation.key, forget=forget)
 
@@ -113,7 +133,7 @@ class Batcher:
         """Decide the next step and give its rows their KV; there must be work."""
         group = frozenset(self._quarantine.group)
         line = [one for one in self.waiting if one.key in group] if group else self.waiting
-        decided = plan(self._state(line), self._budget)
+        decided = plan(self._state(line), self._budget_now())
         admitted = [one for one in line if one.key in decided.admitted]
         for key in decided.preempted:
             self._requeue(self.running.pop(key))
@@ -121,14 +141,29 @@ class Batcher:
             self._admit(generation)
         return self._batch(decided)
 
-    def settle(self, batch: Batch) -> None:
-        """Book what a step has computed."""
+    def settle(self, batch: Batch, loaded: tuple[int, ...] = ()) -> None:
+        """Book what a step has computed, and of each of its loads the units that were there."""
         self._in_flight = frozenset()
         for generation, tokens in batch.chunks:
-            generation.computed += tokens
-            self.kv.commit(generation.key, generation.tokens[: generation.computed])
-            if generation.key not in self.running:
-                self.kv.release(generation.key)
+            self._commit(generation, generation.computed + tokens)
+        for (generation, copies), done in zip(batch.loads, loaded, strict=True):
+            self._settle_load(generation, copies, done)
+
+    def _commit(self, generation: Generation, computed: int) -> None:
+        generation.computed = computed
+        if generation.request.reuse:
+            self.kv.commit(generation.key, generation.tokens[:computed])
+        if generation.key not in self.running:
+            self.kv.release(generation.key)
+
+    def _settle_load(self, generation: Generation, copies: tuple[UnitCopy, ...], done: int) -> None:
+        if self._disk is None or generation.key not in self.running:
+            self.kv.release(generation.key)  # it left while it was loading
+            return
+        computed = max(generation.computed, self._disk.loaded(generation.key, len(copies), done))
+        if generation.cached_tokens == generation.computed:  # it was never preempted
+            generation.cached_tokens = computed
+        self._commit(generation, computed)
 
     def clear_suspects(self, batch: Batch) -> None:
         """Suspects that came through start over later, so that the next group has all the KV."""
@@ -141,13 +176,13 @@ class Batcher:
     def settle_failed(self, batch: Batch) -> tuple[Generation, ...]:
         """Book that a step's KV is lost; the requests to give up, all others start over."""
         self._in_flight = frozenset()
-        for generation, _ in batch.chunks:
+        for generation in batch.everyone:
             self.kv.release(generation.key, forget=True)
-        here = [one for one, _ in batch.chunks if self.running.pop(one.key, None) is not None]
+        here = [one for one in batch.everyone if self.running.pop(one.key, None) is not None]
         for generation in here:
             self._requeue(generation)
         given_up = self._quarantine.failed(
-            [generation.key for generation in here], alone=len(batch.chunks) == 1
+            [generation.key for generation in here], alone=len(batch.everyone) == 1
         )
         return tuple(one for one in self.waiting if one.key in given_up)
 
@@ -191,10 +226,11 @@ class Batcher:
             deadline_s=one.request.deadline_s,
             held=self.kv.held(one.key),
             exclusive=self.kv.exclusive(one.key) if tight else 0,
+            stored=0 if self._disk is None else self._disk.left(one.key, one.computed),
         )
 
     def _waiter(self, one: Generation) -> Candidate:
-        match = self.kv.match(one.key, one.tokens)
+        match = self.kv.match(one.key, one.tokens) if one.request.reuse else Match()
         return Candidate(
             key=one.key,
             tokens=one.length,
@@ -203,35 +239,65 @@ class Batcher:
             deadline_s=one.request.deadline_s,
             held=match.units,
             drawn=match.drawn,
+            stored=self._stored(one, match.tokens),
         )
+
+    def _stored(self, one: Generation, computed: int) -> int:
+        if self._disk is None or not one.request.reuse:
+            return 0
+        return self._disk.stored(one.key, one.tokens, computed)
+
+    def _budget_now(self) -> Budget:
+        """With what a step may load, which is more when it holds up nobody."""
+        if self._disk is None:
+            return self._budget
+        alone = len(self.running) + len(self.waiting) == 1
+        return replace(self._budget, load_tokens=self._disk.load_tokens(alone=alone))
 
     def _requeue(self, generation: Generation) -> None:
         """Back in line with its tokens kept; what it had computed is computed again, or reused."""
         self.kv.release(generation.key)
+        if self._disk is not None:
+            self._disk.end(generation.key)
         generation.computed = 0
         self.add(generation)
 
     def _admit(self, generation: Generation) -> None:
         self.waiting.remove(generation)
         self.running[generation.key] = generation
-        generation.computed = self.kv.admit(generation.key, generation.tokens)
+        reuse = generation.request.reuse
+        generation.computed = self.kv.admit(generation.key, generation.tokens, reuse=reuse)
+        if self._disk is not None and reuse:
+            self._disk.begin(generation.key, generation.tokens, generation.computed)
         if generation.cached_tokens is None:
             generation.cached_tokens = generation.computed
 
     def _batch(self, decided: Plan) -> Batch:
-        chunks = tuple(self._chunk(chunk) for chunk in decided.chunks)
-        self._in_flight = frozenset(generation.key for generation, _ in chunks)
+        loads, chunks = [], []
+        for chunk in decided.chunks:
+            generation = self.running[chunk.key]
+            # Admissions before it in this step may have changed what a slot could reuse, and the
+            # store what it holds. Nothing is left to load: it gets its tokens in the next step.
+            if self._disk is not None and self._disk.left(chunk.key, generation.computed):
+                loads.append((generation, self._load(generation, chunk.tokens, self._disk)))
+            elif not chunk.loaded:
+                most = generation.length - generation.computed
+                chunks.append((generation, min(chunk.tokens, most)))
+        self._in_flight = frozenset(one.key for one, _ in chunks) | {one.key for one, _ in loads}
         rows = tuple(self._row(generation, tokens) for generation, tokens in chunks)
         return Batch(
             step=ExecutorStep(rows=rows, copies=self.kv.take_copies()),
-            chunks=chunks,
+            chunks=tuple(chunks),
             preempted=len(decided.preempted),
+            loads=tuple(loads),
         )
 
-    def _chunk(self, chunk: Chunk) -> tuple[Generation, int]:
-        # Admissions before it in this step may have changed what a slot could reuse.
-        generation = self.running[chunk.key]
-        return generation, min(chunk.tokens, generation.length - generation.computed)
+    def _load(
+        self, generation: Generation, tokens: int, disk: DiskPrefixes
+    ) -> tuple[UnitCopy, ...]:
+        end = disk.next_end(generation.key, tokens)
+        self.kv.grow(generation.key, end)
+        return disk.copies(generation.key, end, self.kv.place(generation.key))
 
     def _row(self, generation: Generation, tokens: int) -> Row:
         past, end = generation.computed, generation.computed + tokens

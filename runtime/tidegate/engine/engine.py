@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 
 from tidegate.engine.answer import Answer
@@ -19,6 +20,7 @@ from tidegate.engine.choosing import Choice
 from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal
 from tidegate.engine.executor import Executor
 from tidegate.engine.generation import Generation
+from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.request import GenerationRequest, RequestId, SamplingParams
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.snapshot import EngineSnapshot, Meter
@@ -36,6 +38,10 @@ _log = logging.getLogger(__name__)
 
 _MOST_FAILED_STEPS = 16
 """In a row, and the executor itself is broken; finding one culprit among 256 takes 9."""
+_LAST_COPIES_S = 5.0
+"""For the prefixes that still wait for the disk tier when all requests have ended."""
+_WRITER_WAIT_S = 0.05
+"""Between two looks at whether the disk has caught up."""
 _WAITING_CONTEXTS = 16
 """Prompt tokens that may wait, in contexts: what bounds the memory of the line."""
 
@@ -50,6 +56,7 @@ class Engine:
         *,
         model_id: str,
         settings: EngineSettings | None = None,
+        disk: DiskPrefixes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Size everything; nothing runs until `run()`.
@@ -59,13 +66,15 @@ class Engine:
             text: the same model's tokenizer.
             model_id: for people.
             settings: None for the defaults.
+            disk: where prefixes survive; None to keep them in KV memory only.
             clock: monotonic seconds; deadlines are on it.
         """
         self.model_id = model_id
         self.text = text
         self.clock = clock
         self._settings = settings or EngineSettings()
-        self._batcher = Batcher(executor, self._settings)
+        self._disk = disk if self._settings.prefix_reuse else None
+        self._batcher = Batcher(executor, self._settings, self._disk)
         self._stepper = Stepper(executor, clock)
         kv = self._batcher.kv
         paged = executor.kv.kind == "paged"
@@ -126,10 +135,10 @@ class Engine:
             while True:
                 await self._work.wait()
                 self._drop_abandoned()
-                if self._batcher.empty:
-                    self._work.clear()
-                else:
+                if not self._batcher.empty:
                     await self._step_safely()
+                elif not await self._spill(idle=True):
+                    self._work.clear()
         finally:
             self._accepting, self._stopped = False, True
             self._fail_all(self._batcher.everyone(), UnavailableError("the engine has stopped"))
@@ -148,6 +157,9 @@ class Engine:
         except TimeoutError:
             self._fail_all(self._batcher.everyone(), UnavailableError("the engine shuts down"))
             return False
+        if self._disk is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._disk.settled.wait(), min(timeout_s, _LAST_COPIES_S))
         return True
 
     def snapshot(self) -> EngineSnapshot:
@@ -175,6 +187,8 @@ class Engine:
             failed_steps=meter.failed_steps,
             healthy=sound and not self._stopped,
             accepting=self._accepting,
+            disk_hit_tokens=0 if self._disk is None else self._disk.hit_tokens,
+            disk=None if self._disk is None else self._disk.numbers(),
         )
 
     def _check(self, request: GenerationRequest) -> None:
@@ -231,24 +245,49 @@ class Engine:
     async def _step(self) -> None:
         batch = self._batcher.next()
         self._meter.preemptions += batch.preempted
-        if not batch.chunks:
-            assert batch.preempted, "with work there is a step or room is made for one"
+        if not batch.everyone:
+            made_way = batch.preempted or self._disk is not None
+            assert made_way, "with work there is a step or room is made for one"
             await asyncio.sleep(0)
             return
         self._schedule(batch)
-        outcome = await self._stepper.run(batch.step, batch.asks())
+        outcome = await self._stepper.run(batch.step, batch.asks(), partial(self._load, batch))
         self._meter.last_progress_s = self.clock()
         if outcome.error is None:
-            self._batcher.settle(batch)
+            cached = batch.cached_tokens
+            self._batcher.settle(batch, outcome.loaded)
+            self._meter.prefix_hit_tokens += batch.cached_tokens - cached
             self._absorb(batch, outcome)
             self._batcher.clear_suspects(batch)
+            await self._spill(idle=False)
         else:
             self._meter.failed()
             self._fail_all(self._batcher.settle_failed(batch), outcome.error)
 
+    def _load(self, batch: Batch) -> tuple[int, ...]:
+        """The units of each load that were there; on the thread of the steps."""
+        return tuple(self._disk.load(copies) for _, copies in batch.loads if self._disk is not None)
+
+    async def _spill(self, *, idle: bool) -> bool:
+        """Copy a few units out to the disk tier; False when there is nothing to copy."""
+        if self._disk is None or self._disk.settled.is_set():
+            return False
+        copies = self._disk.spills(self._batcher.kv, idle=idle)
+        if copies:
+            try:
+                await self._stepper.call(partial(self._disk.save, copies))
+            except TidegateError as error:
+                _log.warning("a prefix was not kept: %s", error)
+        elif idle and not self._disk.settled.is_set():  # as much as may is waiting to be written
+            with suppress(TimeoutError):
+                self._work.clear()
+                await asyncio.wait_for(self._work.wait(), _WRITER_WAIT_S)
+            self._work.set()
+        return True
+
     def _schedule(self, batch: Batch) -> None:
         now_s = self.clock()
-        for generation, _ in batch.chunks:
+        for generation in batch.everyone:
             if generation.first_scheduled_s is None:
                 generation.first_scheduled_s = now_s
                 self._meter.prefix_query_tokens += generation.length

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tidegate.engine.executor import Blocks, Tokens
+from tidegate.engine.spill import KvUnit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +57,8 @@ class KvCache(Protocol):
     def match(self, key: int, tokens: Tokens) -> Match:
         """The longest reusable prefix of `tokens`. Changes nothing."""
 
-    def admit(self, key: int, tokens: Tokens) -> int:
-        """Give `key` its reusable prefix and return that prefix's tokens."""
+    def admit(self, key: int, tokens: Tokens, *, reuse: bool = True) -> int:
+        """Give `key` its reusable prefix and return that prefix's tokens; none without `reuse`."""
 
     def grow(self, key: int, tokens: int) -> None:
         """Make room for `tokens` tokens of `key`; never shrinks.
@@ -80,6 +81,14 @@ class KvCache(Protocol):
 
     def release(self, key: int, *, forget: bool = False) -> None:
         """Free what `key` has; unknown keys are fine. `forget`: its KV is undefined, reuse none."""
+
+    def locate(self, tokens: Tokens, unit_tokens: int) -> tuple[KvUnit, ...]:
+        """Where units lie that hold the beginning of `tokens`, computed; as many as there are.
+
+        Args:
+            tokens: from their first on; the last one is a token like the others.
+            unit_tokens: tokens of a unit, for paged KV those of a block.
+        """
 
     def take_copies(self) -> tuple[Copy, ...]:
         """The copies that admissions since the last call ask for, in order."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from tidegate.engine.executor import PagedGeometry, Tokens
 from tidegate.engine.kv import Copy, Match, Placement
+from tidegate.engine.spill import KvUnit
 from tidegate.errors import CapacityError
 
 _ROOT = b""
@@ -56,9 +57,9 @@ class PagedKv:
         drawn = sum(self._references[block] == 0 for block in blocks)
         return Match(tokens=len(blocks) * self._block_tokens, units=len(blocks), drawn=drawn)
 
-    def admit(self, key: int, tokens: Tokens) -> int:
+    def admit(self, key: int, tokens: Tokens, *, reuse: bool = True) -> int:
         assert key not in self._held, "a request is admitted once"
-        blocks = self._matching(key, tokens)
+        blocks = self._matching(key, tokens) if reuse else []
         for block in blocks:
             self._references[block] += 1
             self._free.pop(block, None)
@@ -107,6 +108,15 @@ class PagedKv:
                 self._free[block] = None
                 self._free.move_to_end(block, last=self._chain_key[block] is not None)
 
+    def locate(self, tokens: Tokens, unit_tokens: int) -> tuple[KvUnit, ...]:
+        assert unit_tokens == self._block_tokens, "a unit of paged KV is a block"
+        found: list[KvUnit] = []
+        for chain_key in self._extended([], tokens):
+            if (block := self._by_chain_key.get(chain_key)) is None:
+                break
+            found.append(KvUnit(home=block))
+        return tuple(found)
+
     def take_copies(self) -> tuple[Copy, ...]:
         return ()
 
@@ -135,7 +145,10 @@ class PagedKv:
 
     def _chain(self, key: int, tokens: Tokens) -> list[bytes]:
         """Keys of the full blocks of `tokens`; kept per request, as its tokens only ever grow."""
-        chain = self._chains.setdefault(key, [])
+        return self._extended(self._chains.setdefault(key, []), tokens)
+
+    def _extended(self, chain: list[bytes], tokens: Tokens) -> list[bytes]:
+        """`chain`, now as long as there are full blocks."""
         size = self._block_tokens
         for index in range(len(chain), len(tokens) // size):
             parent = chain[-1] if chain else _ROOT

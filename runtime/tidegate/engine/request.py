@@ -125,6 +125,8 @@ class GenerationRequest:
     priority: Priority = Priority.NORMAL
     deadline_s: float | None = None
     """When the answer stops being useful, on the engine's clock; orders the queue, ends nothing."""
+    reuse: bool = True
+    """Computed KV of earlier requests may serve this one, and its own later ones."""
 
     def __post_init__(self) -> None:
         if not self.prompt:

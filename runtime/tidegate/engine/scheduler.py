@@ -30,6 +30,8 @@ class Candidate:
     """Waiting: how many of `held` come out of the free units."""
     exclusive: int = 0
     """Running: how many of `held` become free when it is preempted; a lower bound is enough."""
+    stored: int = 0
+    """How many of `missing`, the first of them, are to be loaded from disk and not computed."""
 
     @property
     def missing(self) -> int:
@@ -77,6 +79,8 @@ class Budget:
     rows: int
     chunk_tokens: int
     prefill_reserve: int = 0
+    load_tokens: int = 0
+    """Stored tokens that one step may load, for all requests together."""
 
     @property
     def most_running(self) -> int:
@@ -86,10 +90,11 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
-    """`tokens` of request `key` run in this step."""
+    """`tokens` of request `key` run in this step, or are loaded beside it."""
 
     key: Key
     tokens: int
+    loaded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +111,7 @@ class _Draft:
     """A plan in the making, with what is left of the budget and of the KV space."""
 
     tokens: int
+    loads: int
     free: int
     chunks: list[Chunk] = field(default_factory=list)
     kept: list[Candidate] = field(default_factory=list)
@@ -122,7 +128,7 @@ def plan(state: State, budget: Budget) -> Plan:
     Rank is (priority, deadline, arrival). A step that preempted admits nobody, or what it just
     freed would be taken by the next in line and taken back a step later.
     """
-    draft = _Draft(tokens=budget.tokens, free=state.room.free)
+    draft = _Draft(tokens=budget.tokens, loads=budget.load_tokens, free=state.room.free)
     waiting = sorted(state.waiting, key=lambda one: one.rank)
     _continue_running(draft, state, budget)
     if not draft.preempted:
@@ -143,20 +149,38 @@ def _continue_running(draft: _Draft, state: State, budget: Budget) -> None:
     while index < min(len(running), budget.rows, budget.tokens):
         one = running[index]
         later = min(len(running), budget.rows, budget.tokens) - index - 1  # one token each is kept
-        tokens = min(one.missing, budget.chunk_tokens, draft.tokens - later)
+        tokens = _share(draft, one, budget, draft.tokens - later)
+        if tokens < 1:  # others load what this step may
+            draft.promised += room.units(one.tokens) - one.held
+            index += 1
+            continue
         while (fits := _fitting(one, tokens, draft.free, room)) < 1 and index < len(running):
             victim = running.pop()
             draft.preempted.append(victim.key)
             draft.free += victim.exclusive
         if index >= len(running):
             break  # it was the lowest itself
-        draft.chunks.append(Chunk(key=one.key, tokens=fits))
-        draft.tokens -= fits
-        stored = room.units(one.computed + fits)
-        draft.free -= max(0, stored - one.held)
-        draft.promised += room.units(one.tokens) - stored
+        _give(draft, one, fits)
+        filled = room.units(one.computed + fits)
+        draft.free -= max(0, filled - one.held)
+        draft.promised += room.units(one.tokens) - filled
         index += 1
     draft.kept = running
+
+
+def _share(draft: _Draft, one: Candidate, budget: Budget, most: int) -> int:
+    """Tokens for `one` of what a step may load, or, when nothing of it is stored, compute."""
+    if one.stored:
+        return min(one.stored, draft.loads)
+    return min(one.missing, budget.chunk_tokens, most)
+
+
+def _give(draft: _Draft, one: Candidate, tokens: int) -> None:
+    draft.chunks.append(Chunk(key=one.key, tokens=tokens, loaded=one.stored > 0))
+    if one.stored:
+        draft.loads -= tokens
+    else:
+        draft.tokens -= tokens
 
 
 def _fitting(one: Candidate, tokens: int, free: int, room: Room) -> int:
@@ -196,8 +220,9 @@ def _admit(draft: _Draft, waiting: list[Candidate], room: Room, budget: Budget) 
     for one in waiting[: max(0, rows)]:
         if draft.tokens < 1 or not _has_room(draft, one, room):
             return
-        tokens = min(one.missing, budget.chunk_tokens, draft.tokens)
+        tokens = _share(draft, one, budget, draft.tokens)
+        if tokens < 1:
+            return
         draft.admitted.append(one.key)
-        draft.chunks.append(Chunk(key=one.key, tokens=tokens))
-        draft.tokens -= tokens
+        _give(draft, one, tokens)
         draft.free -= _need(one, room)

@@ -10,6 +10,7 @@ import numpy as np
 
 from tidegate.engine.executor import SlotGeometry, Tokens
 from tidegate.engine.kv import Copy, Match, Placement
+from tidegate.engine.spill import KvUnit
 from tidegate.errors import CapacityError
 
 LEAST_COPIED_TOKENS = 16
@@ -46,11 +47,11 @@ class SlotKv:
         """Tokens only: a hit still takes a slot of its own, so it brings no units."""
         return Match(tokens=self._best(tokens)[1] if self.free else 0)
 
-    def admit(self, key: int, tokens: Tokens) -> int:
+    def admit(self, key: int, tokens: Tokens, *, reuse: bool = True) -> int:
         assert key not in self._slot_of, "a request is admitted once"
         if not self.free:
             raise CapacityError(f"all {self.units} KV slots are in use")
-        source, common = self._best(tokens)
+        source, common = self._best(tokens) if reuse else (0, 0)
         slot = self._destination(source, common)
         if slot != source:
             common = common if common >= LEAST_COPIED_TOKENS else 0
@@ -90,6 +91,12 @@ class SlotKv:
         self._freed_at[slot] = self._clock
         if forget:
             self._valid[slot] = 0
+
+    def locate(self, tokens: Tokens, unit_tokens: int) -> tuple[KvUnit, ...]:
+        common = [self._common(slot, tokens) for slot in range(self.units)]
+        slot = max(range(self.units), key=common.__getitem__)
+        starts = range(0, common[slot] - unit_tokens + 1, unit_tokens)
+        return tuple(KvUnit(home=slot, first=first) for first in starts)
 
     def take_copies(self) -> tuple[Copy, ...]:
         copies, self._copies = tuple(self._copies), []

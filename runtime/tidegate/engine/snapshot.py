@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tidegate.engine.events import Cancelled, Failed, Finished, Terminal
+from tidegate.engine.prefix_disk import StoreNumbers
 
 _WEIGHT = 0.2
 """Of the newest measurement: the last ten or so decide, which follows throttling in seconds."""
@@ -46,6 +47,10 @@ class EngineSnapshot:
     """Work makes progress, and not every step of late has failed."""
     accepting: bool
     """False once draining or stopped."""
+    disk_hit_tokens: int = 0
+    """Tokens loaded from the disk tier instead of computed; `prefix_hit_tokens` has them too."""
+    disk: StoreNumbers | None = None
+    """None without a disk tier."""
 
 
 @dataclass(slots=True)

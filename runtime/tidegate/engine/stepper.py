@@ -26,6 +26,14 @@ class Outcome:
     choices: tuple[Choice, ...] = ()
     error: TidegateError | None = None
     elapsed_s: float = 0.0
+    """Of the rows, choosing included."""
+    loaded: tuple[int, ...] = ()
+    """What the loads returned."""
+
+
+def no_loads() -> tuple[int, ...]:
+    """For a step that loads nothing."""
+    return ()
 
 
 class Stepper:
@@ -37,12 +45,32 @@ class Stepper:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidegate-step")
         self._running: asyncio.Future[Outcome] | None = None
 
-    async def run(self, step: ExecutorStep, asks: tuple[Ask, ...]) -> Outcome:
-        """Run a step in the thread; errors come back as an outcome, never as an exception."""
+    async def run(
+        self,
+        step: ExecutorStep,
+        asks: tuple[Ask, ...],
+        load: Callable[[], tuple[int, ...]] = no_loads,
+    ) -> Outcome:
+        """Run a step, then its loads, in the thread.
+
+        Errors come back as an outcome, never as an exception.
+        """
         loop = asyncio.get_running_loop()
-        self._running = loop.run_in_executor(self._thread, self._run, step, asks)
+        self._running = loop.run_in_executor(self._thread, self._run, step, asks, load)
         # A step can not be interrupted: cancelling the loop must not lose sight of it.
         return await asyncio.shield(self._running)
+
+    async def call(self, work: Callable[[], None]) -> None:
+        """Run something else in the thread, where the executor is at rest.
+
+        Raises:
+            TidegateError: `work` raised it.
+        """
+        loop = asyncio.get_running_loop()
+        self._running = loop.run_in_executor(self._thread, _quietly, work)
+        outcome = await asyncio.shield(self._running)
+        if outcome.error is not None:
+            raise outcome.error
 
     async def close(self, timeout_s: float) -> None:
         """Wait for the running step, so that its owner may close the executor afterwards."""
@@ -50,12 +78,14 @@ class Stepper:
             await asyncio.wait({self._running}, timeout=timeout_s)
         self._thread.shutdown(wait=False)
 
-    def _run(self, step: ExecutorStep, asks: tuple[Ask, ...]) -> Outcome:
+    def _run(
+        self, step: ExecutorStep, asks: tuple[Ask, ...], load: Callable[[], tuple[int, ...]]
+    ) -> Outcome:
         started_s = self._clock()
         try:
-            result = self._executor.execute(step)
-            _check(result, step, self._executor.limits.vocab)
-            choices = choose(result.logits, asks) if asks else ()
+            choices = self._execute(step, asks) if step.rows or step.copies else ()
+            elapsed_s = self._clock() - started_s
+            loaded = load()  # after the copies of the step: they may be to the same slots
         except TidegateError as error:
             _log.warning("a step of the model failed: %s", error)
             return Outcome(error=error)
@@ -64,7 +94,25 @@ class Stepper:
             lost = ExecutionError(f"a step of the model failed: {type(error).__name__}")
             lost.__cause__ = error
             return Outcome(error=lost)
-        return Outcome(choices=choices, elapsed_s=self._clock() - started_s)
+        return Outcome(choices=choices, elapsed_s=elapsed_s, loaded=loaded)
+
+    def _execute(self, step: ExecutorStep, asks: tuple[Ask, ...]) -> tuple[Choice, ...]:
+        result = self._executor.execute(step)
+        _check(result, step, self._executor.limits.vocab)
+        return choose(result.logits, asks) if asks else ()
+
+
+def _quietly(work: Callable[[], None]) -> Outcome:
+    try:
+        work()
+    except TidegateError as error:
+        return Outcome(error=error)
+    except Exception as error:  # as in a step
+        _log.error("work beside the steps failed: %s", describe_defect(error))
+        return Outcome(
+            error=ExecutionError(f"work beside the steps failed: {type(error).__name__}")
+        )
+    return Outcome()
 
 
 def _check(result: StepResult, step: ExecutorStep, vocab: int) -> None:
