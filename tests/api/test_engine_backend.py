@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from memorystore import MemoryStore
 from toyengine import PAGED, toy_engine
 from toyengine import serving as running
 from toyexecutor import Behaviour, ToyExecutor
@@ -22,6 +23,7 @@ from tidegate.api.schema import read_chat
 from tidegate.api.server import BoundServer
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Finished, TextDelta
+from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.settings import EngineSettings
 from tidegate.errors import RequestError
 
@@ -224,3 +226,26 @@ def test_a_prompt_of_token_ids_is_taken_as_it_is() -> None:
         assert "128" in too_many.json()["error"]["message"]
 
     with_engine(test, toy_engine(eos=False))
+
+
+def test_a_call_without_cache_reuses_no_prefix_and_the_disk_tier_shows_in_the_metrics() -> None:
+    executor = ToyExecutor(PAGED)
+    store = MemoryStore()
+    disk = DiskPrefixes(store, executor, model_digest=b"", least_tokens=8)
+
+    async def test(client: httpx.AsyncClient, engine: Engine) -> None:
+        def cached(answer: httpx.Response) -> int:
+            return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+        private = body("hello there, hello there", max_tokens=3, tidegate={"cache": False})
+        assert cached(await client.post(CHAT, json=private)) == 0
+        plain = body("hello there, hello there", max_tokens=3)
+        assert cached(await client.post(CHAT, json=plain)) == 0
+        assert cached(await client.post(CHAT, json=plain)) > 8
+        assert cached(await client.post(CHAT, json=private)) == 0
+        await until(lambda: len(store.kept) > 0)
+        text = (await client.get("/metrics")).text
+        assert f'tidegate_prefix_disk_units{{model_name="toy"}} {len(store.kept)}.0' in text
+        assert 'tidegate_prefix_disk_hit_tokens_total{model_name="toy"} 0.0' in text
+
+    with_engine(test, toy_engine(executor, disk=disk))

@@ -10,10 +10,10 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from tidegate.api.backend import AnswerEvent, Health, ModelCard, Route, Routed
-from tidegate.api.metrics import EngineNumbers, render_engine
+from tidegate.api.metrics import EngineNumbers, render_engine, render_prefix_disk
 from tidegate.api.schema import Call
 from tidegate.engine.engine import Engine
 from tidegate.engine.request import GenerationRequest, RequestId, SamplingParams
@@ -146,6 +146,7 @@ class EngineBackend:
             sampling=fit_sampling(call.sampling, len(prompt), self.engine.context_tokens),
             priority=call.options.priority,
             deadline_s=None if deadline_ms is None else self.engine.clock() + deadline_ms / 1000,
+            reuse=call.options.cache,
         )
         async with aclosing(self.engine.submit(request, join_unread=join_unread)) as answer:
             yield Routed(
@@ -179,12 +180,15 @@ class EngineBackend:
             "failed": now.failed,
             "cancelled": now.cancelled,
             "healthy": now.healthy,
+            "prefix_disk": None
+            if now.disk is None
+            else {"hit_tokens": now.disk_hit_tokens, **asdict(now.disk)},
         }
 
     def metrics(self) -> bytes:
         """See `Backend.metrics`."""
         now = self.engine.snapshot()
-        return render_engine(
+        engine = render_engine(
             EngineNumbers(
                 model=self.engine.model_id,
                 running=now.running,
@@ -195,3 +199,6 @@ class EngineBackend:
                 preemptions=now.preemptions,
             )
         )
+        if now.disk is None:
+            return engine
+        return engine + render_prefix_disk(self.engine.model_id, now.disk_hit_tokens, now.disk)

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from tidegate.api.backend import AnswerEvent, Routed
 from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta, Usage
+from tidegate.engine.prefix_disk import StoreNumbers
 from tidegate.errors import TidegateError
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -178,6 +179,29 @@ def render_engine(numbers: EngineNumbers) -> bytes:
     for name, (text, value) in counters.items():
         counter = Counter(f"tidegate_{name}", text, ["model_name"], registry=registry)
         counter.labels(numbers.model).inc(value)
+    return generate_latest(registry)
+
+
+def render_prefix_disk(model: str, hit_tokens: int, store: StoreNumbers) -> bytes:
+    """Prometheus text exposition of the prefix cache's disk tier."""
+    registry = CollectorRegistry()
+    gauges = {
+        "bytes": ("Bytes of the files.", store.kept_bytes),
+        "units": ("Units of KV kept.", store.units),
+        "writing": ("1 while prefixes are written, 0 once the disk refused.", store.writing),
+    }
+    counters = {
+        "hit_tokens": ("Tokens loaded instead of computed.", hit_tokens),
+        "writes": ("Units written.", store.writes),
+        "evictions": ("Units removed for lack of room.", store.evictions),
+        "errors": ("Units that could not be read or written.", store.errors),
+    }
+    for name, (text, value) in gauges.items():
+        gauge = Gauge(f"tidegate_prefix_disk_{name}", text, ["model_name"], registry=registry)
+        gauge.labels(model).set(value)
+    for name, (text, value) in counters.items():
+        counter = Counter(f"tidegate_prefix_disk_{name}", text, ["model_name"], registry=registry)
+        counter.labels(model).inc(value)
     return generate_latest(registry)
 
 

@@ -72,7 +72,7 @@ class Options:
     priority: Priority = Priority.NORMAL
     deadline_ms: int | None = None
     cache: bool = True
-    """Kept answers may be given, and this one may be kept."""
+    """Kept answers and computed prefixes may be used, and those of this call kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
