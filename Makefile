@@ -33,6 +33,7 @@ bench: .venv/ready
 		--keep benchmarks/results/speed-qwen3-1.7b.json
 	$(RUN) benchmarks/edge/service.py --keep benchmarks/results/service.json
 	$(RUN) benchmarks/edge/prefix.py --keep benchmarks/results/prefix.json
+	$(RUN) benchmarks/edge/soak.py --keep benchmarks/results/soak.json
 
 format: .venv/ready
 	.venv/bin/ruff format .

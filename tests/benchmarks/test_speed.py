@@ -65,3 +65,12 @@ def test_the_service_is_compared_with_the_bare_executor(work: Path) -> None:
     assert 0 < only["engine_step_s"] < 1
     assert 0 < only["daemon"]["step_s"] < 1
     assert only["daemon"]["cold_start_s"] > 0
+
+
+@pytest.mark.system
+def test_every_request_of_a_short_soak_ends_once_and_as_it_would_alone(work: Path) -> None:
+    results = quick("soak", work)
+    assert sum(results["ended"].values()) == 60
+    assert results["compared"] > 0
+    assert (results["wrong"], results["different"]) == ([], [])
+    assert results["engine"]["running"] == results["engine"]["waiting"] == 0
