@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.engine.choosing import Ask, Mask, choose
-from tidegate.engine.executor import Logits
+from tidegate.engine.executor import Logits, Tokens
 from tidegate.engine.request import SamplingParams
 from tidegate.engine.sampling import Draw
 
@@ -63,6 +63,9 @@ class EvenThenOdd:
         assert token % 2 == len(self.taken) % 2
         self.taken.append(token)
 
+    def forced(self) -> Tokens:
+        return np.empty(0, np.int64)
+
 
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 1.0]))
 def test_a_guide_masks_every_position_and_hears_of_every_token(
@@ -86,6 +89,9 @@ class Broken:
 
     def accept(self, token: int) -> None:
         raise AssertionError(token)
+
+    def forced(self) -> Tokens:
+        raise AssertionError
 
 
 def test_a_broken_guide_costs_its_own_row_only() -> None:

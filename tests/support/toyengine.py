@@ -15,7 +15,13 @@ from tidegate.engine.engine import Engine
 from tidegate.engine.events import Event, Finished, ScoredToken, Terminal, TextDelta
 from tidegate.engine.executor import PagedGeometry, SlotGeometry
 from tidegate.engine.prefix_disk import DiskPrefixes
-from tidegate.engine.request import GenerationRequest, Priority, RequestId, SamplingParams
+from tidegate.engine.request import (
+    Constraint,
+    GenerationRequest,
+    Priority,
+    RequestId,
+    SamplingParams,
+)
 from tidegate.engine.settings import EngineSettings
 
 PAGED = PagedGeometry(block_tokens=4, blocks=96, bytes_per_token=8)
@@ -102,6 +108,7 @@ def ask(
     priority: Priority = Priority.NORMAL,
     deadline_s: float | None = None,
     reuse: bool = True,
+    constraint: Constraint | None = None,
 ) -> GenerationRequest:
     """A request in one line."""
     sampling = SamplingParams(
@@ -120,4 +127,5 @@ def ask(
         priority=priority,
         deadline_s=deadline_s,
         reuse=reuse,
+        constraint=constraint,
     )

@@ -9,9 +9,10 @@ tokens a step gives and never which ones, whatever the temperature.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +33,13 @@ class Guide(Protocol):
     """What one answer may say: a grammar's state, moved on by every token that is chosen."""
 
     def mask(self) -> Mask:
-        """The tokens that may be chosen now."""
+        """The tokens that may be chosen now; valid until the next call."""
 
     def accept(self, token: int) -> None:
         """Move on by a token that the mask allowed."""
+
+    def forced(self) -> Tokens:
+        """Tokens that must come next, one after the other: a guess that always holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -64,19 +68,32 @@ def choose(logits: Logits, asks: Sequence[Ask]) -> tuple[Choice, ...]:
         asks: what each row wants.
     """
     starts = np.cumsum([0, *(1 + len(ask.draft) for ask in asks)])
-    plain = [i for i, ask in enumerate(asks) if not len(ask.draft) and ask.guide is None]
-    together = sample(logits[starts[plain]], [asks[i].draw for i in plain])
-    choices = {i: _choice([one]) for i, one in zip(plain, together, strict=True)}
+    choices: dict[int, Choice] = {}
+    draws: dict[int, Draw] = {}
     for i, ask in enumerate(asks):
-        if i not in choices:
-            choices[i] = _one_by_one(logits[starts[i] : starts[i + 1]], ask)
+        if len(ask.draft):
+            rows = logits[starts[i] : starts[i + 1]]
+            choices[i] = _guarded(partial(_follow, rows, ask))
+        else:
+            draw = _guarded(partial(_masked, ask.draw, ask.guide))
+            if isinstance(draw, Choice):
+                choices[i] = draw
+            else:
+                draws[i] = draw
+    # One position of each row that guessed nothing, all at once.
+    together = sample(logits[starts[list(draws)]], list(draws.values()))
+    for i, one in zip(draws, together, strict=True):
+        choices[i] = _guarded(partial(_accepted, one, asks[i].guide))
     return tuple(choices[i] for i in range(len(asks)))
 
 
-def _one_by_one(logits: Logits, ask: Ask) -> Choice:
-    """The tokens of one row, until one is not the guessed one."""
+_T = TypeVar("_T")
+
+
+def _guarded(work: Callable[[], _T]) -> _T | Choice:
+    """What `work` returns; what goes wrong in it is the trouble of one row."""
     try:
-        return _choice(_follow(logits, ask))
+        return work()
     except Exception as error:  # the boundary of one request: its grammar
         if isinstance(error, TidegateError):
             return Choice(error=error)
@@ -84,12 +101,22 @@ def _one_by_one(logits: Logits, ask: Ask) -> Choice:
         return Choice(error=ExecutionError(f"choosing a token failed: {type(error).__name__}"))
 
 
-def _follow(logits: Logits, ask: Ask) -> list[Sampled | None]:
+def _masked(draw: Draw, guide: Guide | None) -> Draw:
+    return draw if guide is None else replace(draw, allowed=guide.mask())
+
+
+def _accepted(one: Sampled | None, guide: Guide | None) -> Choice:
+    if one is not None and guide is not None:
+        guide.accept(one.token)
+    return _choice([one])
+
+
+def _follow(logits: Logits, ask: Ask) -> Choice:
+    """The tokens of one row, position by position, until one is not the guessed one."""
     found: list[Sampled | None] = []
     draw = ask.draw
     for place in range(len(logits)):
-        if ask.guide is not None:
-            draw = replace(draw, allowed=ask.guide.mask())
+        draw = _masked(draw, ask.guide)
         one = sample(logits[place : place + 1], [draw])[0]
         found.append(one)
         if one is None:
@@ -99,7 +126,7 @@ def _follow(logits: Logits, ask: Ask) -> list[Sampled | None]:
         if place == len(ask.draft) or one.token != ask.draft[place]:
             break
         draw = draw.after(one.token)
-    return found
+    return _choice(found)
 
 
 def _choice(found: Sequence[Sampled | None]) -> Choice:

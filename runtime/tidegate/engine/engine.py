@@ -20,8 +20,9 @@ from tidegate.engine.choosing import Choice
 from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal
 from tidegate.engine.executor import Executor
 from tidegate.engine.generation import Generation
+from tidegate.engine.grammar import Grammars
 from tidegate.engine.prefix_disk import DiskPrefixes
-from tidegate.engine.request import GenerationRequest, RequestId, SamplingParams
+from tidegate.engine.request import Constraint, GenerationRequest, RequestId, SamplingParams
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.snapshot import EngineSnapshot, Meter
 from tidegate.engine.stepper import Outcome, Stepper
@@ -79,6 +80,7 @@ class Engine:
         kv = self._batcher.kv
         paged = executor.kv.kind == "paged"
         self._vocab = executor.limits.vocab
+        self._grammars = Grammars(text, vocab=self._vocab)
         self.context_tokens = min(
             executor.limits.context_tokens, kv.unit_tokens * (kv.units if paged else 1)
         )
@@ -91,11 +93,21 @@ class Engine:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    async def prepare(self, constraint: Constraint | None) -> None:
+        """Compile what a request is constrained by; it may be submitted right after.
+
+        Raises:
+            RequestError: the constraint is wrong; the message says where.
+            CapacityError: too many grammars are being compiled.
+        """
+        if constraint is not None:
+            await self._grammars.prepare(constraint)
+
     def submit(self, request: GenerationRequest, *, join_unread: bool = True) -> Answer:
         """Put a request in line. Closing or dropping the answer aborts it.
 
         Args:
-            request: what to answer.
+            request: what to answer; its constraint must be prepared.
             join_unread: text that nobody has read yet becomes one delta; otherwise every token's
                 text stays an event of its own, the same at every run of the same request.
 
@@ -105,6 +117,7 @@ class Engine:
             UnavailableError: the engine is draining or stopped.
         """
         self._check(request)
+        constraint = request.constraint
         generation = Generation(
             request,
             key=self._arrivals,
@@ -112,6 +125,7 @@ class Engine:
             eos_ids=self.text.eos_ids,
             now_s=self.clock(),
             join_unread=join_unread,
+            guide=None if constraint is None else self._grammars.guide(constraint),
         )
         self._arrivals += 1
         if self._batcher.empty:
@@ -144,6 +158,7 @@ class Engine:
             self._fail_all(self._batcher.everyone(), UnavailableError("the engine has stopped"))
             await self._stepper.close(self._settings.stall_after_s)
             self._batcher.abandon_step()
+            self._grammars.close()
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and let those here finish.

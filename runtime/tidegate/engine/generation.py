@@ -10,7 +10,7 @@ import secrets
 import numpy as np
 
 from tidegate.engine.answer import Channel
-from tidegate.engine.choosing import Ask
+from tidegate.engine.choosing import Ask, Guide
 from tidegate.engine.detokenise import Detokeniser
 from tidegate.engine.events import FinishReason, ScoredToken, Timing, TokenLogprob, Usage
 from tidegate.engine.executor import Tokens
@@ -33,8 +33,11 @@ class Generation:
         eos_ids: frozenset[int],
         now_s: float,
         join_unread: bool = True,
+        guide: Guide | None = None,
     ) -> None:
         self.request = request
+        self.guide = guide
+        """Has accepted exactly the tokens of the answer so far."""
         self.key = key
         self.channel = Channel(join_unread=join_unread)
         self.computed = 0
@@ -83,7 +86,9 @@ class Generation:
     def ask(self, draft: Tokens | None = None) -> Ask:
         """How its next tokens are to be chosen, those after `draft` among them."""
         draw = self._draw()
-        return Ask(draw=draw) if draft is None else Ask(draw=draw, draft=draft)
+        if draft is None:
+            return Ask(draw=draw, guide=self.guide)
+        return Ask(draw=draw, draft=draft, guide=self.guide)
 
     def _draw(self) -> Draw:
         params = self.request.sampling

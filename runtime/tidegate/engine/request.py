@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final, NewType
+from typing import Final, Literal, NewType
 
 from tidegate.errors import RequestError
 
@@ -115,6 +115,22 @@ class SamplingParams:
         assert ids == sorted(set(ids)), "one order for all that mean the same"
 
 
+ConstraintKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constraint:
+    """What an answer must look like, whole; `engine.grammar` compiles it and says what is wrong."""
+
+    kind: ConstraintKind
+    source: str = field(default="", repr=False)
+    """A JSON schema or a list of choices, both as JSON; a regular expression; a Lark grammar."""
+    begun: str = field(default="", repr=False)
+    """The answer's beginning when it was given elsewhere; it is a part of what is constrained."""
+    name: str = field(default="constraint", compare=False)
+    """The field of the request that asked for it, for errors."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationRequest:
     """One prompt to continue. `prompt` holds token ids, so a hand-off can be token exact."""
@@ -127,7 +143,18 @@ class GenerationRequest:
     """When the answer stops being useful, on the engine's clock; orders the queue, ends nothing."""
     reuse: bool = True
     """Computed KV of earlier requests may serve this one, and its own later ones."""
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise RequestError("prompt", "is empty: must hold at least one token")
+        if self.constraint is not None:
+            self._check_ends(self.constraint)
+
+    def _check_ends(self, constraint: Constraint) -> None:
+        """The grammar says where the answer ends; nothing else may forbid it."""
+        if self.sampling.ignore_eos:
+            raise RequestError("ignore_eos", f"true: must be false with {constraint.name}")
+        if self.sampling.min_tokens:
+            problem = f"{self.sampling.min_tokens}: must be 0 with {constraint.name}"
+            raise RequestError("min_tokens", problem)

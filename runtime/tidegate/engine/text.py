@@ -94,6 +94,10 @@ class TextModel:
     def has_chat(self) -> bool:
         return self._template is not None
 
+    def tokenizer_json(self) -> str:
+        """The tokenizer as its file holds it, for a library that reads its own."""
+        return str(self._tokenizer.to_str())
+
     def detokeniser(self) -> Detokeniser:
         """A fresh one, for one answer."""
         return Detokeniser(self._tokenizer, self._token_bytes)

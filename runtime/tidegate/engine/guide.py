@@ -1,0 +1,62 @@
+"""`GrammarGuide`: an answer's place in its grammar, as masks of the tokens that may come next.
+
+The matcher (llguidance) works on bytes: any tokens that spell an allowed text are allowed, and the
+ids that end an answer exactly when the text may end. What it accepted are the tokens that `choose`
+chose, one by one, so a guess that failed, a step that failed or a preemption never has to be taken
+back. Used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from llguidance import LLMatcher
+
+from tidegate.engine.choosing import Mask
+from tidegate.engine.executor import Tokens
+from tidegate.errors import ExecutionError
+
+_WORD_BITS: Final = 32
+_REASON_CHARS: Final = 200
+
+
+class GrammarGuide:
+    """See `tidegate.engine.choosing.Guide`."""
+
+    def __init__(self, matcher: LLMatcher, *, vocab: int) -> None:
+        """Guide by `matcher`, which this object owns; `vocab` is the model's, padding included."""
+        self._matcher = matcher
+        self._words: Mask = np.zeros(-(-vocab // _WORD_BITS), np.uint32)
+        self._address = self._words.ctypes.data
+
+    def mask(self) -> Mask:
+        """See `Guide.mask`; valid until the next call.
+
+        Raises:
+            ExecutionError: the grammar is too complex to go on, or leaves no token to choose.
+        """
+        self._matcher.unsafe_compute_mask_ptr(self._address, self._words.nbytes)
+        self._check()
+        if not self._words.any():
+            raise ExecutionError("the grammar allows no token that this model has")
+        return self._words
+
+    def accept(self, token: int) -> None:
+        """See `Guide.accept`.
+
+        Raises:
+            ExecutionError: the grammar does not allow `token`.
+        """
+        self._matcher.consume_token(token)
+        self._check()
+
+    def forced(self) -> Tokens:
+        """See `Guide.forced`."""
+        return np.array(self._matcher.compute_ff_tokens(), dtype=np.int64)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            # Its first line says what, the rest is the state of a parser.
+            reason = (self._matcher.get_error().splitlines() or [""])[0][:_REASON_CHARS]
+            raise ExecutionError(f"the grammar cannot go on: {reason}")
