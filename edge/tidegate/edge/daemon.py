@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from tidegate.api.engine_backend import EngineBackend
@@ -23,11 +24,14 @@ from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.embedder import BundleEmbedder, open_embedder
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
 from tidegate.edge.executors.encoder import EncoderSettings
+from tidegate.edge.prefix_store import open_store
 from tidegate.edge.semantic_cache import SemanticCache
 from tidegate.edge.service import EdgeBackend
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
+from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.settings import EngineSettings
+from tidegate.engine.spill import SpillingKv
 from tidegate.engine.text import TextModel
 from tidegate.errors import ConfigError
 from tidegate.link.device import DeviceLink
@@ -61,6 +65,12 @@ class EdgeSettings:
     """Requests that may wait for the device's engine before new ones overflow."""
     answer_cache_mib: int = 8
     answer_ttl_s: float = 600.0
+    prefix_reuse: bool = True
+    """Prompts that begin alike share what was computed of the beginning."""
+    prefix_cache: Path | None = None
+    """A folder in which such beginnings survive a restart; None keeps them in memory only."""
+    prefix_cache_mib: int = 1024
+    """Of its files together; the longest unused go first."""
     embedder: Path | None = None
     """Bundle of an encoder, for `/v1/embeddings` and the semantic cache."""
     semantic_cache: float | None = None
@@ -77,6 +87,11 @@ class EdgeSettings:
             raise ConfigError("queue_limit", self.queue_limit, "at least 1")
         if self.answer_cache_mib < 0:
             raise ConfigError("answer_cache_mib", self.answer_cache_mib, "at least 0")
+        if self.prefix_cache_mib < 1:
+            raise ConfigError("prefix_cache_mib", self.prefix_cache_mib, "at least 1")
+        if self.prefix_cache is not None and not self.prefix_reuse:
+            allowed = "absent where prefixes are not reused"
+            raise ConfigError("prefix_cache", str(self.prefix_cache), allowed)
         if self.semantic_cache is not None and self.embedder is None:
             allowed = "set together with embedder, which compares messages"
             raise ConfigError("semantic_cache", self.semantic_cache, allowed)
@@ -120,7 +135,14 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
             stack.push_async_callback(link.close)
         executor = open_executor(bundle, settings.executor)
         stack.callback(executor.close)
-        engine = _make_engine(bundle, executor, settings)
+        disk = None
+        if settings.prefix_cache is not None and isinstance(executor, SpillingKv):
+            budget_bytes = settings.prefix_cache_mib * _MIB
+            store = open_store(settings.prefix_cache, budget_bytes=budget_bytes)
+            stack.callback(store.close)
+            digest = sha256(bundle.manifest.to_bytes()).digest()
+            disk = DiskPrefixes(store, executor, model_digest=digest)
+        engine = _make_engine(bundle, executor, disk, settings)
         embedder = _open_embedder(settings)
         if embedder is not None:
             stack.callback(embedder.close)
@@ -131,7 +153,9 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         yield Edge(settings=settings, engine=engine, server=server, link=link)
 
 
-def _make_engine(bundle: Bundle, executor: Executor, settings: EdgeSettings) -> Engine:
+def _make_engine(
+    bundle: Bundle, executor: Executor, disk: DiskPrefixes | None, settings: EdgeSettings
+) -> Engine:
     text = TextModel.load(
         bundle.folder,
         context_tokens=max(settings.longest_prompt_tokens, executor.limits.context_tokens),
@@ -140,7 +164,10 @@ def _make_engine(bundle: Bundle, executor: Executor, settings: EdgeSettings) -> 
         executor,
         text,
         model_id=bundle.manifest.model_id,
-        settings=EngineSettings(most_waiting=settings.queue_limit),
+        settings=EngineSettings(
+            most_waiting=settings.queue_limit, prefix_reuse=settings.prefix_reuse
+        ),
+        disk=disk,
     )
 
 

@@ -129,6 +129,7 @@ class DiskPrefixes:
         self._chains: dict[Key, list[bytes]] = {}
         self._loading: dict[Key, _Loading] = {}
         self._offers: deque[_Offer] = deque()
+        self._done: list[_Offer] = []
 
     def numbers(self) -> StoreNumbers:
         """The store's."""
@@ -201,9 +202,8 @@ class DiskPrefixes:
 
     def offer(self, key: Key, tokens: Tokens) -> None:
         """A request that ends has computed `tokens`: keep them if they are worth it."""
-        if len(tokens) >= self._least_tokens:
+        if len(tokens) >= self._least_tokens and self._store.numbers().writing:
             keys = tuple(self._chain(key, tokens)[: len(tokens) // self.unit_tokens])
-            self._store.use(tuple(one for one in keys if self._store.holds(one)))
             self._offers.append(_Offer(tokens=tokens, keys=keys))
             self.settled.clear()
             if len(self._offers) > _MOST_OFFERS:
@@ -211,6 +211,8 @@ class DiskPrefixes:
 
     def spills(self, kv: KvCache, *, idle: bool) -> tuple[UnitCopy, ...]:
         """What to copy out now; call `save` with it before anything else runs."""
+        if not self._store.numbers().writing:
+            self._offers.clear()
         most = min(SPILL_IDLE_BYTES if idle else SPILL_BESIDE_BYTES, self._store.room_bytes())
         units = max(int(most > 0), most // self._executor.unit_bytes)
         found: list[UnitCopy] = []
@@ -220,9 +222,11 @@ class DiskPrefixes:
             found += fresh[:room]
             if len(fresh) > room:
                 break  # the rest of it comes next
-            self._offers.popleft()
-        if not self._offers and not found:
-            self.settled.set()
+            self._done.append(self._offers.popleft())
+        if not found:
+            self.save(())
+            if not self._offers:
+                self.settled.set()
         return tuple(found)
 
     def save(self, copies: tuple[UnitCopy, ...]) -> None:
@@ -230,6 +234,9 @@ class DiskPrefixes:
         for copy in copies:
             if not self._store.holds(copy.key):  # two prefixes may begin alike
                 self._store.save(copy.key, self._executor.read_kv(copy.unit))
+        for offer in self._done:
+            self._store.use(offer.keys)
+        self._done.clear()
 
     def _fresh(self, offer: _Offer, kv: KvCache) -> list[UnitCopy]:
         """Units of a prefix that are not kept and still lie in the KV."""

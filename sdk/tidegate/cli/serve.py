@@ -42,6 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COSINE",
         help="give an earlier answer to a question that means the same; needs --embedder",
     )
+    parser.add_argument(
+        "--prefix-cache",
+        type=Path,
+        metavar="DIR",
+        help="keep computed beginnings of prompts there, encrypted, so that they survive a restart",
+    )
+    parser.add_argument(
+        "--prefix-cache-mib", type=int, default=1024, help="its largest size (default 1024)"
+    )
+    parser.add_argument(
+        "--no-prefix-cache",
+        action="store_true",
+        help="compute every prompt from its first token, neither memory nor disk reused",
+    )
     parser.add_argument("--exact", action="store_true", help="float activations, to compare with")
     add_trust(parser)
     parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to the cloud")
@@ -77,6 +91,9 @@ def run(args: argparse.Namespace) -> int:
         queue_limit=args.queue,
         embedder=args.embedder,
         semantic_cache=args.semantic_cache,
+        prefix_reuse=not args.no_prefix_cache,
+        prefix_cache=args.prefix_cache,
+        prefix_cache_mib=args.prefix_cache_mib,
         trusted_signers=read_trust(args.trust),
         link=None if args.link is None else LinkSettings(broker=args.link, keys=args.keys),
     )
