@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import httpx
 import pytest
+from httpengine import CHAT, body, streamed, with_engine
 from memorystore import MemoryStore
 from toyengine import PAGED, toy_engine
 from toyengine import serving as running
@@ -18,45 +16,12 @@ from toyexecutor import Behaviour, ToyExecutor
 
 from tidegate.api.backend import Routed
 from tidegate.api.engine_backend import EngineBackend, fit_sampling, new_request_id
-from tidegate.api.http import create_app
 from tidegate.api.schema import read_chat
-from tidegate.api.server import BoundServer
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Finished, TextDelta
 from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.settings import EngineSettings
 from tidegate.errors import RequestError
-
-CHAT = "/v1/chat/completions"
-
-
-def body(said: str = "hello", **fields: object) -> dict[str, object]:
-    return {"messages": [{"role": "user", "content": said}], "temperature": 0, **fields}
-
-
-@asynccontextmanager
-async def served(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
-    """The engine and its HTTP surface on loopback, and a client of it."""
-    app = create_app(EngineBackend(engine, route="edge", created_s=0))
-    server = BoundServer(app, "127.0.0.1", 0)
-    async with running(engine), httpx.AsyncClient(base_url=server.url, timeout=10) as client:
-        serving = asyncio.create_task(server.run())
-        try:
-            yield client
-        finally:
-            serving.cancel()
-            with suppress(asyncio.CancelledError):
-                await serving
-
-
-def with_engine(
-    test: Callable[[httpx.AsyncClient, Engine], Awaitable[None]], engine: Engine
-) -> None:
-    async def run() -> None:
-        async with served(engine) as client:
-            await test(client, engine)
-
-    asyncio.run(run())
 
 
 def slow_engine(*, settings: EngineSettings | None = None) -> Engine:
@@ -69,13 +34,6 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.005)
-
-
-async def streamed(client: httpx.AsyncClient, **fields: Any) -> list[Any]:
-    response = await client.post(CHAT, json=body(stream=True, **fields))
-    datas = [one.removeprefix("data: ") for one in response.text.split("\n\n") if one]
-    assert datas.pop() == "[DONE]"
-    return [json.loads(one) for one in datas]
 
 
 def test_a_streamed_answer_is_the_whole_answer_in_pieces() -> None:

@@ -117,6 +117,22 @@ def test_top_k_can_be_off_in_other_servers_ways() -> None:
         ("messages", [{"role": "user"}], "messages[0].content: is null"),
         ("messages", [{"role": "user", "content": "\ud800"}], "half a surrogate pair"),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "[0].type: 'image_u"),
+        ("response_format", "json", "response_format: is a string: must be a JSON object"),
+        ("response_format", {}, "response_format.type: is absent: must be 'text', 'json_object'"),
+        ("response_format", {"type": "xml"}, "response_format.type: 'xml': must be"),
+        ("response_format", {"type": "json_schema"}, "response_format.json_schema: is absent"),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": {}}}, "name: is abs"),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}, "schema: is ab"),
+        ("structured_outputs", {}, "structured_outputs: has none: must have one of 'json', 'reg"),
+        ("structured_outputs", {"regex": "a", "choice": ["a"]}, "structured_outputs: has 2: must"),
+        ("structured_outputs", {"xml": "a"}, "structured_outputs: unknown key 'xml'"),
+        ("structured_outputs", {"json_object": False}, "json_object: false: must be true or abs"),
+        ("structured_outputs", {"json": 3}, "structured_outputs.json: is a number: must be a JSON"),
+        ("structured_outputs", {"json": {"const": 10**5000}}, "too long a number"),
+        ("structured_outputs", {"choice": "a"}, "choice: is a string: must be a list of strings"),
+        ("structured_outputs", {"choice": [1]}, "structured_outputs.choice[0]: is a number"),
+        ("structured_outputs", {"regex": "\ud800"}, "regex: has half a surrogate pair"),
+        ("guided_grammar", 3, "guided_grammar: is a number: must be a string"),
         ("tidegate", "edge", "tidegate: is a string"),
         ("tidegate", {"route": "moon"}, "tidegate.route: 'moon': must be 'auto', 'edge' or"),
         ("tidegate", {"deadline_ms": 0}, "tidegate.deadline_ms: 0: must be"),
@@ -135,7 +151,6 @@ def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
         ("logprobs", True),
         ("logprobs", 0),
         ("tools", [{"type": "function"}]),
-        ("response_format", {"type": "json_object"}),
         ("presence_penalty", 0.5),
         ("logit_bias", {"50256": -100}),
     ],
@@ -257,7 +272,10 @@ json_values = st.recursive(
     max_leaves=12,
 )
 field_names = st.sampled_from(
-    [*call_to_json(chat()), "n", "prompt", "tools", "echo", "stop", "seed", "response_format"]
+    [
+        *("n", "prompt", "tools", "echo", "stop", "seed", "response_format", "guided_json"),
+        *("structured_outputs", *call_to_json(chat())),
+    ]
 )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tidegate.edge.answer_cache import AnswerCache, answer_key
 from tidegate.engine.events import Usage
-from tidegate.engine.request import SamplingParams
+from tidegate.engine.request import Constraint, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=10, temperature=0)
 USAGE = Usage(prompt_tokens=3, completion_tokens=2)
@@ -65,3 +65,14 @@ def test_it_never_holds_more_than_its_budget(steps: list[tuple[int, int, bool]])
             cache.put(bytes([name]), "é" * length, "stop", USAGE)
         assert 0 <= cache.nbytes <= 3000
         assert (cache.nbytes == 0) == (len(cache) == 0)
+
+
+def test_an_answer_of_one_shape_is_no_answer_of_another() -> None:
+    shapes = [
+        None,
+        Constraint(kind="json_object"),
+        Constraint(kind="regex", source="a"),
+        Constraint(kind="grammar", source="a"),
+        Constraint(kind="regex", source="a", begun="a"),
+    ]
+    assert len({answer_key("m", (1,), GREEDY, shape) for shape in shapes}) == len(shapes)

@@ -14,7 +14,7 @@ from toytext import toy_text
 
 from tidegate.api.backend import AnswerEvent, Routed
 from tidegate.api.engine_backend import EngineBackend, encode_call
-from tidegate.api.schema import Call, read_chat, read_completion
+from tidegate.api.schema import Call, call_to_json, read_chat, read_completion
 from tidegate.cloud.handler import read_call
 from tidegate.edge.answer_cache import AnswerCache
 from tidegate.edge.answer_memory import AnswerMemory
@@ -141,3 +141,11 @@ def test_only_an_assistants_message_after_another_can_be_continued(roles: tuple[
     body = {"messages": messages, "continue_final_message": True}
     with pytest.raises(RequestError, match="continue_final_message"):
         read_call(json.dumps(body).encode())
+
+
+def test_a_continued_constraint_covers_what_was_begun_too() -> None:
+    shaped = call(structured_outputs={"regex": "[a-z]+", "begun": "ab"})
+    rest = continuation(shaped, "cd", Usage(prompt_tokens=4, completion_tokens=2))
+    assert rest.constraint is not None
+    assert (rest.constraint.source, rest.constraint.begun) == ("[a-z]+", "abcd")
+    assert read_chat(call_to_json(rest)) == rest

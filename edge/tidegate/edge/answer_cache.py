@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 from tidegate.engine.events import FinishReason, Usage
-from tidegate.engine.request import SamplingParams
+from tidegate.engine.request import Constraint, SamplingParams
 
 _ENTRY_BYTES = 400
 """About what an entry costs beside its text (measured with sys.getsizeof on CPython 3.11)."""
@@ -29,11 +29,17 @@ class CachedAnswer:
     made_s: float
 
 
-def answer_key(model_id: str, prompt: tuple[int, ...], sampling: SamplingParams) -> bytes | None:
+def answer_key(
+    model_id: str,
+    prompt: tuple[int, ...],
+    sampling: SamplingParams,
+    constraint: Constraint | None = None,
+) -> bytes | None:
     """The key of a request, or None when asking twice may rightly give two answers."""
     if sampling.temperature > 0 and sampling.seed is None:
         return None
-    shape = repr((model_id, sorted(asdict(sampling).items()), prompt))
+    form = None if constraint is None else (constraint.kind, constraint.source, constraint.begun)
+    shape = repr((model_id, sorted(asdict(sampling).items()), form, prompt))
     return hashlib.sha256(shape.encode()).digest()
 
 

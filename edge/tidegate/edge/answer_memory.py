@@ -58,7 +58,7 @@ class AnswerMemory:
         """
         if not call.options.cache or call.options.route == "cloud":
             return Recall()
-        key = answer_key(model, prompt, sampling)
+        key = answer_key(model, prompt, sampling, call.constraint)
         if key is None:
             return Recall()
         found = self._exact.get(key)

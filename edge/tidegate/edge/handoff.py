@@ -2,7 +2,8 @@
 
 The cloud gets the call with the text so far as the start of the assistant's turn, so it continues
 that very answer and nothing is said twice. Texts are joined, not tokens: the two models may cut
-text differently. A stop string that lies across the seam is not seen.
+text differently. A stop string that lies across the seam is not seen; a constraint is, because the
+cloud's grammar reads the begun text first.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ def was_cut_short(call: Call, end: Finished, context_tokens: int) -> bool:
 
 def continuation(call: Call, text: str, usage: Usage) -> Call:
     """The call that asks for the rest of an answer that began with `text`."""
+    if call.constraint is not None:
+        begun = call.constraint.begun + text
+        call = replace(call, constraint=replace(call.constraint, begun=begun))
     sampling = call.sampling
     if call.max_tokens_given:
         rest = sampling.max_tokens - usage.completion_tokens

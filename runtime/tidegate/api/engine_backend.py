@@ -147,7 +147,9 @@ class EngineBackend:
             priority=call.options.priority,
             deadline_s=None if deadline_ms is None else self.engine.clock() + deadline_ms / 1000,
             reuse=call.options.cache,
+            constraint=call.constraint,
         )
+        await self.engine.prepare(request.constraint)
         async with aclosing(self.engine.submit(request, join_unread=join_unread)) as answer:
             yield Routed(
                 route=self._route,

@@ -19,7 +19,8 @@ from tidegate.api.schema_sampling import (
     read_sampling,
     sampling_json,
 )
-from tidegate.engine.request import Priority, SamplingParams
+from tidegate.api.structured import constraint_json, read_constraint
+from tidegate.engine.request import Constraint, Priority, SamplingParams
 from tidegate.errors import RequestError
 
 RouteWish = Literal["auto", "edge", "cloud"]
@@ -41,7 +42,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "tool_choice": ("auto", "none"),
     "functions": ([],),
     "function_call": ("auto", "none"),
-    "response_format": ({"type": "text"},),
     "logit_bias": ({},),
     "presence_penalty": (0, 0.0),
     "frequency_penalty": (0, 0.0),
@@ -88,6 +88,7 @@ class Call:
     max_tokens_given: bool
     continue_final_message: bool = False
     """Chat: the last message is the assistant's and the answer goes on where it ends (as vLLM)."""
+    constraint: Constraint | None = None
     stream: bool = False
     include_usage: bool = False
     options: Options = field(default_factory=Options)
@@ -124,6 +125,7 @@ def _read(fields: Fields, kind: Literal["chat", "completion"]) -> Call:
         sampling=read_sampling(fields, REST_OF_CONTEXT if max_tokens is None else max_tokens),
         max_tokens_given=max_tokens is not None,
         continue_final_message=kind == "chat" and _continues(fields, messages),
+        constraint=read_constraint(fields),
         stream=fields.flag("stream") or False,
         include_usage=bool(stream_options and stream_options.flag("include_usage")),
         options=_options(fields.inner("tidegate")),
@@ -223,6 +225,7 @@ def call_to_json(call: Call) -> dict[str, object]:
         "max_tokens": sampling.max_tokens if call.max_tokens_given else None,
         **sampling_json(sampling),
         "continue_final_message": call.continue_final_message or None,
+        "structured_outputs": None if call.constraint is None else constraint_json(call.constraint),
         "stream": call.stream or None,
         "stream_options": {"include_usage": True} if call.include_usage else None,
         "tidegate": {

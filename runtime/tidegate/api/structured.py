@@ -1,0 +1,139 @@
+"""What an answer must look like, as requests spell it: OpenAI's `response_format` or vLLM's fields.
+
+`structured_outputs` is the spelling that travels on; vLLM's older `guided_*` fields are read too.
+A request may ask for one shape only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from tidegate.api.fields import Fields, kind_of, one_of, prose, shown
+from tidegate.engine.request import Constraint, ConstraintKind
+from tidegate.errors import RequestError
+
+_NAME_CHARS: Final = 64
+_OLD_NAMES: Final = ("json", "regex", "choice", "grammar")
+_FORMATS: Final = ("text", "json_object", "json_schema")
+
+
+def read_constraint(fields: Fields) -> Constraint | None:
+    """What a request's answer must look like; None when it is free.
+
+    Raises:
+        RequestError: a field is wrong, or two ask for a shape.
+    """
+    found = [*_wishes(fields)]
+    if len(found) > 1:
+        problem = f"asks for a shape, and {found[0].name} does too: must be one of them"
+        raise RequestError(found[1].name, problem)
+    return found[0] if found else None
+
+
+def _wishes(fields: Fields) -> Iterator[Constraint]:
+    form = fields.inner("response_format")
+    wanted = None if form is None else _response_format(form)
+    if wanted is not None:
+        yield wanted
+    outputs = fields.inner("structured_outputs")
+    if outputs is not None:
+        yield _structured_outputs(outputs)
+    for name in _OLD_NAMES:
+        if fields.raw(f"guided_{name}") is not None:
+            yield _READERS[name](fields, f"guided_{name}")
+
+
+def _response_format(fields: Fields) -> Constraint | None:
+    kind = fields.choice("type", _FORMATS)
+    if kind is None:
+        raise RequestError(fields.path("type"), f"is absent: must be {one_of(_FORMATS)}")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Constraint(kind="json_object", name="response_format")
+    described = fields.inner("json_schema")
+    if described is None:
+        raise RequestError(fields.path("json_schema"), "is absent")
+    if described.name("name", most_chars=_NAME_CHARS) is None:
+        raise RequestError(described.path("name"), "is absent")
+    # Enforced either way: a promise that is sometimes kept helps nobody.
+    described.flag("strict")
+    if described.raw("schema") is None:
+        raise RequestError(described.path("schema"), "is absent")
+    return _json(described, "schema")
+
+
+def _structured_outputs(fields: Fields) -> Constraint:
+    fields.only(*_READERS, "begun")
+    given = [name for name in _READERS if fields.raw(name) is not None]
+    if len(given) != 1:
+        found = f"has {len(given)}" if given else "has none"
+        raise RequestError("structured_outputs", f"{found}: must have one of {one_of([*_READERS])}")
+    read = _READERS[given[0]](fields, given[0])
+    begun = fields.raw("begun")
+    text = "" if begun is None else prose(begun, fields.path("begun"))
+    return Constraint(kind=read.kind, source=read.source, begun=text, name=read.name)
+
+
+def _json(fields: Fields, name: str) -> Constraint:
+    """A schema as an object, or as the JSON text of one."""
+    value, path = fields.raw(name), fields.path(name)
+    if isinstance(value, str):
+        return Constraint(kind="json_schema", source=prose(value, path), name=path)
+    if not isinstance(value, dict | bool):
+        raise RequestError(path, f"is {kind_of(value)}: must be a JSON schema")
+    return Constraint(kind="json_schema", source=_dumped(value, path), name=path)
+
+
+def _json_object(fields: Fields, name: str) -> Constraint:
+    if fields.flag(name) is not True:
+        raise RequestError(fields.path(name), f"{shown(fields.raw(name))}: must be true or absent")
+    return Constraint(kind="json_object", name=fields.path(name))
+
+
+def _choice(fields: Fields, name: str) -> Constraint:
+    value, path = fields.raw(name), fields.path(name)
+    if not isinstance(value, list):
+        raise RequestError(path, f"is {kind_of(value)}: must be a list of strings")
+    texts = [prose(text, f"{path}[{index}]") for index, text in enumerate(value)]
+    return Constraint(kind="choice", source=_dumped(texts, path), name=path)
+
+
+def _text(kind: ConstraintKind) -> Callable[[Fields, str], Constraint]:
+    def read(fields: Fields, name: str) -> Constraint:
+        path = fields.path(name)
+        return Constraint(kind=kind, source=prose(fields.raw(name), path), name=path)
+
+    return read
+
+
+_READERS: Final[dict[str, Callable[[Fields, str], Constraint]]] = {
+    "json": _json,
+    "regex": _text("regex"),
+    "choice": _choice,
+    "grammar": _text("grammar"),
+    "json_object": _json_object,
+}
+
+
+def _dumped(value: object, path: str) -> str:
+    try:
+        return json.dumps(value)
+    except (RecursionError, ValueError):  # too deep, or a number of thousands of digits
+        raise RequestError(path, "is nested too deeply or holds too long a number") from None
+
+
+def constraint_json(constraint: Constraint) -> dict[str, object]:
+    """The `structured_outputs` that `read_constraint` reads back as an equal constraint."""
+    begun: dict[str, object] = {"begun": constraint.begun} if constraint.begun else {}
+    match constraint.kind:
+        case "json_schema":
+            return {"json": constraint.source, **begun}
+        case "json_object":
+            return {"json_object": True, **begun}
+        case "choice":
+            return {"choice": json.loads(constraint.source), **begun}
+        case "regex" | "grammar":
+            return {constraint.kind: constraint.source, **begun}
