@@ -85,7 +85,7 @@ def test_an_answer_that_was_begun_elsewhere_keeps_its_beginning_on_the_link() ->
 
 
 def asked(**fields: object) -> dict[str, object]:
-    return body(temperature=1, max_tokens=100, **fields)
+    return {**body(), "temperature": 1, "max_tokens": 100, **fields}
 
 
 def test_a_structured_answer_is_valid_whole_and_streamed() -> None:
