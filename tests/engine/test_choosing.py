@@ -12,6 +12,7 @@ from tidegate.engine.choosing import Ask, Mask, choose
 from tidegate.engine.executor import Logits, Tokens
 from tidegate.engine.request import SamplingParams
 from tidegate.engine.sampling import Draw
+from tidegate.errors import ExecutionError
 
 VOCAB = 40
 
@@ -102,3 +103,24 @@ def test_a_broken_guide_costs_its_own_row_only() -> None:
     assert third.error is None
     assert "ZeroDivisionError" in str(second.error)
     assert "secret" not in str(second.error)
+
+
+class AllowsOnce(EvenThenOdd):
+    """A guide that has nothing to allow after its first token."""
+
+    def mask(self) -> Mask:
+        if self.taken:
+            raise ExecutionError("nothing is allowed")
+        return super().mask()
+
+
+def test_trouble_after_the_first_token_waits_for_the_next_step() -> None:
+    logits = random_logits(2, 1)
+    first = tokens_of(logits[:1], Ask(draw=draw(0), guide=EvenThenOdd()))
+    draft = np.array(first, np.int64)
+    assert tokens_of(logits, Ask(draw=draw(0), draft=draft, guide=AllowsOnce())) == first
+    (choice,) = choose(logits, [Ask(draw=draw(0), draft=draft, guide=AllowsOnce(taken=[2]))])
+    assert "nothing is allowed" in str(choice.error)
+    logits[1] = np.nan
+    held = np.array(tokens_of(logits[:1], Ask(draw=draw(0))), np.int64)
+    assert tokens_of(logits, Ask(draw=draw(0), draft=held)) == held.tolist()

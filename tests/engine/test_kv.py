@@ -18,6 +18,7 @@ from tidegate.engine.spill import KvUnit
 from tidegate.errors import CapacityError
 
 SLOT_TOKENS = 48
+GARBAGE = -2
 
 
 def paged(blocks: int = 8, block_tokens: int = 4) -> PagedKv:
@@ -106,6 +107,23 @@ def test_kv_that_is_undefined_is_never_reused() -> None:
         kv.release(0, forget=True)
         assert kv.match(1, ids(*range(9))).tokens == 0
         kv.check_integrity()
+
+
+def test_room_that_guesses_did_not_need_is_given_back_and_taken_before_any_prefix() -> None:
+    kv = paged(blocks=6)
+    run_to_end(kv, 0, ids(*range(8)))
+    kv.admit(1, ids(50, 51, 52))
+    kv.grow(1, 12)
+    assert (kv.held(1), kv.free) == (3, 3)
+    kv.trim(1, 3)
+    assert (kv.held(1), kv.free) == (1, 5)
+    place = kv.place(1).blocks
+    assert place is not None
+    assert len(place) == 1
+    kv.check_integrity()
+    kv.admit(2, ids(60))
+    kv.grow(2, 12)
+    assert kv.match(3, ids(*range(9))).tokens == 8, "the prefix is still there"
 
 
 def test_reuse_can_be_switched_off() -> None:
@@ -264,7 +282,8 @@ def test_reused_kv_is_always_that_of_the_same_tokens(shape: str, data: st.DataOb
             chosen = data.draw(st.sampled_from(sorted(lives)))
             life = lives[chosen]
             if action == "advance":
-                _advance(kv, memory, chosen, life, data.draw(st.sampled_from([1, 5, 40])))
+                draft = data.draw(st.sampled_from([0, 0, 2, 9]))
+                _advance(kv, memory, chosen, life, data.draw(st.sampled_from([1, 5, 40])), draft)
             else:
                 kv.release(chosen, forget=data.draw(st.booleans()))
                 del lives[chosen]
@@ -274,15 +293,19 @@ def test_reused_kv_is_always_that_of_the_same_tokens(shape: str, data: st.DataOb
     assert kv.free == kv.units
 
 
-def _advance(kv: KvCache, memory: Memory, key: int, life: Life, step: int) -> None:
+def _advance(kv: KvCache, memory: Memory, key: int, life: Life, step: int, draft: int) -> None:
+    """Compute up to `step` tokens and `draft` guesses, none of which hold."""
     if life.computed == len(life.tokens):
         life.tokens = np.append(life.tokens, [3])
     end = min(life.computed + step, len(life.tokens))
-    missing = -(-end // kv.unit_tokens) - kv.held(key)
-    if missing > kv.free or end > SLOT_TOKENS:
+    missing = -(-(end + draft) // kv.unit_tokens) - kv.held(key)
+    if missing > kv.free or end + draft > SLOT_TOKENS:
         return
-    kv.grow(key, end)
+    kv.grow(key, end + draft)
     memory.write(key, life.computed, life.tokens[life.computed : end])
+    memory.write(key, end, np.full(draft, GARBAGE))
     kv.commit(key, life.tokens[:end])
+    kv.trim(key, end)
     life.computed = end
+    assert kv.held(key) == -(-end // kv.unit_tokens)
     assert (memory.of(key, end) == life.tokens[:end]).all()

@@ -167,6 +167,52 @@ def test_a_slot_is_a_unit_as_long_as_the_context() -> None:
     assert decided.admitted == (0,)
 
 
+def guessing(key: int, draft: int, *, tokens: int = 9) -> Candidate:
+    return replace(decoding(key, tokens=tokens), draft=draft)
+
+
+SPECULATING = replace(BUDGET, logits=16)
+
+
+def test_running_requests_guess_with_what_is_left_of_tokens_and_logits() -> None:
+    state = State(running=(guessing(0, 8), decoding(1), guessing(2, 3)), waiting=(), room=ROOM)
+    decided = plan(state, SPECULATING)
+    assert [chunk.draft for chunk in decided.chunks] == [8, 0, 3]
+    assert decided.draft_tokens == 13
+    assert plan(state, replace(SPECULATING, logits=5)).draft_tokens == 2
+    assert plan(state, replace(SPECULATING, logits=3)).draft_tokens == 0
+    assert plan(state, BUDGET).draft_tokens == 0
+
+
+def test_a_prompt_takes_the_tokens_before_any_guess_does() -> None:
+    state = State(running=(guessing(0, 8),), waiting=(waiting(1, 13),), room=ROOM)
+    decided = plan(state, SPECULATING)
+    assert [chunk.tokens for chunk in decided.chunks] == [1, 13]
+    assert decided.draft_tokens == 2
+
+
+def test_guesses_take_free_kv_only_and_never_what_a_running_prompt_will_need() -> None:
+    one = guessing(0, 8, tokens=10)  # in 3 units of 4, so 2 guesses fit without another
+    for free, fits in ((0, 2), (1, 6), (2, 8)):
+        state = State(running=(one,), waiting=(), room=Room(free=free, unit_tokens=4))
+        decided = plan(state, SPECULATING)
+        assert decided.preempted == ()
+        assert decided.chunks == (Chunk(key=0, tokens=1, draft=fits),)
+    prompt = Candidate(key=1, tokens=40, computed=8, held=2)
+    budget = replace(SPECULATING, chunk_tokens=4)
+    state = State(running=(one, prompt), waiting=(), room=Room(free=8, unit_tokens=4))
+    assert plan(state, budget).chunks[0].draft == 2
+
+
+def test_nobody_guesses_in_a_step_that_preempts() -> None:
+    running = (guessing(0, 8, tokens=8), guessing(1, 8))
+    decided = plan(
+        State(running=running, waiting=(), room=Room(free=0, unit_tokens=4)), SPECULATING
+    )
+    assert decided.preempted == (1,)
+    assert decided.draft_tokens == 0
+
+
 @st.composite
 def states(draw: st.DrawFn) -> tuple[State, Budget]:
     unit_tokens = draw(st.integers(1, 8))
@@ -175,6 +221,7 @@ def states(draw: st.DrawFn) -> tuple[State, Budget]:
         rows=draw(st.integers(1, 6)),
         chunk_tokens=draw(st.integers(1, 24)),
         prefill_reserve=draw(st.integers(0, 24)),
+        logits=draw(st.integers(0, 30)),
     )
     running = []
     for key in range(draw(st.integers(0, budget.most_running))):
@@ -188,6 +235,7 @@ def states(draw: st.DrawFn) -> tuple[State, Budget]:
                 priority=draw(st.integers(0, 2)),
                 held=held,
                 exclusive=draw(st.integers(0, held)),
+                draft=draw(st.integers(0, 15)),
             )
         )
     line = []
@@ -224,8 +272,22 @@ def test_a_plan_is_always_within_tokens_rows_and_kv(case: tuple[State, Budget]) 
     for chunk in decided.chunks:
         one = known[chunk.key]
         assert 1 <= chunk.tokens <= min(one.missing, budget.chunk_tokens)
-        free -= max(0, state.room.units(one.computed + chunk.tokens) - one.held)
+        assert 0 <= chunk.draft <= (one.draft if chunk.tokens == one.missing else 0)
+        stored = one.computed + chunk.tokens + chunk.draft
+        free -= max(0, state.room.units(stored) - one.held)
     assert free >= 0
+    own = sum(chunk.tokens for chunk in decided.chunks)
+    assert own + decided.draft_tokens <= budget.tokens
+    assert decided.draft_tokens <= max(0, budget.logits - len(decided.chunks))
+
+
+@settings(max_examples=400, deadline=None)
+@given(states())
+def test_guesses_change_nothing_else_of_a_plan(case: tuple[State, Budget]) -> None:
+    state, budget = case
+    decided, without = plan(state, budget), plan(state, replace(budget, logits=0))
+    assert (decided.admitted, decided.preempted) == (without.admitted, without.preempted)
+    assert tuple(replace(chunk, draft=0) for chunk in decided.chunks) == without.chunks
 
 
 @settings(max_examples=400, deadline=None)

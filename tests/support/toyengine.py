@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from toyexecutor import ToyExecutor
 from toytext import toy_text
 
+from tidegate.engine.drafts import Drafter
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Event, Finished, ScoredToken, Terminal, TextDelta
 from tidegate.engine.executor import PagedGeometry, SlotGeometry
@@ -79,14 +81,20 @@ def toy_engine(
     eos: bool = True,
     settings: EngineSettings | None = None,
     disk: DiskPrefixes | None = None,
+    drafters: Sequence[Drafter] | None = None,
 ) -> Engine:
     """An engine on `executor`, or on a paged one of its own; it has the executor's clock."""
     executor = executor or ToyExecutor(PAGED)
     text = toy_text(context_tokens=executor.limits.context_tokens, eos=eos)
-    if executor.behaviour.clock is None:
-        return Engine(executor, text, model_id="toy", settings=settings, disk=disk)
-    clock = executor.behaviour.clock
-    return Engine(executor, text, model_id="toy", settings=settings, disk=disk, clock=clock)
+    return Engine(
+        executor,
+        text,
+        model_id="toy",
+        settings=settings,
+        disk=disk,
+        drafters=drafters,
+        clock=executor.behaviour.clock or time.monotonic,
+    )
 
 
 def with_sampling(request: GenerationRequest, **changed: Any) -> GenerationRequest:
@@ -109,6 +117,7 @@ def ask(
     deadline_s: float | None = None,
     reuse: bool = True,
     constraint: Constraint | None = None,
+    speculation: bool = True,
 ) -> GenerationRequest:
     """A request in one line."""
     sampling = SamplingParams(
@@ -128,4 +137,5 @@ def ask(
         deadline_s=deadline_s,
         reuse=reuse,
         constraint=constraint,
+        speculation=speculation,
     )

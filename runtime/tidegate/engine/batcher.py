@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tidegate.engine.choosing import Ask
+from tidegate.engine.drafts import Wish
 from tidegate.engine.executor import (
     Executor,
     ExecutorLimits,
@@ -27,6 +28,7 @@ from tidegate.engine.quarantine import Quarantine
 from tidegate.engine.scheduler import Budget, Candidate, Key, Plan, Room, State, plan
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.slot_kv import SlotKv
+from tidegate.engine.speculation import MOST_DRAFT_TOKENS, Guessing
 
 _HEADROOM = 100
 """One unit in so many stays free on admission (vLLM's watermark); a device has slots, and none."""
@@ -41,6 +43,8 @@ class Batch:
     preempted: int
     loads: tuple[tuple[Generation, tuple[UnitCopy, ...]], ...] = ()
     """Who has no row but loads what is stored of it."""
+    guessing: Guessing | None = None
+    """Where a row may run guessed tokens after its own; they have room in the KV."""
 
     @property
     def everyone(self) -> tuple[Generation, ...]:
@@ -87,6 +91,7 @@ def budget_for(limits: ExecutorLimits, settings: EngineSettings) -> Budget:
         rows=limits.step_rows,
         chunk_tokens=settings.chunk_tokens or limits.step_tokens,
         prefill_reserve=limits.step_tokens // 4 if reserve is None else reserve,
+        logits=limits.step_logits,
     )
 
 
@@ -101,6 +106,10 @@ class Batcher:
         slots = isinstance(executor.kv, SlotGeometry)
         self._disk = disk if settings.prefix_reuse else None
         self._headroom = 0 if slots else -(-self.kv.units // _HEADROOM)
+        self.context_tokens = min(
+            executor.limits.context_tokens, self.kv.unit_tokens * (1 if slots else self.kv.units)
+        )
+        self._speculates = settings.speculation
         self.running: dict[Key, Generation] = {}
         self.waiting: list[Generation] = []
         self._in_flight: frozenset[Key] = frozenset()
@@ -165,6 +174,22 @@ class Batcher:
             generation.cached_tokens = computed
         self._commit(generation, computed)
 
+    def keep(self, generation: Generation, accepted: int) -> None:
+        """Book that so many guessed tokens of a row held: their KV is computed, as they are.
+
+        To be called once they are among the request's tokens, but for those after its end.
+        """
+        if generation.key in self.running:
+            known = generation.length - 1
+            self._commit(generation, min(generation.computed + accepted, known))
+
+    def clear_guesses(self, batch: Batch) -> None:
+        """Give back the room of guessed tokens that did not hold."""
+        if batch.guessing is not None:
+            for generation, _ in batch.chunks:
+                if generation.key in self.running:
+                    self.kv.trim(generation.key, generation.computed)
+
     def clear_suspects(self, batch: Batch) -> None:
         """Suspects that came through start over later, so that the next group has all the KV."""
         suspects = self._quarantine.group
@@ -173,8 +198,13 @@ class Batcher:
             if generation.key in suspects and generation.key in self.running:
                 self._requeue(self.running.pop(generation.key))
 
-    def settle_failed(self, batch: Batch) -> tuple[Generation, ...]:
-        """Book that a step's KV is lost; the requests to give up, all others start over."""
+    def settle_failed(self, batch: Batch, *, guessed: bool = False) -> tuple[Generation, ...]:
+        """Book that a step's KV is lost; the requests to give up, all others start over.
+
+        Args:
+            batch: the step.
+            guessed: it ran guessed tokens, so a request that was alone may not be the culprit.
+        """
         self._in_flight = frozenset()
         for generation in batch.everyone:
             self.kv.release(generation.key, forget=True)
@@ -182,7 +212,8 @@ class Batcher:
         for generation in here:
             self._requeue(generation)
         given_up = self._quarantine.failed(
-            [generation.key for generation in here], alone=len(batch.everyone) == 1
+            [generation.key for generation in here],
+            alone=len(batch.everyone) == 1 and not guessed,
         )
         return tuple(one for one in self.waiting if one.key in given_up)
 
@@ -227,7 +258,16 @@ class Batcher:
             held=self.kv.held(one.key),
             exclusive=self.kv.exclusive(one.key) if tight else 0,
             stored=0 if self._disk is None else self._disk.left(one.key, one.computed),
+            draft=self._most_draft(one),
         )
+
+    def _most_draft(self, one: Generation) -> int:
+        """Tokens worth guessing: none for suspects, so that a guess is never to blame."""
+        if not self._speculates or not one.request.speculation or self._quarantine.group:
+            return 0
+        if one.length > one.computed + 1:
+            return 0
+        return max(0, min(MOST_DRAFT_TOKENS, one.remaining(self.context_tokens) - 1))
 
     def _waiter(self, one: Generation) -> Candidate:
         match = self.kv.match(one.key, one.tokens) if one.request.reuse else Match()
@@ -273,7 +313,7 @@ class Batcher:
             generation.cached_tokens = generation.computed
 
     def _batch(self, decided: Plan) -> Batch:
-        loads, chunks = [], []
+        loads, chunks, drafts = [], [], []
         for chunk in decided.chunks:
             generation = self.running[chunk.key]
             # Admissions before it in this step may have changed what a slot could reuse, and the
@@ -283,13 +323,33 @@ class Batcher:
             elif not chunk.loaded:
                 most = generation.length - generation.computed
                 chunks.append((generation, min(chunk.tokens, most)))
+                drafts.append(chunk.draft)
         self._in_flight = frozenset(one.key for one, _ in chunks) | {one.key for one, _ in loads}
-        rows = tuple(self._row(generation, tokens) for generation, tokens in chunks)
-        return Batch(
+        rows = tuple(
+            self._row(generation, tokens, draft)
+            for (generation, tokens), draft in zip(chunks, drafts, strict=True)
+        )
+        batch = Batch(
             step=ExecutorStep(rows=rows, copies=self.kv.take_copies()),
             chunks=tuple(chunks),
             preempted=len(decided.preempted),
             loads=tuple(loads),
+        )
+        if not self._speculates or self._quarantine.group:
+            return batch
+        return replace(batch, guessing=self._guessing(batch, drafts, decided.draft_tokens))
+
+    def _guessing(self, batch: Batch, drafts: list[int], most: int) -> Guessing:
+        rows = zip(batch.chunks, drafts, strict=True)
+        return Guessing(
+            wishes=tuple(
+                Wish(key=one.key, tokens=one.tokens, most=draft, guide=one.guide)
+                if one.request.speculation
+                else None
+                for (one, _), draft in rows
+            ),
+            most=most,
+            decoding=not batch.prefill_tokens and not batch.loads,
         )
 
     def _load(
@@ -299,9 +359,9 @@ class Batcher:
         self.kv.grow(generation.key, end)
         return disk.copies(generation.key, end, self.kv.place(generation.key))
 
-    def _row(self, generation: Generation, tokens: int) -> Row:
+    def _row(self, generation: Generation, tokens: int, draft: int) -> Row:
         past, end = generation.computed, generation.computed + tokens
-        self.kv.grow(generation.key, end)
+        self.kv.grow(generation.key, end + draft)
         place = self.kv.place(generation.key)
         return Row(
             tokens=generation.tokens[past:end],

@@ -106,32 +106,35 @@ def _masked(draw: Draw, guide: Guide | None) -> Draw:
 
 
 def _accepted(one: Sampled | None, guide: Guide | None) -> Choice:
-    if one is not None and guide is not None:
+    if one is None:
+        return Choice(error=ExecutionError("the model gave logits that are not numbers"))
+    if guide is not None:
         guide.accept(one.token)
-    return _choice([one])
+    return Choice(sampled=(one,))
 
 
 def _follow(logits: Logits, ask: Ask) -> Choice:
-    """The tokens of one row, position by position, until one is not the guessed one."""
-    found: list[Sampled | None] = []
+    """The tokens of one row, position by position, until one is not the guessed one.
+
+    Trouble at a later position than the first is left to the next step, which meets it again
+    unless the answer has ended before it.
+    """
+    found: list[Sampled] = []
     draw = ask.draw
     for place in range(len(logits)):
-        draw = _masked(draw, ask.guide)
-        one = sample(logits[place : place + 1], [draw])[0]
+        one = _guarded(partial(_next, logits[place : place + 1], draw, ask.guide))
+        if isinstance(one, Choice):
+            return Choice(sampled=tuple(found)) if found else one
         found.append(one)
-        if one is None:
-            break
-        if ask.guide is not None:
-            ask.guide.accept(one.token)
         if place == len(ask.draft) or one.token != ask.draft[place]:
             break
         draw = draw.after(one.token)
-    return _choice(found)
+    return Choice(sampled=tuple(found))
 
 
-def _choice(found: Sequence[Sampled | None]) -> Choice:
-    """The tokens; a row one of whose logits are not numbers has none."""
-    sampled = tuple(one for one in found if one is not None)
-    if len(sampled) < len(found):
-        return Choice(error=ExecutionError("the model gave logits that are not numbers"))
-    return Choice(sampled=sampled)
+def _next(logits: Logits, draw: Draw, guide: Guide | None) -> Sampled:
+    (one,) = sample(logits, [_masked(draw, guide)])
+    choice = _accepted(one, guide)
+    if choice.error is not None:
+        raise choice.error
+    return choice.sampled[0]

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
 from tidegate.engine.answer import Answer
 from tidegate.engine.batcher import Batch, Batcher
 from tidegate.engine.choosing import Choice
+from tidegate.engine.drafts import Drafter, GrammarDrafter
+from tidegate.engine.drafts_lookup import LookupDrafter
 from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal
 from tidegate.engine.executor import Executor
 from tidegate.engine.generation import Generation
@@ -25,7 +27,8 @@ from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.request import Constraint, GenerationRequest, RequestId, SamplingParams
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.snapshot import EngineSnapshot, Meter
-from tidegate.engine.stepper import Outcome, Stepper
+from tidegate.engine.speculation import Speculator
+from tidegate.engine.stepper import Outcome, Stepper, Work
 from tidegate.engine.text import TextModel
 from tidegate.errors import (
     CapacityError,
@@ -58,6 +61,7 @@ class Engine:
         model_id: str,
         settings: EngineSettings | None = None,
         disk: DiskPrefixes | None = None,
+        drafters: Sequence[Drafter] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Size everything; nothing runs until `run()`.
@@ -68,6 +72,8 @@ class Engine:
             model_id: for people.
             settings: None for the defaults.
             disk: where prefixes survive; None to keep them in KV memory only.
+            drafters: who guesses tokens ahead, the first with an idea; None for what
+                a grammar leaves no choice about and prompt lookup.
             clock: monotonic seconds; deadlines are on it.
         """
         self.model_id = model_id
@@ -76,14 +82,11 @@ class Engine:
         self._settings = settings or EngineSettings()
         self._disk = disk if self._settings.prefix_reuse else None
         self._batcher = Batcher(executor, self._settings, self._disk)
-        self._stepper = Stepper(executor, clock)
-        kv = self._batcher.kv
-        paged = executor.kv.kind == "paged"
+        self._speculator = self._make_speculator(executor, drafters)
+        self._stepper = Stepper(executor, self._speculator, clock)
         self._vocab = executor.limits.vocab
         self._grammars = Grammars(text, vocab=self._vocab)
-        self.context_tokens = min(
-            executor.limits.context_tokens, kv.unit_tokens * (kv.units if paged else 1)
-        )
+        self.context_tokens = self._batcher.context_tokens
         self._by_id: dict[RequestId, Generation] = {}
         self._arrivals = 0
         self._meter = Meter(last_progress_s=clock())
@@ -191,6 +194,9 @@ class Engine:
             preemptions=meter.preemptions,
             prompt_tokens=meter.prompt_tokens,
             generated_tokens=meter.generated_tokens,
+            drafts=meter.drafts,
+            draft_tokens=meter.draft_tokens,
+            accepted_draft_tokens=meter.accepted_draft_tokens,
             finished=meter.ended[Finished],
             failed=meter.ended[Failed],
             cancelled=meter.ended[Cancelled],
@@ -205,6 +211,16 @@ class Engine:
             disk_hit_tokens=0 if self._disk is None else self._disk.hit_tokens,
             disk=None if self._disk is None else self._disk.numbers(),
         )
+
+    def _make_speculator(
+        self, executor: Executor, drafters: Sequence[Drafter] | None
+    ) -> Speculator | None:
+        if not self._settings.speculation:
+            return None
+        most_requests = 2 * executor.limits.step_rows
+        if drafters is None:
+            drafters = (GrammarDrafter(), LookupDrafter(most_requests=most_requests))
+        return Speculator(drafters, most_requests=most_requests, eos_ids=self.text.eos_ids)
 
     def _check(self, request: GenerationRequest) -> None:
         if not self._accepting:
@@ -258,6 +274,7 @@ class Engine:
             self._fail_all(met, TidegateError("internal error in the engine"))
 
     async def _step(self) -> None:
+        began_s = self.clock()
         batch = self._batcher.next()
         self._meter.preemptions += batch.preempted
         if not batch.everyone:
@@ -266,18 +283,28 @@ class Engine:
             await asyncio.sleep(0)
             return
         self._schedule(batch)
-        outcome = await self._stepper.run(batch.step, batch.asks(), partial(self._load, batch))
+        work = Work(
+            step=batch.step,
+            asks=batch.asks(),
+            guessing=batch.guessing,
+            load=partial(self._load, batch),
+        )
+        outcome = await self._stepper.run(work)
         self._meter.last_progress_s = self.clock()
-        if outcome.error is None:
-            cached = batch.cached_tokens
-            self._batcher.settle(batch, outcome.loaded)
-            self._meter.prefix_hit_tokens += batch.cached_tokens - cached
-            self._absorb(batch, outcome)
-            self._batcher.clear_suspects(batch)
-            await self._spill(idle=False)
-        else:
+        if outcome.error is not None:
             self._meter.failed()
-            self._fail_all(self._batcher.settle_failed(batch), outcome.error)
+            given_up = self._batcher.settle_failed(batch, guessed=any(outcome.guessed))
+            self._fail_all(given_up, outcome.error)
+            return
+        cached = batch.cached_tokens
+        self._batcher.settle(batch, outcome.loaded)
+        self._meter.prefix_hit_tokens += batch.cached_tokens - cached
+        self._absorb(batch, outcome)
+        self._batcher.clear_guesses(batch)
+        self._batcher.clear_suspects(batch)
+        if self._speculator is not None and batch.guessing is not None:
+            self._speculator.timed(self.clock() - began_s)
+        await self._spill(idle=False)
 
     def _load(self, batch: Batch) -> tuple[int, ...]:
         """The units of each load that were there; on the thread of the steps."""
@@ -312,29 +339,40 @@ class Engine:
         self._meter.stepped(
             prompt_tokens=batch.prefill_tokens,
             rows=len(batch.chunks),
+            tokens=sum(len(choice.sampled) for choice in outcome.choices),
             elapsed_s=outcome.elapsed_s,
         )
-        for generation, choice in zip(batch.samplers, outcome.choices, strict=True):
+        taken = zip(batch.samplers, outcome.choices, outcome.guessed, strict=True)
+        for generation, choice, guessed in taken:
             if generation.channel.ended:
                 continue  # cancelled while the step ran
             try:
-                self._advance(generation, choice)
+                self._advance(generation, choice, guessed)
             except Exception as error:  # the boundary of one request: its text, its sampling
                 _log.error("request %s failed: %s", generation.request.id, describe_defect(error))
                 self._end(generation, _failed(error), forget=True)
 
-    def _advance(self, generation: Generation, choice: Choice) -> None:
+    def _advance(self, generation: Generation, choice: Choice, guessed: int) -> None:
         if choice.error is not None:
             raise choice.error
+        accepted = len(choice.sampled) - 1
+        if guessed:
+            self._meter.guessed(guessed=guessed, accepted=accepted)
+            generation.accepted_draft_tokens += accepted
+            generation.rejected_draft_tokens += guessed - accepted
         now_s = self.clock()
         if generation.first_token_s is None:
             generation.first_token_s = now_s
+        reason: FinishReason | None = None
         for sampled in choice.sampled:
             self._meter.generated_tokens += 1
             reason = generation.accept(sampled, most=self.context_tokens)
             if reason is not None:
-                self._finish(generation, reason, now_s)
-                return
+                break
+        if accepted:
+            self._batcher.keep(generation, accepted)
+        if reason is not None:
+            self._finish(generation, reason, now_s)
 
     def _finish(self, generation: Generation, reason: FinishReason, now_s: float) -> None:
         timing = generation.timing(now_s)

@@ -18,6 +18,9 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    accepted_draft_tokens: int = 0
+    """Tokens of the answer that were guessed ahead, and below guesses that did not hold."""
+    rejected_draft_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,6 +43,7 @@ class Generation:
         self.computed = 0
         self.cached_tokens: int | None = None
         """Prompt tokens that were not computed for it; None until it was first scheduled."""
+        self.accepted_draft_tokens = self.rejected_draft_tokens = 0
         self.submitted_s = now_s
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
@@ -102,6 +103,10 @@ class Generation:
             ends_from=ends_from,
         )
 
+    def remaining(self, most: int) -> int:
+        """Tokens until `max_tokens` or `most`, those of prompt and answer together, end it."""
+        return min(self.request.sampling.max_tokens - self.generated, most - self._length)
+
     def accept(self, sampled: Sampled, *, most: int) -> FinishReason | None:
         """Take a sampled token, pass its text on and say whether the answer is complete.
 
@@ -142,6 +147,8 @@ class Generation:
             prompt_tokens=len(self.request.prompt),
             completion_tokens=self.generated,
             cached_tokens=self.cached_tokens or 0,
+            accepted_draft_tokens=self.accepted_draft_tokens,
+            rejected_draft_tokens=self.rejected_draft_tokens,
         )
 
     def timing(self, now_s: float) -> Timing:

@@ -61,11 +61,14 @@ class KvCache(Protocol):
         """Give `key` its reusable prefix and return that prefix's tokens; none without `reuse`."""
 
     def grow(self, key: int, tokens: int) -> None:
-        """Make room for `tokens` tokens of `key`; never shrinks.
+        """Make room for `tokens` tokens of `key`; never shrinks, see `trim`.
 
         Raises:
             CapacityError: no unit is free; a plan that was within its room never gets here.
         """
+
+    def trim(self, key: int, tokens: int) -> None:
+        """Give back the units that `tokens` tokens of `key`, all that it computed, do not need."""
 
     def place(self, key: int) -> Placement:
         """Where `key` lives now."""

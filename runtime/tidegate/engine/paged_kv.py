@@ -73,6 +73,17 @@ class PagedKv:
             held.append(self._take_free())
             self._places.pop(key, None)
 
+    def trim(self, key: int, tokens: int) -> None:
+        held, needed = self._held[key], -(-tokens // self._block_tokens)
+        assert needed >= self._committed[key], "what is computed is never given back"
+        while len(held) > needed:
+            # Only ever its own: blocks that others share are full of tokens before these.
+            self._places.pop(key, None)
+            block = held.pop()
+            self._references[block] -= 1
+            self._free[block] = None
+            self._free.move_to_end(block, last=False)
+
     def place(self, key: int) -> Placement:
         if key not in self._places:
             self._places[key] = Placement(blocks=np.array(self._held[key], dtype=np.int32))

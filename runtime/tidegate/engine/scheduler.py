@@ -2,7 +2,8 @@
 
 There is no prefill phase and no decode phase: every request has `computed` tokens catching up with
 `tokens`, under one token budget per step (the invariant of vLLM V1's scheduler). Chunked prefill,
-prefix hits and resume after preemption are that one rule. KV space is counted in units: a block of
+prefix hits and resume after preemption are that one rule. Guessed tokens come last, from what
+nobody else needs, and never make anybody go. KV space is counted in units: a block of
 `block_tokens` tokens, or a whole slot, so one plan serves both shapes.
 """
 
@@ -32,6 +33,8 @@ class Candidate:
     """Running: how many of `held` become free when it is preempted; a lower bound is enough."""
     stored: int = 0
     """How many of `missing`, the first of them, are to be loaded from disk and not computed."""
+    draft: int = 0
+    """Running: guessed tokens that a step may verify after its own."""
 
     @property
     def missing(self) -> int:
@@ -81,6 +84,8 @@ class Budget:
     prefill_reserve: int = 0
     load_tokens: int = 0
     """Stored tokens that one step may load, for all requests together."""
+    logits: int = 0
+    """Tokens that can have logits; what is left beside one per row is for guesses."""
 
     @property
     def most_running(self) -> int:
@@ -95,6 +100,8 @@ class Chunk:
     key: Key
     tokens: int
     loaded: bool = False
+    draft: int = 0
+    """Guessed tokens that may run after its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,10 +111,12 @@ class Plan:
     chunks: tuple[Chunk, ...]
     admitted: tuple[Key, ...] = ()
     preempted: tuple[Key, ...] = ()
+    draft_tokens: int = 0
+    """Guessed tokens of all chunks together; their `draft` says what fits into the KV."""
 
 
 @dataclass(slots=True)
-class _Draft:
+class _Sketch:
     """A plan in the making, with what is left of the budget and of the KV space."""
 
     tokens: int
@@ -128,101 +137,123 @@ def plan(state: State, budget: Budget) -> Plan:
     Rank is (priority, deadline, arrival). A step that preempted admits nobody, or what it just
     freed would be taken by the next in line and taken back a step later.
     """
-    draft = _Draft(tokens=budget.tokens, loads=budget.load_tokens, free=state.room.free)
+    sketch = _Sketch(tokens=budget.tokens, loads=budget.load_tokens, free=state.room.free)
     waiting = sorted(state.waiting, key=lambda one: one.rank)
-    _continue_running(draft, state, budget)
-    if not draft.preempted:
-        _make_way(draft, waiting, state.room, budget)
-    if not draft.preempted:
-        _admit(draft, waiting, state.room, budget)
+    _continue_running(sketch, state, budget)
+    if not sketch.preempted:
+        _make_way(sketch, waiting, state.room, budget)
+    if not sketch.preempted:
+        _admit(sketch, waiting, state.room, budget)
+    draft_tokens = 0 if sketch.preempted else _allow_drafts(sketch, state, budget)
     return Plan(
-        chunks=tuple(draft.chunks),
-        admitted=tuple(draft.admitted),
-        preempted=tuple(draft.preempted),
+        chunks=tuple(sketch.chunks),
+        admitted=tuple(sketch.admitted),
+        preempted=tuple(sketch.preempted),
+        draft_tokens=draft_tokens,
     )
 
 
-def _continue_running(draft: _Draft, state: State, budget: Budget) -> None:
+def _continue_running(sketch: _Sketch, state: State, budget: Budget) -> None:
     """Give every running request its next tokens; where KV ends, the lowest ranked makes room."""
     room, running = state.room, sorted(state.running, key=lambda one: one.rank)
     index = 0
     while index < min(len(running), budget.rows, budget.tokens):
         one = running[index]
         later = min(len(running), budget.rows, budget.tokens) - index - 1  # one token each is kept
-        tokens = _share(draft, one, budget, draft.tokens - later)
+        tokens = _share(sketch, one, budget, sketch.tokens - later)
         if tokens < 1:  # others load what this step may
-            draft.promised += room.units(one.tokens) - one.held
+            sketch.promised += room.units(one.tokens) - one.held
             index += 1
             continue
-        while (fits := _fitting(one, tokens, draft.free, room)) < 1 and index < len(running):
+        while (fits := _fitting(one, tokens, sketch.free, room)) < 1 and index < len(running):
             victim = running.pop()
-            draft.preempted.append(victim.key)
-            draft.free += victim.exclusive
+            sketch.preempted.append(victim.key)
+            sketch.free += victim.exclusive
         if index >= len(running):
             break  # it was the lowest itself
-        _give(draft, one, fits)
+        _give(sketch, one, fits)
         filled = room.units(one.computed + fits)
-        draft.free -= max(0, filled - one.held)
-        draft.promised += room.units(one.tokens) - filled
+        sketch.free -= max(0, filled - one.held)
+        sketch.promised += room.units(one.tokens) - filled
         index += 1
-    draft.kept = running
+    sketch.kept = running
 
 
-def _share(draft: _Draft, one: Candidate, budget: Budget, most: int) -> int:
+def _share(sketch: _Sketch, one: Candidate, budget: Budget, most: int) -> int:
     """Tokens for `one` of what a step may load, or, when nothing of it is stored, compute."""
     if one.stored:
-        return min(one.stored, draft.loads)
+        return min(one.stored, sketch.loads)
     return min(one.missing, budget.chunk_tokens, most)
 
 
-def _give(draft: _Draft, one: Candidate, tokens: int) -> None:
-    draft.chunks.append(Chunk(key=one.key, tokens=tokens, loaded=one.stored > 0))
+def _give(sketch: _Sketch, one: Candidate, tokens: int) -> None:
+    sketch.chunks.append(Chunk(key=one.key, tokens=tokens, loaded=one.stored > 0))
     if one.stored:
-        draft.loads -= tokens
+        sketch.loads -= tokens
     else:
-        draft.tokens -= tokens
+        sketch.tokens -= tokens
 
 
 def _fitting(one: Candidate, tokens: int, free: int, room: Room) -> int:
     return min(tokens, (one.held + free) * room.unit_tokens - one.computed)
 
 
-def _make_way(draft: _Draft, waiting: list[Candidate], room: Room, budget: Budget) -> None:
+def _make_way(sketch: _Sketch, waiting: list[Candidate], room: Room, budget: Budget) -> None:
     """Preempt one request of a lower class when the first in line finds no room.
 
     Only across classes: an interactive request does not wait for a background answer to end, and
     two of one class can not chase each other.
     """
-    if not waiting or not draft.kept or draft.kept[-1].priority <= waiting[0].priority:
+    if not waiting or not sketch.kept or sketch.kept[-1].priority <= waiting[0].priority:
         return
-    if len(draft.kept) < budget.most_running and _has_room(draft, waiting[0], room):
+    if len(sketch.kept) < budget.most_running and _has_room(sketch, waiting[0], room):
         return
-    victim = draft.kept.pop()
-    draft.preempted.append(victim.key)
-    draft.chunks = [chunk for chunk in draft.chunks if chunk.key != victim.key]
+    victim = sketch.kept.pop()
+    sketch.preempted.append(victim.key)
+    sketch.chunks = [chunk for chunk in sketch.chunks if chunk.key != victim.key]
 
 
-def _has_room(draft: _Draft, one: Candidate, room: Room) -> bool:
-    headroom = room.headroom if draft.chunks else 0
-    return _need(one, room) + draft.promised + headroom <= draft.free
+def _has_room(sketch: _Sketch, one: Candidate, room: Room) -> bool:
+    headroom = room.headroom if sketch.chunks else 0
+    return _need(one, room) + sketch.promised + headroom <= sketch.free
 
 
 def _need(one: Candidate, room: Room) -> int:
     return room.units(one.tokens) - one.held + one.drawn
 
 
-def _admit(draft: _Draft, waiting: list[Candidate], room: Room, budget: Budget) -> None:
+def _admit(sketch: _Sketch, waiting: list[Candidate], room: Room, budget: Budget) -> None:
     """Start waiting requests while tokens, rows and KV last; nobody overtakes the first in line.
 
     The whole prompt is accounted for even when only a chunk of it runs now.
     """
-    rows = budget.most_running - len(draft.kept)
+    rows = budget.most_running - len(sketch.kept)
     for one in waiting[: max(0, rows)]:
-        if draft.tokens < 1 or not _has_room(draft, one, room):
+        if sketch.tokens < 1 or not _has_room(sketch, one, room):
             return
-        tokens = _share(draft, one, budget, draft.tokens)
+        tokens = _share(sketch, one, budget, sketch.tokens)
         if tokens < 1:
             return
-        draft.admitted.append(one.key)
-        _give(draft, one, tokens)
-        draft.free -= _need(one, room)
+        sketch.admitted.append(one.key)
+        _give(sketch, one, tokens)
+        sketch.free -= _need(one, room)
+
+
+def _allow_drafts(sketch: _Sketch, state: State, budget: Budget) -> int:
+    """Let running requests guess with the tokens and the KV that nobody else needs.
+
+    Returns:
+        How many tokens all may guess together.
+    """
+    spare = min(sketch.tokens, budget.logits - len(sketch.chunks))
+    wishing = {one.key: one for one in state.running if one.draft} if spare > 0 else {}
+    free = max(0, sketch.free - sketch.promised)
+    for index, chunk in enumerate(sketch.chunks):
+        one = wishing.get(chunk.key)
+        if one is None or chunk.loaded or chunk.tokens < one.missing:
+            continue
+        held = max(one.held, state.room.units(one.tokens))
+        fits = min(one.draft, spare, (held + free) * state.room.unit_tokens - one.tokens)
+        sketch.chunks[index] = Chunk(key=chunk.key, tokens=chunk.tokens, draft=fits)
+        free -= max(0, state.room.units(one.tokens + fits) - held)
+    return spare if any(chunk.draft for chunk in sketch.chunks) else 0

@@ -18,6 +18,8 @@ class EngineSettings:
     prefill_reserve_tokens: int | None = None
     """Tokens of a step that decoding never takes; None: a quarter of the step."""
     prefix_reuse: bool = True
+    speculation: bool = True
+    """Guess tokens ahead where that is faster; the answers are the same."""
     stall_after_s: float = 30.0
     """Work exists and no step finished for this long: unhealthy."""
 

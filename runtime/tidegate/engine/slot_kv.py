@@ -67,6 +67,9 @@ class SlotKv:
         if tokens > self._slot_tokens:
             raise CapacityError(f"{tokens} tokens: a KV slot holds {self._slot_tokens}")
 
+    def trim(self, key: int, tokens: int) -> None:
+        """Nothing to give back: a slot is a whole one."""
+
     def place(self, key: int) -> Placement:
         return Placement(slot=self._slot_of[key])
 

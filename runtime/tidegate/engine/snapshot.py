@@ -29,6 +29,10 @@ class EngineSnapshot:
     prompt_tokens: int
     """Prompt tokens computed, recomputation included."""
     generated_tokens: int
+    drafts: int
+    """Rows that ran with guessed tokens."""
+    draft_tokens: int
+    accepted_draft_tokens: int
     finished: int
     failed: int
     cancelled: int
@@ -38,7 +42,7 @@ class EngineSnapshot:
     prefill_tokens_per_s: float | None
     """Over steps that computed some request's prompt."""
     decode_step_s: float | None
-    """Seconds of a step that only decoded: what one more token costs every running request."""
+    """Seconds of decoding for one more token of every running request, guesses counted in."""
     request_s: float | None
     """Seconds from the first step of a request to its end."""
     last_progress_s: float
@@ -63,6 +67,9 @@ class Meter:
     preemptions: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
     steps: int = 0
     failed_steps: int = 0
     failed_in_a_row: int = 0
@@ -73,8 +80,11 @@ class Meter:
     decode_step_s: float | None = None
     request_s: float | None = None
 
-    def stepped(self, *, prompt_tokens: int, rows: int, elapsed_s: float) -> None:
-        """Book a finished step of `rows` rows, `prompt_tokens` of which were prefill."""
+    def stepped(self, *, prompt_tokens: int, rows: int, tokens: int, elapsed_s: float) -> None:
+        """Book a finished step of `rows` rows that gave `tokens` tokens.
+
+        `prompt_tokens` of those it computed were prefill.
+        """
         self.steps += 1
         self.failed_in_a_row = 0
         self.prompt_tokens += prompt_tokens
@@ -82,8 +92,14 @@ class Meter:
             return
         if prompt_tokens:
             self.prefill_tokens_per_s = _mean(self.prefill_tokens_per_s, prompt_tokens / elapsed_s)
-        elif rows:
-            self.decode_step_s = _mean(self.decode_step_s, elapsed_s)
+        elif tokens:
+            self.decode_step_s = _mean(self.decode_step_s, elapsed_s * rows / tokens)
+
+    def guessed(self, *, guessed: int, accepted: int) -> None:
+        """Book a row that ran `guessed` guessed tokens."""
+        self.drafts += 1
+        self.draft_tokens += guessed
+        self.accepted_draft_tokens += accepted
 
     def failed(self) -> None:
         """Book a failed step."""

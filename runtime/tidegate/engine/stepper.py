@@ -1,6 +1,6 @@
-"""`Stepper`: the one thread in which the executor runs and its logits become tokens.
+"""`Stepper`: the one thread in which tokens are guessed, run by the executor, and chosen.
 
-Sampling stays off the event loop too: top-p over a large vocabulary takes milliseconds.
+All of it stays off the event loop: top-p over a large vocabulary takes milliseconds.
 """
 
 from __future__ import annotations
@@ -8,27 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from tidegate.engine.choosing import Ask, Choice, choose
-from tidegate.engine.executor import Executor, ExecutorStep, StepResult
+from tidegate.engine.drafts import Draft
+from tidegate.engine.executor import Executor, ExecutorStep, Row, StepResult
+from tidegate.engine.speculation import Guessing, Speculator
 from tidegate.errors import ExecutionError, TidegateError, describe_defect
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What became of a step: a choice per ask, or an error."""
-
-    choices: tuple[Choice, ...] = ()
-    error: TidegateError | None = None
-    elapsed_s: float = 0.0
-    """Of the rows, choosing included."""
-    loaded: tuple[int, ...] = ()
-    """What the loads returned."""
 
 
 def no_loads() -> tuple[int, ...]:
@@ -36,27 +28,60 @@ def no_loads() -> tuple[int, ...]:
     return ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """A step, how the tokens of its sampling rows are chosen, and what comes before and after."""
+
+    step: ExecutorStep
+    asks: tuple[Ask, ...]
+    guessing: Guessing | None = None
+    """Which rows may guess."""
+    load: Callable[[], tuple[int, ...]] = no_loads
+    """Runs after the step, in the same thread."""
+
+    @property
+    def guessed(self) -> tuple[int, ...]:
+        """Tokens that each ask's row guesses."""
+        return tuple(len(ask.draft) for ask in self.asks)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of a step: a choice per ask, or an error."""
+
+    choices: tuple[Choice, ...] = ()
+    guessed: tuple[int, ...] = ()
+    """Tokens that each ask's row guessed."""
+    error: TidegateError | None = None
+    elapsed_s: float = 0.0
+    """Of the rows, choosing included."""
+    loaded: tuple[int, ...] = ()
+    """What the loads returned."""
+
+
 class Stepper:
     """Runs one step at a time. `close` lets a running step end, but only for so long."""
 
-    def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        speculator: Speculator | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Run `executor`; without a `speculator` nothing is guessed."""
         self._executor = executor
+        self._speculator = speculator
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidegate-step")
         self._running: asyncio.Future[Outcome] | None = None
 
-    async def run(
-        self,
-        step: ExecutorStep,
-        asks: tuple[Ask, ...],
-        load: Callable[[], tuple[int, ...]] = no_loads,
-    ) -> Outcome:
+    async def run(self, work: Work) -> Outcome:
         """Run a step, then its loads, in the thread.
 
         Errors come back as an outcome, never as an exception.
         """
         loop = asyncio.get_running_loop()
-        self._running = loop.run_in_executor(self._thread, self._run, step, asks, load)
+        self._running = loop.run_in_executor(self._thread, self._run, work)
         # A step can not be interrupted: cancelling the loop must not lose sight of it.
         return await asyncio.shield(self._running)
 
@@ -78,28 +103,64 @@ class Stepper:
             await asyncio.wait({self._running}, timeout=timeout_s)
         self._thread.shutdown(wait=False)
 
-    def _run(
-        self, step: ExecutorStep, asks: tuple[Ask, ...], load: Callable[[], tuple[int, ...]]
-    ) -> Outcome:
+    def _run(self, work: Work) -> Outcome:
         started_s = self._clock()
+        drafts: Sequence[Draft] = ()
         try:
-            choices = self._execute(step, asks) if step.rows or step.copies else ()
+            work, drafts = self._with_guesses(work)
+            choices = self._execute(work) if work.step.rows or work.step.copies else ()
             elapsed_s = self._clock() - started_s
-            loaded = load()  # after the copies of the step: they may be to the same slots
+            loaded = work.load()  # after the copies of the step: they may be to the same slots
         except TidegateError as error:
             _log.warning("a step of the model failed: %s", error)
-            return Outcome(error=error)
+            return Outcome(guessed=work.guessed, error=error)
         except Exception as error:  # the boundary between a backend's libraries and the engine
             _log.error("a step of the model failed: %s", describe_defect(error))
             lost = ExecutionError(f"a step of the model failed: {type(error).__name__}")
             lost.__cause__ = error
-            return Outcome(error=lost)
-        return Outcome(choices=choices, elapsed_s=elapsed_s, loaded=loaded)
+            return Outcome(guessed=work.guessed, error=lost)
+        self._learn(work, drafts, choices)
+        return Outcome(choices=choices, guessed=work.guessed, elapsed_s=elapsed_s, loaded=loaded)
 
-    def _execute(self, step: ExecutorStep, asks: tuple[Ask, ...]) -> tuple[Choice, ...]:
-        result = self._executor.execute(step)
-        _check(result, step, self._executor.limits.vocab)
-        return choose(result.logits, asks) if asks else ()
+    def _with_guesses(self, work: Work) -> tuple[Work, Sequence[Draft]]:
+        if self._speculator is None or work.guessing is None:
+            return work, ()
+        drafts = self._speculator.draft(work.guessing)
+        return _with_drafts(work, drafts), drafts
+
+    def _execute(self, work: Work) -> tuple[Choice, ...]:
+        result = self._executor.execute(work.step)
+        _check(result, work.step, self._executor.limits.vocab)
+        return choose(result.logits, work.asks) if work.asks else ()
+
+    def _learn(self, work: Work, drafts: Sequence[Draft], choices: Sequence[Choice]) -> None:
+        if self._speculator is None or work.guessing is None or not any(work.guessed):
+            return
+        found = iter(choices)
+        held = [max(0, len(next(found).sampled) - 1) if row.logits else 0 for row in work.step.rows]
+        self._speculator.observe(work.guessing, drafts, held)
+
+
+def _with_drafts(work: Work, drafts: Sequence[Draft]) -> Work:
+    """The rows with their drafts appended, and logits for every token of them."""
+    if not any(draft.tokens for draft in drafts):
+        return work
+    rows, asks = list(work.step.rows), list(work.asks)
+    place = 0
+    for index, (row, draft) in enumerate(zip(work.step.rows, drafts, strict=True)):
+        if draft.tokens:
+            guess = np.array(draft.tokens, np.int64)
+            rows[index] = Row(
+                tokens=np.concatenate((row.tokens, guess)),
+                past=row.past,
+                blocks=row.blocks,
+                slot=row.slot,
+                logits=row.logits + len(guess),
+            )
+            asks[place] = replace(asks[place], draft=guess)
+        place += row.logits
+    step = ExecutorStep(rows=tuple(rows), copies=work.step.copies)
+    return replace(work, step=step, asks=tuple(asks))
 
 
 def _quietly(work: Callable[[], None]) -> Outcome:

@@ -1,0 +1,72 @@
+"""`Drafter`: guesses the tokens that come next, for one step to verify instead of one at a time.
+
+A guess never changes an answer (`tidegate.engine.choosing`), so a drafter may be wrong; it only
+has to be cheap. All of it runs in the thread of the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tidegate.engine.choosing import Guide
+from tidegate.engine.executor import Tokens
+from tidegate.engine.scheduler import Key
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Wish:
+    """A request that would have its next tokens guessed."""
+
+    key: Key
+    tokens: Tokens
+    """Prompt and answer so far; of one key they only ever grow."""
+    most: int
+    """Tokens that may be guessed; 0 for a request that only passes by, as in prefill."""
+    guide: Guide | None = None
+    """The grammar that the answer follows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """Guessed tokens; `kind` tells guesses apart that hold differently often."""
+
+    kind: str = ""
+    tokens: tuple[int, ...] = ()
+
+    def cut(self, tokens: int) -> Draft:
+        """The first `tokens` of it."""
+        if tokens >= len(self.tokens):
+            return self
+        return Draft(kind=self.kind, tokens=self.tokens[:tokens])
+
+
+NOTHING = Draft()
+
+
+class Drafter(Protocol):
+    """One way to guess. Keeps state of its own per key, bounded, and may forget any of it."""
+
+    def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
+        """A draft for each wish, of at most `most` tokens; `NOTHING` where it has no idea."""
+
+    def observe(self, key: Key, accepted: int) -> None:
+        """So many tokens of the last draft for `key` held."""
+
+
+class GrammarDrafter:
+    """What a request's grammar leaves no choice about."""
+
+    def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
+        """See `Drafter.propose`."""
+        return [self._propose(wish) for wish in wishes]
+
+    def observe(self, key: Key, accepted: int) -> None:
+        """Nothing to learn: the grammar hears of every token by itself."""
+
+    def _propose(self, wish: Wish) -> Draft:
+        if wish.guide is None or wish.most < 1:
+            return NOTHING
+        forced = wish.guide.forced()[: wish.most]
+        return Draft(kind="grammar", tokens=tuple(forced.tolist())) if len(forced) else NOTHING

@@ -1,0 +1,176 @@
+"""How many guessed tokens a step verifies: as many as make it give the most tokens a second.
+
+Everything here is arithmetic over what was measured: how long steps take by their rows and guesses,
+and how often guesses of a kind hold. On one executor eight tokens take the time of one, on another
+every row that guesses takes a run of its own; neither is assumed. What loses is left alone, and
+tried again ever more rarely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+_WEIGHT: Final = 0.125
+"""Of the newest measurement, once there are eight."""
+_CLIP: Final = 2.0
+"""A step that took longer than so many times its mean was disturbed; the mean moves slowly then."""
+_PROBE_AFTER, _PROBE_AFTER_MOST = 32, 4096
+"""Steps that could have guessed and did not, before one does; doubled when it was in vain."""
+
+_FIRST_ACCEPTANCE: Final = 0.7
+"""Before anything was measured: high enough to try, and a few steps correct it."""
+_MOST_ACCEPTANCE: Final = 0.98
+_PRIOR_TRIALS: Final = 3.0
+"""What all requests have shown weighs like so many guesses of this one."""
+KEPT_OF_ONE, KEPT_OF_ALL = 0.9, 0.98
+"""Share of the earlier guesses' weight that is left after one more draft: for the guesses of one
+request, which turns from prose to copying in a few tokens, and for those of all."""
+
+
+@dataclass(slots=True)
+class _Cell:
+    """Seconds of steps of one shape. The first may have built kernels: the better of two counts."""
+
+    mean_s: float
+    count: int = 1
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        if self.count == 2:
+            self.mean_s = min(self.mean_s, seconds)
+            return
+        weight = max(_WEIGHT, 1 / (self.count - 1))
+        self.mean_s += weight * (min(seconds, _CLIP * self.mean_s) - self.mean_s)
+
+    @property
+    def known(self) -> bool:
+        return self.count > 1
+
+
+class StepCosts:
+    """Seconds of a step that decodes, by its rows and by the guessed tokens of all of them."""
+
+    def __init__(self) -> None:
+        self._cells: dict[tuple[int, int], _Cell] = {}
+        self._tables: dict[tuple[int, int], list[float]] = {}
+
+    def observe(self, rows: int, guessed: int, seconds: float) -> None:
+        """Book a step of `rows` rows that verified `guessed` tokens beside their own."""
+        cell = self._cells.get((rows, guessed))
+        if cell is None:
+            self._cells[rows, guessed] = _Cell(mean_s=seconds)
+        else:
+            cell.add(seconds)
+        for key in [key for key in self._tables if key[0] == rows]:
+            del self._tables[key]
+
+    def table(self, rows: int, most: int) -> Sequence[float] | None:
+        """Estimated seconds with 0 to `most` guessed tokens; None until a plain step is known.
+
+        What was not measured lies on a line between its measured neighbours, and beyond the last
+        of them costs the same as it: hopeful, so that more is tried once and then known.
+        """
+        table = self._tables.get((rows, most))
+        if table is None:
+            known = self._known(rows, most)
+            if not known or known[0][0] != 0:
+                return None
+            table = self._tables[rows, most] = _lines(known, most)
+        return table
+
+    def _known(self, rows: int, most: int) -> list[tuple[int, float]]:
+        cells = ((guessed, self._cells.get((rows, guessed))) for guessed in range(most + 1))
+        return [(guessed, cell.mean_s) for guessed, cell in cells if cell and cell.known]
+
+
+def _lines(known: Sequence[tuple[int, float]], most: int) -> list[float]:
+    table: list[float] = []
+    for (left, low_s), (right, high_s) in zip(
+        known, [*known[1:], (most + 1, known[-1][1])], strict=True
+    ):
+        step_s = (high_s - low_s) / (right - left)
+        table += [low_s + step_s * place for place in range(right - left)]
+    return table
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """How often guesses of one kind hold, newest first; `trials` stop at the first that fails."""
+
+    kept: float = KEPT_OF_ONE
+    hits: float = 0.0
+    trials: float = 0.0
+
+    def observe(self, guessed: int, accepted: int) -> None:
+        """Book a draft of `guessed` tokens of which the first `accepted` held."""
+        self.hits = self.kept * self.hits + accepted
+        self.trials = self.kept * self.trials + min(guessed, accepted + 1)
+
+    def rate(self, prior: float = _FIRST_ACCEPTANCE) -> float:
+        """The chance of the next guess to hold if all before it did."""
+        share = (self.hits + _PRIOR_TRIALS * prior) / (self.trials + _PRIOR_TRIALS)
+        return min(share, _MOST_ACCEPTANCE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prospect:
+    """A row's draft: its tokens, and the chance of each to hold once those before it did."""
+
+    tokens: int
+    acceptance: float
+
+
+def share_out(
+    prospects: Sequence[Prospect], costs: Sequence[float], rows: int
+) -> tuple[tuple[int, ...], float]:
+    """How many tokens of each draft to verify, so that the step gives the most tokens a second.
+
+    Tokens are added where they are most likely to hold, one by one, for as long as `costs` go.
+
+    Args:
+        prospects: the drafts of a step.
+        costs: seconds with 0, 1, ... guessed tokens in all.
+        rows: of the step, those without a draft too; each gives a token for sure.
+
+    Returns:
+        The tokens to take of each draft, at least one of them all, and how many times as fast as
+        without any that is: 0 when there is nothing to take.
+    """
+    taken, best = [0] * len(prospects), (0,) * len(prospects)
+    chances = [prospect.acceptance for prospect in prospects]
+    expected, best_gain = float(rows), 0.0
+    for step_s in costs[1:]:
+        open_rows = [i for i, prospect in enumerate(prospects) if taken[i] < prospect.tokens]
+        if not open_rows:
+            break
+        row = max(open_rows, key=chances.__getitem__)
+        expected += chances[row]
+        chances[row] *= prospects[row].acceptance
+        taken[row] += 1
+        gain = expected / rows * costs[0] / step_s
+        if gain > best_gain:
+            best, best_gain = tuple(taken), gain
+    return best, best_gain
+
+
+@dataclass(slots=True)
+class Probing:
+    """When to guess although it seems to lose: after a while, and after ever longer ones."""
+
+    after: int = _PROBE_AFTER
+    refused: int = 0
+
+    def refuse(self) -> bool:
+        """A step could guess and had better not; True when it should all the same."""
+        self.refused += 1
+        if self.refused < self.after:
+            return False
+        self.refused = 0
+        self.after = min(2 * self.after, _PROBE_AFTER_MOST)
+        return True
+
+    def won(self) -> None:
+        """Guessing pays: the next doubt starts small again."""
+        self.after, self.refused = _PROBE_AFTER, 0

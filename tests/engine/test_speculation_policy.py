@@ -1,0 +1,192 @@
+"""How much is guessed: what pays by what was measured, found soon and at little cost."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.engine.speculation_policy import (
+    KEPT_OF_ALL,
+    KEPT_OF_ONE,
+    Acceptance,
+    Probing,
+    Prospect,
+    StepCosts,
+    share_out,
+)
+
+
+def measured(*cells: tuple[int, int, float]) -> StepCosts:
+    costs = StepCosts()
+    for rows, guessed, seconds in cells:
+        for _ in range(4):
+            costs.observe(rows, guessed, seconds)
+    return costs
+
+
+def test_nothing_is_estimated_before_a_plain_step_was_measured_twice() -> None:
+    costs = StepCosts()
+    assert costs.table(1, 4) is None
+    costs.observe(1, 0, 9.0)
+    assert costs.table(1, 4) is None
+    costs.observe(1, 0, 1.0)
+    assert costs.table(1, 4) == [1.0] * 5, "the first step was slow, as first ones are"
+    assert costs.table(2, 4) is None
+
+
+def test_what_was_not_measured_lies_between_its_neighbours_and_hopes_beyond_them() -> None:
+    assert measured((1, 0, 1.0), (1, 4, 3.0)).table(1, 6) == [1.0, 1.5, 2.0, 2.5, 3.0, 3.0, 3.0]
+
+
+def test_a_disturbed_step_moves_an_estimate_little_and_lasting_change_moves_it_all_the_way() -> (
+    None
+):
+    costs = measured((1, 0, 1.0))
+    costs.observe(1, 0, 100.0)
+    table = costs.table(1, 0)
+    assert table is not None
+    assert table[0] < 1.5
+    for _ in range(60):
+        costs.observe(1, 0, 5.0)
+    table = costs.table(1, 0)
+    assert table is not None
+    assert table[0] == pytest.approx(5, rel=0.02)
+
+
+def test_acceptance_follows_what_holds_and_stops_counting_at_the_first_miss() -> None:
+    acceptance = Acceptance()
+    first = acceptance.rate()
+    for _ in range(20):
+        acceptance.observe(8, 0)
+    assert acceptance.rate() < 0.2 < first
+    for _ in range(20):
+        acceptance.observe(8, 8)
+    assert acceptance.rate() > 0.9
+    even = Acceptance()
+    for _ in range(50):
+        even.observe(8, 1)
+    assert even.rate() == pytest.approx(0.5, abs=0.05)
+
+
+def brute_force(prospects: list[Prospect], costs: list[float], rows: int) -> float:
+    """The best gain of all ways to share out, tried one by one."""
+    best = 0.0
+    for taken in itertools.product(*(range(one.tokens + 1) for one in prospects)):
+        if 0 < sum(taken) < len(costs):
+            expected = rows + sum(
+                one.acceptance ** (place + 1)
+                for one, count in zip(prospects, taken, strict=True)
+                for place in range(count)
+            )
+            best = max(best, expected / rows * costs[0] / costs[sum(taken)])
+    return best
+
+
+prospects = st.builds(Prospect, tokens=st.integers(0, 4), acceptance=st.floats(0.01, 0.98))
+
+
+@given(
+    st.lists(prospects, min_size=1, max_size=3),
+    st.lists(st.floats(0.5, 5), min_size=1, max_size=9),
+    st.integers(0, 2),
+)
+def test_no_other_way_to_share_out_promises_more(
+    drafts: list[Prospect], costs: list[float], others: int
+) -> None:
+    rows = len(drafts) + others
+    taken, gain = share_out(drafts, costs, rows)
+    assert gain == pytest.approx(brute_force(drafts, costs, rows))
+    assert all(0 <= count <= one.tokens for count, one in zip(taken, drafts, strict=True))
+    assert sum(taken) < len(costs)
+
+
+def test_likely_tokens_go_first_and_dear_ones_are_left() -> None:
+    likely, unlikely = Prospect(tokens=8, acceptance=0.95), Prospect(tokens=8, acceptance=0.3)
+    flat_to_six = [1.0] * 7 + [2.0] * 9
+    taken, gain = share_out([unlikely, likely], flat_to_six, 2)
+    assert taken == (0, 6)
+    assert gain > 2
+
+
+def drive(
+    step_s: Callable[[int, int], float], acceptance: float, *, rows: int, steps: int
+) -> tuple[float, list[int]]:
+    """Decode with the policy on a machine whose steps take `step_s(rows, guessed)`.
+
+    Returns:
+        Tokens a second over those without guesses, and what each step guessed.
+    """
+    costs, probing = StepCosts(), Probing()
+    of_all, of_one = Acceptance(kept=KEPT_OF_ALL), Acceptance(kept=KEPT_OF_ONE)
+    chance = random.Random(1)
+    seconds, tokens, guesses = 0.0, 0, []
+    for _ in range(steps):
+        table = costs.table(rows, 16 - rows)
+        taken: tuple[int, ...] = (0,) * rows
+        if table is not None:
+            rate = of_one.rate(of_all.rate())
+            drafts = [Prospect(tokens=15, acceptance=rate)] * rows
+            taken, gain = share_out(drafts, table, rows)
+            if gain >= 1.02:
+                probing.won()
+            elif not probing.refuse():
+                taken = (0,) * rows
+        for count in taken:
+            held = next((i for i in range(count) if chance.random() > acceptance), count)
+            tokens += 1 + held
+            if count:
+                of_all.observe(count, held)
+                of_one.observe(count, held)
+        took_s = step_s(rows, sum(taken)) * chance.uniform(0.93, 1.07)
+        costs.observe(rows, sum(taken), took_s)
+        seconds += took_s
+        guesses.append(sum(taken))
+    return tokens / seconds * step_s(rows, 0) / rows, guesses
+
+
+def flat(rows: int, guessed: int) -> float:
+    """Up to eight tokens at the price of one, then one more price for each eight."""
+    return 1.0 + 0.02 * guessed + max(0, rows + guessed - 8) * 0.15
+
+
+def own_run(rows: int, guessed: int) -> float:
+    """Every row that guesses takes a run of its own; guesses are spread."""
+    return 1.0 + min(guessed, rows) * 0.95 + 0.02 * guessed
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_where_guesses_hold_and_cost_little_they_grow_and_win(rows: int) -> None:
+    faster, guesses = drive(flat, 0.9, rows=rows, steps=400)
+    assert faster > (3.0 if rows == 1 else 1.5)
+    assert sorted(guesses[50:])[len(guesses) // 2] >= 4
+
+
+def test_where_each_guess_costs_a_run_several_rows_soon_stop() -> None:
+    faster, guesses = drive(own_run, 0.6, rows=4, steps=1000)
+    assert sum(count > 0 for count in guesses[:40]) < 16
+    assert sum(count > 0 for count in guesses[40:]) < 20
+    assert faster > 0.97
+
+
+def test_guesses_that_never_hold_are_left_alone_at_little_cost() -> None:
+    faster, guesses = drive(flat, 0.02, rows=1, steps=1000)
+    assert sum(count > 0 for count in guesses[60:]) < 60
+    assert faster > 0.97
+
+
+def test_what_was_given_up_is_found_again_when_it_starts_to_pay() -> None:
+    probing = Probing()
+    waits = []
+    for _ in range(3):
+        steps = 1
+        while not probing.refuse():
+            steps += 1
+        waits.append(steps)
+    assert waits == [32, 64, 128]
+    probing.won()
+    assert sum(probing.refuse() for _ in range(32)) == 1
