@@ -6,6 +6,9 @@ way: ours and OpenVINO GenAI by blocks or slots with the prefix cache on, llama.
 sequence where prompts part, onnxruntime-genai by rewinding its generator. Ours goes through the
 engine, so that the time includes scheduling. The ratio is within a turn, its median counts.
 
+Then through our daemon, with a folder for prefixes: cold, from RAM, and after a restart, for which
+the kernel is told to forget the folder's files, so that they come from the disk.
+
     python benchmarks/edge/prefix.py --shape tinyllama-1.1b --repeats 3 \
         --keep benchmarks/results/prefix.json
     python benchmarks/edge/prefix.py --quick
@@ -16,7 +19,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,14 +28,15 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from converters.synthetic import SHAPES  # noqa: E402
 from peers.bars import Bar  # noqa: E402
-from peers.contract import Figures, Turn  # noqa: E402
+from peers.contract import Figures, PeerError, Turn  # noqa: E402
 from peers.engines import GENAI_64, LIBRARY, NATIVE, ONNX, every_engine  # noqa: E402
-from peers.rounds import Round, median, run_rounds  # noqa: E402
+from peers.restart import Restarted, restart  # noqa: E402
+from peers.rounds import Round, median, run_rounds, tell  # noqa: E402
 from peers.starting import prepare_all  # noqa: E402
 from report import report  # noqa: E402
 
 PREFIX_TOKENS = 1500
-FROM_RAM = 0.1
+FROM_RAM, FROM_DISK = 0.1, 0.2
 
 
 def part(figures: Figures) -> float | None:
@@ -52,6 +56,23 @@ def bars(rounds: Sequence[Round]) -> list[Bar]:
             value=median(rounds, engine, part),
         )
         for engine in (NATIVE, LIBRARY, ONNX)
+    ]
+
+
+def daemon_bars(found: Mapping[str, Restarted]) -> list[Bar]:
+    """The daemon's prefixes, by executor."""
+    return [
+        Bar(
+            what=f"daemon, {executor}: first token, prefix {where} / cold",
+            bar=bar,
+            kind="at most",
+            value=value,
+        )
+        for executor, one in found.items()
+        for where, bar, value in (
+            ("in RAM", FROM_RAM, one.ram_s / one.cold_s),
+            ("on disk, restarted", FROM_DISK, one.disk_s / one.cold_s),
+        )
     ]
 
 
@@ -94,12 +115,22 @@ def main() -> int:
         prefix_tokens=PREFIX_TOKENS,
     )
     rounds = run_rounds(engines, turn, args.repeats, args.work / args.shape, missing)
-    verdicts, lines = bars(rounds), rows(rounds)
+    restarted: dict[str, Restarted] = {}
+    ours = next((prepared for peer, prepared in engines if peer.name == LIBRARY), None)
+    for executor in ("openvino", "onnx") if ours is not None else ():
+        tell(f"restarting the daemon, {executor}")
+        prefixes = 1 if args.quick else args.repeats
+        try:
+            restarted[executor] = restart(ours, executor, turn, prefixes)
+        except PeerError as error:
+            missing[f"daemon with prefixes on disk, {executor}"] = str(error)
+    verdicts, lines = [*bars(rounds), *daemon_bars(restarted)], rows(rounds)
     body = {
         "shape": args.shape,
         "turn": asdict(turn),
         "read_gb_per_s": statistics.median(one.read_gb_per_s for one in rounds),
         "engines": lines,
+        "daemon": {name: asdict(one) for name, one in restarted.items()},
         "missing": missing,
         "bars": [{**asdict(one), "verdict": one.verdict} for one in verdicts],
         "rounds": [asdict(one) for one in rounds],
@@ -114,6 +145,9 @@ def main() -> int:
     for one in lines:
         times = f"cold {one['cold_s']:>8.3f} s  warm {one['warm_s']:>8.3f} s"
         print(f"{one['engine']:<25} {times}  x{one['part']:.3f}")
+    for name, again in restarted.items():
+        times = f"cold {again.cold_s:.3f} s  RAM {again.ram_s:.3f} s  disk {again.disk_s:.3f} s"
+        print(f"daemon, {name:<17} {times}")
     print("\n".join(f"missing: {name}: {reason}" for name, reason in missing.items()))
     print("\n".join(one.line for one in verdicts))
     return 0

@@ -56,6 +56,8 @@ def test_a_cached_prefix_is_quicker_than_a_cold_one(work: Path) -> None:
     ours = {one["engine"]: one for one in results["engines"]}
     for name in ("tidegate openvino", "tidegate onnx"):
         assert 0 < ours[name]["warm_s"] < ours[name]["cold_s"]
+    for one in results["daemon"].values():
+        assert all(one[name] > 0 for name in ("cold_s", "ram_s", "disk_s"))
 
 
 @pytest.mark.system
