@@ -305,19 +305,6 @@ def test_the_narrowest_limits_still_load(
     assert executor.limits.step_rows == rows
 
 
-def test_a_compiled_model_comes_back_from_its_cache(
-    folder: Path, weights: RandomWeights, tmp_path: Path
-) -> None:
-    settings = replace(TUNED, cache_dir=tmp_path / "compiled")
-    tokens = tokens_of(40, 12)
-    answers = []
-    for _ in range(2):
-        executor = OpenVinoExecutor(folder, ARCH, settings)
-        answers.append(step(executor, row(tokens, 0, 40, blocks_of(3, 1))))
-        assert len(list((tmp_path / "compiled").iterdir())) == 1
-    np.testing.assert_array_equal(answers[0], answers[1])
-
-
 PLAIN = Row(tokens=np.array([1, 2]), past=0, blocks=blocks_of(5))
 
 BAD_ROWS = {

@@ -85,7 +85,7 @@ def export(
 
 def kernels(folder: Path, arch: Architecture) -> Counter[tuple[str, str]]:
     """Kind and precision of every kernel the plugin chose, with their number."""
-    compiled: Any = compile_graph(folder / "model.xml", arch, SETTINGS)
+    compiled: Any = compile_graph(folder / "model.xml", arch, SETTINGS).compiled
     found: Counter[tuple[str, str]] = Counter()
     for node in compiled.get_runtime_model().get_ops():
         facts = node.get_rt_info()

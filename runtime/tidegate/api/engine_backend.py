@@ -168,9 +168,10 @@ class EngineBackend:
 
     async def status(self) -> Mapping[str, object]:
         """See `Backend.status`."""
-        now = self.engine.snapshot()
+        now, facts = self.engine.snapshot(), self.engine.executor_facts
         return {
             "model": self.engine.model_id,
+            "executor": None if facts is None else asdict(facts),
             "context_tokens": self.engine.context_tokens,
             "running": now.running,
             "waiting": now.waiting,

@@ -21,6 +21,7 @@ from tidegate.engine.drafts import Drafter, GrammarDrafter
 from tidegate.engine.drafts_lookup import LookupDrafter
 from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal
 from tidegate.engine.executor import Executor
+from tidegate.engine.facts import Described
 from tidegate.engine.generation import Generation
 from tidegate.engine.grammar import Grammars
 from tidegate.engine.prefix_disk import DiskPrefixes
@@ -84,6 +85,7 @@ class Engine:
         self._batcher = Batcher(executor, self._settings, self._disk)
         self._speculator = self._make_speculator(executor, drafters)
         self._stepper = Stepper(executor, self._speculator, clock)
+        self.executor_facts = executor.facts if isinstance(executor, Described) else None
         self._vocab = executor.limits.vocab
         self._grammars = Grammars(text, vocab=self._vocab)
         self.context_tokens = self._batcher.context_tokens

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 
 from tidegate.cli.trust import add_trust, read_trust
@@ -32,6 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
     parser.add_argument("--rows", type=int, default=4, help="requests that run at once (default 4)")
     parser.add_argument("--threads", type=int, help="threads (default: the runtime's choice)")
+    parser.add_argument(
+        "--kv-precision",
+        choices=("u8", "u4", "f16", "f32"),
+        help="bits of keys and values (default: the smallest that loses little)",
+    )
+    parser.add_argument(
+        "--native",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="multiply by the compiled layer of tidegate-native (default: where it can run)",
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, help="folder to keep re-tiled weights in for the next start"
+    )
     parser.add_argument("--queue", type=int, default=32, help="requests that may wait (default 32)")
     parser.add_argument(
         "--embedder", type=Path, metavar="BUNDLE", help="encoder that answers /v1/embeddings"
@@ -87,6 +102,9 @@ def run(args: argparse.Namespace) -> int:
             rows=args.rows,
             threads=args.threads,
             exact=args.exact,
+            kv_precision=args.kv_precision,
+            native=args.native,
+            cache_dir=args.cache_dir,
         ),
         queue_limit=args.queue,
         embedder=args.embedder,
@@ -100,6 +118,10 @@ def run(args: argparse.Namespace) -> int:
 
     async def main(stop: asyncio.Event) -> None:
         async with open_edge(settings) as edge:
+            facts = edge.engine.executor_facts
+            if facts is not None:
+                line = f"tidegate serve: {facts.runtime}, products by {facts.linear}"
+                print(line, file=sys.stderr)
             announce(f"tidegate serve: {edge.engine.model_id} on {edge.server.url}")
             await edge.run(stop)
 

@@ -7,9 +7,14 @@ Runtime).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, assert_never
 
+from tidegate.edge.executors.native import LAYOUT_VERSION, Native
+from tidegate.edge.executors.onnx_session import KvPrecision as OnnxPrecision
+from tidegate.edge.executors.openvino_model import KvPrecision
 from tidegate.edge.executors.settings import check_counts
 from tidegate.engine.executor import Executor
 from tidegate.errors import BundleError, ConfigError
@@ -33,6 +38,13 @@ class ExecutorSettings:
     threads: int | None = None
     exact: bool = False
     """Float activations and KV, for comparing; several times slower."""
+    kv_precision: KvPrecision | None = None
+    """Bits of keys and values; None for each executor's own choice. u8 is int8 of fixed scale on
+    ONNX Runtime, which has no u4."""
+    native: Native = "auto"
+    """Whether the native layer multiplies packed weights, on OpenVINO."""
+    cache_dir: Path | None = None
+    """For what a later start can use again; None for nowhere."""
 
     def __post_init__(self) -> None:
         check_counts(self, always=("rows", "step_tokens"), optional=("context_tokens", "threads"))
@@ -71,6 +83,9 @@ def _open(bundle: Bundle, target: Target, context: int, settings: ExecutorSettin
                 step_rows=settings.rows,
                 threads=settings.threads,
                 exact=settings.exact,
+                kv_precision=settings.kv_precision,
+                native=settings.native,
+                tile_file=_tile_file(bundle, settings.cache_dir),
             ),
         )
     from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
@@ -84,8 +99,37 @@ def _open(bundle: Bundle, target: Target, context: int, settings: ExecutorSettin
             step_tokens=settings.step_tokens,
             threads=settings.threads,
             exact=settings.exact,
+            kv_precision=_onnx_precision(settings.kv_precision),
         ),
     )
+
+
+def _onnx_precision(asked: KvPrecision | None) -> OnnxPrecision | None:
+    match asked:
+        case None:
+            return None
+        case "f32":
+            return "float32"
+        case "f16":
+            return "float16"
+        case "u8":
+            return "int8"
+        case "u4":
+            raise ConfigError("kv_precision", asked, "u8, f16 or f32 on ONNX Runtime")
+        case _:
+            assert_never(asked)
+
+
+def _tile_file(bundle: Bundle, cache_dir: Path | None) -> Path | None:
+    """Named after all that tiles follow from: the graph, its weights and the layout."""
+    if cache_dir is None:
+        return None
+    files = bundle.manifest.files
+    digests = [
+        entry.sha256 for name, entry in sorted(files.items()) if name.startswith("openvino/")
+    ]
+    key = " ".join([f"layout {LAYOUT_VERSION}", *digests])
+    return cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.tiles"
 
 
 def choose_target(

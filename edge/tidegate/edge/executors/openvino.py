@@ -8,6 +8,7 @@ largest step and only their shapes change, so a running executor asks for no mem
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +17,14 @@ import numpy.typing as npt
 
 from tidegate.edge.executors.openvino_model import (
     BLOCK_TOKENS,
+    Graph,
     Library,
     OpenVinoSettings,
     allocate_kv,
     check_settings,
     compile_graph,
+    kv_precision,
+    openvino_release,
 )
 from tidegate.edge.executors.settings import STEP_LOGITS, check_row_logits, check_totals
 from tidegate.engine.executor import (
@@ -32,6 +36,7 @@ from tidegate.engine.executor import (
     Row,
     StepResult,
 )
+from tidegate.engine.facts import ExecutorFacts
 from tidegate.engine.spill import KvUnit
 from tidegate.errors import ConfigError, ExecutionError
 from tidegate.model.architecture import Architecture
@@ -52,7 +57,10 @@ class OpenVinoExecutor:
         """
         check_settings(settings, arch)
         self._arch, self._settings = arch, settings
-        compiled = compile_graph(folder / "model.xml", arch, settings)
+        began_s = time.perf_counter()
+        # The compiled graph reads the tiles that it holds.
+        self._graph: Graph | None = compile_graph(folder / "model.xml", arch, settings)
+        compiled = self._graph.compiled
         blocks = blocks_for(settings.kv_tokens)
         try:
             self._caches = allocate_kv(compiled, blocks)
@@ -69,8 +77,17 @@ class OpenVinoExecutor:
             blocks=blocks,
             bytes_per_token=-(-cache_bytes // (blocks * BLOCK_TOKENS)),
         )
-        self._layout = kv_layout(self._caches, exact=settings.exact)
+        self._layout = kv_layout(self._caches, linear=self._graph.linear, exact=settings.exact)
         self._warm_up()
+        self._facts = ExecutorFacts(
+            runtime=f"openvino {openvino_release()}",
+            linear=self._graph.linear,
+            threads=settings.threads,
+            kv_precision=kv_precision(arch, settings),
+            kv_bytes=cache_bytes,
+            cache="nothing to keep" if self._graph.tiles is None else self._graph.tiles.source,
+            load_s=time.perf_counter() - began_s,
+        )
 
     @property
     def limits(self) -> ExecutorLimits:
@@ -102,6 +119,12 @@ class OpenVinoExecutor:
         """See `Executor.close`."""
         self._request = None
         self._caches = {}
+        self._graph = None
+
+    @property
+    def facts(self) -> ExecutorFacts:
+        """See `Described.facts`."""
+        return self._facts
 
     @property
     def kv_layout(self) -> str:
@@ -213,15 +236,19 @@ class OpenVinoExecutor:
         _check_range(f"row {index}: block", row.blocks[:needed], self._kv.blocks)
 
 
-def kv_layout(caches: dict[str, Library], *, exact: bool) -> str:
-    """`SpillingKv.kv_layout` of these cache tensors [blocks, ...]."""
+def kv_layout(caches: dict[str, Library], *, linear: str, exact: bool) -> str:
+    """`SpillingKv.kv_layout` of these cache tensors [blocks, ...].
+
+    Native products round otherwise than OpenVINO's, in the same way on every processor.
+    """
     import openvino
 
     shapes = [
         f"{name} {tensor.element_type.to_string()} {list(tensor.shape)[1:]}"
         for name, tensor in caches.items()
     ]
-    return f"openvino {openvino.__version__} exact={exact}: " + ", ".join(shapes)
+    native = linear.startswith("native")
+    return f"openvino {openvino.__version__} {exact=} {native=}: " + ", ".join(shapes)
 
 
 def blocks_for(tokens: int) -> int:

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from tidegate.edge.executors.native import Native, NativeUnavailable, find_native
+from tidegate.edge.executors.native_tiles import Tiles
+from tidegate.edge.executors.openvino_native import swap_products
 from tidegate.edge.executors.settings import check_counts
 from tidegate.errors import BundleError, ConfigError
 from tidegate.model.architecture import Architecture
@@ -59,8 +62,15 @@ class OpenVinoSettings:
     reads the cache itself and can read no other than f16 and f32."""
     exact: bool = False
     """Float32 activations and KV, whatever `kv_precision`: slower, and equal to the reference."""
-    cache_dir: Path | None = None
-    """Where OpenVINO keeps compiled models, so that the next start is faster; None for nowhere."""
+    native: Native = "auto"
+    """Whether the native layer multiplies the packed weights; never where `exact` is set."""
+    native_folder: Path | None = None
+    """Where its files are; None for the installed package."""
+    tile_file: Path | None = None
+    """Where the tiles of the native layer are kept, see `native_tiles`; the name must follow from
+    the model's bytes. None for memory. There is no cache of compiled graphs: OpenVINO's holds all
+    weights again, takes twice the time of compiling to read (1.1 B weights: 3.7 s of CPU against
+    1.8), and weights are repacked in the first step with it as without."""
 
 
 def check_settings(settings: OpenVinoSettings, arch: Architecture) -> None:
@@ -72,6 +82,8 @@ def check_settings(settings: OpenVinoSettings, arch: Architecture) -> None:
     if arch.attention_softcap is not None and settings.kv_precision in ("u8", "u4"):
         allowed = "f16 or f32 for a model that caps attention scores"
         raise ConfigError("kv_precision", settings.kv_precision, allowed)
+    if settings.exact and settings.native == "on":
+        raise ConfigError("native", "on", "auto or off with exact arithmetic")
 
 
 def check_library(version: str) -> None:
@@ -80,11 +92,23 @@ def check_library(version: str) -> None:
         raise ConfigError("openvino", version, f"version {OPENVINO}.*")
 
 
-def compile_graph(path: Path, arch: Architecture, settings: OpenVinoSettings) -> Library:
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Graph:
+    """A compiled graph and what it stands on."""
+
+    compiled: Library
+    linear: str
+    """See `ExecutorFacts.linear`."""
+    tiles: Tiles | None
+    """Of the native layer if it runs: must outlive `compiled`."""
+
+
+def compile_graph(path: Path, arch: Architecture, settings: OpenVinoSettings) -> Graph:
     """Read `model.xml` and compile it for the CPU.
 
     Raises:
-        ConfigError: another minor version of OpenVINO is installed.
+        ConfigError: another minor version of OpenVINO is installed, or the native layer is asked
+            for and cannot run.
         BundleError: the graph cannot be read or compiled, was written by another minor version,
             or is not of this architecture.
     """
@@ -101,10 +125,41 @@ def compile_graph(path: Path, arch: Architecture, settings: OpenVinoSettings) ->
     _check_signature(path, model, arch)
     try:
         _set_head_counts(model, arch)
+        linear, tiles = _choose_linear(model, core, settings)
         compiled = core.compile_model(model, "CPU", _properties(model, arch, settings))
+    except ConfigError:
+        raise
     except Exception as error:
         raise BundleError(f"{path}: OpenVINO cannot compile it: {error}") from error
-    return compiled
+    return Graph(compiled=compiled, linear=linear, tiles=tiles)
+
+
+def _choose_linear(
+    model: Library, core: Library, settings: OpenVinoSettings
+) -> tuple[str, Tiles | None]:
+    """Swap the native layer in if it can run; which path the products take, and its tiles."""
+    if settings.exact or settings.native == "off":
+        asked = "exact arithmetic" if settings.exact else "it"
+        return f"openvino, because {asked} was asked for", None
+    try:
+        native = find_native(openvino_release(), settings.native_folder)
+        if settings.native == "auto" and native.path == "portable":
+            raise NativeUnavailable("it has no fast path for this processor")
+        swapped = swap_products(model, core, native, settings.tile_file)
+    except NativeUnavailable as why:
+        if settings.native == "on":
+            raise ConfigError("native", "on", f"auto or off here: {why}") from why
+        return f"openvino; the native layer does not run: {why}", None
+    rest = "" if swapped.native == swapped.products else ", openvino for the others"
+    share = f"{swapped.native} of {swapped.products} products"
+    return f"native {native.path}, {share}{rest}", swapped.tiles
+
+
+def openvino_release() -> str:
+    """The installed OpenVINO, such as `2026.4.1`."""
+    import openvino
+
+    return str(openvino.__version__).partition("-")[0]
 
 
 def allocate_kv(compiled: Library, blocks: int) -> dict[str, Library]:
@@ -123,7 +178,8 @@ def allocate_kv(compiled: Library, blocks: int) -> dict[str, Library]:
     return tensors
 
 
-def _kv_precision(arch: Architecture, settings: OpenVinoSettings) -> KvPrecision:
+def kv_precision(arch: Architecture, settings: OpenVinoSettings) -> KvPrecision:
+    """The precision that the settings come down to."""
     if settings.exact:
         return "f32"
     default: KvPrecision = "u8" if arch.attention_softcap is None else "f16"
@@ -134,15 +190,13 @@ def _properties(
     model: Library, arch: Architecture, settings: OpenVinoSettings
 ) -> dict[str, object]:
     properties = cpu_properties(model, threads=settings.threads, exact=settings.exact)
-    properties["KV_CACHE_PRECISION"] = _kv_precision(arch, settings)
+    properties["KV_CACHE_PRECISION"] = kv_precision(arch, settings)
     # Keys in groups of one token, like values. By default they are scaled per channel of a block,
     # again with every token that joins it: answers then change with how their prompt was cut, and
     # a draft that is taken back leaves its mark.
     properties["KEY_CACHE_QUANT_MODE"] = "BY_TOKEN"
     if arch.head_size % _KEY_GROUP == 0:
         properties["KEY_CACHE_GROUP_SIZE"] = _KEY_GROUP
-    if settings.cache_dir is not None:
-        properties["CACHE_DIR"] = str(settings.cache_dir)
     return properties
 
 

@@ -1,0 +1,118 @@
+"""Files of tiles: whole and right, or made again; and never a reason not to start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.edge.executors.native import TILE_ALIGNMENT, Bytes
+from tidegate.edge.executors.native_tiles import Tiles, load_tiles, parts_of
+
+SIZES = [64, 17 << 20, 128]
+"""The second crosses a border between two checked parts."""
+
+
+def writers(record: list[int], seed: int = 0) -> list[Callable[[Bytes], None]]:
+    """One per weight; notes which were called."""
+
+    def writer(place: int) -> Callable[[Bytes], None]:
+        def write(out: Bytes) -> None:
+            assert out.ctypes.data % TILE_ALIGNMENT == 0
+            record.append(place)
+            out[:] = np.random.default_rng([seed, place]).integers(0, 256, out.size, np.uint8)
+
+        return write
+
+    return [writer(place) for place in range(len(SIZES))]
+
+
+def load(file: Path | None, record: list[int] | None = None) -> Tiles:
+    return load_tiles(SIZES, writers([] if record is None else record), file)
+
+
+@pytest.fixture(scope="module")
+def expected() -> Bytes:
+    return load(None).data.copy()
+
+
+def test_a_file_is_written_once_and_then_mapped(tmp_path: Path, expected: Bytes) -> None:
+    file = tmp_path / "new" / "model.tiles"
+    first: list[int] = []
+    second: list[int] = []
+    assert load(file, first).source == "written to cache"
+    again = load(file, second)
+    assert again.source == "cache"
+    assert (first, second) == ([0, 1, 2], [])
+    assert again.data.ctypes.data % TILE_ALIGNMENT == 0
+    np.testing.assert_array_equal(again.data, expected)
+    assert [part.size for part in parts_of(again.data, SIZES)] == SIZES
+    assert [path.name for path in file.parent.iterdir()] == ["model.tiles"]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "a bit of the first part": lambda body: flipped(body, 5000),
+    "a bit of the last part": lambda body: flipped(body, len(body) - 1),
+    "a checksum": lambda body: flipped(body, 17),
+    "the magic": lambda body: flipped(body, 0),
+    "the length": lambda body: flipped(body, 8),
+    "a byte too few": lambda body: body[:-1],
+    "a byte too many": lambda body: body + b"\0",
+    "nothing left": lambda body: b"",
+}
+
+
+def flipped(body: bytes, place: int) -> bytes:
+    return body[:place] + bytes([body[place] ^ 4]) + body[place + 1 :]
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_is_made_again(name: str, tmp_path: Path, expected: Bytes) -> None:
+    file = tmp_path / "model.tiles"
+    load(file)
+    file.write_bytes(DAMAGE[name](file.read_bytes()))
+    again = load(file)
+    assert again.source == "written to cache"
+    np.testing.assert_array_equal(again.data, expected)
+    assert load(file).source == "cache"
+
+
+def test_a_folder_that_cannot_be_written_leads_to_tiles_in_memory(
+    tmp_path: Path, expected: Bytes
+) -> None:
+    (tmp_path / "plain").write_text("a file where the folder should be")
+    tiles = load(tmp_path / "plain" / "model.tiles")
+    assert tiles.source.startswith("memory: ")
+    assert "plain" in tiles.source
+    np.testing.assert_array_equal(tiles.data, expected)
+
+
+def test_a_writer_that_fails_leaves_no_file_behind(tmp_path: Path) -> None:
+    def fail(out: Bytes) -> None:
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError):
+        load_tiles([64], [fail], tmp_path / "model.tiles")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_newest_and_the_last_used_file_are_kept(tmp_path: Path) -> None:
+    for age, name in enumerate(("old", "older")):
+        load(tmp_path / f"{name}.tiles")
+        os.utime(tmp_path / f"{name}.tiles", (1000 - age, 1000 - age))
+    (tmp_path / "other").write_text("not ours")
+    load(tmp_path / "new.tiles")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.tiles", "old.tiles", "other"]
+
+
+@given(st.lists(st.integers(0, 40).map(lambda n: n * TILE_ALIGNMENT), min_size=1))
+def test_parts_lie_one_after_another(sizes: list[int]) -> None:
+    data = np.arange(sum(sizes), dtype=np.uint32).astype(np.uint8)
+    parts = parts_of(data, sizes)
+    assert [part.size for part in parts] == sizes
+    np.testing.assert_array_equal(np.concatenate(parts), data)

@@ -1,0 +1,291 @@
+"""The native layer in the graph: the same logits, whatever runs beside; and why it does not run."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as op
+import pytest
+from everylogit import reference_logits
+from nativebuild import native_folder
+from nativelinear import twin
+from openvinomodels import SETTINGS, Packing, biased, export
+from tinymodel import RandomWeights, tiny_architecture
+
+from tidegate.converters.openvino import graph
+from tidegate.converters.openvino.linear import LinearLayers
+from tidegate.converters.openvino.weights import ConstantFile
+from tidegate.converters.rounding.rtn import quantise
+from tidegate.edge.executors.native import NativeUnavailable, find_native
+from tidegate.edge.executors.openvino import OpenVinoExecutor, OpenVinoSettings
+from tidegate.edge.executors.openvino_model import openvino_release
+from tidegate.edge.executors.openvino_native import swap_products
+from tidegate.engine.executor import ExecutorStep, Logits, Row, Tokens
+from tidegate.errors import ConfigError
+from tidegate.model.packed import Array, Bits, DenseLinear, Linear, LowRankLinear
+
+ARCH = tiny_architecture()
+
+
+@pytest.fixture(scope="module")
+def settings() -> OpenVinoSettings:
+    return replace(SETTINGS, exact=False, native="on", native_folder=native_folder())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("native")
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> RandomWeights:
+    return export(ARCH, folder, Packing())
+
+
+def tokens_of(count: int, seed: int) -> Tokens:
+    return np.random.default_rng(seed).integers(0, ARCH.vocab, count)
+
+
+def chunk(tokens: Tokens, past: int, end: int, place: int = 0, *, logits: int = 1) -> Row:
+    """Part of a request whose blocks are the eight at `place`."""
+    blocks = np.arange(8 * place, 8 * place + 8, dtype=np.int32)[::-1].copy()
+    return Row(tokens=tokens[past:end], past=past, blocks=blocks, logits=logits)
+
+
+def step(executor: OpenVinoExecutor, *rows: Row) -> Logits:
+    return executor.execute(ExecutorStep(rows=rows)).logits
+
+
+def every_logit(executor: OpenVinoExecutor, tokens: Tokens) -> Logits:
+    """One token at a time."""
+    return np.concatenate([step(executor, chunk(tokens, i, i + 1)) for i in range(len(tokens))])
+
+
+def mixed(role: str, linear: DenseLinear) -> Linear:
+    wide = role.endswith((".v", ".down", "embed"))
+    return Packing(bits=8 if wide else 4, group_size=32, symmetric=not wide)(role, linear)
+
+
+PACKS: dict[str, tuple[int, Callable[[str, DenseLinear], Linear], int]] = {
+    "4-bit-g32-sym": (128, Packing(group_size=32), 32),
+    "4-bit-g64-asym": (128, Packing(symmetric=False), 64),
+    "4-bit-g128-asym": (128, Packing(group_size=128, symmetric=False), 64),
+    "8-bit-g64-asym": (128, Packing(bits=8, symmetric=False), 64),
+    "five groups in a row": (160, Packing(group_size=32, symmetric=False), 32),
+    "biased": (128, biased(Packing(symmetric=False), ("q", "v", "o", "gate", "down")), 64),
+    "mixed bits": (128, mixed, 32),
+}
+
+
+@pytest.mark.parametrize("name", PACKS)
+@pytest.mark.parametrize("tied_head", [True, False], ids=["tied", "untied"])
+def test_the_native_graph_gives_the_reference_with_int8_activations(
+    name: str, tied_head: bool, tmp_path: Path, settings: OpenVinoSettings
+) -> None:
+    """The same arithmetic as OpenVINO's own; float activations would be off by 0.07 (rms)."""
+    width, pack, group = PACKS[name]
+    arch = tiny_architecture(width=width, tied_head=tied_head)
+    weights = export(arch, tmp_path, pack)
+    executor = OpenVinoExecutor(tmp_path, arch, replace(settings, kv_precision="f32"))
+    # Five products per layer at most, and the head.
+    assert executor.facts.linear.startswith("native ")
+    assert "openvino for the others" not in executor.facts.linear
+    tokens = tokens_of(100, 1)
+    expected = reference_logits(arch, weights, tokens, activation_group=group)
+    difference = every_logit(executor, tokens) - expected
+    assert np.sqrt((difference**2).mean()) < 0.02
+
+
+def test_a_prefill_and_its_single_steps_give_the_same_logits(
+    folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    executor = OpenVinoExecutor(folder, ARCH, settings)
+    tokens = tokens_of(60, 2)
+    alone = every_logit(executor, tokens)
+    for begin, end in ((0, 33), (33, 34), (34, 60)):
+        together = step(executor, chunk(tokens, begin, end, 1, logits=1))
+        np.testing.assert_allclose(together, alone[end - 1 : end], atol=1e-4)
+
+
+def test_a_row_gets_the_same_bits_alone_and_among_others(
+    folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    executor = OpenVinoExecutor(folder, ARCH, settings)
+    requests = [tokens_of(45, 10 + place) for place in range(3)]
+    for place, tokens in enumerate(requests):
+        step(executor, chunk(tokens, 0, 40 + place, place))
+    rows = [chunk(t, 40 + place, 41 + place, place) for place, t in enumerate(requests)]
+    together = step(executor, *rows)
+    for place, row in enumerate(rows):
+        np.testing.assert_array_equal(step(executor, row)[0], together[place])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 21])
+@pytest.mark.parametrize(
+    ("bits", "inputs", "group", "symmetric"),
+    [(4, 192, 64, False), (4, 160, 32, False), (4, 256, 128, True), (8, 96, 32, False)],
+)
+def test_a_product_equals_its_twin_bit_for_bit(
+    rows: int, bits: Bits, inputs: int, group: int, symmetric: bool, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(bits * inputs + rows)
+    dense = DenseLinear(weight=normal(rng, 37, inputs), bias=normal(rng, 37))
+    packed = quantise(dense, bits=bits, group_size=group, symmetric=symmetric)
+    x = normal(rng, rows, inputs)
+    with native_product(packed, tmp_path) as product:
+        # Scales are half precision in the graph.
+        halves = replace(packed, scales=packed.scales.astype(np.float16).astype(np.float32))
+        np.testing.assert_array_equal(product(x), twin(halves, x))
+
+
+def test_both_factors_of_a_low_rank_layer_are_native(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    first, second = (
+        quantise(DenseLinear(weight=normal(rng, *shape)), bits=4, group_size=32, symmetric=False)
+        for shape in ((64, 128), (48, 64))
+    )
+    x = normal(rng, 2, 128)
+    with native_product(LowRankLinear(first=first, second=second), tmp_path) as product:
+        halves = [
+            replace(one, scales=one.scales.astype(np.float16).astype(np.float32))
+            for one in (first, second)
+        ]
+        np.testing.assert_array_equal(product(x), twin(halves[1], twin(halves[0], x)))
+
+
+def normal(rng: np.random.Generator, *shape: int) -> Array:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+@contextmanager
+def native_product(weight: Linear, folder: Path) -> Iterator[Callable[[Array], Array]]:
+    """Multiplies by a weight that went through the converter's graph and the swap."""
+    with ConstantFile(folder / "scratch") as constants:
+        layers = LinearLayers(constants)
+        x = graph.parameter("x", 2, ov.Type.f32)
+        result = op.result(layers.product(x, layers.store(weight)))
+        constants.save(ov.Model([result], [x], "product"), folder / "model.xml")
+    core = ov.Core()
+    model = core.read_model(folder / "model.xml")
+    native = find_native(openvino_release(), native_folder())
+    swapped = swap_products(model, core, native, None)
+    assert swapped.native == swapped.products > 0
+    properties = {"INFERENCE_NUM_THREADS": 2, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(model, "CPU", properties)
+    kinds = {node.get_rt_info()["layerType"].astype(str) for node in layers_of(compiled)}
+    assert not kinds & {"FullyConnected", "MatMul", "Eltwise"}
+    # The tiles live for as long as this frame does.
+    yield lambda x: np.array(compiled([x])[0])
+
+
+def layers_of(compiled: ov.CompiledModel) -> list[ov.Node]:
+    return list(compiled.get_runtime_model().get_ops())
+
+
+def test_a_model_without_packed_weights_says_that_nothing_is_to_swap(
+    tmp_path: Path, settings: OpenVinoSettings
+) -> None:
+    export(ARCH, tmp_path, Packing(bits=None))
+    facts = OpenVinoExecutor(tmp_path, ARCH, replace(settings, native="auto")).facts
+    assert facts.linear.endswith("it can run none of the model's 0 packed products")
+
+
+BROKEN: dict[str, tuple[str, bytes | None, str]] = {
+    "no operation": ("libtidegate_openvino.so", None, "libtidegate_openvino.so is missing"),
+    "no tiler": ("libtidegate_native.so", None, "libtidegate_native.so is missing"),
+    "operation of no code": ("libtidegate_openvino.so", b"no code", "cannot be loaded"),
+    "tiler of no code": ("libtidegate_native.so", b"no code", "cannot be loaded"),
+    "no note": ("tidegate_openvino.json", None, "does not say what it was built for"),
+    "note of no JSON": ("tidegate_openvino.json", b"{", "does not say what it was built for"),
+    "note of a list": ("tidegate_openvino.json", b"[]", "does not say what it was built for"),
+    "another release": (
+        "tidegate_openvino.json",
+        b'{"openvino": "2026.3.0", "layout": 1}',
+        "it was built for OpenVINO 2026.3.0, not ",
+    ),
+    "another layout": (
+        "tidegate_openvino.json",
+        f'{{"openvino": "{openvino_release()}", "layout": 7}}'.encode(),
+        "its layout is 7, not 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_libraries_that_do_not_fit_are_left_alone_and_the_reason_is_told(
+    name: str, tmp_path: Path, folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    file, content, reason = BROKEN[name]
+    places = shutil.copytree(native_folder(), tmp_path / "tidegate_native")
+    (places / file).unlink()
+    if content is not None:
+        (places / file).write_bytes(content)
+    given = replace(settings, native_folder=places)
+    facts = OpenVinoExecutor(folder, ARCH, replace(given, native="auto")).facts
+    assert facts.linear.startswith("openvino; the native layer does not run: ")
+    assert reason in facts.linear
+    with pytest.raises(ConfigError, match=r"native = 'on': must be auto or off here: ") as error:
+        OpenVinoExecutor(folder, ARCH, given)
+    assert reason in str(error.value)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [])
+    with pytest.raises(NativeUnavailable, match="tidegate-native is not installed"):
+        find_native(openvino_release())
+
+
+def test_a_processor_without_a_fast_path_takes_the_library_unless_it_is_told_otherwise(
+    folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    tiler = find_native(openvino_release(), native_folder()).library
+    tiler.tidegate_native_force_path.argtypes = [ctypes.c_char_p]
+    tiler.tidegate_native_force_path(b"portable")
+    try:
+        facts = OpenVinoExecutor(folder, ARCH, replace(settings, native="auto")).facts
+        assert facts.linear.endswith("it has no fast path for this processor")
+        assert OpenVinoExecutor(folder, ARCH, settings).facts.linear.startswith("native portable")
+    finally:
+        tiler.tidegate_native_force_path(b"")
+
+
+def test_exact_arithmetic_and_off_never_run_it(
+    folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    off = OpenVinoExecutor(folder, ARCH, replace(settings, native="off"))
+    assert off.facts.linear == "openvino, because it was asked for"
+    exact = OpenVinoExecutor(folder, ARCH, replace(settings, native="auto", exact=True))
+    assert exact.facts.linear == "openvino, because exact arithmetic was asked for"
+    with pytest.raises(ConfigError, match="native = 'on'"):
+        OpenVinoExecutor(folder, ARCH, replace(settings, exact=True))
+
+
+def test_blocks_of_one_path_are_not_those_of_the_other(
+    folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    native = OpenVinoExecutor(folder, ARCH, settings)
+    assert (
+        native.kv_layout
+        != OpenVinoExecutor(folder, ARCH, replace(settings, native="off")).kv_layout
+    )
+
+
+def test_a_kept_file_of_tiles_gives_the_same_logits_as_tiles_in_memory(
+    tmp_path: Path, folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    kept = replace(settings, tile_file=tmp_path / "cache" / "model.tiles")
+    answers, sources = [], []
+    for given in (settings, kept, kept):
+        executor = OpenVinoExecutor(folder, ARCH, given)
+        answers.append(step(executor, chunk(tokens_of(40, 3), 0, 40)))
+        sources.append(executor.facts.cache)
+    assert sources == ["memory: no cache folder is set", "written to cache", "cache"]
+    np.testing.assert_array_equal(answers[0], answers[1])
+    np.testing.assert_array_equal(answers[0], answers[2])
