@@ -147,12 +147,9 @@ def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("logprobs", True),
-        ("logprobs", 0),
+        ("best_of", 2),
+        ("echo", True),
         ("tools", [{"type": "function"}]),
-        ("presence_penalty", 0.5),
-        ("logit_bias", {"50256": -100}),
     ],
 )
 def test_what_would_change_the_answer_and_is_not_served_is_refused(
@@ -210,8 +207,17 @@ sampling = st.builds(
     top_k=st.none() | st.integers(1, 10**6),
     top_p=st.floats(0, 1),
     seed=st.none() | st.integers(0, 2**63 - 1),
+    min_p=st.floats(0, 1),
     stop=st.lists(st.text(min_size=1, max_size=9), max_size=4).map(tuple),
+    stop_token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple),
     ignore_eos=st.booleans(),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    repetition_penalty=st.floats(0.01, 10),
+    logit_bias=st.dictionaries(st.integers(0, 2**31 - 1), st.floats(-100, 100), max_size=4).map(
+        lambda bias: tuple(sorted(bias.items()))
+    ),
+    logprobs=st.none() | st.integers(0, 5),
 )
 options = st.builds(
     Options,
@@ -231,6 +237,7 @@ chats = st.builds(
     ),
     sampling=sampling,
     max_tokens_given=st.just(True),
+    n=st.integers(1, 16),
     stream=st.booleans(),
     include_usage=st.booleans(),
     options=options,
@@ -271,9 +278,13 @@ json_values = st.recursive(
     ),
     max_leaves=12,
 )
+SAMPLING = (
+    *("n", "best_of", "logprobs", "top_logprobs", "logit_bias", "stop_token_ids", "min_tokens"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "min_p"),
+)
 field_names = st.sampled_from(
     [
-        *("n", "prompt", "tools", "echo", "stop", "seed", "response_format", "guided_json"),
+        *(*SAMPLING, "prompt", "tools", "echo", "stop", "seed", "response_format", "guided_json"),
         *("structured_outputs", *call_to_json(chat())),
     ]
 )

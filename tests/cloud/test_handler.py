@@ -46,6 +46,11 @@ def events(found: Iterable[bytes]) -> list[AnswerEvent]:
     return [read_event(payload) for payload in found]
 
 
+def test_the_link_asks_once_for_each_of_several_answers() -> None:
+    with pytest.raises(RequestError, match=r"^n: 2: must be 1 over the link"):
+        read_call(json.dumps(body(n=2)).encode())
+
+
 Test = Callable[[LinkHandler, Engine], Awaitable[None]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,16 @@ from tidegate.engine.events import Usage
 from tidegate.engine.request import Constraint, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=10, temperature=0)
+SHAPES: tuple[dict[str, Any], ...] = (
+    {"presence_penalty": 1.0},
+    {"frequency_penalty": 1.0},
+    {"repetition_penalty": 1.1},
+    {"logit_bias": ((3, 1.0),)},
+    {"logit_bias": ((3, 2.0),)},
+    {"stop_token_ids": (3,)},
+    {"min_tokens": 2},
+    {"ignore_eos": True},
+)
 USAGE = Usage(prompt_tokens=3, completion_tokens=2)
 
 
@@ -51,8 +62,14 @@ def test_only_repeatable_requests_have_a_key_and_every_setting_is_in_it() -> Non
         answer_key("m", (1,), replace(GREEDY, stop=("x",))),
         answer_key("m", (1,), replace(drawn, seed=1)),
         answer_key("m", (1,), replace(drawn, seed=2)),
+        answer_key("m", (1,), replace(drawn, seed=1, min_p=0.1)),
+        *(answer_key("m", (1,), replace(GREEDY, **one)) for one in SHAPES),
     }
-    assert len(keys) == 7
+    assert len(keys) == 8 + len(SHAPES)
+
+
+def test_an_answer_with_likelihoods_has_no_key_since_only_texts_are_kept() -> None:
+    assert answer_key("m", (1,), replace(GREEDY, logprobs=0)) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 900), st.booleans()), max_size=60))

@@ -74,10 +74,11 @@ def test_an_answer_comes_back_as_seen_from_here(tmp_path: Path) -> None:
 
 def test_what_leaves_is_the_call_without_the_wishes_for_the_router(tmp_path: Path) -> None:
     async def test(leg: CloudLeg, pair: LinkPair) -> None:
-        asked = call(model="edge", max_tokens=9, stop=["x"], tidegate={"deadline_ms": 5000})
+        asked = call(model="edge", max_tokens=9, stop=["x"], n=3, tidegate={"deadline_ms": 5000})
         await answered(leg, asked)
         body = json.loads(cloud.bodies[0])
         assert "model" not in body
+        assert "n" not in body, "the cloud is asked once per answer"
         assert body["messages"] == [{"role": "user", "content": "which tide?"}]
         assert (body["max_tokens"], body["stop"], body["temperature"]) == (9, ["x"], 0)
         assert pair.requests > 0

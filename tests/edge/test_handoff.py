@@ -22,7 +22,7 @@ from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.handoff import continuation
 from tidegate.edge.service import EdgeBackend
 from tidegate.engine.engine import Engine
-from tidegate.engine.events import Finished, TextDelta, Usage
+from tidegate.engine.events import Finished, ScoredToken, TextDelta, TokenLogprob, Usage
 from tidegate.errors import RequestError
 
 CONTEXT_TOKENS = 128
@@ -33,7 +33,9 @@ def call(**fields: object) -> Call:
     return read_chat(body | fields)
 
 
-def answered(folder: Path, cloud: ScriptedCloud, asked: Call) -> list[AnswerEvent]:
+def answered(
+    folder: Path, cloud: ScriptedCloud, asked: Call, *, kept: bool = True
+) -> list[AnswerEvent]:
     """The events of one answer of a device whose model never stops by itself."""
 
     async def run() -> list[AnswerEvent]:
@@ -52,7 +54,7 @@ def answered(folder: Path, cloud: ScriptedCloud, asked: Call) -> list[AnswerEven
             events = [event async for event in backend.answer(asked)]
             again = await anext(backend.answer(asked))
             assert isinstance(again, Routed)
-            whole = asked.sampling.max_tokens < CONTEXT_TOKENS
+            whole = kept and asked.sampling.max_tokens < CONTEXT_TOKENS
             assert again.route == ("cache" if whole else "edge"), "only whole answers are kept"
             return events
 
@@ -99,6 +101,32 @@ def test_what_may_not_leave_is_cut_short_instead(tmp_path: Path, options: dict[s
     assert not cloud.bodies
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"presence_penalty": 1}, {"frequency_penalty": 1}, {"logit_bias": {"7": 1}}, {"n": 2}],
+    ids=lambda one: next(iter(one)),
+)
+def test_what_another_model_cannot_go_on_with_is_cut_short_instead(
+    tmp_path: Path, asked: dict[str, object]
+) -> None:
+    cloud = ScriptedCloud((HERE, said("never"), finished()))
+    *_, end = answered(tmp_path, cloud, call(**asked))
+    assert isinstance(end, Finished)
+    assert end.reason == "length"
+    assert not cloud.bodies
+
+
+def test_likelihoods_of_the_rest_find_their_place_in_the_whole(tmp_path: Path) -> None:
+    one = ScoredToken(chosen=TokenLogprob(token=7, data=b" and", logprob=-1.0), text_offset=0)
+    rest = TextDelta(text=" and", tokens=(7,), scored=(one,))
+    cloud = ScriptedCloud((HERE, rest, finished(tokens=1)))
+    _, *middle, _ = answered(tmp_path, cloud, call(logprobs=True), kept=False)
+    texts = [event for event in middle if isinstance(event, TextDelta)]
+    said_here = "".join(event.text for event in texts[:-1])
+    assert texts[-1].scored[0].text_offset == len(said_here)
+    assert texts[0].scored[0].text_offset == 0
+
+
 def test_a_long_enough_answer_is_not_continued(tmp_path: Path) -> None:
     cloud = ScriptedCloud((HERE, said("never"), finished()))
     answered(tmp_path, cloud, call(max_tokens=20))
@@ -123,6 +151,9 @@ def test_a_continuation_keeps_what_was_begun_and_survives_the_wire() -> None:
     assert twice.sampling.max_tokens == 40
     raw = continuation(read_completion({"prompt": "abc", "max_tokens": 9}), "def", used)
     assert (raw.prompt, raw.sampling.max_tokens) == ("abcdef", 4)
+    least = continuation(call(max_tokens=50, min_tokens=8), "one ", used)
+    assert least.sampling.min_tokens == 3
+    assert continuation(least, "two ", used).sampling.min_tokens == 0
 
 
 def test_a_continued_prompt_is_the_template_with_the_begun_answer_after_it() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from linkpair import HERE, LinkPair, ScriptedCloud, failed, finished, linked, said, until
@@ -246,6 +247,21 @@ def test_what_nobody_can_ever_take_is_422(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match=r"cannot run anywhere: too long") as refused:
             await here.ask(call(LONG, tidegate={"route": "edge"}))
         assert refused.value.status == 422
+
+    with_device(tmp_path, test)
+
+
+@pytest.mark.parametrize("named", [{"logit_bias": {"7": 1}}, {"stop_token_ids": [7]}])
+def test_token_ids_are_for_the_devices_own_model_and_never_leave(
+    tmp_path: Path, named: dict[str, Any]
+) -> None:
+    async def test(here: Device) -> None:
+        routed, *_ = await here.ask(call(**named))
+        assert routed.route == "edge"
+        with pytest.raises(RequestError, match="token ids are for the device's own model"):
+            await here.ask(call(**named, tidegate={"route": "cloud"}))
+        assert here.link is not None
+        assert here.link.requests == 0
 
     with_device(tmp_path, test)
 

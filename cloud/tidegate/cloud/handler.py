@@ -99,7 +99,10 @@ def read_call(body: bytes) -> Call:
     except ValueError as error:
         raise RequestError("body", str(error)) from None
     chat = isinstance(data, dict) and "messages" in data
-    return read_chat(data) if chat else read_completion(data)
+    call = read_chat(data) if chat else read_completion(data)
+    if call.n != 1:
+        raise RequestError("n", f"{call.n}: must be 1 over the link, which asks once per answer")
+    return call
 
 
 def _seeded(call: Call, request_id: bytes) -> Call:

@@ -35,9 +35,14 @@ def answer_key(
     sampling: SamplingParams,
     constraint: Constraint | None = None,
 ) -> bytes | None:
-    """The key of a request, or None when asking twice may rightly give two answers."""
+    """The key of a request, or None when asking twice may rightly give two answers.
+
+    Neither have requests that want likelihoods a key: what is kept of an answer is its text.
+    """
     if sampling.temperature > 0 and sampling.seed is None:
         return None
+    if sampling.logprobs is not None:
+        return None  # only texts are kept
     form = None if constraint is None else (constraint.kind, constraint.source, constraint.begun)
     shape = repr((model_id, sorted(asdict(sampling).items()), form, prompt))
     return hashlib.sha256(shape.encode()).digest()

@@ -164,8 +164,8 @@ def _as_seen_here(event: Finished, first_token_s: float, total_s: float) -> Fini
 
 
 def _outgoing(call: Call) -> Call:
-    """The call as the cloud gets it: its default model, and a seed for sampled answers."""
+    """The call as the cloud gets it: its default model, one answer, a seed for a sampled one."""
     sampling = call.sampling
     if sampling.temperature > 0 and sampling.seed is None:
         sampling = replace(sampling, seed=secrets.randbits(62))
-    return replace(call, model=None, sampling=sampling, stream=True)
+    return replace(call, model=None, sampling=sampling, n=1, stream=True)

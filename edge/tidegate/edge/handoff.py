@@ -3,7 +3,8 @@
 The cloud gets the call with the text so far as the start of the assistant's turn, so it continues
 that very answer and nothing is said twice. Texts are joined, not tokens: the two models may cut
 text differently. A stop string that lies across the seam is not seen; a constraint is, because the
-cloud's grammar reads the begun text first.
+cloud's grammar reads the begun text first. What only one model's tokens can say does not go over:
+see `names_tokens` and `can_be_continued`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tidegate.api.schema import Call, Message
-from tidegate.engine.events import Finished, Timing, Usage
+from tidegate.engine.events import Finished, TextDelta, Timing, Usage
 
 
 def was_cut_short(call: Call, end: Finished, context_tokens: int) -> bool:
@@ -21,15 +22,35 @@ def was_cut_short(call: Call, end: Finished, context_tokens: int) -> bool:
     return end.reason == "length" and used >= context_tokens and wanted
 
 
+def names_tokens(call: Call) -> bool:
+    """Whether a call names token ids, in its prompt or for its answer: they are one model's own."""
+    return isinstance(call.prompt, tuple) or bool(call.sampling.named_tokens)
+
+
+def can_be_continued(call: Call) -> bool:
+    """Whether another model can go on with the answer as if it had begun it.
+
+    Penalties on the answer's own tokens would start over, and of several answers to one call some
+    would be another model's.
+    """
+    return not names_tokens(call) and not call.sampling.penalises_answer and call.n == 1
+
+
+def shifted(delta: TextDelta, chars: int) -> TextDelta:
+    """A text of the rest, told as a part of the whole: `chars` came before it."""
+    scored = (replace(one, text_offset=one.text_offset + chars) for one in delta.scored)
+    return replace(delta, scored=tuple(scored))
+
+
 def continuation(call: Call, text: str, usage: Usage) -> Call:
     """The call that asks for the rest of an answer that began with `text`."""
     if call.constraint is not None:
         begun = call.constraint.begun + text
         call = replace(call, constraint=replace(call.constraint, begun=begun))
-    sampling = call.sampling
+    done = usage.completion_tokens
+    sampling = replace(call.sampling, min_tokens=max(0, call.sampling.min_tokens - done))
     if call.max_tokens_given:
-        rest = sampling.max_tokens - usage.completion_tokens
-        sampling = replace(sampling, max_tokens=rest)
+        sampling = replace(sampling, max_tokens=sampling.max_tokens - done)
     if call.kind == "completion":
         assert isinstance(call.prompt, str), "token ids never leave the device"
         return replace(call, prompt=call.prompt + text, sampling=sampling)

@@ -33,7 +33,7 @@ class RouteRequest:
     deadline_s: float | None
     """Seconds from now until the whole answer should be there."""
     token_ids: bool = False
-    """The prompt came as token ids, which mean something to this device's model only."""
+    """It names token ids, which mean something to this device's model only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

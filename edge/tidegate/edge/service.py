@@ -18,7 +18,14 @@ from tidegate.api.schema import Call
 from tidegate.edge.answer_cache import CachedAnswer
 from tidegate.edge.answer_memory import AnswerMemory, Recall
 from tidegate.edge.cloud_leg import CloudLeg
-from tidegate.edge.handoff import continuation, joined, was_cut_short
+from tidegate.edge.handoff import (
+    can_be_continued,
+    continuation,
+    joined,
+    names_tokens,
+    shifted,
+    was_cut_short,
+)
 from tidegate.edge.router import (
     CloudSignals,
     Decision,
@@ -159,7 +166,7 @@ class EdgeBackend:
             wish=options.route,
             privacy=options.privacy,
             deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000,
-            token_ids=isinstance(work.call.prompt, tuple),
+            token_ids=names_tokens(work.call),
         )
 
     def _signals(self) -> EdgeSignals:
@@ -203,7 +210,7 @@ class EdgeBackend:
 
     async def _can_continue(self, work: _Work) -> bool:
         """Whether the cloud may and can go on with an answer that fills the device's context."""
-        if self._cloud is None:
+        if self._cloud is None or not can_be_continued(work.call):
             return False
         context = self._local.engine.context_tokens
         route = self._route_request(work)
@@ -227,7 +234,11 @@ class EdgeBackend:
                     if isinstance(event, Routed):
                         self._handoffs += 1
                         event = replace(event, request_id=work.request_id)
-                    yield joined(end, event) if isinstance(event, Finished) else event
+                    elif isinstance(event, TextDelta):
+                        event = shifted(event, len(text))
+                    elif isinstance(event, Finished):
+                        event = joined(end, event)
+                    yield event
         except TidegateError:
             if begun:
                 raise

@@ -6,11 +6,14 @@ In a stream the first chunk has it without timings and the last with them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
+from tidegate.api.answer_logprobs import logprobs_object
 from tidegate.api.backend import ModelCard, Routed
-from tidegate.engine.events import Finished, Usage
+from tidegate.api.schema_sampling import Kind
+from tidegate.engine.events import Finished, ScoredToken, Usage
 from tidegate.errors import RequestError, TidegateError
 
 Json = dict[str, object]
@@ -34,21 +37,35 @@ _STATUS_OF_CODE = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heading:
-    """What all objects of one answer share. `created_s` is Unix time."""
+    """What all objects of one choice share. `created_s` is Unix time."""
 
-    kind: Literal["chat", "completion"]
+    kind: Kind
     created_s: int
+    request_id: str
+    """Of the whole answer: all its choices have the same."""
     routed: Routed
+    index: int = 0
 
     def object(self, *, chunk: bool) -> Json:
         """The fields that every object of the answer starts with."""
         chat = self.kind == "chat"
         return {
-            "id": ("chatcmpl-" if chat else "cmpl-") + self.routed.request_id,
+            "id": ("chatcmpl-" if chat else "cmpl-") + self.request_id,
             "object": ("chat.completion" + ".chunk" * chunk) if chat else "text_completion",
             "created": self.created_s,
             "model": self.routed.model,
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """One choice of an answer that was not streamed."""
+
+    index: int
+    text: str
+    scored: tuple[ScoredToken, ...] | None
+    """None when likelihoods were not asked for."""
+    finished: Finished
 
 
 def extension(routed: Routed, finished: Finished | None = None) -> Json:
@@ -83,18 +100,26 @@ def usage_object(usage: Usage) -> Json:
     }
 
 
-def whole(heading: Heading, text: str, finished: Finished) -> Json:
-    """The one object of an answer that was not streamed."""
-    choice: Json = {"index": 0, "finish_reason": finished.reason, "logprobs": None}
-    if heading.kind == "chat":
-        choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-    else:
-        choice["text"] = text
+def whole(heading: Heading, said: Sequence[Said], finished: Finished) -> Json:
+    """The one object of an answer that was not streamed; `finished` is the end of all choices."""
     return heading.object(chunk=False) | {
-        "choices": [choice],
+        "choices": [_choice(heading.kind, one) for one in said],
         "usage": usage_object(finished.usage),
         "tidegate": extension(heading.routed, finished),
     }
+
+
+def _choice(kind: Kind, said: Said) -> Json:
+    choice: Json = {
+        "index": said.index,
+        "finish_reason": said.finished.reason,
+        "logprobs": None if said.scored is None else logprobs_object(kind, said.scored),
+    }
+    if kind == "chat":
+        choice["message"] = {"role": "assistant", "content": said.text, "refusal": None}
+    else:
+        choice["text"] = said.text
+    return choice
 
 
 def opening(heading: Heading) -> Json:
@@ -102,9 +127,9 @@ def opening(heading: Heading) -> Json:
     return _chunk(heading, "", role=True) | {"tidegate": extension(heading.routed)}
 
 
-def delta(heading: Heading, text: str) -> Json:
-    """A chunk of text."""
-    return _chunk(heading, text)
+def delta(heading: Heading, text: str, scored: Sequence[ScoredToken] = ()) -> Json:
+    """A chunk of text, and how likely its tokens were."""
+    return _chunk(heading, text, scored=scored)
 
 
 def closing(heading: Heading, finished: Finished) -> Json:
@@ -114,7 +139,7 @@ def closing(heading: Heading, finished: Finished) -> Json:
 
 
 def usage_chunk(heading: Heading, finished: Finished) -> Json:
-    """After `closing`, for clients that set `stream_options.include_usage`: no choice, usage."""
+    """After the last `closing`, for `stream_options.include_usage`: no choice, all the usage."""
     return heading.object(chunk=True) | {
         "choices": [],
         "usage": usage_object(finished.usage),
@@ -123,9 +148,15 @@ def usage_chunk(heading: Heading, finished: Finished) -> Json:
 
 
 def _chunk(
-    heading: Heading, text: str | None, *, role: bool = False, reason: str | None = None
+    heading: Heading,
+    text: str | None,
+    *,
+    role: bool = False,
+    reason: str | None = None,
+    scored: Sequence[ScoredToken] = (),
 ) -> Json:
-    choice: Json = {"index": 0, "finish_reason": reason, "logprobs": None}
+    logprobs = logprobs_object(heading.kind, scored) if scored else None
+    choice: Json = {"index": heading.index, "finish_reason": reason, "logprobs": logprobs}
     if heading.kind == "chat":
         said = {} if text is None else {"content": text}
         choice["delta"] = {"role": "assistant", **said} if role else said

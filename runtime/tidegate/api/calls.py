@@ -7,26 +7,27 @@ client that leaves ends the backend's iterator at once, streaming or not.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Final
 
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from tidegate.api import answers, sse
+from tidegate.api import sse
 from tidegate.api.backend import AnswerEvent, Backend, Routed
 from tidegate.api.body import beside, read_json, unless_gone
+from tidegate.api.choices import side_by_side
 from tidegate.api.door import ClientGoneError, FailedAnswerError, adopt_request_id, error_response
 from tidegate.api.metrics import Metrics
+from tidegate.api.progress import Progress
 from tidegate.api.schema import Call
 from tidegate.api.settings import HttpSettings
 from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta
 from tidegate.errors import CapacityError, RequestError
 
 Answer = AsyncGenerator[Routed | TextDelta | Finished, None]
+Choices = AsyncGenerator[tuple[int, Routed | TextDelta | Finished], None]
 
 _STREAM_HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -78,64 +79,40 @@ class CallEndpoint:
             )
 
     async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(_checked(self._backend.answer(call), self._metrics)) as answer:
-            routed = await anext(answer)
+        async with aclosing(side_by_side(call, self._answer_once)) as answer:
+            _, routed = await anext(answer)
             assert isinstance(routed, Routed)  # _checked lets nothing else be first
             adopt_request_id(scope, routed.request_id)
-            heading = answers.Heading(kind=call.kind, created_s=int(time.time()), routed=routed)
+            progress = Progress(call, routed)
             if call.stream:
-                await self._stream(call, heading, answer, scope, send)
+                await self._stream(progress, answer, scope, send)
                 return
-            body = await _collect(heading, answer)
-        await JSONResponse(body)(scope, receive, send)  # when the call is over and counted
+            async for index, event in answer:
+                progress.see(index, event)
+        # When the call is over and counted.
+        await JSONResponse(progress.whole())(scope, receive, send)
 
-    async def _stream(
-        self, call: Call, heading: answers.Heading, answer: Answer, scope: Scope, send: Send
-    ) -> None:
+    def _answer_once(self, call: Call) -> Answer:
+        return _checked(self._backend.answer(call), self._metrics)
+
+    async def _stream(self, progress: Progress, answer: Choices, scope: Scope, send: Send) -> None:
         outlet = _Outlet(send, self._settings)
         await outlet.start()
         async with beside(outlet.keep_alive()):
             try:
-                await outlet.write(sse.encode(answers.opening(heading)))
-                async for event in answer:
-                    if isinstance(event, Routed):
-                        heading = replace(heading, routed=event)
-                        continue
-                    for chunk in _chunks(call, heading, event):
+                for chunk in progress.opening():
+                    await outlet.write(chunk)
+                async for index, event in answer:
+                    for chunk in progress.see(index, event):
                         await outlet.write(chunk)
+                for chunk in progress.closing():
+                    await outlet.write(chunk)
             except ClientGoneError:
                 raise
             except Exception as error:
                 # The status is sent: what is left is to say it in the stream and to close it.
                 await outlet.write(b"data: " + bytes(error_response(error, scope).body) + b"\n\n")
         await outlet.finish()
-
-
-def _chunks(call: Call, heading: answers.Heading, event: object) -> list[bytes]:
-    match event:
-        case TextDelta(text=""):
-            return []
-        case TextDelta(text=text):
-            return [sse.encode(answers.delta(heading, text))]
-        case Finished():
-            last = [sse.encode(answers.closing(heading, event))]
-            if call.include_usage:
-                last.append(sse.encode(answers.usage_chunk(heading, event)))
-            return [*last, sse.DONE]
-        case _:
-            raise FailedAnswerError(_NO_TERMINAL)
-
-
-async def _collect(heading: answers.Heading, answer: Answer) -> answers.Json:
-    texts = []
-    async for event in answer:
-        if isinstance(event, Routed):
-            heading = replace(heading, routed=event)
-        elif isinstance(event, TextDelta):
-            texts.append(event.text)
-        elif isinstance(event, Finished):
-            return answers.whole(heading, "".join(texts), event)
-    raise FailedAnswerError(_NO_TERMINAL)
 
 
 async def _checked(events: AsyncIterator[AnswerEvent], metrics: Metrics) -> Answer:

@@ -65,9 +65,9 @@ def new_request_id() -> str:
 def fit_sampling(
     sampling: SamplingParams, prompt_tokens: int, context_tokens: int
 ) -> SamplingParams:
-    """Clamp `max_tokens` to what the context leaves, at least 1."""
-    rest = max(1, context_tokens - prompt_tokens)
-    return replace(sampling, max_tokens=min(sampling.max_tokens, rest))
+    """Clamp `max_tokens` to what the context leaves, at least 1, and `min_tokens` with it."""
+    most = min(sampling.max_tokens, max(1, context_tokens - prompt_tokens))
+    return replace(sampling, max_tokens=most, min_tokens=min(sampling.min_tokens, most))
 
 
 def _refuse_strays(call: Call) -> None:

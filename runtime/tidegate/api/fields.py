@@ -87,6 +87,10 @@ class Fields:
         """The field as it came; None when absent."""
         return self._data.get(name)
 
+    def names(self) -> tuple[str, ...]:
+        """The names of all fields, as JSON has them."""
+        return tuple(str(name) for name in self._data)
+
     def only(self, *names: str) -> None:
         """Refuse any key but `names`."""
         for key in self._data:

@@ -15,6 +15,7 @@ from tidegate.api.fields import Fields, kind_of, prose, shown
 from tidegate.api.schema_sampling import (
     REST_OF_CONTEXT,
     TOKEN_IDS,
+    Kind,
     read_max_tokens,
     read_sampling,
     sampling_json,
@@ -28,26 +29,18 @@ Privacy = Literal["local", "redact", "sealed", "any"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 MODEL_CHARS = 256
+MOST_CHOICES = 16
+"""Answers of one call. Each has a place in the engine's line of its own."""
 _DAY_MS = 86_400_000
 _ROLES = (*get_args(Role), "developer")
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("auto", "none"),
     "functions": ([],),
     "function_call": ("auto", "none"),
-    "logit_bias": ({},),
-    "presence_penalty": (0, 0.0),
-    "frequency_penalty": (0, 0.0),
-    "repetition_penalty": (1, 1.0),
-    "min_p": (0, 0.0),
-    "min_tokens": (0,),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
@@ -79,7 +72,7 @@ class Options:
 class Call:
     """One validated request. Exactly one of `messages` and `prompt` is set."""
 
-    kind: Literal["chat", "completion"]
+    kind: Kind
     model: str | None
     messages: tuple[Message, ...] = field(default=(), repr=False)
     prompt: str | tuple[int, ...] | None = field(default=None, repr=False)
@@ -89,6 +82,8 @@ class Call:
     continue_final_message: bool = False
     """Chat: the last message is the assistant's and the answer goes on where it ends (as vLLM)."""
     constraint: Constraint | None = None
+    n: int = 1
+    """Answers that the caller asked for. A backend gives one; see `tidegate.api.choices`."""
     stream: bool = False
     include_usage: bool = False
     options: Options = field(default_factory=Options)
@@ -112,8 +107,8 @@ def read_completion(data: object) -> Call:
     return _read(Fields(data), "completion")
 
 
-def _read(fields: Fields, kind: Literal["chat", "completion"]) -> Call:
-    _refuse_unsupported(fields)
+def _read(fields: Fields, kind: Kind) -> Call:
+    _refuse_unsupported(fields, kind)
     max_tokens = read_max_tokens(fields)
     stream_options = fields.inner("stream_options")
     messages = _messages(fields.raw("messages")) if kind == "chat" else ()
@@ -122,10 +117,11 @@ def _read(fields: Fields, kind: Literal["chat", "completion"]) -> Call:
         model=fields.name("model", most_chars=MODEL_CHARS),
         messages=messages,
         prompt=_prompt(fields.raw("prompt")) if kind == "completion" else None,
-        sampling=read_sampling(fields, REST_OF_CONTEXT if max_tokens is None else max_tokens),
+        sampling=read_sampling(fields, kind, REST_OF_CONTEXT if max_tokens is None else max_tokens),
         max_tokens_given=max_tokens is not None,
         continue_final_message=kind == "chat" and _continues(fields, messages),
         constraint=read_constraint(fields),
+        n=_choices(fields),
         stream=fields.flag("stream") or False,
         include_usage=bool(stream_options and stream_options.flag("include_usage")),
         options=_options(fields.inner("tidegate")),
@@ -140,8 +136,18 @@ def _continues(fields: Fields, messages: tuple[Message, ...]) -> bool:
     return wanted
 
 
-def _refuse_unsupported(fields: Fields) -> None:
-    for name, neutral in _NEUTRAL.items():
+def _choices(fields: Fields) -> int:
+    n, best_of = fields.integer("n", 1, MOST_CHOICES), fields.raw("best_of")
+    wanted = 1 if n is None else n
+    if best_of is not None and (type(best_of) is not int or best_of != wanted):
+        problem = f"{shown(best_of)} is not supported yet: must be n, {wanted}, or absent"
+        raise RequestError("best_of", problem)
+    return wanted
+
+
+def _refuse_unsupported(fields: Fields, kind: Kind) -> None:
+    refused = _NEUTRAL if kind == "chat" else {**_NEUTRAL, "top_logprobs": (0,)}
+    for name, neutral in refused.items():
         value = fields.raw(name)
         # By type as well: 0 equals False, but `"logprobs": 0` asks for something.
         if value is None or any(type(value) is type(ok) and value == ok for ok in neutral):
@@ -223,9 +229,10 @@ def call_to_json(call: Call) -> dict[str, object]:
     body: dict[str, object] = {
         "model": call.model,
         "max_tokens": sampling.max_tokens if call.max_tokens_given else None,
-        **sampling_json(sampling),
+        **sampling_json(sampling, call.kind),
         "continue_final_message": call.continue_final_message or None,
         "structured_outputs": None if call.constraint is None else constraint_json(call.constraint),
+        "n": None if call.n == 1 else call.n,
         "stream": call.stream or None,
         "stream_options": {"include_usage": True} if call.include_usage else None,
         "tidegate": {

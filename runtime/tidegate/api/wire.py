@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, assert_never, cast, get_args
 
 from tidegate.api.backend import AnswerEvent, Route, Routed
+from tidegate.api.wire_scores import read_scores, write_scores
 from tidegate.engine.events import (
     Cancelled,
     Failed,
@@ -80,7 +81,8 @@ def _event_json(event: AnswerEvent) -> _Json:
                 "request_id": event.request_id,
             }
         case TextDelta():
-            return {"event": "text", "text": event.text, "tokens": list(event.tokens)}
+            scored = {"scored": write_scores(event.scored)} if event.scored else {}
+            return {"event": "text", "text": event.text, "tokens": list(event.tokens), **scored}
         case Finished(timing=timing):
             return {
                 "event": "finished",
@@ -141,11 +143,15 @@ def _routed(data: _Json) -> Routed:
 
 
 def _delta(data: _Json) -> TextDelta:
-    _only(data, "event", "text", "tokens")
+    _only(data, "event", "text", "tokens", "scored")
     tokens = data.get("tokens")
     if not isinstance(tokens, list) or not all(_is_count(one, _TOKEN_IDS) for one in tokens):
         raise LinkError(f"event.tokens: must be a list of integers from 0 to {_TOKEN_IDS}")
-    return TextDelta(text=_text(data, "text", EVENT_BYTES), tokens=tuple(tokens))
+    return TextDelta(
+        text=_text(data, "text", EVENT_BYTES),
+        tokens=tuple(tokens),
+        scored=read_scores(data.get("scored", [])),
+    )
 
 
 def _finished(data: _Json) -> Finished:
