@@ -6,13 +6,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.engine.drafts import NOTHING, Draft, Wish
+from tidegate.engine.drafts import NOTHING, Draft, Ended, Wish
 from tidegate.engine.drafts_lookup import (
     CATCH_UP_TOKENS,
     LONGEST,
     SHORTEST,
     GramIndex,
     LookupDrafter,
+    repeated,
 )
 
 
@@ -40,8 +41,12 @@ def test_an_index_that_grows_finds_what_a_scan_finds(
     for begin in range(0, len(text), stride):
         index.extend(text[begin : begin + stride])
         expected = scan(text[: begin + stride], most)
-        found = index.find()
-        assert (None if found is None else (found[0], index.guess(found[1], most))) == expected
+        found = index.find(index.tail())
+        if found is not None:
+            guess = repeated(index.following(found[1], most), wish([], most=most))
+            assert (found[0], guess) == expected
+        else:
+            assert expected is None
 
 
 def test_the_latest_of_the_longest_occurrences_is_what_counts() -> None:
@@ -72,8 +77,44 @@ def test_the_index_forgets_what_is_long_past_and_stays_bounded() -> None:
     for start in range(10, 2000, 10):
         index.extend(range(start, start + 10))
         assert len(index._young) + len(index._old) <= 2 * (100 + 10 * LONGEST)
-    index.extend([1, 2])
-    assert index.find() is None
+        assert len(index._text) <= 2 * 100
+        found = index.find(range(start, start + 5))
+        assert found is not None
+        assert index.following(found[1], 3) == [start + 5, start + 6, start + 7]
+    assert index.length == 3 + 1990
+    assert index.find([1, 2]) is None
+
+
+def ended(text: list[int], *, prompt_tokens: int, key: int = 9, shared: bool = True) -> Ended:
+    tokens = np.array(text, np.int64)
+    return Ended(key=key, tokens=tokens, prompt_tokens=prompt_tokens, shared=shared)
+
+
+def test_an_answer_to_another_request_is_a_guess_from_the_end_of_its_prompt_on() -> None:
+    drafter = LookupDrafter(most_requests=2)
+    drafter.remember(ended([50, 51, 52, 1, 2, 3, 60, 61, 62, 63], prompt_tokens=6))
+    drafter.remember(ended([70, 71, 72, 73, 74], prompt_tokens=1))
+    (draft,) = drafter.propose([wish([99, 98, 1, 2, 3])])
+    assert draft == Draft(kind="answers 3", tokens=(60, 61, 62, 63))
+    assert drafter.propose([wish([40, 41, 50, 51, 52], key=1)]) == [NOTHING], "no part of a prompt"
+
+
+def test_own_text_counts_unless_more_agrees_elsewhere() -> None:
+    drafter = LookupDrafter(most_requests=2)
+    drafter.remember(ended([0, 1, 2, 3, 4, 70, 71], prompt_tokens=1))
+    (own,) = drafter.propose([wish([2, 3, 4, 80, 9, 2, 3, 4], most=1)])
+    assert own.tokens == (80,)
+    (other,) = drafter.propose([wish([3, 4, 80, 9, 1, 2, 3, 4], most=1, key=1)])
+    assert other.tokens == (70,)
+
+
+def test_answers_are_kept_apart_from_requests_that_do_not_share() -> None:
+    drafter = LookupDrafter(most_requests=2)
+    drafter.remember(ended([1, 2, 3, 60], prompt_tokens=3, shared=False))
+    assert drafter.propose([wish([9, 1, 2, 3])]) == [NOTHING]
+    drafter.remember(ended([1, 2, 3, 60], prompt_tokens=3))
+    alone = Wish(key=1, tokens=np.array([9, 1, 2, 3], np.int64), most=4, shared=False)
+    assert drafter.propose([alone]) == [NOTHING]
 
 
 def test_the_request_met_least_recently_is_forgotten() -> None:

@@ -14,7 +14,7 @@ from toydrafter import ForetellingDrafter
 from toyengine import PAGED, SHAPES, SLOTS, Collected, ask, collect, serving, toy_engine
 from toyexecutor import Behaviour, ToyExecutor, VirtualClock
 
-from tidegate.engine.drafts import Draft, Drafter, Wish
+from tidegate.engine.drafts import Draft, Drafter, Ended, Wish
 from tidegate.engine.events import Finished
 from tidegate.engine.executor import ExecutorStep, Logits, PagedGeometry, SlotGeometry
 from tidegate.engine.request import GenerationRequest, Priority
@@ -186,6 +186,9 @@ class Broken:
 
     def observe(self, key: int, accepted: int) -> None:
         raise AssertionError(key)
+
+    def remember(self, ended: Ended) -> None:
+        raise ZeroDivisionError(ended.key)
 
 
 def test_a_broken_drafter_costs_nobody_an_answer() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from tidegate.engine.drafts import NOTHING, Draft, Wish
+from tidegate.engine.drafts import NOTHING, Draft, Ended, Wish
 
 
 class ForetellingDrafter:
@@ -32,6 +32,9 @@ class ForetellingDrafter:
 
     def observe(self, key: int, accepted: int) -> None:
         self.accepted += accepted
+
+    def remember(self, ended: Ended) -> None:
+        self._text_of.pop(ended.key, None)
 
     def _propose(self, wish: Wish) -> Draft:
         so_far = tuple(wish.tokens.tolist())

@@ -343,7 +343,13 @@ class Batcher:
         rows = zip(batch.chunks, drafts, strict=True)
         return Guessing(
             wishes=tuple(
-                Wish(key=one.key, tokens=one.tokens, most=draft, guide=one.guide)
+                Wish(
+                    key=one.key,
+                    tokens=one.tokens,
+                    most=draft,
+                    guide=one.guide,
+                    shared=one.request.reuse,
+                )
                 if one.request.speculation
                 else None
                 for (one, _), draft in rows

@@ -26,6 +26,19 @@ class Wish:
     """Tokens that may be guessed; 0 for a request that only passes by, as in prefill."""
     guide: Guide | None = None
     """The grammar that the answer follows."""
+    shared: bool = True
+    """Answers to others may serve as guesses, and its own for theirs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Ended:
+    """A request whose answer has ended."""
+
+    key: Key
+    tokens: Tokens
+    prompt_tokens: int
+    shared: bool = True
+    """As in `Wish`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +67,9 @@ class Drafter(Protocol):
     def observe(self, key: Key, accepted: int) -> None:
         """So many tokens of the last draft for `key` held."""
 
+    def remember(self, ended: Ended) -> None:
+        """A request is gone: its state may go, and its answer may help to guess others."""
+
 
 class GrammarDrafter:
     """What a request's grammar leaves no choice about."""
@@ -64,6 +80,9 @@ class GrammarDrafter:
 
     def observe(self, key: Key, accepted: int) -> None:
         """Nothing to learn: the grammar hears of every token by itself."""
+
+    def remember(self, ended: Ended) -> None:
+        """Nothing to keep: the grammar went with its request."""
 
     def _propose(self, wish: Wish) -> Draft:
         if wish.guide is None or wish.most < 1:

@@ -1,9 +1,10 @@
-"""Prompt lookup: what followed the last time a request's text went like this.
+"""Prompt lookup: what followed the last time a text went like this.
 
-Answers repeat their prompts and themselves: names, keys of JSON, quoted lines. The longest suffix
-of two to five tokens that has occurred before is looked up, and what followed it then is the
-guess (prompt lookup decoding, Saxena 2023). An index of a request's n-grams makes that O(1) a
-token; it keeps hashes, since a rare wrong guess costs a step's spare time and nothing else.
+Answers repeat their prompts, themselves and each other: names, keys of JSON, quoted lines. The
+longest suffix of two to five tokens that has occurred before is looked up, in the request's own
+text and in the last answers to others, and what followed it then is the guess (prompt lookup
+decoding, Saxena 2023). An index of n-grams makes that O(1) a token; it keeps hashes, since a rare
+wrong guess costs a step's spare time and nothing else.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from tidegate.engine.drafts import NOTHING, Draft, Wish
+from tidegate.engine.drafts import NOTHING, Draft, Ended, Wish
 from tidegate.engine.scheduler import Key
 
 SHORTEST, LONGEST = 2, 5
 """Tokens of an n-gram; single tokens recur too often to tell what follows."""
+_SHORTEST_ELSEWHERE: Final = 3
+"""In other answers: two tokens occur in too many."""
 
 CATCH_UP_TOKENS: Final = 512
 """Indexed of one request before a step, about 1 ms; the beginning of a long prompt takes a few."""
@@ -23,60 +26,79 @@ CATCH_UP_TOKENS: Final = 512
 _MOST_GRAMS: Final = 1 << 15
 """Of one request and half of its index: full, the older half goes. At most 8 MB."""
 
+_BREAK: Final = -1
+"""Between texts of an index; no token."""
+
 _KINDS: Final = {grams: f"lookup {grams}" for grams in range(SHORTEST, LONGEST + 1)}
+_KINDS_ELSEWHERE: Final = {grams: f"answers {grams}" for grams in range(SHORTEST, LONGEST + 1)}
 
 
 class GramIndex:
     """Where each n-gram of a growing text occurred last. Two halves, so that it stays bounded."""
 
     def __init__(self, *, most_grams: int = _MOST_GRAMS) -> None:
-        self.tokens: list[int] = []
+        self.length = 0
+        """Tokens of the text, those forgotten too."""
+        self._text: list[int] = []
+        self._begin = 0
         self._most = most_grams
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
+        self._young_begin = 0
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append to the text. What ends at its last token is indexed once something follows."""
-        text, young = self.tokens, self._young
+        text, young = self._text, self._young
         for token in tokens:
             end = len(text)
             for grams in range(SHORTEST, min(LONGEST, end) + 1):
-                young[hash(tuple(text[end - grams :]))] = end
+                young[hash(tuple(text[end - grams :]))] = self._begin + end
             text.append(token)
+        self.length = self._begin + len(text)
         if len(young) > self._most:
-            self._old, self._young = young, {}
+            self._forget()
 
-    def find(self) -> tuple[int, int] | None:
-        """The longest suffix that occurred before, latest occurrence first.
+    def tail(self) -> list[int]:
+        """The end of the text: as much as an n-gram has at most."""
+        return self._text[-LONGEST:]
+
+    def find(self, tail: Sequence[int], *, shortest: int = SHORTEST) -> tuple[int, int] | None:
+        """The longest suffix of `tail` that occurred in the text, latest occurrence first.
 
         Returns:
             (its tokens, where what followed it begins), or None.
         """
-        text = self.tokens
-        for grams in range(min(LONGEST, len(text)), SHORTEST - 1, -1):
-            gram = hash(tuple(text[-grams:]))
+        for grams in range(min(LONGEST, len(tail)), shortest - 1, -1):
+            gram = hash(tuple(tail[-grams:]))
             follows = self._young.get(gram)
             if follows is None:
                 follows = self._old.get(gram)
-            if follows is not None:
+            if follows is not None and follows >= self._begin:
                 return grams, follows
         return None
 
-    def guess(self, follows: int, most: int) -> tuple[int, ...]:
-        """What followed, up to `most` tokens; a text that repeats is taken to go on repeating."""
-        found = self.tokens[follows : follows + most]
-        while len(found) < most:
-            found += found[: most - len(found)]
-        return tuple(found)
+    def following(self, follows: int, most: int) -> list[int]:
+        """What stands from `follows` on, up to `most` tokens."""
+        begin = follows - self._begin
+        return self._text[begin : begin + most]
+
+    def _forget(self) -> None:
+        """Let the older half go, and the text that only it knew."""
+        cut = self._young_begin - self._begin
+        del self._text[:cut]
+        self._begin = self._young_begin
+        self._young_begin = self.length
+        self._old, self._young = self._young, {}
 
 
 class LookupDrafter:
-    """A `Drafter` with an index for each of the last requests it was asked about."""
+    """A `Drafter` with an index for each of the last requests, and one of the last answers."""
 
     def __init__(self, *, most_requests: int) -> None:
         """Remember up to `most_requests`; of others the least recently met are forgotten."""
         self._most = most_requests
         self._indexes: dict[Key, GramIndex] = {}
+        self._answers = GramIndex()
 
     def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
         """See `Drafter.propose`."""
@@ -85,18 +107,41 @@ class LookupDrafter:
     def observe(self, key: Key, accepted: int) -> None:
         """Nothing to learn: the index hears of every token by itself."""
 
+    def remember(self, ended: Ended) -> None:
+        """See `Drafter.remember`; with the last tokens of its prompt, which the answer follows."""
+        self._indexes.pop(ended.key, None)
+        if ended.shared:
+            begin = max(0, ended.prompt_tokens - LONGEST)
+            self._answers.extend([*ended.tokens[begin:][:CATCH_UP_TOKENS].tolist(), _BREAK])
+
     def _propose(self, wish: Wish) -> Draft:
         index = self._index(wish.key)
-        begin = len(index.tokens)
-        if begin < len(wish.tokens):
-            index.extend(wish.tokens[begin : begin + CATCH_UP_TOKENS].tolist())
-        if wish.most < 1 or len(index.tokens) < len(wish.tokens):
+        if index.length < len(wish.tokens):
+            index.extend(wish.tokens[index.length : index.length + CATCH_UP_TOKENS].tolist())
+        if wish.most < 1 or index.length < len(wish.tokens):
             return NOTHING
-        found = index.find()
+        tail = index.tail()
+        own = index.find(tail)
+        if own is None or own[0] < LONGEST:
+            elsewhere = self._elsewhere(tail, own, wish) if wish.shared else NOTHING
+            if elsewhere.tokens:
+                return elsewhere
+        if own is None:
+            return NOTHING
+        grams, follows = own
+        return Draft(kind=_KINDS[grams], tokens=repeated(index.following(follows, wish.most), wish))
+
+    def _elsewhere(self, tail: Sequence[int], own: tuple[int, int] | None, wish: Wish) -> Draft:
+        """What followed in another answer, if more tokens agree there than in its own text."""
+        shortest = _SHORTEST_ELSEWHERE if own is None else max(_SHORTEST_ELSEWHERE, own[0] + 1)
+        found = self._answers.find(tail, shortest=shortest)
         if found is None:
             return NOTHING
         grams, follows = found
-        return Draft(kind=_KINDS[grams], tokens=index.guess(follows, wish.most))
+        tokens = self._answers.following(follows, wish.most)
+        if _BREAK in tokens:
+            tokens = tokens[: tokens.index(_BREAK)]
+        return Draft(kind=_KINDS_ELSEWHERE[grams], tokens=tuple(tokens))
 
     def _index(self, key: Key) -> GramIndex:
         index = self._indexes.pop(key, None) or GramIndex()
@@ -104,3 +149,11 @@ class LookupDrafter:
         if len(self._indexes) > self._most:
             del self._indexes[next(iter(self._indexes))]
         return index
+
+
+def repeated(tokens: list[int], wish: Wish) -> tuple[int, ...]:
+    """As many tokens as are wished; a text that repeats itself is taken to go on repeating."""
+    found = list(tokens)
+    while len(found) < wish.most:
+        found += found[: wish.most - len(found)]
+    return tuple(found)

@@ -17,7 +17,7 @@ from functools import partial
 from tidegate.engine.answer import Answer
 from tidegate.engine.batcher import Batch, Batcher
 from tidegate.engine.choosing import Choice
-from tidegate.engine.drafts import Drafter, GrammarDrafter
+from tidegate.engine.drafts import Drafter, Ended, GrammarDrafter
 from tidegate.engine.drafts_lookup import LookupDrafter
 from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal
 from tidegate.engine.executor import Executor
@@ -401,6 +401,15 @@ class Engine:
         self._meter.ended[type(terminal)] += 1
         del self._by_id[generation.request.id]
         self._batcher.remove(generation, forget=forget)
+        if self._speculator is not None and generation.request.speculation:
+            self._speculator.ended(
+                Ended(
+                    key=generation.key,
+                    tokens=generation.tokens,
+                    prompt_tokens=len(generation.request.prompt),
+                    shared=generation.request.reuse and isinstance(terminal, Finished),
+                )
+            )
         if self._batcher.empty:
             self._idle.set()
 

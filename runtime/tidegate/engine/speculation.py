@@ -8,11 +8,12 @@ in here costs the guesses of a step and never the step.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.engine.drafts import NOTHING, Draft, Drafter, Wish
+from tidegate.engine.drafts import NOTHING, Draft, Drafter, Ended, Wish
 from tidegate.engine.scheduler import Key
 from tidegate.engine.speculation_policy import (
     KEPT_OF_ALL,
@@ -68,6 +69,7 @@ class Speculator:
         self._probing = Probing()
         self._of_all: dict[str, Acceptance] = {}
         self._of_one: dict[Key, dict[str, Acceptance]] = {}
+        self._ended: deque[Ended] = deque(maxlen=4 * most_requests)
         self._guessed_in_a_row = 0
         self._ran: tuple[int, int] | None = None
 
@@ -95,6 +97,10 @@ class Speculator:
             for drafter in self._drafters:
                 drafter.observe(wish.key, accepted)
 
+    def ended(self, ended: Ended) -> None:
+        """A request is gone, maybe while a step runs: it is looked at before the next one."""
+        self._ended.append(ended)
+
     def timed(self, seconds: float) -> None:
         """Learn how long the last step took, with all that the engine did around it."""
         if self._ran is not None:
@@ -115,7 +121,15 @@ class Speculator:
             return [NOTHING] * len(drafts)
         return [draft.cut(tokens) for draft, tokens in zip(drafts, lengths, strict=True)]
 
+    def _remember(self) -> None:
+        while self._ended:
+            ended = self._ended.popleft()
+            self._of_one.pop(ended.key, None)
+            for drafter in self._drafters:
+                drafter.remember(ended)
+
     def _propose(self, wishes: Sequence[Wish | None]) -> list[Draft]:
+        self._remember()
         drafts = [NOTHING] * len(wishes)
         for drafter in self._drafters:
             open_wishes = [
