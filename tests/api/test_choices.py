@@ -204,7 +204,13 @@ def test_the_end_of_several_is_their_sum_over_their_common_time() -> None:
     def end(tokens: int, first_s: float, total_s: float) -> Finished:
         return Finished(
             reason="stop",
-            usage=Usage(prompt_tokens=7, completion_tokens=tokens, cached_tokens=tokens),
+            usage=Usage(
+                prompt_tokens=7,
+                completion_tokens=tokens,
+                cached_tokens=tokens,
+                accepted_draft_tokens=1,
+                rejected_draft_tokens=2,
+            ),
             timing=Timing(
                 first_scheduled_s=0.1, first_token_s=first_s, total_s=total_s, decode_s=0.5
             ),
@@ -212,7 +218,13 @@ def test_the_end_of_several_is_their_sum_over_their_common_time() -> None:
 
     assert merged([end(3, 1.0, 2.0)]) == end(3, 1.0, 2.0)
     several = merged([end(3, 1.0, 2.0), end(4, 1.5, 4.0)])
-    assert several.usage == Usage(prompt_tokens=7, completion_tokens=7, cached_tokens=3)
+    assert several.usage == Usage(
+        prompt_tokens=7,
+        completion_tokens=7,
+        cached_tokens=3,
+        accepted_draft_tokens=2,
+        rejected_draft_tokens=4,
+    )
     assert several.timing == Timing(
         first_scheduled_s=0.1, first_token_s=1.0, total_s=4.0, decode_s=3.0
     )

@@ -17,7 +17,14 @@ from tidegate.errors import LinkError
 names = st.text(max_size=40)
 counts = st.integers(0, 2**53 - 1)
 seconds = st.floats(0, allow_infinity=False)
-usages = st.builds(Usage, prompt_tokens=counts, completion_tokens=counts, cached_tokens=counts)
+usages = st.builds(
+    Usage,
+    prompt_tokens=counts,
+    completion_tokens=counts,
+    cached_tokens=counts,
+    accepted_draft_tokens=counts,
+    rejected_draft_tokens=counts,
+)
 timings = st.builds(
     Timing,
     first_scheduled_s=seconds,

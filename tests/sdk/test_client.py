@@ -30,6 +30,7 @@ from tidegate.client import (
     Answer,
     AsyncClient,
     CapacityError,
+    Choice,
     Client,
     ConfigError,
     ExecutionError,
@@ -44,11 +45,10 @@ from tidegate.client import (
 from tidegate.client.answers import StreamReader, read_answer, read_error, read_models
 from tidegate.client.exchange import connection
 from tidegate.engine.events import Failed
-from tidegate.engine.request import Priority
+from tidegate.engine.request import Priority, SamplingParams
 
 ONE_TWO = Answer(
-    text="one two",
-    finish_reason="stop",
+    choices=(Choice(text="one two", finish_reason="stop"),),
     model="echo-1",
     usage=Usage(prompt_tokens=2, completion_tokens=2),
     route="edge",
@@ -101,7 +101,7 @@ def test_a_chat_is_a_whole_answer_with_its_route() -> None:
         answer = client.chat("one two")
     assert answer == ONE_TWO
     with pytest.raises(FrozenInstanceError):
-        answer.text = "other"  # type: ignore[misc]
+        answer.model = "other"  # type: ignore[misc]
 
 
 def test_a_completion_takes_text_or_tokens() -> None:
@@ -138,6 +138,15 @@ def test_every_option_reaches_the_backend() -> None:
             top_k=3,
             seed=9,
             stop=["x"],
+            min_p=0.1,
+            stop_token_ids=[4],
+            min_tokens=2,
+            presence_penalty=0.5,
+            frequency_penalty=-0.5,
+            repetition_penalty=1.5,
+            logit_bias={7: -100},
+            logprobs=True,
+            top_logprobs=2,
             route="edge",
             privacy="local",
             priority="interactive",
@@ -148,9 +157,23 @@ def test_every_option_reaches_the_backend() -> None:
         ("system", "be brief"),
         ("user", "hi"),
     ]
-    assert (call.model, call.sampling.max_tokens, call.sampling.temperature) == ("echo-1", 5, 0.0)
-    assert (call.sampling.top_p, call.sampling.top_k, call.sampling.seed) == (0.5, 3, 9)
-    assert call.sampling.stop == ("x",)
+    assert call.model == "echo-1"
+    assert call.sampling == SamplingParams(
+        max_tokens=5,
+        temperature=0.0,
+        top_p=0.5,
+        top_k=3,
+        seed=9,
+        stop=("x",),
+        min_p=0.1,
+        stop_token_ids=(4,),
+        min_tokens=2,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        logit_bias=((7, -100.0),),
+        logprobs=2,
+    )
     assert call.options == Options(
         route="edge", privacy="local", priority=Priority.INTERACTIVE, deadline_ms=700
     )
@@ -398,6 +421,13 @@ json_values = st.recursive(
                     "code",
                     "param",
                     "model",
+                    "index",
+                    "logprobs",
+                    "tokens",
+                    "token_logprobs",
+                    "top_logprobs",
+                    "logprob",
+                    "bytes",
                 ]
             ),
             inner,

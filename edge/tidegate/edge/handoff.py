@@ -65,12 +65,15 @@ def continuation(call: Call, text: str, usage: Usage) -> Call:
 
 def joined(first: Finished, rest: Finished) -> Finished:
     """The end of the whole answer. Times count from the first request, rates over both parts."""
+    one, other = first.usage, rest.usage
     return Finished(
         reason=rest.reason,
         usage=Usage(
-            prompt_tokens=first.usage.prompt_tokens,
-            completion_tokens=first.usage.completion_tokens + rest.usage.completion_tokens,
-            cached_tokens=first.usage.cached_tokens,
+            prompt_tokens=one.prompt_tokens,
+            completion_tokens=one.completion_tokens + other.completion_tokens,
+            cached_tokens=one.cached_tokens,
+            accepted_draft_tokens=one.accepted_draft_tokens + other.accepted_draft_tokens,
+            rejected_draft_tokens=one.rejected_draft_tokens + other.rejected_draft_tokens,
         ),
         timing=Timing(
             first_scheduled_s=first.timing.first_scheduled_s,

@@ -91,12 +91,16 @@ def decode_rate(finished: Finished) -> float | None:
 
 
 def usage_object(usage: Usage) -> Json:
-    """OpenAI's `usage`."""
+    """OpenAI's `usage`; rejected guesses are no part of the completion's tokens here."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": usage.accepted_draft_tokens,
+            "rejected_prediction_tokens": usage.rejected_draft_tokens,
+        },
     }
 
 

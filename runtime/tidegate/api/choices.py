@@ -133,6 +133,8 @@ def merged(ends: Sequence[Finished]) -> Finished:
             prompt_tokens=first.usage.prompt_tokens,
             completion_tokens=sum(usage.completion_tokens for usage in usages),
             cached_tokens=first.usage.cached_tokens,
+            accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in usages),
+            rejected_draft_tokens=sum(usage.rejected_draft_tokens for usage in usages),
         ),
         timing=Timing(
             first_scheduled_s=min(one.timing.first_scheduled_s for one in ends),

@@ -105,10 +105,14 @@ def _event_json(event: AnswerEvent) -> _Json:
 
 _TIMING = ("first_scheduled_s", "first_token_s", "total_s", "decode_s")
 _USAGE = ("prompt_tokens", "completion_tokens", "cached_tokens")
+_GUESSES = ("accepted_draft_tokens", "rejected_draft_tokens")
+"""A part of the usage that is told when there were any."""
 
 
 def _usage_json(usage: Usage) -> _Json:
-    return {name: getattr(usage, name) for name in _USAGE}
+    guesses = {name: getattr(usage, name) for name in _GUESSES}
+    counts = {name: getattr(usage, name) for name in _USAGE}
+    return counts | {name: count for name, count in guesses.items() if count}
 
 
 def read_event(payload: bytes) -> AnswerEvent:
@@ -204,11 +208,11 @@ def _object(data: _Json, name: str, keys: tuple[str, ...]) -> _Json:
 
 
 def _usage(data: _Json) -> Usage:
-    usage = _object(data, "usage", _USAGE)
-    for name in _USAGE:
+    usage = {**dict.fromkeys(_GUESSES, 0), **_object(data, "usage", (*_USAGE, *_GUESSES))}
+    for name in (*_USAGE, *_GUESSES):
         if not _is_count(usage.get(name), _COUNT):
             raise LinkError(f"event.usage.{name}: must be an integer from 0 to {_COUNT}")
-    return Usage(**{name: cast(int, usage[name]) for name in _USAGE})
+    return Usage(**{name: cast(int, count) for name, count in usage.items()})
 
 
 def _is_count(value: object, most: int) -> bool:

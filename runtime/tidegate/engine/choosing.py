@@ -81,7 +81,8 @@ def choose(logits: Logits, asks: Sequence[Ask]) -> tuple[Choice, ...]:
             else:
                 draws[i] = draw
     # One position of each row that guessed nothing, all at once.
-    together = sample(logits[starts[list(draws)]], list(draws.values()))
+    rows = logits if len(draws) == len(logits) else logits[starts[list(draws)]]
+    together = sample(rows, list(draws.values()))
     for i, one in zip(draws, together, strict=True):
         choices[i] = _guarded(partial(_accepted, one, asks[i].guide))
     return tuple(choices[i] for i in range(len(asks)))

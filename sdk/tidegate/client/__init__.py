@@ -12,9 +12,10 @@ behind the caller's back, `error.retryable` and `CapacityError.retry_after_s` sa
 
 from tidegate.api.backend import ModelCard
 from tidegate.api.schema import Message
-from tidegate.client.answers import Answer, Timings
+from tidegate.client.answers import Answer, Choice, Piece, Timings
 from tidegate.client.asynchronous import AsyncClient, AsyncTextStream
 from tidegate.client.exchange import AskOptions
+from tidegate.client.likelihoods import Likelihood
 from tidegate.client.synchronous import Client, TextStream
 from tidegate.engine.events import Usage
 from tidegate.errors import (
@@ -33,12 +34,15 @@ __all__ = [
     "AsyncClient",
     "AsyncTextStream",
     "CapacityError",
+    "Choice",
     "Client",
     "ConfigError",
     "ExecutionError",
     "IdentityError",
+    "Likelihood",
     "Message",
     "ModelCard",
+    "Piece",
     "RequestError",
     "TextStream",
     "TidegateError",

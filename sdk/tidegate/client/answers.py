@@ -8,12 +8,13 @@ object is fine; the route is then None.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar, cast, get_args
 
 from tidegate.api.backend import ModelCard, Route
 from tidegate.api.sse import Decoder
 from tidegate.api.wire import parse_json
+from tidegate.client.likelihoods import Likelihood, read_likelihoods
 from tidegate.engine.events import FinishReason, Usage
 from tidegate.errors import (
     CapacityError,
@@ -41,17 +42,53 @@ class Timings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """A complete answer. `route` says where it ran and `reason` why, in one line for people."""
+class Choice:
+    """One of the answers to a call."""
 
     text: str
     finish_reason: FinishReason
+    logprobs: tuple[Likelihood, ...] = ()
+    """Per token, when they were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A complete answer. `route` says where it ran and `reason` why, in one line for people."""
+
+    choices: tuple[Choice, ...]
+    """As many as `n` asked for; `text`, `finish_reason` and `logprobs` are the first one's."""
     model: str
     usage: Usage
     route: Route | None
     reason: str
     request_id: str
     timings: Timings
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.choices[0].finish_reason
+
+    @property
+    def logprobs(self) -> tuple[Likelihood, ...]:
+        return self.choices[0].logprobs
+
+
+class Piece(str):
+    """A piece of an answer's text as it came, and what came with it."""
+
+    choice: int
+    """Index of the choice that it belongs to: 0 unless `n` asked for several."""
+    logprobs: tuple[Likelihood, ...]
+
+    def __new__(cls, text: str, *, choice: int = 0, logprobs: tuple[Likelihood, ...] = ()) -> Piece:
+        """A piece that is its text."""
+        piece = super().__new__(cls, text)
+        piece.choice, piece.logprobs = choice, logprobs
+        return piece
 
 
 def read_answer(data: object) -> Answer:
@@ -61,10 +98,18 @@ def read_answer(data: object) -> Answer:
         UnavailableError: it is no such body.
     """
     body = _object(data, "the answer")
-    choice = _choice(body)
+    choices = sorted(_choices(body), key=lambda one: _count(one, "index"))
+    return _answer(body, tuple(map(_whole_choice, choices)))
+
+
+def _whole_choice(choice: _Json) -> Choice:
     message = choice.get("message")
     text = choice.get("text") if message is None else _object(message, "message").get("content")
-    return _answer(body, str(text or ""), choice)
+    return Choice(
+        text=str(text or ""),
+        finish_reason=_finish_reason(choice),
+        logprobs=_likelihoods(choice),
+    )
 
 
 def read_models(data: object) -> tuple[ModelCard, ...]:
@@ -87,17 +132,25 @@ def read_models(data: object) -> tuple[ModelCard, ...]:
     )
 
 
+@dataclass(slots=True)
+class _Said:
+    """One choice of a stream so far."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[Likelihood] = field(default_factory=list)
+    last: _Json = field(default_factory=dict)
+
+
 class StreamReader:
     """Bytes of a stream in, texts out; `answer` is there once the stream ended well."""
 
     def __init__(self) -> None:
         self.answer: Answer | None = None
         self._decoder = Decoder()
-        self._texts: list[str] = []
+        self._said: dict[int, _Said] = {}
         self._body: dict[str, object] = {}
-        self._last_choice: _Json = {}
 
-    def feed(self, chunk: bytes) -> Iterator[str]:
+    def feed(self, chunk: bytes) -> Iterator[Piece]:
         """Yield the texts that `chunk` completes.
 
         Raises:
@@ -106,11 +159,10 @@ class StreamReader:
         """
         for data in self._decoder.feed(chunk):
             if data == "[DONE]":
-                self.answer = _answer(self._body, "".join(self._texts), self._last_choice)
+                self.answer = self._answer()
                 return
-            if text := self._event(_object(_parse(data.encode()), "an event")):
-                self._texts.append(text)
-                yield text
+            if piece := self._event(_object(_parse(data.encode()), "an event")):
+                yield piece
 
     def finish(self) -> Answer:
         """The whole answer.
@@ -122,18 +174,36 @@ class StreamReader:
             raise UnavailableError("the stream broke off before its end")
         return self.answer
 
-    def _event(self, event: _Json) -> str:
+    def _event(self, event: _Json) -> Piece:
         if "error" in event:
             raise _error(200, event, {})
         self._body |= {name: value for name, value in event.items() if value is not None}
         if not event.get("choices"):  # the chunk that only brings the usage
-            return ""
-        choice = _choice(event)
+            return Piece("")
+        choice = _choices(event)[0]
+        index = _count(choice, "index")
+        said = self._said.setdefault(index, _Said())
         if choice.get("finish_reason"):
-            self._last_choice = choice
+            said.last = choice
         delta = choice.get("delta")
         text = choice.get("text") if delta is None else _object(delta, "delta").get("content")
-        return text if isinstance(text, str) else ""
+        logprobs = _likelihoods(choice)
+        said.texts.append(text if isinstance(text, str) else "")
+        said.logprobs += logprobs
+        return Piece(said.texts[-1], choice=index, logprobs=logprobs)
+
+    def _answer(self) -> Answer:
+        choices = tuple(
+            Choice(
+                text="".join(said.texts),
+                finish_reason=_finish_reason(said.last),
+                logprobs=tuple(said.logprobs),
+            )
+            for _, said in sorted(self._said.items())
+        )
+        if not choices:
+            _odd("choices")
+        return _answer(self._body, choices)
 
 
 def read_body(
@@ -183,16 +253,12 @@ def _retry_after_s(headers: Mapping[str, str]) -> float:
     return float(value) if value.isdecimal() and len(value) < 7 else 1.0
 
 
-def _answer(body: _Json, text: str, choice: _Json) -> Answer:
+def _answer(body: _Json, choices: tuple[Choice, ...]) -> Answer:
     told = body.get("tidegate")
     told = told if isinstance(told, dict) else {}
     route = told.get("route")
-    finish_reason = choice.get("finish_reason")
-    if finish_reason not in get_args(FinishReason):
-        _odd("finish_reason")
     return Answer(
-        text=text,
-        finish_reason=cast(FinishReason, finish_reason),
+        choices=choices,
         model=_string(body, "model"),
         usage=_usage(body.get("usage")),
         route=cast(Route, route) if route in get_args(Route) else None,
@@ -208,11 +274,16 @@ def _answer(body: _Json, text: str, choice: _Json) -> Answer:
 
 def _usage(data: object) -> Usage:
     usage = data if isinstance(data, dict) else {}
-    details = usage.get("prompt_tokens_details")
+    details, guesses = (
+        part if isinstance(part := usage.get(f"{name}_tokens_details"), dict) else {}
+        for name in ("prompt", "completion")
+    )
     return Usage(
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
-        cached_tokens=_count(details if isinstance(details, dict) else {}, "cached_tokens"),
+        cached_tokens=_count(details, "cached_tokens"),
+        accepted_draft_tokens=_count(guesses, "accepted_prediction_tokens"),
+        rejected_draft_tokens=_count(guesses, "rejected_prediction_tokens"),
     )
 
 
@@ -223,11 +294,25 @@ def _parse(body: bytes) -> object:
         raise UnavailableError(f"the server's answer {error}") from None
 
 
-def _choice(body: _Json) -> _Json:
+def _choices(body: _Json) -> list[_Json]:
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
         _odd("choices")
-    return _object(choices[0], "choices")
+    return [_object(one, "choices") for one in choices]
+
+
+def _finish_reason(choice: _Json) -> FinishReason:
+    finish_reason = choice.get("finish_reason")
+    if finish_reason not in get_args(FinishReason):
+        _odd("finish_reason")
+    return cast(FinishReason, finish_reason)
+
+
+def _likelihoods(choice: _Json) -> tuple[Likelihood, ...]:
+    try:
+        return read_likelihoods(choice.get("logprobs"))
+    except ValueError as error:
+        _odd(str(error))
 
 
 def _object(value: object, name: str) -> _Json:

@@ -10,7 +10,7 @@ import httpx
 
 from tidegate.api.backend import ModelCard
 from tidegate.client import exchange
-from tidegate.client.answers import Answer, StreamReader, read_body, read_error
+from tidegate.client.answers import Answer, Piece, StreamReader, read_body, read_error
 from tidegate.client.exchange import AskOptions, Chat, Exchange, translated
 
 _T = TypeVar("_T")
@@ -101,7 +101,7 @@ class AsyncTextStream:
         """
         return self._reader.finish()
 
-    def __aiter__(self) -> AsyncGenerator[str, None]:
+    def __aiter__(self) -> AsyncGenerator[Piece, None]:
         return self._texts
 
     async def aclose(self) -> None:
@@ -122,7 +122,7 @@ class AsyncTextStream:
 
 async def _texts(
     http: httpx.AsyncClient, asked: Exchange[Answer], reader: StreamReader
-) -> AsyncGenerator[str, None]:
+) -> AsyncGenerator[Piece, None]:
     with translated():
         async with http.stream(asked.method, asked.path, json=asked.body) as response:
             if response.status_code != 200:

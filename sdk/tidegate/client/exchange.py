@@ -29,7 +29,10 @@ _EXTENSION: Final = ("route", "privacy", "priority", "deadline_ms")
 class AskOptions(TypedDict, total=False):
     """How to answer; what is left out is the server's choice.
 
-    `temperature` 0 to 2, 0 is greedy; `top_p` 0 to 1; `seed` makes sampling repeatable;
+    `temperature` 0 to 2, 0 is greedy; `top_p` 0 to 1; `seed` makes sampling repeatable; `n` asks
+    for several answers, see `Answer.choices` and `Piece.choice`; `logit_bias` by token id;
+    `logprobs` is true for a chat, with `top_logprobs` up to 20, and a number up to 5 for a
+    completion;
     `privacy` says whether the request may leave the device and how; `deadline_ms` is when the
     answer stops being useful, in milliseconds from now.
     """
@@ -40,8 +43,18 @@ class AskOptions(TypedDict, total=False):
     top_p: float | None
     top_k: int | None
     seed: int | None
+    min_p: float | None
+    n: int | None
     stop: str | list[str] | None
+    stop_token_ids: list[int] | None
     ignore_eos: bool | None
+    min_tokens: int | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    logprobs: bool | int | None
+    top_logprobs: int | None
     route: RouteWish | None
     privacy: Privacy | None
     priority: Literal["interactive", "normal", "background"] | None
@@ -99,6 +112,8 @@ def _body(options: AskOptions, *, stream: bool) -> dict[str, object]:
     body = {name: value for name, value in given.items() if name not in _EXTENSION}
     if extension := {name: value for name, value in given.items() if name in _EXTENSION}:
         body["tidegate"] = extension
+    if bias := options.get("logit_bias"):
+        body["logit_bias"] = {str(token): value for token, value in bias.items()}
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return body

@@ -10,7 +10,7 @@ import httpx
 
 from tidegate.api.backend import ModelCard
 from tidegate.client import exchange
-from tidegate.client.answers import Answer, StreamReader, read_body, read_error
+from tidegate.client.answers import Answer, Piece, StreamReader, read_body, read_error
 from tidegate.client.exchange import AskOptions, Chat, Exchange, translated
 
 _T = TypeVar("_T")
@@ -116,7 +116,7 @@ class TextStream:
         """
         return self._reader.finish()
 
-    def __iter__(self) -> Generator[str, None, None]:
+    def __iter__(self) -> Generator[Piece, None, None]:
         return self._texts
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ class TextStream:
 
 def _texts(
     http: httpx.Client, asked: Exchange[Answer], reader: StreamReader
-) -> Generator[str, None, None]:
+) -> Generator[Piece, None, None]:
     with translated(), http.stream(asked.method, asked.path, json=asked.body) as response:
         if response.status_code != 200:
             raise read_error(response.status_code, response.read(), response.headers)
