@@ -9,8 +9,8 @@
 
 namespace tidegate::native {
 
-// Rows of a block of activations: what one pass over the weights serves.
-constexpr int block_rows = 8;
+// The most rows that any path's block of activations has.
+constexpr int most_block_rows = 8;
 
 // A weight, as kernels see it.
 struct Weight {
@@ -25,17 +25,19 @@ struct Weight {
     bool zeros;            // records hold zero-points
 };
 
-// Up to `block_rows` quantised rows, interleaved so that a kernel reads them as one stream.
+// Up to `Kernel::block_rows` quantised rows, interleaved so that a kernel reads them as one stream.
 struct Block {
     int8_t* values;   // [inputs / 4][rows][4]
     float* scales;    // [activation groups][rows]
-    int32_t* sums;    // [activation groups][rows]: minus the sum of the group's values, as 16 bits
+    int32_t* sums;    // [activation groups][rows]: minus the sum of the group's values
     int32_t rows;
 };
 
 // One path.
 struct Kernel {
     const char* name;
+    int32_t block_rows;   // rows that one pass over the weights serves
+    int32_t panel_tiles;  // tiles that one pass holds: the work is cut into multiples of them
     // Quantises one row of `inputs` floats as row `row` of `block`, with zeros up to whole groups.
     void (*quantise)(const Weight& weight, const float* x, int64_t inputs, const Block& block,
                      int32_t row);

@@ -14,7 +14,8 @@ namespace {
 // that calls `linear` itself finds none there and makes its own.
 class Activations {
 public:
-    Activations(const Weight& weight, std::int64_t rows) : buffer_(std::move(spare_)) {
+    Activations(const Weight& weight, std::int64_t block_rows, std::int64_t rows)
+        : buffer_(std::move(spare_)), rows_(rows), block_rows_(block_rows) {
         const std::size_t act_groups = weight.groups * weight.per_group;
         values_bytes_ = act_groups * weight.act_group;
         group_bytes_ = act_groups * sizeof(float);
@@ -24,17 +25,16 @@ public:
         }
         auto address = reinterpret_cast<std::uintptr_t>(buffer_.data());
         first_ = buffer_.data() + (tile_alignment - address % tile_alignment) % tile_alignment;
-        rows_ = rows;
     }
     ~Activations() { spare_ = std::move(buffer_); }
     Activations(const Activations&) = delete;
     Activations& operator=(const Activations&) = delete;
 
-    std::int64_t blocks() const { return (rows_ + block_rows - 1) / block_rows; }
+    std::int64_t blocks() const { return (rows_ + block_rows_ - 1) / block_rows_; }
 
     Block block(std::int64_t index) const {
-        const std::int64_t first = index * block_rows;
-        const auto rows = static_cast<std::int32_t>(std::min<std::int64_t>(block_rows, rows_ - first));
+        const std::int64_t first = index * block_rows_;
+        const auto rows = static_cast<std::int32_t>(std::min(block_rows_, rows_ - first));
         std::uint8_t* place = first_ + first * (values_bytes_ + 2 * group_bytes_);
         auto* scales = reinterpret_cast<float*>(place + rows * values_bytes_);
         auto* sums = reinterpret_cast<std::int32_t*>(place + rows * (values_bytes_ + group_bytes_));
@@ -47,7 +47,8 @@ private:
     std::uint8_t* first_ = nullptr;
     std::size_t values_bytes_ = 0;
     std::size_t group_bytes_ = 0;
-    std::int64_t rows_ = 0;
+    std::int64_t rows_;
+    std::int64_t block_rows_;
 };
 
 thread_local std::vector<std::uint8_t> Activations::spare_;
@@ -60,9 +61,8 @@ struct Call {
     const Activations& activations;
     const float* bias;
     const float* x;
-    std::int64_t rows;
     float* y;
-    std::int64_t per_task;  // rows to quantise, or tiles to multiply
+    std::int64_t tiles_per_task;
 };
 
 Weight describe(const Shape& shape, const std::uint8_t* tiles) {
@@ -84,18 +84,18 @@ void run(const Parallel& parallel, std::size_t count, Parallel::Task task, void*
 
 void quantise_rows(void* argument, std::size_t index) {
     const Call& call = *static_cast<const Call*>(argument);
-    const std::int64_t first = static_cast<std::int64_t>(index) * call.per_task;
-    const std::int64_t last = std::min(first + call.per_task, call.rows);
-    for (std::int64_t row = first; row < last; ++row) {
-        call.kernel.quantise(call.weight, call.x + row * call.shape.inputs, call.shape.inputs,
-                             call.activations.block(row / block_rows),
-                             static_cast<std::int32_t>(row % block_rows));
+    const Block block = call.activations.block(static_cast<std::int64_t>(index));
+    const float* x = call.x + static_cast<std::int64_t>(index) * call.kernel.block_rows *
+                                  call.shape.inputs;
+    for (std::int32_t row = 0; row < block.rows; ++row) {
+        call.kernel.quantise(call.weight, x + row * call.shape.inputs, call.shape.inputs, block,
+                             row);
     }
 }
 
 // The last tile where outputs do not fill it: through a buffer that has room for all of it.
 void multiply_tail(const Call& call, const Block& block, std::int64_t tile, float* y) {
-    float whole[block_rows * tile_outputs];
+    float whole[most_block_rows * tile_outputs];
     Weight weight = call.weight;
     weight.tiles += tile * weight.tile_bytes;
     call.kernel.multiply(weight, block, 0, 1, whole, tile_outputs);
@@ -109,22 +109,34 @@ void multiply_tail(const Call& call, const Block& block, std::int64_t tile, floa
 void multiply_tiles(void* argument, std::size_t index) {
     const Call& call = *static_cast<const Call*>(argument);
     const std::int64_t outputs = call.shape.outputs;
-    const std::int64_t first = static_cast<std::int64_t>(index) * call.per_task;
-    const std::int64_t end = (first + call.per_task) * tile_outputs;
-    const std::int64_t whole = std::min(end, outputs) / tile_outputs;
+    const std::int64_t first = static_cast<std::int64_t>(index) * call.tiles_per_task;
+    const std::int64_t end = std::min((first + call.tiles_per_task) * tile_outputs, outputs);
+    const std::int64_t whole = end / tile_outputs;
     for (std::int64_t b = 0; b < call.activations.blocks(); ++b) {
         const Block block = call.activations.block(b);
-        float* y = call.y + b * block_rows * outputs;
+        float* y = call.y + b * call.kernel.block_rows * outputs;
         call.kernel.multiply(call.weight, block, first, whole, y, outputs);
-        if (end > outputs && outputs % tile_outputs != 0) {
+        if (end % tile_outputs != 0) {
             multiply_tail(call, block, whole, y);
         }
         for (std::int32_t row = 0; call.bias != nullptr && row < block.rows; ++row) {
-            for (std::int64_t o = first * tile_outputs; o < std::min(end, outputs); ++o) {
+            for (std::int64_t o = first * tile_outputs; o < end; ++o) {
                 y[row * outputs + o] += call.bias[o];
             }
         }
     }
+}
+
+// Tiles of one task: about four tasks a thread, so that a slow core gets fewer, in whole panels;
+// with many rows no more than the second-level cache holds, for each block of rows reads them all.
+std::int64_t cut(const Call& call, std::int64_t tiles, std::int32_t threads) {
+    constexpr std::int64_t cached_bytes = 256 << 10;
+    const std::int64_t panel = call.kernel.panel_tiles;
+    std::int64_t each = tiles / (std::int64_t{threads} * 4);
+    if (call.activations.blocks() > 1) {
+        each = std::min<std::int64_t>(each, cached_bytes / call.weight.tile_bytes);
+    }
+    return std::max<std::int64_t>(1, (each + panel - 1) / panel) * panel;
 }
 
 }  // namespace
@@ -135,13 +147,15 @@ void linear(const Shape& shape, const std::uint8_t* tiles, const float* bias, co
     if (rows <= 0) {
         return;
     }
+    const Kernel& kernel = chosen_kernel();
     const Weight weight = describe(shape, tiles);
-    const Activations activations(weight, rows);
-    Call call{chosen_kernel(), weight, shape, activations, bias, x, rows, y, block_rows};
-    run(parallel, activations.blocks(), quantise_rows, &call);
+    const Activations activations(weight, kernel.block_rows, rows);
+    Call call{kernel, weight, shape, activations, bias, x, y, 0};
     const std::int64_t count = (shape.outputs + tile_outputs - 1) / tile_outputs;
-    call.per_task = std::max<std::int64_t>(1, count / (std::int64_t{parallel.threads} * 4));
-    run(parallel, (count + call.per_task - 1) / call.per_task, multiply_tiles, &call);
+    call.tiles_per_task = cut(call, count, std::max(parallel.threads, 1));
+    run(parallel, activations.blocks(), quantise_rows, &call);
+    const std::int64_t tasks = (count + call.tiles_per_task - 1) / call.tiles_per_task;
+    run(parallel, tasks, multiply_tiles, &call);
 }
 
 }  // namespace tidegate::native

@@ -71,7 +71,7 @@ void quantise(const Weight& weight, const float* x, int64_t inputs, const Block&
         float scale = 0.0f;
         quantise_group(x + (count > 0 ? first : 0), static_cast<int>(count), &scale, values, &sum);
         block.scales[g * block.rows + row] = scale;
-        block.sums[g * block.rows + row] = static_cast<uint16_t>(-sum);
+        block.sums[g * block.rows + row] = -sum;
         for (int i = 0; i < weight.act_group; i += 4) {
             memcpy(block.values + ((first + i) / 4 * block.rows + row) * 4, values + i, 4);
         }
@@ -106,7 +106,7 @@ void tile_row(const Weight& weight, const uint8_t* record, const Block& block, i
             int32_t sums[lanes] = {};
             const uint8_t* values = record + header + part * weight.act_group * 2 * weight.bits;
             dot(weight, values, block, act * weight.act_group, row, sums);
-            const auto minus = static_cast<int16_t>(block.sums[act * block.rows + row]);
+            const int32_t minus = block.sums[act * block.rows + row];
             for (int lane = 0; lane < lanes; ++lane) {
                 uint16_t half;
                 memcpy(&half, record + lane * 2, 2);
@@ -130,6 +130,6 @@ void multiply(const Weight& weight, const Block& block, int64_t first, int64_t l
 
 }  // namespace
 
-const Kernel portable_kernel = {"portable", quantise, multiply};
+const Kernel portable_kernel = {"portable", most_block_rows, 1, quantise, multiply};
 
 }  // namespace tidegate::native
