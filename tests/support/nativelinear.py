@@ -77,6 +77,12 @@ class NativeLibrary:
         """Take this path from now on; an empty name undoes it."""
         self._check(self._library.tidegate_native_force_path(name.encode()))
 
+    def tiled_bytes(self, inputs: int, outputs: int, bits: int, group: int, zeros: int) -> int:
+        """Bytes of the tiles of such a weight."""
+        count = int(self._library.tidegate_native_tiled_bytes(inputs, outputs, bits, group, zeros))
+        self._check(count == 0)
+        return count
+
     def tile(self, weight: PackedLinear) -> Tiled:
         """Re-tile a weight for this library."""
         shape = (
@@ -86,9 +92,7 @@ class NativeLibrary:
             weight.group_size,
             weight.zeros is not None,
         )
-        count = self._library.tidegate_native_tiled_bytes(*shape)
-        self._check(count == 0)
-        tiles = aligned_bytes(count)
+        tiles = aligned_bytes(self.tiled_bytes(*shape))
         values, zeros = np.ascontiguousarray(weight.values), weight.packed_zeros()
         scales = weight.scales.astype(np.float16)
         self._check(
@@ -170,8 +174,7 @@ def twin(weight: PackedLinear, x: Array) -> Array:
     per_group = weight.group_size // width
     integers, scales = quantised(x, width)
     zeros = weight.symmetric_zero if weight.zeros is None else weight.zeros[..., None]
-    signed = (weight.integers().astype(np.float32) - np.float32(0)) - np.float32(1) * zeros
-    parts = signed.reshape(weight.outputs, -1, width)
+    parts = (weight.integers().astype(np.int32) - zeros).reshape(weight.outputs, -1, width)
     y = np.zeros((x.shape[0], weight.outputs), np.float32)
     for index in range(scales.shape[1]):
         sums = (integers[:, index].astype(np.float64) @ parts[:, index].T).astype(np.float32)
