@@ -6,6 +6,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -225,14 +226,36 @@ def resident_kib() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_two_hundred_steps_of_any_shape_need_no_more_memory(executor: OnnxExecutor) -> None:
-    steps = list(random_steps(9, 200))
-    for step in steps[:20]:
+def test_two_thousand_steps_of_any_shape_need_no_more_memory(executor: OnnxExecutor) -> None:
+    for step in random_steps(8, 200):
         executor.execute(step)
     before = resident_kib()
-    for step in steps:
+    for step in random_steps(9, 2000):
         executor.execute(step)
     assert resident_kib() - before < 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_closing_frees_model_and_kv(folder: Path) -> None:
+    arch = dataclasses.replace(ARCH, context=256)
+    large = dataclasses.replace(SETTINGS, slots=400, context_tokens=256, step_tokens=16)
+    OnnxExecutor(folder, arch, SETTINGS).close()
+    before = resident_kib()
+    executor = OnnxExecutor(folder, arch, large)
+    kv_kib = 400 * 256 * executor.kv.bytes_per_token // 1024
+    assert resident_kib() - before > kv_kib > 90_000
+    executor.execute(ExecutorStep(rows=(row(0, 0, 3),)))
+    executor.close()
+    assert resident_kib() - before < kv_kib / 20
+
+
+def test_threads_that_have_nothing_to_do_do_not_spin(folder: Path) -> None:
+    executor = OnnxExecutor(folder, ARCH, dataclasses.replace(SETTINGS, threads=2))
+    executor.execute(ExecutorStep(rows=(row(0, 0, 40),)))
+    began_s = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - began_s < 0.005, "one percent of a core"
+    executor.close()
 
 
 BAD_ROWS = {
@@ -301,6 +324,37 @@ def test_a_setting_out_of_range_is_refused_by_name(
     folder: Path, settings: OnnxSettings, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
+        OnnxExecutor(folder, ARCH, settings)
+
+
+def test_kv_of_another_precision_needs_the_graph_for_it(folder: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, exact=False, kv_precision="int8")
+    with pytest.raises(
+        BundleError, match=r"model\.int8kv\.onnx: is missing: convert with --graphs"
+    ):
+        OnnxExecutor(folder, ARCH, settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dataclasses.replace(SETTINGS, kv_precision="int8"), "'int8': must be float32 with exact"),
+        (
+            dataclasses.replace(
+                SETTINGS, exact=False, kv_precision="int8", providers=Providers(names=("cuda",))
+            ),
+            "'int8': must be float16 with other providers",
+        ),
+        (
+            dataclasses.replace(SETTINGS, providers=Providers(names=("tensorrt", "cpu"))),
+            "'float16': must be float32 with exact",
+        ),
+    ],
+)
+def test_precisions_that_exclude_each_other_are_refused(
+    folder: Path, settings: OnnxSettings, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"kv_precision = {message}"):
         OnnxExecutor(folder, ARCH, settings)
 
 

@@ -19,10 +19,11 @@ from tidegate.converters.onnx.variant_names import FILES, Variant, parse_variant
 from tidegate.converters.onnx.variants import write_variants
 from tidegate.converters.passes.base import CalibrationText
 from tidegate.converters.rounding.rtn import quantise
-from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
+from tidegate.edge.executors.onnx import UNIT_TOKENS, OnnxExecutor, OnnxSettings
 from tidegate.edge.executors.onnx_session import KvPrecision
 from tidegate.engine.executor import ExecutorStep, Logits, Row
-from tidegate.errors import ConfigError, ConversionError
+from tidegate.engine.spill import KvUnit
+from tidegate.errors import BundleError, ConfigError, ConversionError
 from tidegate.model.architecture import Architecture, LayerKind
 from tidegate.model.rope import Rope
 
@@ -125,9 +126,39 @@ MODELS: dict[str, Architecture] = {
 @pytest.mark.parametrize("model", MODELS)
 def test_int8_kv_adds_little_to_what_int8_activations_cost(tmp_path: Path, model: str) -> None:
     plain, variant = errors(MODELS[model], tmp_path, "int8kv")
-    # Independent errors add up in squares. Measured: 0.012 to 0.031 of its own.
-    assert variant**2 <= plain**2 + 0.04**2
+    # Independent errors add up in squares. Measured: 0.019 to 0.049 of its own, of normal values,
+    # whose largest magnitude is far above the usual one.
+    assert variant**2 <= plain**2 + 0.06**2
     assert variant > plain / 2, "the reference is not what ran"
+
+
+@pytest.mark.parametrize("model", ["plain", "odd heads"])
+def test_int8_kv_holds_the_nearest_step_of_every_channel(tmp_path: Path, model: str) -> None:
+    arch = MODELS[model]
+    made(arch, tmp_path, ["int8kv"])
+    kept = {}
+    for precision in ("float32", "int8"):
+        settings = OnnxSettings(
+            slots=1, context_tokens=TOKENS, step_tokens=TOKENS, threads=1, kv_precision=precision
+        )
+        executor = OnnxExecutor(tmp_path, arch, settings)
+        prompt = np.array(text(arch).sequences[0][:UNIT_TOKENS])
+        executor.execute(ExecutorStep(rows=(Row(tokens=prompt, past=0, slot=0),)))
+        data = np.frombuffer(executor.read_kv(KvUnit(home=0)), precision)
+        # Keys and values of two layers; the first layer has seen nothing of the other's rounding.
+        kept[precision] = data.reshape(4, arch.kv_heads, UNIT_TOKENS, -1)[[0, 2]]
+        executor.close()
+    graph = onnx.load(str(tmp_path / FILES["int8kv"]), load_external_data=False).graph
+    constants = {
+        one.name: onnx.numpy_helper.to_array(one)
+        for one in graph.initializer
+        if "_scale." in one.name
+    }
+    for place, kind in enumerate(("key", "value")):
+        scale = constants[f"{kind}_scale.0"][0]
+        error = np.abs(kept["int8"][place] * scale - kept["float32"][place])
+        assert (error <= scale * 0.501).all()
+        assert kept["int8"][place].any()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -135,6 +166,44 @@ def test_float16_adds_next_to_nothing(tmp_path: Path, model: str) -> None:
     plain, variant = errors(MODELS[model], tmp_path, "fp16")
     # Measured: at most 0.012 of its own.
     assert variant**2 <= plain**2 + 0.015**2
+
+
+def test_int8_kv_takes_a_quarter_of_the_memory_and_survives_copies_and_swaps(
+    tmp_path: Path,
+) -> None:
+    arch = tiny_architecture()
+    made(arch, tmp_path, ["int8kv"])
+    settings = OnnxSettings(
+        slots=4, context_tokens=TOKENS, step_tokens=TOKENS, threads=1, kv_precision="int8"
+    )
+    executor = OnnxExecutor(tmp_path, arch, settings)
+    # Keys and values of two layers, two heads of 32 bytes each.
+    assert executor.kv.bytes_per_token == 2 * 2 * 2 * 32
+    prompt = np.array(text(arch).sequences[0])
+    executor.execute(ExecutorStep(rows=(Row(tokens=prompt[:30], past=0, slot=1),)))
+    last = Row(tokens=prompt[30:31], past=30, slot=1)
+    alone = executor.execute(ExecutorStep(rows=(last,))).logits
+    copied = dataclasses.replace(last, slot=3)
+    step = ExecutorStep(rows=(copied, dataclasses.replace(last, slot=1)), copies=((1, 3, 30),))
+    np.testing.assert_allclose(executor.execute(step).logits, np.repeat(alone, 2, 0), atol=1e-4)
+    unit = executor.read_kv(KvUnit(home=3))
+    assert len(unit) == UNIT_TOKENS * executor.kv.bytes_per_token
+    executor.write_kv(KvUnit(home=0), unit)
+    moved = dataclasses.replace(last, slot=0)
+    again = executor.execute(ExecutorStep(rows=(moved,))).logits
+    np.testing.assert_allclose(again, alone, atol=1e-4)
+    executor.close()
+
+
+def test_a_graph_of_another_kv_precision_is_refused(tmp_path: Path) -> None:
+    arch = tiny_architecture()
+    made(arch, tmp_path, ["int8kv"])
+    (tmp_path / FILES["int8kv"]).replace(tmp_path / FILES["fp16"])
+    settings = OnnxSettings(
+        slots=1, context_tokens=TOKENS, step_tokens=TOKENS, kv_precision="float16"
+    )
+    with pytest.raises(BundleError, match="architecture"):
+        OnnxExecutor(tmp_path, arch, settings)
 
 
 def test_variants_read_the_weights_of_the_graph_they_come_from(tmp_path: Path) -> None:

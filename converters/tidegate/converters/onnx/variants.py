@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 INT8_STEPS = 127
 """The largest integer; -128 is left out, so that both signs reach as far."""
 
+MARGIN = 1.5
+"""How much further keys and values may reach than on calibration text. Steps get as much coarser,
+which costs less than what is cut. Mean divergence in nats that int8 KV causes in the assistant's
+edge model, without and with it: calibrated on 128 of its chats 0.0015 and 0.0004, on the text that
+comes along, which is unlike them, 0.0114 and 0.0011; on 512 chats 0.0003 and 0.0005."""
+
 HALF_REACH = 65_504 / 4
 """A float16 holds up to 65 504, and other text than the calibration's may reach further."""
 
@@ -64,7 +70,7 @@ def write_variants(
 def int8_kv(model: onnx.ModelProto, arch: Architecture, ranges: Sequence[LayerRanges]) -> None:
     """Make a graph keep int8 keys and values: `round(x / scale)`, a scale for each channel.
 
-    Scales are constants, and tokens beyond the largest magnitude seen are cut to it.
+    Scales are constants: what reaches further than `MARGIN` beyond the magnitudes seen is cut.
     """
     _set_cache_type(model.graph, TensorProto.INT8)
     for node in model.graph.node:
@@ -93,7 +99,9 @@ def _scales(arch: Architecture, layer: int, ranges: LayerRanges) -> dict[str, Ar
     if layout.order is not None:
         keys = keys[:, list(layout.order)]
     return {
-        kind: np.maximum(peaks / INT8_STEPS, _LEAST_SCALE).astype(np.float32)[None, :, None]
+        kind: np.maximum(peaks * (MARGIN / INT8_STEPS), _LEAST_SCALE).astype(np.float32)[
+            None, :, None
+        ]
         for kind, peaks in (("key", keys), ("value", values))
     }
 
