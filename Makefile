@@ -33,6 +33,9 @@ bench: .venv/ready
 		--keep benchmarks/results/speed-qwen3-1.7b.json
 	$(RUN) benchmarks/edge/service.py --keep benchmarks/results/service.json
 	$(RUN) benchmarks/edge/prefix.py --keep benchmarks/results/prefix.json
+	$(RUN) benchmarks/edge/speculation.py --keep benchmarks/results/speculation.json
+	$(RUN) benchmarks/edge/constrained.py --shape tinyllama-1.1b \
+		--keep benchmarks/results/constrained.json
 	$(RUN) benchmarks/edge/soak.py --keep benchmarks/results/soak.json
 
 format: .venv/ready

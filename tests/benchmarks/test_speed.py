@@ -76,3 +76,21 @@ def test_every_request_of_a_short_soak_ends_once_and_as_it_would_alone(work: Pat
     assert results["compared"] > 0
     assert (results["wrong"], results["different"]) == ([], [])
     assert results["engine"]["running"] == results["engine"]["waiting"] == 0
+
+
+@pytest.mark.system
+def test_guessing_ahead_is_compared_with_the_same_answers_without(work: Path) -> None:
+    passes = quick("speculation", work)["passes"]
+    assert {"JSON action", "JSON schedule, schema", "quotes"} <= set(passes)
+    assert sum(one["guessed"] for (one,) in passes.values()) > 0
+    assert [one["different"] for (one,) in passes.values()] == [0] * len(passes)
+
+
+@pytest.mark.system
+def test_constrained_answers_are_valid_and_as_long_as_free_ones(work: Path) -> None:
+    results = quick("constrained", work)
+    assert results["wrong"] == []
+    assert {(one["model"], one["streams"]) for one in results["costs"]} == {
+        ("assistant", 1),
+        ("assistant", 8),
+    }
