@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "show what a bundle holds, after verifying it",
     "evaluate": "measure what compression cost, against the checkpoint",
     "bundle": "sign, pack or unpack a bundle",
+    "doctor": "show what this machine can run, and how it runs a bundle",
     "serve": "run the device daemon on a bundle",
     "cloud": "run the cloud service on a checkpoint",
     "broker": "run a small MQTT broker, for laptops",

@@ -8,6 +8,7 @@ beyond a request's tokens is never read, and rewinding a request costs nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -37,6 +38,7 @@ from tidegate.engine.executor import (
     SlotGeometry,
     StepResult,
 )
+from tidegate.engine.facts import ExecutorFacts
 from tidegate.engine.spill import KvUnit
 from tidegate.errors import ConfigError, ExecutionError
 from tidegate.model.architecture import Architecture
@@ -96,6 +98,7 @@ class OnnxExecutor:
             BundleError: the graph cannot be loaded or is not of this architecture.
             ExecutionError: the graph cannot be run.
         """
+        began_s = time.perf_counter()
         _check_settings(settings, arch)
         self._arch, self._settings = arch, settings
         path = folder / (EXACT_GRAPH if settings.exact else GRAPHS[settings.kv])
@@ -111,6 +114,22 @@ class OnnxExecutor:
         self._buffers = self._slots(settings.slots)
         self._runs: dict[tuple[int, int], OnnxRun] = {}
         self._warm_up()
+        self._load_s = time.perf_counter() - began_s
+
+    @property
+    def facts(self) -> ExecutorFacts:
+        """See `Described.facts`."""
+        import onnxruntime
+
+        return ExecutorFacts(
+            runtime=f"onnxruntime {onnxruntime.__version__}",
+            linear=f"onnxruntime, {'float' if self._settings.exact else 'int8'} activations",
+            threads=self._settings.threads,
+            kv_precision=self._settings.kv,
+            kv_bytes=self.kv.bytes_per_token * self._settings.slots * self.kv.slot_tokens,
+            cache="nothing to keep",
+            load_s=self._load_s,
+        )
 
     def _slots(self, slots: int) -> SlotBuffers:
         return SlotBuffers(

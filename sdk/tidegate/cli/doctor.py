@@ -1,0 +1,181 @@
+"""Show what this machine can run and, given a bundle, load it and say how it runs.
+
+Example:
+  tidegate doctor
+  tidegate doctor assistant --rows 8 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tidegate.cli.trust import add_trust, read_trust
+from tidegate.errors import TidegateError
+
+if TYPE_CHECKING:
+    from tidegate.edge.machine import Machine
+    from tidegate.model.bundle import Bundle
+
+_PACKAGES = ("tidegate", "tidegate-native", "openvino", "onnxruntime")
+_HOW = "install tidegate-native (kernels/native), which a C++ compiler and CMake build"
+_RUNTIME_BYTES = 250_000_000
+"""What a runtime takes beside weights and KV, at most; 110 MB with 1.1 B weights on OpenVINO."""
+
+Facts = Mapping[str, object]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("bundle", type=Path, nargs="?", help="folder of a bundle to load")
+    parser.add_argument(
+        "--executor",
+        choices=("auto", "onnx", "openvino"),
+        default="auto",
+        help="what would run the model (default: the fastest that the bundle holds)",
+    )
+    parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
+    parser.add_argument("--rows", type=int, default=4, help="requests that run at once (default 4)")
+    parser.add_argument("--threads", type=int, help="threads (default: the runtime's choice)")
+    parser.add_argument("--kv-precision", choices=("u8", "u4", "f16", "f32"))
+    parser.add_argument("--native", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--cache-dir", type=Path, help="folder of re-tiled weights, as in `serve`")
+    add_trust(parser)
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look, maybe load, print; status 1 where the bundle cannot run."""
+    from tidegate.edge.machine import read_gb_per_s, read_machine
+    from tidegate.model.bundle import Bundle
+
+    machine = read_machine()
+    found: dict[str, Facts] = {
+        "machine": {
+            **asdict(machine),
+            "read_gb_per_s": round(read_gb_per_s(machine.cores), 1),
+        },
+        "installed": {name: _version(name) for name in _PACKAGES},
+        "native": _native(),
+    }
+    status = 0
+    if args.bundle is not None:
+        bundle = Bundle.open(args.bundle, trusted=read_trust(args.trust))
+        found["bundle"] = _try(bundle, args, machine)
+        status = int(found["bundle"]["runs"] is not True)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        _print(found)
+    return status
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _native() -> Facts:
+    """The path of the native layer, or why there is none and what to do."""
+    from tidegate.edge.executors.native import NativeUnavailable, find_native
+
+    release = _version("openvino")
+    if release is None:
+        return {"path": None, "reason": "it runs in OpenVINO, which is not installed"}
+    try:
+        return {"path": find_native(".".join(release.split(".")[:3])).path}
+    except NativeUnavailable as why:
+        return {"path": None, "reason": str(why), "how": _HOW}
+
+
+def _try(bundle: Bundle, args: argparse.Namespace, machine: Machine) -> Facts:
+    """Load the bundle as `serve` would, unless its memory is not there."""
+    from tidegate.edge.executors.choice import ExecutorSettings, open_executor
+    from tidegate.engine.facts import Described
+
+    manifest = bundle.manifest
+    context = args.context or manifest.context_tokens
+    memory = _memory(bundle, context * args.rows, args.kv_precision or _default_kv(bundle, args))
+    needs = {"model": manifest.model_id, "context_tokens": context, "rows": args.rows}
+    needs |= {"memory": memory}
+    if memory["sum_bytes"] > machine.available_bytes:
+        reason = f"{_mb(memory['sum_bytes'])} of memory: {_mb(machine.available_bytes)} are free"
+        return {**needs, "runs": False, "reason": reason}
+    settings = ExecutorSettings(
+        choice=args.executor,
+        context_tokens=args.context,
+        rows=args.rows,
+        threads=args.threads,
+        kv_precision=args.kv_precision,
+        native=args.native,
+        cache_dir=args.cache_dir,
+    )
+    try:
+        executor = open_executor(bundle, settings)
+    except TidegateError as error:
+        return {**needs, "runs": False, "reason": str(error)}
+    facts = asdict(executor.facts) if isinstance(executor, Described) else None
+    executor.close()
+    return {**needs, "runs": True, "executor": facts}
+
+
+def _default_kv(bundle: Bundle, args: argparse.Namespace) -> str:
+    """The precision that the executor would choose itself."""
+    from tidegate.edge.executors.choice import choose_target
+
+    if choose_target(bundle, args.executor) == "onnx":
+        return "f32"
+    return "u8" if bundle.manifest.decoder.attention_softcap is None else "f16"
+
+
+def _memory(bundle: Bundle, tokens: int, precision: str) -> dict[str, int]:
+    """The manifest's arithmetic: an upper bound of what loading will ask for."""
+    need = bundle.manifest.memory
+    # Quantised keys and values bring a scale and a zero-point of 4 bytes each per 32 values.
+    bits = {"u4": 4 + 2, "u8": 8 + 2, "f16": 16, "f32": 32}[precision]
+    kv = need.kv_values_per_token * tokens * bits // 8
+    parts = {"weight_bytes": need.weight_bytes, "kv_bytes": kv, "runtime_bytes": _RUNTIME_BYTES}
+    return parts | {"sum_bytes": sum(parts.values())}
+
+
+def _print(found: Mapping[str, Facts]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    for title, facts in found.items():
+        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        for name, value in _flat(facts):
+            table.add_row(name.replace("_", " "), _text(name, value))
+        Console(file=sys.stdout, highlight=False).print(table)
+
+
+def _flat(facts: Facts) -> list[tuple[str, object]]:
+    """Nested facts one after another."""
+    rows: list[tuple[str, object]] = []
+    for name, value in facts.items():
+        rows += _flat(value) if isinstance(value, Mapping) else [(name, value)]
+    return rows
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(value) or "none known"
+    if name.endswith("_bytes") and isinstance(value, int):
+        return _mb(value)
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f} MB"
