@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import httpx
@@ -17,6 +17,8 @@ from toyexecutor import Behaviour, ToyExecutor
 from tidegate.api.backend import Routed
 from tidegate.api.engine_backend import EngineBackend, fit_sampling, new_request_id
 from tidegate.api.schema import read_chat
+from tidegate.engine.drafts import Draft, Wish
+from tidegate.engine.drafts_lookup import LookupDrafter
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Finished, TextDelta
 from tidegate.engine.prefix_disk import DiskPrefixes
@@ -51,6 +53,23 @@ def test_a_streamed_answer_is_the_whole_answer_in_pieces() -> None:
         assert whole["tidegate"]["ttft_s"] >= 0
 
     with_engine(test, toy_engine(eos=False))
+
+
+def test_a_call_may_ask_that_nothing_is_guessed() -> None:
+    seen: list[bool] = []
+
+    class Watching(LookupDrafter):
+        def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
+            seen.extend(wish.most > 0 for wish in wishes)
+            return super().propose(wishes)
+
+    async def test(client: httpx.AsyncClient, engine: Engine) -> None:
+        await client.post(CHAT, json=body(max_tokens=9, tidegate={"speculation": False}))
+        assert not seen
+        await client.post(CHAT, json=body(max_tokens=9))
+        assert any(seen)
+
+    with_engine(test, toy_engine(eos=False, drafters=[Watching(most_requests=1)]))
 
 
 def test_an_answer_without_a_limit_ends_with_the_context() -> None:

@@ -19,6 +19,9 @@ def test_engine_numbers_have_vllms_names() -> None:
             prefix_queries=100,
             prefix_hits=40,
             preemptions=1,
+            drafts=5,
+            draft_tokens=20,
+            accepted_draft_tokens=15,
         )
     ).decode()
     for line in (
@@ -28,6 +31,9 @@ def test_engine_numbers_have_vllms_names() -> None:
         'tidegate_prefix_cache_queries_total{model_name="m"} 100.0',
         'tidegate_prefix_cache_hits_total{model_name="m"} 40.0',
         'tidegate_num_preemptions_total{model_name="m"} 1.0',
+        'tidegate_spec_decode_num_drafts_total{model_name="m"} 5.0',
+        'tidegate_spec_decode_num_draft_tokens_total{model_name="m"} 20.0',
+        'tidegate_spec_decode_num_accepted_tokens_total{model_name="m"} 15.0',
     ):
         assert line in shown
 

@@ -226,6 +226,7 @@ options = st.builds(
     priority=st.sampled_from(Priority),
     deadline_ms=st.none() | st.integers(1, 86_400_000),
     cache=st.booleans(),
+    speculation=st.booleans(),
 )
 roles = st.sampled_from(["system", "user", "assistant", "tool"])
 chats = st.builds(

@@ -67,6 +67,8 @@ class EdgeSettings:
     answer_ttl_s: float = 600.0
     prefix_reuse: bool = True
     """Prompts that begin alike share what was computed of the beginning."""
+    speculation: bool = True
+    """Guess tokens ahead where that is faster; the answers are the same."""
     prefix_cache: Path | None = None
     """A folder in which such beginnings survive a restart; None keeps them in memory only."""
     prefix_cache_mib: int = 1024
@@ -165,7 +167,9 @@ def _make_engine(
         text,
         model_id=bundle.manifest.model_id,
         settings=EngineSettings(
-            most_waiting=settings.queue_limit, prefix_reuse=settings.prefix_reuse
+            most_waiting=settings.queue_limit,
+            prefix_reuse=settings.prefix_reuse,
+            speculation=settings.speculation,
         ),
         disk=disk,
     )

@@ -147,6 +147,7 @@ class EngineBackend:
             priority=call.options.priority,
             deadline_s=None if deadline_ms is None else self.engine.clock() + deadline_ms / 1000,
             reuse=call.options.cache,
+            speculation=call.options.speculation,
             constraint=call.constraint,
         )
         await self.engine.prepare(request.constraint)
@@ -179,6 +180,8 @@ class EngineBackend:
             "prefill_tokens_per_s": now.prefill_tokens_per_s,
             "decode_step_s": now.decode_step_s,
             "generated_tokens": now.generated_tokens,
+            "draft_tokens": now.draft_tokens,
+            "accepted_draft_tokens": now.accepted_draft_tokens,
             "finished": now.finished,
             "failed": now.failed,
             "cancelled": now.cancelled,
@@ -200,6 +203,9 @@ class EngineBackend:
                 prefix_queries=now.prefix_query_tokens,
                 prefix_hits=now.prefix_hit_tokens,
                 preemptions=now.preemptions,
+                drafts=now.drafts,
+                draft_tokens=now.draft_tokens,
+                accepted_draft_tokens=now.accepted_draft_tokens,
             )
         )
         if now.disk is None:

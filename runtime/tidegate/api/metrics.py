@@ -158,6 +158,10 @@ class EngineNumbers:
     prefix_hits: int
     """Prompt tokens found there."""
     preemptions: int = 0
+    drafts: int = 0
+    """Rows of steps that verified guessed tokens."""
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
 
 
 def render_engine(numbers: EngineNumbers) -> bytes:
@@ -172,6 +176,12 @@ def render_engine(numbers: EngineNumbers) -> bytes:
         "prefix_cache_queries": ("Tokens looked up in the prefix cache.", numbers.prefix_queries),
         "prefix_cache_hits": ("Tokens found in the prefix cache.", numbers.prefix_hits),
         "num_preemptions": ("Requests preempted for lack of KV.", numbers.preemptions),
+        "spec_decode_num_drafts": ("Drafts that were verified.", numbers.drafts),
+        "spec_decode_num_draft_tokens": ("Tokens guessed ahead.", numbers.draft_tokens),
+        "spec_decode_num_accepted_tokens": (
+            "Guessed tokens that held.",
+            numbers.accepted_draft_tokens,
+        ),
     }
     for name, (text, value) in gauges.items():
         gauge = Gauge(f"tidegate_{name}", text, ["model_name"], registry=registry)

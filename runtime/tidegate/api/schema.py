@@ -66,6 +66,8 @@ class Options:
     deadline_ms: int | None = None
     cache: bool = True
     """Kept answers and computed prefixes may be used, and those of this call kept."""
+    speculation: bool = True
+    """Tokens may be guessed ahead; the answer is the same either way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +163,7 @@ def _refuse_unsupported(fields: Fields, kind: Kind) -> None:
 def _options(fields: Fields | None) -> Options:
     if fields is None:
         return Options()
-    fields.only("route", "privacy", "priority", "deadline_ms", "cache")
+    fields.only("route", "privacy", "priority", "deadline_ms", "cache", "speculation")
     priority = fields.choice("priority", [one.name.lower() for one in Priority])
     return Options(
         route=cast(RouteWish, fields.choice("route", get_args(RouteWish)) or "auto"),
@@ -169,6 +171,7 @@ def _options(fields: Fields | None) -> Options:
         priority=Priority[priority.upper()] if priority else Priority.NORMAL,
         deadline_ms=fields.integer("deadline_ms", 1, _DAY_MS),
         cache=fields.flag("cache") is not False,
+        speculation=fields.flag("speculation") is not False,
     )
 
 
@@ -241,6 +244,7 @@ def call_to_json(call: Call) -> dict[str, object]:
             "priority": options.priority.name.lower(),
             **({} if options.deadline_ms is None else {"deadline_ms": options.deadline_ms}),
             **({} if options.cache else {"cache": False}),
+            **({} if options.speculation else {"speculation": False}),
         },
     }
     if call.kind == "chat":

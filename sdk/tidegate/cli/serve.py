@@ -71,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute every prompt from its first token, neither memory nor disk reused",
     )
+    parser.add_argument(
+        "--no-speculation",
+        action="store_true",
+        help="never guess tokens ahead; answers are the same, and structured ones slower",
+    )
     parser.add_argument("--exact", action="store_true", help="float activations, to compare with")
     add_trust(parser)
     parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to the cloud")
@@ -110,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         embedder=args.embedder,
         semantic_cache=args.semantic_cache,
         prefix_reuse=not args.no_prefix_cache,
+        speculation=not args.no_speculation,
         prefix_cache=args.prefix_cache,
         prefix_cache_mib=args.prefix_cache_mib,
         trusted_signers=read_trust(args.trust),
