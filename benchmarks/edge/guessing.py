@@ -1,4 +1,4 @@
-"""Tokens a second with guesses and without, side by side in one process, on the trained assistant.
+"""Guessing ahead at one and four streams, on both executors, with answers nothing foretells too.
 
 Structured answers (JSON actions), answers that copy (the fourth turn of a conversation about one
 table), and sampled text that nothing foretells. The engine with guesses and the one without take
@@ -6,7 +6,7 @@ turns on one executor, requests one after another or four at a time, greedy but 
 Compared is the time from a request's first token to its last, medians of the repeats' ratios; and
 the answers, which must be the same.
 
-    python benchmarks/edge/speculation.py --json > benchmarks/results/speculation.json
+    python benchmarks/edge/guessing.py --json > benchmarks/results/guessing.json
 """
 
 from __future__ import annotations
@@ -88,12 +88,18 @@ class Result:
     same_answers: str
 
 
-def workloads(text: TextModel, count: int) -> dict[str, list[Asked]]:
-    """What is asked, by name; prompts of the test split, which no training saw."""
+def workloads(text: TextModel, count: int, part: int) -> dict[str, list[Asked]]:
+    """What is asked, by name; prompts of the test split, which no training saw.
+
+    Args:
+        text: the tokenizer.
+        count: requests of each.
+        part: another number gives other requests.
+    """
     from assistant.corpus import generate
 
     greedy = SamplingParams(max_tokens=96, temperature=0)
-    examples = list(generate("test", count=12 * count))
+    examples = list(generate("test", count=6 * count, first=6 * count * part))
     actions = [one for one in examples if one.answer.startswith(("{", "["))][:count]
     found = {
         "structured": [
@@ -101,14 +107,14 @@ def workloads(text: TextModel, count: int) -> dict[str, list[Asked]]:
         ],
         "copying": [
             Asked(prompt=text.encode_chat(list(conversation(n))), sampling=greedy)
-            for n in range(count)
+            for n in range(part * count, part * count + count)
         ],
     }
     found["text"] = [
         Asked(
             prompt=text.encode_chat(list(one.messages)),
             sampling=SamplingParams(
-                max_tokens=TEXT_TOKENS, temperature=1.2, seed=n, ignore_eos=True
+                max_tokens=TEXT_TOKENS, temperature=1.2, seed=part * count + n, ignore_eos=True
             ),
         )
         for n, one in enumerate(examples[:count])
@@ -163,16 +169,18 @@ async def run(engine: Engine, asked: Sequence[Asked], streams: int) -> Ran:
 
 
 async def compare(
-    plain: Engine, guessing: Engine, asked: dict[str, list[Asked]], repeats: int
+    plain: Engine, guessing: Engine, text: TextModel, count: int, repeats: int
 ) -> dict[tuple[str, int], Turns]:
-    """Alternate an engine with guesses and one without; both go on learning, as daemons do."""
+    """Alternate an engine with guesses and one without; both go on learning, as daemons do.
+
+    No request comes twice, or an answer would be foretold by itself.
+    """
     found: dict[tuple[str, int], Turns] = {}
     loops = [asyncio.create_task(engine.run()) for engine in (plain, guessing)]
     for repeat in range(repeats + 1):
-        for name, requests in asked.items():
-            for streams in (1, ROWS):
-                order = random.Random(repeat).sample(requests, len(requests))
-                one, other = await run(plain, order, streams), await run(guessing, order, streams)
+        for place, streams in enumerate((1, ROWS)):
+            for name, asked in workloads(text, count, 2 * repeat + place).items():
+                one, other = await run(plain, asked, streams), await run(guessing, asked, streams)
                 if repeat:  # the first round warms up
                     turns = found.setdefault((name, streams), Turns())
                     turns.plain.append(one)
@@ -220,7 +228,6 @@ def measure(args: argparse.Namespace) -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         bundle = convert(ROOT / "examples/assistant" / args.model, Path(folder) / "main", plan)
         text = TextModel.load(bundle.folder, context_tokens=CONTEXT_TOKENS)
-        asked = workloads(text, args.requests)
         for target in targets:
             executor = open_model(bundle, target, args)
             plain, guessing = (
@@ -233,7 +240,7 @@ def measure(args: argparse.Namespace) -> list[Result]:
                 )
                 for guesses in (False, True)
             )
-            found = asyncio.run(compare(plain, guessing, asked, args.repeats))
+            found = asyncio.run(compare(plain, guessing, text, args.requests, args.repeats))
             executor.close()
             results += [summary(target, *key, turns) for key, turns in found.items()]
     return results
@@ -266,7 +273,7 @@ def main() -> int:
     results = measure(args)
     if args.json:
         packages = ("onnxruntime", "openvino")
-        print(report("edge/speculation.py", packages, [asdict(one) for one in results]))
+        print(report("edge/guessing.py", packages, [asdict(one) for one in results]))
         return 0
     for one in results:
         print(
