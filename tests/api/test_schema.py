@@ -135,6 +135,7 @@ def test_top_k_can_be_off_in_other_servers_ways() -> None:
         ("guided_grammar", 3, "guided_grammar: is a number: must be a string"),
         ("tidegate", "edge", "tidegate: is a string"),
         ("tidegate", {"route": "moon"}, "tidegate.route: 'moon': must be 'auto', 'edge' or"),
+        ("tidegate", {"context_policy": "cut"}, "tidegate.context_policy: 'cut': must be 'error',"),
         ("tidegate", {"deadline_ms": 0}, "tidegate.deadline_ms: 0: must be"),
     ],
 )
@@ -227,6 +228,7 @@ options = st.builds(
     deadline_ms=st.none() | st.integers(1, 86_400_000),
     cache=st.booleans(),
     speculation=st.booleans(),
+    context_policy=st.sampled_from([None, "error", "truncate_oldest", "truncate_middle"]),
 )
 roles = st.sampled_from(["system", "user", "assistant", "tool"])
 chats = st.builds(

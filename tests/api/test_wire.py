@@ -40,6 +40,8 @@ events = st.one_of(
         reason=names,
         model=names,
         request_id=names,
+        dropped_messages=counts,
+        dropped_tokens=counts,
     ),
     st.builds(TextDelta, text=names, tokens=tokens),
     st.builds(
@@ -103,6 +105,8 @@ def test_a_changed_event_is_read_or_refused_and_never_crashes(
         b'{"event":"text","text":"x","tokens":[],"more":1}',
         b'{"event":"text","text":"x"}',
         b'{"event":["text"]}',
+        b'{"event":"routed","route":"edge","reason":"","model":"","request_id":"",'
+        b'"dropped_tokens":-1}',
         b'{"event":"failed","code":"x","message":"y","retryable":1}',
         b'{"event":"cancelled","usage":{"prompt_tokens":1,"completion_tokens":1}}',
         b'{"event":"cancelled","usage":[]}',

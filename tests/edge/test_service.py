@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
@@ -249,6 +250,40 @@ def test_what_nobody_can_ever_take_is_422(tmp_path: Path) -> None:
         assert refused.value.status == 422
 
     with_device(tmp_path, test)
+
+
+def conversation(**extension: object) -> Call:
+    said = [{"role": role, "content": "hello there"} for role in ("user", "assistant") * 10]
+    asked = {"messages": [*said, {"role": "user", "content": "hi"}], "temperature": 0}
+    return read_chat({**asked, "max_tokens": 6, "tidegate": extension})
+
+
+def test_a_long_conversation_overflows_unless_its_caller_would_rather_have_it_cut(
+    tmp_path: Path,
+) -> None:
+    async def test(here: Device) -> None:
+        routed, *_ = await here.ask(conversation())
+        assert (routed.route, routed.dropped_messages) == ("cloud", 0)
+        routed, *_ = await here.ask(conversation(context_policy="truncate_oldest"))
+        assert routed.route == "edge"
+        assert routed.dropped_messages > 0
+        again, *_ = await here.ask(conversation(context_policy="truncate_oldest"))
+        assert (again.route, again.dropped_messages) == ("cache", routed.dropped_messages)
+
+    with_device(tmp_path, test)
+
+
+def test_a_conversation_for_the_cloud_is_cut_there_and_not_here(tmp_path: Path) -> None:
+    async def test(here: Device) -> None:
+        asked = conversation(route="cloud", context_policy="truncate_middle")
+        routed, *_ = await here.ask(asked)
+        assert (routed.route, routed.dropped_messages) == ("cloud", 2), "as the cloud says"
+        [body] = cloud.bodies
+        assert len(json.loads(body)["messages"]) == 21
+        assert json.loads(body)["tidegate"]["context_policy"] == "truncate_middle"
+
+    cloud = ScriptedCloud((replace(HERE, dropped_messages=2), said("far out"), finished()))
+    with_device(tmp_path, test, cloud)
 
 
 @pytest.mark.parametrize("named", [{"logit_bias": {"7": 1}}, {"stop_token_ids": [7]}])

@@ -73,6 +73,7 @@ def copy(source: Path, target: Path) -> Path:
         ["convert", "x", "--out", "y", "--bits", "four"],
         ["serve", "x", "--executor", "abacus"],
         ["serve", "x", "--context", "long"],
+        ["serve", "x", "--context-policy", "cut"],
         ["keys"],
         ["chat", "hi", "--privacy", "none"],
         ["demo", "--models"],

@@ -151,6 +151,9 @@ def test_every_option_reaches_the_backend() -> None:
             privacy="local",
             priority="interactive",
             deadline_ms=700,
+            cache=False,
+            speculation=False,
+            context_policy="truncate_oldest",
         )
     [call] = backend.calls
     assert [(one.role, one.content) for one in call.messages] == [
@@ -175,7 +178,13 @@ def test_every_option_reaches_the_backend() -> None:
         logprobs=2,
     )
     assert call.options == Options(
-        route="edge", privacy="local", priority=Priority.INTERACTIVE, deadline_ms=700
+        route="edge",
+        privacy="local",
+        priority=Priority.INTERACTIVE,
+        deadline_ms=700,
+        cache=False,
+        speculation=False,
+        context_policy="truncate_oldest",
     )
 
 

@@ -12,10 +12,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.http import create_app
 from tidegate.api.lifecycle import kept_alive, run_service
+from tidegate.api.schema import ContextPolicy
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
 from tidegate.edge.answer_cache import AnswerCache
@@ -82,11 +84,16 @@ class EdgeSettings:
     longest_prompt_tokens: int = 8192
     """Longer prompts are refused unread; between the device's context and this they may go out."""
     link: LinkSettings | None = None
+    context_policy: ContextPolicy = "error"
+    """For prompts that are too long, when the caller names no policy."""
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
         if self.queue_limit < 1:
             raise ConfigError("queue_limit", self.queue_limit, "at least 1")
+        if self.context_policy not in get_args(ContextPolicy):
+            allowed = f"one of {', '.join(get_args(ContextPolicy))}"
+            raise ConfigError("context_policy", self.context_policy, allowed)
         if self.answer_cache_mib < 0:
             raise ConfigError("answer_cache_mib", self.answer_cache_mib, "at least 0")
         if self.prefix_cache_mib < 1:
@@ -188,6 +195,7 @@ def _make_backend(
         memory=_make_memory(embedder, settings),
         batch_rows=executor.limits.step_rows,
         queue_limit=settings.queue_limit,
+        context_policy=settings.context_policy,
     )
 
 

@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 
 from tidegate.api.backend import AnswerEvent, Health, ModelCard, Route, Routed
+from tidegate.api.context_policy import Fitted, fit_call
 from tidegate.api.engine_backend import EngineBackend, encode_call, fit_sampling
-from tidegate.api.schema import Call
+from tidegate.api.schema import Call, ContextPolicy
 from tidegate.edge.answer_cache import CachedAnswer
 from tidegate.edge.answer_memory import AnswerMemory, Recall
 from tidegate.edge.cloud_leg import CloudLeg
@@ -78,6 +80,7 @@ class EdgeBackend:
         memory: AnswerMemory,
         batch_rows: int,
         queue_limit: int,
+        context_policy: ContextPolicy = "error",
     ) -> None:
         """Serve from `local`, `memory` and, when there is one, `cloud`.
 
@@ -87,9 +90,12 @@ class EdgeBackend:
             memory: of whole answers.
             batch_rows: requests that the engine runs at once.
             queue_limit: waiting requests beyond which new ones overflow or are refused.
+            context_policy: for calls that do not name one; with `error` a prompt that is too long
+                for the device may still go to the cloud.
         """
         self._local, self._cloud, self._memory = local, cloud, memory
         self._batch_rows, self._queue_limit = batch_rows, queue_limit
+        self._context_policy = context_policy
         self._typical_answer_tokens = _FIRST_GUESS_TOKENS
         self._pending_tokens: dict[str, float] = {}
         self._routes: Counter[Route] = Counter()
@@ -104,7 +110,8 @@ class EdgeBackend:
         model = self.models()[0].id
         if call.model not in (None, model):
             raise RequestError("model", f"must be {model!r}", status=404)
-        prompt = await encode_call(self._local.engine.text, call)
+        fitted = await self._fitted(call)
+        call, prompt = fitted.call, fitted.prompt
         sampling = fit_sampling(call.sampling, len(prompt), self._local.engine.context_tokens)
         work = _Work(
             call=call,
@@ -117,7 +124,19 @@ class EdgeBackend:
             async for event in events:
                 if isinstance(event, Routed):
                     self._routes[event.route] += 1
-                yield event
+                yield fitted.told(event)
+
+    async def _fitted(self, call: Call) -> Fitted:
+        """The call with a prompt for this device; one that asked for the cloud is fitted there."""
+        engine, options = self._local.engine, call.options
+        policy = options.context_policy or self._context_policy
+        return await fit_call(
+            call,
+            partial(encode_call, engine.text),
+            engine.text,
+            policy="error" if options.route == "cloud" else policy,
+            context_tokens=engine.context_tokens,
+        )
 
     async def _routed(self, work: _Work) -> AsyncGenerator[AnswerEvent, None]:
         if work.recall.hit is not None:

@@ -68,6 +68,9 @@ class Said:
     finished: Finished
 
 
+_DROPPED = ("dropped_messages", "dropped_tokens")
+
+
 def extension(routed: Routed, finished: Finished | None = None) -> Json:
     """The `tidegate` object. Times in seconds; tokens_per_s is null for a single token."""
     told: Json = {
@@ -76,6 +79,7 @@ def extension(routed: Routed, finished: Finished | None = None) -> Json:
         "model": routed.model,
         "request_id": routed.request_id,
     }
+    told |= {name: count for name in _DROPPED if (count := getattr(routed, name))}
     if finished is not None:
         told["ttft_s"] = round(finished.timing.first_token_s, 6)
         told["total_s"] = round(finished.timing.total_s, 6)

@@ -26,6 +26,9 @@ class Routed:
     reason: str
     model: str
     request_id: str
+    dropped_messages: int = 0
+    """Messages, or below tokens of a raw prompt, that were left out to fit the context."""
+    dropped_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,8 +11,10 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, replace
+from functools import partial
 
 from tidegate.api.backend import AnswerEvent, Health, ModelCard, Route, Routed
+from tidegate.api.context_policy import fit_call
 from tidegate.api.metrics import EngineNumbers, render_engine, render_prefix_disk
 from tidegate.api.schema import Call
 from tidegate.engine.engine import Engine
@@ -123,11 +125,19 @@ class EngineBackend:
             raise RequestError("model", f"must be {self.engine.model_id!r}", status=404)
         if self._route == "cloud":
             _refuse_strays(call)
-        prompt = await encode_call(self.engine.text, call)
-        answer = self.generate(call, prompt, request_id, "asked here", join_unread=join_unread)
+        fitted = await fit_call(
+            call,
+            partial(encode_call, self.engine.text),
+            self.engine.text,
+            policy=call.options.context_policy or "error",
+            context_tokens=self.engine.context_tokens,
+        )
+        answer = self.generate(
+            fitted.call, fitted.prompt, request_id, "asked here", join_unread=join_unread
+        )
         async with aclosing(answer) as events:
             async for event in events:
-                yield event
+                yield fitted.told(event)
 
     async def generate(
         self,

@@ -25,6 +25,7 @@ from tidegate.engine.request import Constraint, Priority, SamplingParams
 from tidegate.errors import RequestError
 
 RouteWish = Literal["auto", "edge", "cloud"]
+ContextPolicy = Literal["error", "truncate_oldest", "truncate_middle"]
 Privacy = Literal["local", "redact", "sealed", "any"]
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -68,6 +69,8 @@ class Options:
     """Kept answers and computed prefixes may be used, and those of this call kept."""
     speculation: bool = True
     """Tokens may be guessed ahead; the answer is the same either way."""
+    context_policy: ContextPolicy | None = None
+    """For a prompt that is too long; None is the server's choice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +166,9 @@ def _refuse_unsupported(fields: Fields, kind: Kind) -> None:
 def _options(fields: Fields | None) -> Options:
     if fields is None:
         return Options()
-    fields.only("route", "privacy", "priority", "deadline_ms", "cache", "speculation")
+    fields.only(
+        *("route", "privacy", "priority", "deadline_ms", "cache", "speculation", "context_policy")
+    )
     priority = fields.choice("priority", [one.name.lower() for one in Priority])
     return Options(
         route=cast(RouteWish, fields.choice("route", get_args(RouteWish)) or "auto"),
@@ -172,6 +177,9 @@ def _options(fields: Fields | None) -> Options:
         deadline_ms=fields.integer("deadline_ms", 1, _DAY_MS),
         cache=fields.flag("cache") is not False,
         speculation=fields.flag("speculation") is not False,
+        context_policy=cast(
+            ContextPolicy | None, fields.choice("context_policy", get_args(ContextPolicy))
+        ),
     )
 
 
@@ -245,6 +253,9 @@ def call_to_json(call: Call) -> dict[str, object]:
             **({} if options.deadline_ms is None else {"deadline_ms": options.deadline_ms}),
             **({} if options.cache else {"cache": False}),
             **({} if options.speculation else {"speculation": False}),
+            **(
+                {} if options.context_policy is None else {"context_policy": options.context_policy}
+            ),
         },
     }
     if call.kind == "chat":

@@ -79,6 +79,7 @@ def _event_json(event: AnswerEvent) -> _Json:
                 "reason": event.reason[:_REASON_CHARS],
                 "model": event.model,
                 "request_id": event.request_id,
+                **{name: count for name in _DROPPED if (count := getattr(event, name))},
             }
         case TextDelta():
             scored = {"scored": write_scores(event.scored)} if event.scored else {}
@@ -103,6 +104,8 @@ def _event_json(event: AnswerEvent) -> _Json:
             assert_never(event)
 
 
+_DROPPED = ("dropped_messages", "dropped_tokens")
+"""Told when anything was."""
 _TIMING = ("first_scheduled_s", "first_token_s", "total_s", "decode_s")
 _USAGE = ("prompt_tokens", "completion_tokens", "cached_tokens")
 _GUESSES = ("accepted_draft_tokens", "rejected_draft_tokens")
@@ -137,12 +140,16 @@ def read_event(payload: bytes) -> AnswerEvent:
 
 
 def _routed(data: _Json) -> Routed:
-    _only(data, "event", "route", "reason", "model", "request_id")
+    _only(data, "event", "route", "reason", "model", "request_id", *_DROPPED)
+    for name in _DROPPED:
+        if not _is_count(data.get(name, 0), _COUNT):
+            raise LinkError(f"event.{name}: must be an integer from 0 to {_COUNT}")
     return Routed(
         route=cast(Route, _choice(data, "route", get_args(Route))),
         reason=_text(data, "reason", _REASON_CHARS),
         model=_text(data, "model", _NAME_CHARS),
         request_id=_text(data, "request_id", _NAME_CHARS),
+        **{name: cast(int, data.get(name, 0)) for name in _DROPPED},
     )
 
 

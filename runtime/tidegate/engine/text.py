@@ -54,6 +54,7 @@ class TextModel:
                 token of the context.
         """
         self.eos_ids = eos_ids
+        self.bos_id = bos_id
         self.context_tokens = context_tokens
         self.max_prompt_chars = max_prompt_chars or _CHARS_PER_TOKEN * context_tokens
         self._tokenizer = tokenizer
@@ -106,14 +107,19 @@ class TextModel:
         """The whole text of `tokens`, special tokens left out."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+    def encode_prompt(self, prompt: str, *, limited: bool = True) -> tuple[int, ...]:
         """A raw prompt's tokens, with those that the tokenizer itself adds.
+
+        Args:
+            prompt: of at most `max_prompt_chars` characters.
+            limited: refuse more tokens than the context; otherwise the caller cuts them.
 
         Raises:
             RequestError: it is empty (400), or longer than the limit it names (413).
         """
         self._check_chars("prompt", len(prompt))
-        return self._checked("prompt", self._encode(prompt, add_special_tokens=True))
+        tokens = self._encode(prompt, add_special_tokens=True)
+        return self._checked("prompt", tokens) if limited or not tokens else tuple(tokens)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, object]], **variables: object

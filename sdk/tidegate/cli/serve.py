@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what runs the model (default: the fastest that the bundle holds)",
     )
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
+    parser.add_argument(
+        "--context-policy",
+        choices=("error", "truncate_oldest", "truncate_middle"),
+        default="error",
+        help="for longer prompts of callers who do not say (default: refuse, or let them overflow)",
+    )
     parser.add_argument("--rows", type=int, default=4, help="requests that run at once (default 4)")
     parser.add_argument("--threads", type=int, help="threads (default: the runtime's choice)")
     parser.add_argument(
@@ -112,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
             cache_dir=args.cache_dir,
         ),
         queue_limit=args.queue,
+        context_policy=args.context_policy,
         embedder=args.embedder,
         semantic_cache=args.semantic_cache,
         prefix_reuse=not args.no_prefix_cache,

@@ -63,6 +63,9 @@ class Answer:
     reason: str
     request_id: str
     timings: Timings
+    dropped_messages: int = 0
+    """Messages, or below tokens of a raw prompt, that were left out to fit the context."""
+    dropped_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -269,6 +272,8 @@ def _answer(body: _Json, choices: tuple[Choice, ...]) -> Answer:
             total_s=_seconds(told, "total_s"),
             tokens_per_s=_seconds(told, "tokens_per_s"),
         ),
+        dropped_messages=_count(told, "dropped_messages"),
+        dropped_tokens=_count(told, "dropped_tokens"),
     )
 
 

@@ -14,7 +14,14 @@ from typing import Final, Generic, Literal, TypedDict, TypeVar
 import httpx
 
 from tidegate.api.backend import ModelCard
-from tidegate.api.schema import Message, Privacy, RouteWish, read_chat, read_completion
+from tidegate.api.schema import (
+    ContextPolicy,
+    Message,
+    Privacy,
+    RouteWish,
+    read_chat,
+    read_completion,
+)
 from tidegate.client.answers import Answer, read_answer, read_models
 from tidegate.errors import ConfigError, UnavailableError
 
@@ -23,7 +30,15 @@ T_co = TypeVar("T_co", covariant=True)
 Chat = str | Sequence[Message | Mapping[str, object]]
 """One user message, or a whole conversation."""
 
-_EXTENSION: Final = ("route", "privacy", "priority", "deadline_ms")
+_EXTENSION: Final = (
+    "route",
+    "privacy",
+    "priority",
+    "deadline_ms",
+    "cache",
+    "speculation",
+    "context_policy",
+)
 
 
 class AskOptions(TypedDict, total=False):
@@ -34,7 +49,8 @@ class AskOptions(TypedDict, total=False):
     `logprobs` is true for a chat, with `top_logprobs` up to 20, and a number up to 5 for a
     completion;
     `privacy` says whether the request may leave the device and how; `deadline_ms` is when the
-    answer stops being useful, in milliseconds from now.
+    answer stops being useful, in milliseconds from now; `cache` false asks for an answer that is
+    neither a kept one nor kept; `context_policy` says what to do with a prompt that is too long.
     """
 
     model: str | None
@@ -59,6 +75,9 @@ class AskOptions(TypedDict, total=False):
     privacy: Privacy | None
     priority: Literal["interactive", "normal", "background"] | None
     deadline_ms: int | None
+    cache: bool | None
+    speculation: bool | None
+    context_policy: ContextPolicy | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
