@@ -150,7 +150,6 @@ def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
     [
         ("best_of", 2),
         ("echo", True),
-        ("tools", [{"type": "function"}]),
     ],
 )
 def test_what_would_change_the_answer_and_is_not_served_is_refused(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.api.backend import AnswerEvent, Routed
+from tidegate.api.tools import ToolDelta
 from tidegate.api.wire import EVENT_BYTES, parse_json, read_event, write_event
 from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta, Timing, Usage
 from tidegate.errors import LinkError
@@ -44,6 +45,13 @@ events = st.one_of(
         dropped_tokens=counts,
     ),
     st.builds(TextDelta, text=names, tokens=tokens),
+    st.builds(
+        ToolDelta,
+        index=st.integers(0, 4096),
+        id=st.none() | names,
+        name=st.none() | names,
+        arguments=names,
+    ),
     st.builds(
         Finished,
         reason=st.sampled_from(["stop", "length", "tool_calls", "content_filter"]),

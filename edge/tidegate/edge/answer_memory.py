@@ -58,6 +58,8 @@ class AnswerMemory:
         """
         if not call.options.cache or call.options.route == "cloud":
             return Recall()
+        if call.tools is not None and call.tools.offered:
+            return Recall()  # what is kept of an answer is its text
         key = answer_key(model, prompt, sampling, call.constraint)
         if key is None:
             return Recall()

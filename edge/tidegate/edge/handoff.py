@@ -30,9 +30,11 @@ def names_tokens(call: Call) -> bool:
 def can_be_continued(call: Call) -> bool:
     """Whether another model can go on with the answer as if it had begun it.
 
-    Penalties on the answer's own tokens would start over, and of several answers to one call some
-    would be another model's.
+    Penalties on the answer's own tokens would start over, of several answers to one call some
+    would be another model's, and half a call to a tool in one model's form is nothing to another.
     """
+    if call.tools is not None and call.tools.offered:
+        return False
     return not names_tokens(call) and not call.sampling.penalises_answer and call.n == 1
 
 

@@ -13,6 +13,7 @@ from typing import Final
 from tidegate.api.answer_logprobs import logprobs_object
 from tidegate.api.backend import ModelCard, Routed
 from tidegate.api.schema_sampling import Kind
+from tidegate.api.tools import ToolCall, ToolDelta, tool_call_object
 from tidegate.engine.events import Finished, ScoredToken, Usage
 from tidegate.errors import RequestError, TidegateError
 
@@ -66,6 +67,7 @@ class Said:
     scored: tuple[ScoredToken, ...] | None
     """None when likelihoods were not asked for."""
     finished: Finished
+    calls: tuple[ToolCall, ...] = ()
 
 
 _DROPPED = ("dropped_messages", "dropped_tokens")
@@ -124,10 +126,18 @@ def _choice(kind: Kind, said: Said) -> Json:
         "logprobs": None if said.scored is None else logprobs_object(kind, said.scored),
     }
     if kind == "chat":
-        choice["message"] = {"role": "assistant", "content": said.text, "refusal": None}
+        choice["message"] = _message(said)
     else:
         choice["text"] = said.text
     return choice
+
+
+def _message(said: Said) -> Json:
+    message: Json = {"role": "assistant", "content": said.text, "refusal": None}
+    if said.calls:
+        message["content"] = said.text or None
+        message["tool_calls"] = [tool_call_object(call) for call in said.calls]
+    return message
 
 
 def opening(heading: Heading) -> Json:
@@ -138,6 +148,22 @@ def opening(heading: Heading) -> Json:
 def delta(heading: Heading, text: str, scored: Sequence[ScoredToken] = ()) -> Json:
     """A chunk of text, and how likely its tokens were."""
     return _chunk(heading, text, scored=scored)
+
+
+def tool_delta(heading: Heading, piece: ToolDelta) -> Json:
+    """A chunk of a call: its id and name with no arguments yet, or a piece of its arguments."""
+    function: Json = {"arguments": piece.arguments}
+    call: Json = {"index": piece.index, "function": function}
+    if piece.id is not None:
+        call |= {"id": piece.id, "type": "function"}
+        function["name"] = piece.name
+    choice: Json = {
+        "index": heading.index,
+        "delta": {"tool_calls": [call]},
+        "finish_reason": None,
+        "logprobs": None,
+    }
+    return heading.object(chunk=True) | {"choices": [choice]}
 
 
 def closing(heading: Heading, finished: Finished) -> Json:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from tidegate.api.schema import Call
+from tidegate.api.tools import ToolDelta
 from tidegate.engine.events import Event
 
 Route = Literal["edge", "cloud", "cache"]
@@ -49,7 +50,7 @@ class Health:
     detail: str
 
 
-AnswerEvent = Routed | Event
+AnswerEvent = Routed | ToolDelta | Event
 
 
 class Backend(Protocol):

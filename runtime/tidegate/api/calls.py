@@ -17,17 +17,18 @@ from starlette.types import Receive, Scope, Send
 from tidegate.api import sse
 from tidegate.api.backend import AnswerEvent, Backend, Routed
 from tidegate.api.body import beside, read_json, unless_gone
+from tidegate.api.choices import Event as ChoiceEvent
 from tidegate.api.choices import side_by_side
 from tidegate.api.door import ClientGoneError, FailedAnswerError, adopt_request_id, error_response
 from tidegate.api.metrics import Metrics
 from tidegate.api.progress import Progress
 from tidegate.api.schema import Call
 from tidegate.api.settings import HttpSettings
-from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta
+from tidegate.engine.events import Cancelled, Failed, Finished
 from tidegate.errors import CapacityError, RequestError
 
-Answer = AsyncGenerator[Routed | TextDelta | Finished, None]
-Choices = AsyncGenerator[tuple[int, Routed | TextDelta | Finished], None]
+Answer = AsyncGenerator[ChoiceEvent, None]
+Choices = AsyncGenerator[tuple[int, ChoiceEvent], None]
 
 _STREAM_HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

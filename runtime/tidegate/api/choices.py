@@ -16,9 +16,10 @@ from dataclasses import replace
 
 from tidegate.api.backend import Route, Routed
 from tidegate.api.schema import Call, RouteWish
+from tidegate.api.tools import ToolDelta
 from tidegate.engine.events import Finished, TextDelta, Timing, Usage
 
-Event = Routed | TextDelta | Finished
+Event = Routed | TextDelta | ToolDelta | Finished
 Answering = Callable[[Call], AsyncGenerator[Event, None]]
 """Answers a call once: `Routed`, texts, then `Finished`; or raises."""
 

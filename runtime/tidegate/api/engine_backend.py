@@ -17,6 +17,8 @@ from tidegate.api.backend import AnswerEvent, Health, ModelCard, Route, Routed
 from tidegate.api.context_policy import fit_call
 from tidegate.api.metrics import EngineNumbers, render_engine, render_prefix_disk
 from tidegate.api.schema import Call
+from tidegate.api.tools_answer import tool_use, with_calls
+from tidegate.api.tools_prompt import encode_with_tools
 from tidegate.engine.engine import Engine
 from tidegate.engine.request import GenerationRequest, RequestId, SamplingParams
 from tidegate.engine.text import TextModel
@@ -33,7 +35,7 @@ async def encode_call(text: TextModel, call: Call) -> tuple[int, ...]:
         RequestError: the prompt is empty or longer than what `text` takes.
     """
     if call.kind == "chat":
-        if sum(len(one.content) for one in call.messages) > _LONG_PROMPT_CHARS:
+        if _chars(call) > _LONG_PROMPT_CHARS:
             return await asyncio.to_thread(_encode_chat, text, call)
         return _encode_chat(text, call)
     if isinstance(call.prompt, tuple):
@@ -47,12 +49,18 @@ async def encode_call(text: TextModel, call: Call) -> tuple[int, ...]:
     return text.encode_prompt(call.prompt)
 
 
+def _chars(call: Call) -> int:
+    tools = () if call.tools is None else call.tools.offered
+    said = sum(len(one.content) for one in call.messages)
+    called = sum(len(made.arguments) for one in call.messages for made in one.tool_calls)
+    return said + called + sum(len(tool.parameters) for tool in tools)
+
+
 def _encode_chat(text: TextModel, call: Call) -> tuple[int, ...]:
-    messages = [{"role": one.role, "content": one.content} for one in call.messages]
     if not call.continue_final_message:
-        return text.encode_chat(messages)
+        return encode_with_tools(call.messages, call.tools, text)
     begun = text.encode_continuation(call.messages[-1].content)
-    tokens = text.encode_chat(messages[:-1]) + begun
+    tokens = encode_with_tools(call.messages[:-1], call.tools, text) + begun
     if len(tokens) >= text.context_tokens:
         problem = f"{len(tokens)} tokens: must be less than the context of {text.context_tokens}"
         raise RequestError("messages", problem, status=413)
@@ -150,6 +158,7 @@ class EngineBackend:
     ) -> AsyncGenerator[AnswerEvent, None]:
         """Answer a call whose prompt is already tokens; `reason` is why it runs here."""
         deadline_ms = call.options.deadline_ms
+        use = await tool_use(call.tools, self.engine.text)
         request = GenerationRequest(
             id=RequestId(request_id),
             prompt=prompt,
@@ -158,7 +167,8 @@ class EngineBackend:
             deadline_s=None if deadline_ms is None else self.engine.clock() + deadline_ms / 1000,
             reuse=call.options.cache,
             speculation=call.options.speculation,
-            constraint=call.constraint,
+            constraint=call.constraint if use is None else use.constraint,
+            visible=frozenset() if use is None else use.visible,
         )
         await self.engine.prepare(request.constraint)
         async with aclosing(self.engine.submit(request, join_unread=join_unread)) as answer:
@@ -168,7 +178,8 @@ class EngineBackend:
                 model=self.engine.model_id,
                 request_id=request_id,
             )
-            async for event in answer:
+            events = answer if use is None else with_calls(answer, use.form, request_id)
+            async for event in events:
                 yield event
 
     def health(self) -> Health:

@@ -8,8 +8,9 @@ from typing import assert_never
 
 from tidegate.api import answers, sse
 from tidegate.api.backend import Routed
-from tidegate.api.choices import merged
+from tidegate.api.choices import Event, merged
 from tidegate.api.schema import Call
+from tidegate.api.tools import ToolDelta, whole_calls
 from tidegate.engine.events import Finished, TextDelta
 
 
@@ -26,13 +27,14 @@ class Progress:
         )
         self._headings = {0: first}
         self._texts: dict[int, list[TextDelta]] = {}
+        self._calls: dict[int, list[ToolDelta]] = {}
         self._ends: dict[int, Finished] = {}
 
     def opening(self) -> list[bytes]:
         """The first chunk of the first choice."""
         return [sse.encode(answers.opening(self._headings[0]))]
 
-    def see(self, index: int, event: Routed | TextDelta | Finished) -> list[bytes]:
+    def see(self, index: int, event: Event) -> list[bytes]:
         """Take an event of a choice; the chunks that tell of it in a stream."""
         match event:
             case Routed():
@@ -47,6 +49,9 @@ class Progress:
                     chunk = answers.delta(self._headings[index], event.text, event.scored)
                     return [sse.encode(chunk)]
                 return []
+            case ToolDelta():
+                self._calls.setdefault(index, []).append(event)
+                return [sse.encode(answers.tool_delta(self._headings[index], event))]
             case Finished():
                 self._ends[index] = event
                 return [sse.encode(answers.closing(self._headings[index], event))]
@@ -72,6 +77,7 @@ class Progress:
             index=index,
             text="".join(delta.text for delta in texts),
             scored=None if self._call.sampling.logprobs is None else scored,
+            calls=whole_calls(self._calls.get(index, [])),
             finished=end,
         )
 

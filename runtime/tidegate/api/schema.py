@@ -21,6 +21,15 @@ from tidegate.api.schema_sampling import (
     sampling_json,
 )
 from tidegate.api.structured import constraint_json, read_constraint
+from tidegate.api.tools import (
+    ToolCall,
+    Tools,
+    read_tool_call_id,
+    read_tool_calls,
+    read_tools,
+    tool_call_object,
+    tools_json,
+)
 from tidegate.engine.request import Constraint, Priority, SamplingParams
 from tidegate.errors import RequestError
 
@@ -38,8 +47,6 @@ _ROLES = (*get_args(Role), "developer")
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("auto", "none"),
     "functions": ([],),
     "function_call": ("auto", "none"),
     "modalities": (["text"],),
@@ -51,10 +58,12 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """One chat message; text only."""
+    """One chat message; text only, and an assistant's calls and a tool's answers to them."""
 
     role: Role
     content: str = field(repr=False)
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +96,7 @@ class Call:
     continue_final_message: bool = False
     """Chat: the last message is the assistant's and the answer goes on where it ends (as vLLM)."""
     constraint: Constraint | None = None
+    tools: Tools | None = None
     n: int = 1
     """Answers that the caller asked for. A backend gives one; see `tidegate.api.choices`."""
     stream: bool = False
@@ -126,11 +136,25 @@ def _read(fields: Fields, kind: Kind) -> Call:
         max_tokens_given=max_tokens is not None,
         continue_final_message=kind == "chat" and _continues(fields, messages),
         constraint=read_constraint(fields),
+        tools=_tools(fields, kind),
         n=_choices(fields),
         stream=fields.flag("stream") or False,
         include_usage=bool(stream_options and stream_options.flag("include_usage")),
         options=_options(fields.inner("tidegate")),
     )
+
+
+def _tools(fields: Fields, kind: Kind) -> Tools | None:
+    tools = read_tools(fields)
+    if tools is None:
+        return None
+    if kind == "completion":
+        raise RequestError("tools", "only chats have them: must be absent")
+    constraint = read_constraint(fields)
+    if constraint is not None and tools.mode != "none":
+        problem = f"{constraint.name} asks for another shape: must be absent, or tool_choice none"
+        raise RequestError("tools", problem)
+    return tools
 
 
 def _continues(fields: Fields, messages: tuple[Message, ...]) -> bool:
@@ -194,13 +218,28 @@ def _message(fields: Fields) -> Message:
     role = fields.choice("role", _ROLES)
     if role is None:
         raise RequestError(fields.path("role"), "is absent")
-    for name in ("tool_calls", "function_call", "audio"):
+    for name in ("function_call", "audio"):
         if fields.raw(name):
             raise RequestError(fields.path(name), "is not supported yet: must be absent")
+    calls = read_tool_calls(fields)
+    if calls and role != "assistant":
+        raise RequestError(fields.path("tool_calls"), f"{role!r} makes no calls: must be absent")
+    content = fields.raw("content")
     return Message(
         role="system" if role == "developer" else cast(Role, role),
-        content=_content(fields.raw("content"), fields.path("content")),
+        content="" if calls and content is None else _content(content, fields.path("content")),
+        tool_calls=calls,
+        tool_call_id=read_tool_call_id(fields) if role == "tool" else None,
     )
+
+
+def _message_json(message: Message) -> dict[str, object]:
+    told: dict[str, object] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        told["tool_calls"] = [tool_call_object(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        told["tool_call_id"] = message.tool_call_id
+    return told
 
 
 def _content(value: object, path: str) -> str:
@@ -258,8 +297,10 @@ def call_to_json(call: Call) -> dict[str, object]:
             ),
         },
     }
+    if call.tools is not None:
+        body |= tools_json(call.tools)
     if call.kind == "chat":
-        body["messages"] = [{"role": one.role, "content": one.content} for one in call.messages]
+        body["messages"] = [_message_json(one) for one in call.messages]
     else:
         body["prompt"] = list(call.prompt) if isinstance(call.prompt, tuple) else call.prompt
     return {name: value for name, value in body.items() if value is not None}

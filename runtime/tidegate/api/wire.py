@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, assert_never, cast, get_args
 
 from tidegate.api.backend import AnswerEvent, Route, Routed
+from tidegate.api.tools import ToolDelta
 from tidegate.api.wire_scores import read_scores, write_scores
 from tidegate.engine.events import (
     Cancelled,
@@ -32,6 +33,8 @@ _REASON_CHARS = 4096
 _COUNT = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
 _TOKEN_IDS = 2**31 - 1
+_CALLS = 4096
+"""Of one answer; a call takes more tokens than a context of this length leaves room for."""
 
 _Json = dict[str, object]
 
@@ -84,6 +87,14 @@ def _event_json(event: AnswerEvent) -> _Json:
         case TextDelta():
             scored = {"scored": write_scores(event.scored)} if event.scored else {}
             return {"event": "text", "text": event.text, "tokens": list(event.tokens), **scored}
+        case ToolDelta():
+            return {
+                "event": "tool",
+                "index": event.index,
+                "id": event.id,
+                "name": event.name,
+                "arguments": event.arguments,
+            }
         case Finished(timing=timing):
             return {
                 "event": "finished",
@@ -165,6 +176,19 @@ def _delta(data: _Json) -> TextDelta:
     )
 
 
+def _tool(data: _Json) -> ToolDelta:
+    _only(data, "event", "index", "id", "name", "arguments")
+    index = data.get("index")
+    if not _is_count(index, _CALLS):
+        raise LinkError(f"event.index: must be an integer from 0 to {_CALLS}")
+    return ToolDelta(
+        index=cast(int, index),
+        id=None if data.get("id") is None else _text(data, "id", _NAME_CHARS),
+        name=None if data.get("name") is None else _text(data, "name", _NAME_CHARS),
+        arguments=_text(data, "arguments", EVENT_BYTES),
+    )
+
+
 def _finished(data: _Json) -> Finished:
     _only(data, "event", "reason", "usage", "timing")
     timing = _object(data, "timing", _TIMING)
@@ -195,6 +219,7 @@ def _cancelled(data: _Json) -> Cancelled:
 _READERS: dict[str, Callable[[_Json], AnswerEvent]] = {
     "routed": _routed,
     "text": _delta,
+    "tool": _tool,
     "finished": _finished,
     "failed": _failed,
     "cancelled": _cancelled,

@@ -29,8 +29,16 @@ class Detokeniser:
     is not valid UTF-8 as a whole keeps the characters that were complete.
     """
 
-    def __init__(self, tokenizer: Tokenizer, token_bytes: TokenBytes | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        token_bytes: TokenBytes | None = None,
+        *,
+        visible: frozenset[int] = frozenset(),
+    ) -> None:
+        """Begin an answer; `visible` are special tokens whose text is a part of it."""
         self._tokenizer = tokenizer
+        self._visible = visible
         self._token_bytes = token_bytes
         self._window: list[int] = []
         self._read = 0
@@ -38,6 +46,8 @@ class Detokeniser:
 
     def push(self, token: int) -> str:
         """New complete text after one more token; empty while a character is incomplete."""
+        if token in self._visible:
+            return self.flush() + (self._tokenizer.id_to_token(token) or "")
         self._window.append(token)
         text = self._decode(self._window)
         trailing = len(text) - len(text.rstrip(_REPLACEMENT))

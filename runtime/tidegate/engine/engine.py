@@ -126,7 +126,7 @@ class Engine:
         generation = Generation(
             request,
             key=self._arrivals,
-            text=self.text.detokeniser(),
+            text=self.text.detokeniser(visible=request.visible),
             eos_ids=self.text.eos_ids,
             now_s=self.clock(),
             join_unread=join_unread,

@@ -144,6 +144,8 @@ class GenerationRequest:
     reuse: bool = True
     """Computed KV of earlier requests may serve this one, and its own later ones."""
     constraint: Constraint | None = None
+    visible: frozenset[int] = frozenset()
+    """Special tokens that are text in the answer."""
     speculation: bool = True
     """Its tokens may be guessed ahead; they are the same tokens either way."""
 

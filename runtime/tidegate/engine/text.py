@@ -60,8 +60,20 @@ class TextModel:
         self._tokenizer = tokenizer
         self._token_bytes = TokenBytes(tokenizer)
         self._template = template
-        added = tokenizer.get_added_tokens_decoder().values()
-        special = sorted((token.content for token in added if token.special), key=len, reverse=True)
+        added = tokenizer.get_added_tokens_decoder()
+        self.plain_marks = {
+            token.content: number
+            for number, token in added.items()
+            if not token.special and token.content.startswith("<") and token.content.endswith(">")
+        }
+        """Added tokens that look like control and show in an answer's text, and their ids."""
+        self.marks = self.plain_marks | {
+            token.content: number for number, token in added.items() if token.special
+        }
+        """Tokens that a grammar can name and no text can spell."""
+        special = sorted(
+            (token.content for token in added.values() if token.special), key=len, reverse=True
+        )
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._variables = {
             "bos_token": "" if bos_id is None else tokenizer.id_to_token(bos_id) or "",
@@ -95,13 +107,23 @@ class TextModel:
     def has_chat(self) -> bool:
         return self._template is not None
 
+    @property
+    def template_source(self) -> str:
+        """The chat template as it was written; empty without one."""
+        return "" if self._template is None else self._template.source
+
+    @property
+    def knows_tools(self) -> bool:
+        """The chat template says what can be called, and what was."""
+        return self._template is not None and "tools" in self._template.variables
+
     def tokenizer_json(self) -> str:
         """The tokenizer as its file holds it, for a library that reads its own."""
         return str(self._tokenizer.to_str())
 
-    def detokeniser(self) -> Detokeniser:
-        """A fresh one, for one answer."""
-        return Detokeniser(self._tokenizer, self._token_bytes)
+    def detokeniser(self, *, visible: frozenset[int] = frozenset()) -> Detokeniser:
+        """A fresh one, for one answer; `visible` are special tokens that are text in it."""
+        return Detokeniser(self._tokenizer, self._token_bytes, visible=visible)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The whole text of `tokens`, special tokens left out."""
@@ -168,7 +190,8 @@ class TextModel:
         if isinstance(value, str):
             return self._special.sub(lambda found: mark.join(("", *found[0], "")), value)
         if isinstance(value, Mapping):
-            return {key: self._broken(inner, mark) for key, inner in value.items()}
+            items = value.items()
+            return {self._broken(key, mark): self._broken(inner, mark) for key, inner in items}
         if isinstance(value, Sequence):
             return [self._broken(inner, mark) for inner in value]
         return value
@@ -200,17 +223,17 @@ class TextModel:
 def _chars(value: object) -> int:
     if isinstance(value, str):
         return len(value)
-    inner = value.values() if isinstance(value, Mapping) else value
-    return sum(map(_chars, inner)) if isinstance(inner, (Sequence, type({}.values()))) else 0
+    if isinstance(value, Mapping):
+        return sum(_chars(key) + _chars(inner) for key, inner in value.items())
+    return sum(map(_chars, value)) if isinstance(value, Sequence) else 0
 
 
 def _contains(value: object, mark: str) -> bool:
     if isinstance(value, str):
         return mark in value
-    inner = value.values() if isinstance(value, Mapping) else value
-    if not isinstance(inner, (Sequence, type({}.values()))):
-        return False
-    return any(_contains(one, mark) for one in inner)
+    if isinstance(value, Mapping):
+        return any(_contains(one, mark) for item in value.items() for one in item)
+    return isinstance(value, Sequence) and any(_contains(one, mark) for one in value)
 
 
 def _read(path: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -25,7 +26,7 @@ _REASON_CHARS: Final = 300
 
 
 class ChatTemplate:
-    """A compiled template. `render` may be called from any thread."""
+    """A compiled template; `variables` is what it reads. `render` may be called anywhere."""
 
     def __init__(self, source: str, *, name: str = "chat_template.jinja") -> None:
         """Compile `source`.
@@ -33,8 +34,11 @@ class ChatTemplate:
         Raises:
             BundleError: it is not a valid template; the message names `name` and the line.
         """
+        self.source = source
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._template = environment.from_string(source)
+            self.variables = frozenset(find_undeclared_variables(environment.parse(source)))
         except TemplateError as error:
             line = f", line {error.lineno}" if hasattr(error, "lineno") else ""
             raise BundleError(f"{name}{line}: {error.__class__.__name__}: {error}") from error
