@@ -27,14 +27,15 @@ from converters.synthetic import SHAPES  # noqa: E402
 from peers.bars import COLD_START_S, RSS_SLACK_MIB, Bar  # noqa: E402
 from peers.contract import Figures, Prepared, Turn  # noqa: E402
 from peers.daemon import Daemon, Streamed, completion, step_s, stream_together  # noqa: E402
-from peers.ours import Tidegate, checkpoint_of  # noqa: E402
+from peers.ours import Tidegate, checkpoint_of, native_problem  # noqa: E402
 from peers.rounds import tell  # noqa: E402
 from report import report  # noqa: E402
 
 STREAMS = 8
 OVERHEAD = 1.05
 ROOM_TOKENS = 64
-"""Of context beyond prompt and answer, as the workers have it."""
+"""Of context beyond prompt and answer, rounded up to blocks, as the workers have it."""
+BLOCK_TOKENS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ class ServiceRound:
 def serve(prepared: Prepared, executor: str, turn: Turn) -> Served:
     """Start the daemon, answer once cold, then eight times at once."""
     rng = random.Random(turn.seed)
-    context = turn.prompt_tokens + turn.decode_tokens + ROOM_TOKENS
+    longest = turn.prompt_tokens + turn.decode_tokens + ROOM_TOKENS
+    context = -(-longest // BLOCK_TOKENS) * BLOCK_TOKENS
     sizes = {"rows": STREAMS, "context": context, "threads": turn.threads, "queue": 64}
     flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     log = prepared.model.parent / "serve.log"
@@ -162,6 +164,7 @@ def main() -> int:
     body = {
         "shape": args.shape,
         "executor": args.executor,
+        "native": native_problem() or "runs",
         "turn": asdict(turn),
         "weight_bytes": prepared.weight_bytes,
         "rounds": [asdict(one) for one in rounds],

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import dataclass, fields
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import openvino
 from converters.synthetic import SHAPES, write_checkpoint
 from peers.contract import Figures, Prepared, Turn
 from peers.process import once, take_turn
 from peers.step_bytes import onnx_step_bytes, openvino_step_bytes
 
-from tidegate.edge.executors.choice import Choice, ExecutorSettings
+from tidegate.edge.executors.choice import Choice
+from tidegate.edge.executors.native import NativeUnavailable, find_native
 
 GROUP_SIZE = 64
 
@@ -27,7 +28,7 @@ class Tidegate:
     name: str
     choice: Choice
     native: Literal["on", "off"] | None
-    """Whether our own 4-bit linear runs; None where the executor has none."""
+    """Whether our own 4-bit linear runs; None for what the daemon does, or on ONNX Runtime."""
     streams: tuple[int, ...] | None = None
     through: Literal["executor", "engine"] = "executor"
     """What decodes: a plain loop over the executor, or the engine, which schedules and streams."""
@@ -40,11 +41,7 @@ class Tidegate:
 
     def missing(self) -> str | None:
         """See `Peer.missing`."""
-        if self.native != "on":
-            return None
-        if not _knows_native():
-            return "this tree has no native linear"
-        return _native_problem()
+        return native_problem() if self.native == "on" else None
 
     def prepare(self, checkpoint: Path, work: Path) -> Prepared:
         """See `Peer.prepare`."""
@@ -63,8 +60,7 @@ class Tidegate:
 
     def run(self, prepared: Prepared, turn: Turn) -> Figures:
         """See `Peer.run`."""
-        native = self.native if _knows_native() else None
-        options = {"choice": self.choice, "native": native, "through": self.through}
+        options = {"choice": self.choice, "native": self.native, "through": self.through}
         return take_turn(Path(sys.executable), "tidegate_worker.py", prepared, turn, options)
 
 
@@ -85,17 +81,10 @@ def prepare_bundle(checkpoint: Path, work: Path) -> Path:
     return work / "tidegate"
 
 
-def _knows_native() -> bool:
-    return "native" in {one.name for one in fields(ExecutorSettings)}
-
-
-def _native_problem() -> str | None:
-    """Why the native linear does not run here, in its own words."""
-    import openvino
-
-    native = import_module("tidegate.edge.executors.native")
+def native_problem() -> str | None:
+    """Why the native linear does not run here, in its own words; None when it does."""
     try:
-        native.find_native(openvino.__version__.partition("-")[0])
-    except native.NativeUnavailable as error:
+        find_native(openvino.__version__.partition("-")[0])
+    except NativeUnavailable as error:
         return str(error)
     return None

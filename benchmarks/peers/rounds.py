@@ -66,6 +66,7 @@ def run_rounds(
                     body = take(peer, prepared, replace(turn, seed=seed))
                 except PeerError as error:
                     failed[peer.name] = f"failed in round {number + 1}: {error}"
+                    tell(f"{peer.name} {failed[peer.name]}")
                     continue
                 append(log, number, peer.name, body)
             figures[peer.name] = read_figures(body)

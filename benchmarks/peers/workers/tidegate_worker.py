@@ -25,13 +25,18 @@ from tidegate.engine.request import GenerationRequest, RequestId, SamplingParams
 from tidegate.engine.text import TextModel
 from tidegate.model.bundle import Bundle
 
+BLOCK_TOKENS = 32
+"""Of OpenVINO's paged KV on a CPU."""
+
 
 def open_for(spec: Spec, bundle: Bundle) -> Executor:
     """The executor that the turn asks for."""
     longest = max(spec["prefix_tokens"], spec["prompt_tokens"]) + 64 + spec["decode_tokens"]
+    # Whole blocks, so that every stream has its own.
+    whole = -(-longest // BLOCK_TOKENS) * BLOCK_TOKENS
     settings = ExecutorSettings(
         choice=spec["options"]["choice"],
-        context_tokens=min(longest, bundle.manifest.context_tokens),
+        context_tokens=min(whole, bundle.manifest.context_tokens),
         rows=max([*spec["streams"], 1]),
         threads=spec["threads"],
     )
