@@ -86,8 +86,11 @@ def prompts(rng: random.Random, turn: Turn, vocab: int, count: int) -> list[list
 
 
 def ask(daemon: Daemon, together: Sequence[Sequence[int]], tokens: int) -> list[Streamed]:
-    """All prompts at once, on this device and nowhere else."""
-    bodies = [completion(one, tokens, tidegate={"route": "edge"}) for one in together]
+    """All prompts at once; guessing ahead is off, which the bare executor does not do either."""
+    bodies = [
+        completion(one, tokens, tidegate={"route": "edge", "speculation": False})
+        for one in together
+    ]
     return stream_together(daemon.port, bodies)
 
 

@@ -116,6 +116,8 @@ class TidegateSession:
             id=RequestId(str(self._requests)),
             prompt=tuple(prompt),
             sampling=SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True),
+            # What is compared is the way of a token, and random weights repeat themselves.
+            speculation=False,
         )
         times: list[float] = []
         async for event in self._engine.submit(request, join_unread=False):
