@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -153,3 +155,36 @@ def test_the_same_seed_and_position_draw_the_same_number_in_every_version() -> N
     assert (
         0 <= min(uniform(7, n) for n in range(1000)) < max(uniform(7, n) for n in range(1000)) < 1
     )
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 0.7, 1.0]),
+    st.sampled_from([None, 1, 5, 100]),
+    st.sampled_from([1.0, 0.8, 0.3]),
+    st.sampled_from([0.0, 0.1]),
+    st.sets(st.integers(0, 99), min_size=1),
+)
+def test_a_mask_is_minus_infinity_for_all_others(
+    seed: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float,
+    min_p: float,
+    allowed: set[int],
+) -> None:
+    """Only what a mask allows is looked at; the plain way gives the same tokens."""
+    logits = np.random.default_rng(seed).normal(0, 2, (1, 100)).astype(np.float32)
+    bits = np.isin(np.arange(128), sorted(allowed))
+    mask = np.packbits(bits, bitorder="little").view(np.uint32)
+    params = SamplingParams(
+        max_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, logprobs=2
+    )
+    plain = np.where(bits[:100], logits, np.float32(-np.inf))
+    for position in range(4):
+        draw = Draw(params=params, seed=seed, position=position)
+        (found,) = sample(logits, [replace(draw, allowed=mask)])
+        (expected,) = sample(plain, [draw])
+        assert found is not None
+        assert expected is not None
+        assert found.token == expected.token

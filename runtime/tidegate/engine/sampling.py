@@ -10,7 +10,7 @@ handed to another backend gives the same tokens. Rows pay only for the stages th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from tidegate.engine.executor import Logits
 from tidegate.engine.logprobs import score
 from tidegate.engine.ranking import heaviest
+from tidegate.engine.request import SamplingParams
 from tidegate.engine.shaping import Draw, shaped
 
 __all__ = ["Draw", "Sampled", "sample", "uniform"]
@@ -60,12 +61,34 @@ def sample(logits: Logits, draws: Sequence[Draw]) -> list[Sampled | None]:
 
 def _choose(logits: Logits, draw: Draw, likeliest: int) -> Sampled | None:
     wanted, params = logits, draw.params
+    if draw.allowed is not None and not draw.ends:
+        return _choose_allowed(logits, draw, draw.allowed)
     if not draw.is_plain:
         wanted = shaped(logits, draw)
         likeliest = int(wanted.argmax())
         if not np.isfinite(wanted[likeliest]):
             return None
     token = likeliest if params.temperature == 0 else _sample_row(wanted, draw)
+    return _sampled(logits, token, params)
+
+
+def _choose_allowed(logits: Logits, draw: Draw, mask: npt.NDArray[np.uint32]) -> Sampled | None:
+    """As `_choose` among the tokens of a mask alone, by the order of their ids.
+
+    The same as with minus infinity for all others, whose exponentials cost more than any number's:
+    at 152k tokens a tenth of the time where few are allowed, half of it where most are.
+    """
+    bits = np.unpackbits(mask.view(np.uint8), count=len(logits), bitorder="little")
+    ids = np.flatnonzero(bits.view(np.bool_))
+    free = replace(draw, allowed=None)
+    wanted = (logits if free.is_plain else shaped(logits, free))[ids]
+    if not len(ids) or not np.isfinite(wanted.max()):
+        return None
+    at = int(wanted.argmax()) if draw.params.temperature == 0 else _sample_row(wanted, free)
+    return _sampled(logits, int(ids[at]), draw.params)
+
+
+def _sampled(logits: Logits, token: int, params: SamplingParams) -> Sampled:
     if params.logprobs is None:
         return Sampled(token=token)
     logprob, top = score(logits, token, params.logprobs)
