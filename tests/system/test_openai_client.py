@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 from services import Service, Services, run_tidegate
 
 pytestmark = pytest.mark.system
@@ -78,7 +80,15 @@ def test_the_openai_client_streams_what_it_also_gets_whole(ends: Ends, end: str)
         chunks = list(stream)
     said = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
     assert said == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    # How many tokens were guessed depends on how fast the machine was.
+    used, expected = chunks[-1].usage, whole.usage
+    assert used is not None
+    assert expected is not None
+    assert (used.prompt_tokens, used.completion_tokens, used.total_tokens) == (
+        expected.prompt_tokens,
+        expected.completion_tokens,
+        expected.total_tokens,
+    )
     reasons = [one.choices[0].finish_reason for one in chunks if one.choices]
     assert reasons[-1] == whole.choices[0].finish_reason
     assert set(reasons[:-1]) == {None}
@@ -90,6 +100,115 @@ def test_the_openai_client_completes_a_raw_prompt(ends: Ends, end: str) -> None:
         model = client.models.list().data[0].id
         answer = client.completions.create(model=model, prompt="a lamp", max_tokens=8)
     assert answer.choices[0].text
+
+
+SEVERAL: dict[str, Any] = {
+    "messages": MESSAGES,
+    "max_tokens": 12,
+    "temperature": 1,
+    "seed": 7,
+    "n": 3,
+    "logprobs": True,
+    "top_logprobs": 2,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+}
+
+
+def chosen(chunks: list[ChatCompletionChunk], index: int) -> tuple[str, list[str]]:
+    """The text of one choice of a stream, and its tokens as the likelihoods name them."""
+    mine = [one.choices[0] for one in chunks if one.choices and one.choices[0].index == index]
+    told = [one.logprobs.content or [] for one in mine if one.logprobs is not None]
+    return (
+        "".join(one.delta.content or "" for one in mine),
+        [token.token for content in told for token in content],
+    )
+
+
+@pytest.mark.parametrize("end", ["device", "cloud"])
+def test_the_openai_client_gets_several_choices_with_likelihoods(ends: Ends, end: str) -> None:
+    with ends.client(end) as client:
+        whole = client.chat.completions.create(model=end_model(end), **SEVERAL)
+        chunks = list(client.chat.completions.create(model=end_model(end), stream=True, **SEVERAL))
+        alone = client.chat.completions.create(model=end_model(end), **(SEVERAL | {"n": 1}))
+    assert [one.index for one in whole.choices] == [0, 1, 2]
+    assert whole.choices[0].message.content == alone.choices[0].message.content
+    assert whole.usage is not None
+    assert alone.usage is not None
+    assert whole.usage.prompt_tokens == alone.usage.prompt_tokens
+    for one in whole.choices:
+        assert one.logprobs is not None
+        content = one.logprobs.content or []
+        assert content
+        assert all(token.logprob <= 0 and len(token.top_logprobs) == 2 for token in content)
+        text, tokens = chosen(chunks, one.index)
+        assert text == one.message.content
+        assert tokens == [token.token for token in content]
+
+
+@pytest.mark.parametrize("end", ["device", "cloud"])
+def test_the_awaiting_openai_client_gets_the_same(ends: Ends, end: str) -> None:
+    async def run() -> None:
+        with ends.client(end) as told:
+            expected = told.chat.completions.create(model=end_model(end), **SEVERAL)
+        async with openai.AsyncOpenAI(
+            base_url=ends.client(end).base_url, api_key=ends.key, max_retries=0, timeout=30
+        ) as client:
+            whole = await client.chat.completions.create(model=end_model(end), **SEVERAL)
+            stream = await client.chat.completions.create(
+                model=end_model(end), stream=True, **SEVERAL
+            )
+            chunks = [one async for one in stream]
+        assert [one.message.content for one in whole.choices] == [
+            one.message.content for one in expected.choices
+        ]
+        for one in whole.choices:
+            assert chosen(chunks, one.index)[0] == one.message.content
+
+    asyncio.run(run())
+
+
+def end_model(end: str) -> str:
+    return "edge" if end == "device" else "cloud"
+
+
+@pytest.mark.parametrize("end", ["device", "cloud"])
+def test_the_openai_client_bans_and_forces_tokens(ends: Ends, end: str) -> None:
+    with ends.client(end) as client:
+        asked: dict[str, Any] = {"prompt": "a lamp", "max_tokens": 6, "temperature": 0}
+        free = client.completions.create(model=end_model(end), logprobs=1, **asked)
+        forced = client.completions.create(
+            model=end_model(end), logit_bias={"40": 100}, logprobs=0, **asked
+        )
+        told = list(
+            client.completions.create(
+                model=end_model(end), logit_bias={"40": 100}, logprobs=0, stream=True, **asked
+            )
+        )
+    assert free.choices[0].logprobs is not None
+    assert forced.choices[0].logprobs is not None
+    tokens = forced.choices[0].logprobs.tokens
+    assert tokens is not None
+    assert len(tokens) == 6
+    assert len(set(tokens)) == 1
+    assert free.choices[0].logprobs.tokens != tokens
+    assert "".join(one.choices[0].text for one in told) == forced.choices[0].text
+
+
+def test_the_openai_client_is_told_what_is_wrong_with_a_sampling_field(ends: Ends) -> None:
+    wrong: list[tuple[str, object]] = [
+        ("n", 17),
+        ("top_logprobs", 3),
+        ("presence_penalty", 3),
+        ("logit_bias", {"999999999": 1}),
+    ]
+    with ends.client("device") as client:
+        for field, value in wrong:
+            asked: dict[str, Any] = {"model": "edge", "messages": MESSAGES, field: value}
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.chat.completions.create(**asked)
+            assert refused.value.param == field
+            assert "must" in str(refused.value)
 
 
 def test_a_wrong_key_is_an_authentication_error(ends: Ends) -> None:
