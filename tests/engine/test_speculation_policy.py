@@ -43,6 +43,14 @@ def test_what_was_not_measured_lies_between_its_neighbours_and_hopes_beyond_them
     assert measured((1, 0, 1.0), (1, 4, 3.0)).table(1, 6) == [1.0, 1.5, 2.0, 2.5, 3.0, 3.0, 3.0]
 
 
+def test_where_guessing_takes_time_one_token_is_tried_first_and_more_costs_more() -> None:
+    plain, dear = measured((2, 0, 1.0)), StepCosts()
+    assert dear.dear_table(2, 8, StepCosts()) is None
+    assert dear.dear_table(2, 8, plain) == [1.0] * 3
+    dear = measured((2, 0, 9.0), (2, 2, 1.5))
+    assert dear.dear_table(2, 5, plain) == pytest.approx([1.0, 1.25, 1.5, 1.75, 2.0, 2.25])
+
+
 def test_a_disturbed_step_moves_an_estimate_little_and_lasting_change_moves_it_all_the_way() -> (
     None
 ):

@@ -12,7 +12,7 @@ from typing import Any
 from toyexecutor import ToyExecutor
 from toytext import toy_text
 
-from tidegate.engine.drafts import Drafter
+from tidegate.engine.drafts import Drafter, PaidDrafter
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Event, Finished, ScoredToken, Terminal, TextDelta
 from tidegate.engine.executor import PagedGeometry, SlotGeometry
@@ -82,6 +82,7 @@ def toy_engine(
     settings: EngineSettings | None = None,
     disk: DiskPrefixes | None = None,
     drafters: Sequence[Drafter] | None = None,
+    draft_model: PaidDrafter | None = None,
 ) -> Engine:
     """An engine on `executor`, or on a paged one of its own; it has the executor's clock."""
     executor = executor or ToyExecutor(PAGED)
@@ -93,6 +94,7 @@ def toy_engine(
         settings=settings,
         disk=disk,
         drafters=drafters,
+        draft_model=draft_model,
         clock=executor.behaviour.clock or time.monotonic,
     )
 

@@ -349,6 +349,7 @@ class Batcher:
                     most=draft,
                     guide=one.guide,
                     shared=one.request.reuse,
+                    remaining=one.remaining(self.context_tokens),
                 )
                 if one.request.speculation
                 else None

@@ -28,6 +28,8 @@ class Wish:
     """The grammar that the answer follows."""
     shared: bool = True
     """Answers to others may serve as guesses, and its own for theirs."""
+    remaining: int = 0
+    """Tokens that the answer may still have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -69,6 +71,17 @@ class Drafter(Protocol):
 
     def remember(self, ended: Ended) -> None:
         """A request is gone: its state may go, and its answer may help to guess others."""
+
+
+class PaidDrafter(Drafter, Protocol):
+    """A drafter that costs so much that it is asked only when its guesses will be verified."""
+
+    @property
+    def caught_up(self) -> int:
+        """Tokens the last `propose` computed that it will not compute again for the next."""
+
+    def catch_up_s(self, wish: Wish) -> float:
+        """Seconds until it could guess for a request, beyond what a guess takes."""
 
 
 class GrammarDrafter:

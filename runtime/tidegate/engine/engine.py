@@ -17,7 +17,7 @@ from functools import partial
 from tidegate.engine.answer import Answer
 from tidegate.engine.batcher import Batch, Batcher
 from tidegate.engine.choosing import Choice
-from tidegate.engine.drafts import Drafter, Ended, GrammarDrafter
+from tidegate.engine.drafts import Drafter, Ended, GrammarDrafter, PaidDrafter
 from tidegate.engine.drafts_lookup import LookupDrafter
 from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal
 from tidegate.engine.executor import Executor
@@ -63,6 +63,7 @@ class Engine:
         settings: EngineSettings | None = None,
         disk: DiskPrefixes | None = None,
         drafters: Sequence[Drafter] | None = None,
+        draft_model: PaidDrafter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Size everything; nothing runs until `run()`.
@@ -75,6 +76,7 @@ class Engine:
             disk: where prefixes survive; None to keep them in KV memory only.
             drafters: who guesses tokens ahead, the first with an idea; None for what
                 a grammar leaves no choice about and prompt lookup.
+            draft_model: who guesses at a price where they have none.
             clock: monotonic seconds; deadlines are on it.
         """
         self.model_id = model_id
@@ -83,7 +85,7 @@ class Engine:
         self._settings = settings or EngineSettings()
         self._disk = disk if self._settings.prefix_reuse else None
         self._batcher = Batcher(executor, self._settings, self._disk)
-        self._speculator = self._make_speculator(executor, drafters)
+        self._speculator = self._make_speculator(executor, drafters, draft_model)
         self._stepper = Stepper(executor, self._speculator, clock)
         self.executor_facts = executor.facts if isinstance(executor, Described) else None
         self._vocab = executor.limits.vocab
@@ -215,14 +217,22 @@ class Engine:
         )
 
     def _make_speculator(
-        self, executor: Executor, drafters: Sequence[Drafter] | None
+        self,
+        executor: Executor,
+        drafters: Sequence[Drafter] | None,
+        draft_model: PaidDrafter | None,
     ) -> Speculator | None:
         if not self._settings.speculation:
             return None
         most_requests = 2 * executor.limits.step_rows
         if drafters is None:
             drafters = (GrammarDrafter(), LookupDrafter(most_requests=most_requests))
-        return Speculator(drafters, most_requests=most_requests, eos_ids=self.text.eos_ids)
+        return Speculator(
+            drafters,
+            most_requests=most_requests,
+            eos_ids=self.text.eos_ids,
+            paid=draft_model,
+        )
 
     def _check(self, request: GenerationRequest) -> None:
         if not self._accepting:

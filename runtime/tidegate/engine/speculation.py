@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from tidegate.engine.drafts import NOTHING, Draft, Drafter, Ended, Wish
+from tidegate.engine.drafts import NOTHING, Draft, Drafter, Ended, PaidDrafter, Wish
 from tidegate.engine.scheduler import Key
 from tidegate.engine.speculation_policy import (
     KEPT_OF_ALL,
@@ -33,6 +33,10 @@ MOST_DRAFT_TOKENS: Final = 15
 
 _MARGIN: Final = 1.02
 """Guessing must promise this much, since promises are made of noisy measurements."""
+PAID: Final = "model"
+"""The kind of all that the paid drafter says."""
+_USUAL_ANSWER_TOKENS: Final = 64
+"""That a request may give at least; how long it will be, nobody knows."""
 _PLAIN_EVERY: Final = 256
 """Steps in a row with guesses, then one without: what guessing is compared with has to be fresh."""
 
@@ -53,16 +57,27 @@ class Speculator:
     """The drafters of one engine, with what was learned about them."""
 
     def __init__(
-        self, drafters: Sequence[Drafter], *, most_requests: int, eos_ids: frozenset[int]
+        self,
+        drafters: Sequence[Drafter],
+        *,
+        most_requests: int,
+        eos_ids: frozenset[int],
+        paid: PaidDrafter | None = None,
     ) -> None:
-        """Ask `drafters` in turn.
+        """Ask `drafters` in turn, and `paid` about the rest.
 
         Args:
             drafters: for each request the first that has an idea counts.
+            paid: asked only where that promises to be faster.
             most_requests: whose acceptance is remembered.
             eos_ids: tokens after which nothing is worth guessing.
         """
         self._drafters = drafters
+        self._paid = paid
+        self._everyone = (*drafters, paid) if paid is not None else tuple(drafters)
+        self._paid_costs = StepCosts()
+        self._paid_probing = Probing()
+        self._paid_ran = False
         self._most_requests = most_requests
         self._eos_ids = eos_ids
         self._costs = StepCosts()
@@ -77,12 +92,14 @@ class Speculator:
         """The drafts to verify, one per wish, cut to what pays."""
         rows = len(guessing.wishes)
         drafts = [NOTHING] * rows
+        self._paid_ran = False
         try:
             drafts = self._worthwhile(guessing)
         except Exception as error:  # guesses are a luxury: the step runs without
             _log.error("guessing tokens failed: %s", describe_defect(error))
         guessed = sum(len(draft.tokens) for draft in drafts)
-        self._ran = (rows, guessed) if guessing.decoding else None
+        steady = self._paid is None or not (self._paid_ran and self._paid.caught_up)
+        self._ran = (rows, guessed) if guessing.decoding and steady else None
         return drafts
 
     def observe(self, guessing: Guessing, drafts: Sequence[Draft], held: Sequence[int]) -> None:
@@ -94,7 +111,7 @@ class Speculator:
             of_one = self._book(wish.key).setdefault(draft.kind, Acceptance(kept=KEPT_OF_ONE))
             for acceptance in (of_all, of_one):
                 acceptance.observe(len(draft.tokens), accepted)
-            for drafter in self._drafters:
+            for drafter in self._everyone:
                 drafter.observe(wish.key, accepted)
 
     def ended(self, ended: Ended) -> None:
@@ -104,28 +121,81 @@ class Speculator:
     def timed(self, seconds: float) -> None:
         """Learn how long the last step took, with all that the engine did around it."""
         if self._ran is not None:
-            self._costs.observe(*self._ran, seconds)
+            costs = self._paid_costs if self._paid_ran else self._costs
+            costs.observe(*self._ran, seconds)
         self._ran = None
 
     def _worthwhile(self, guessing: Guessing) -> list[Draft]:
-        drafts = self._propose(guessing.wishes)
-        costs = self._costs.table(len(drafts), guessing.most)
-        if costs is None or not any(draft.tokens for draft in drafts):
-            return [NOTHING] * len(drafts)
-        prospects = [
-            Prospect(tokens=len(draft.tokens), acceptance=self._acceptance(wish, draft))
-            for wish, draft in zip(guessing.wishes, drafts, strict=True)
-        ]
-        lengths, gain = share_out(prospects, costs, len(drafts))
-        if not self._go(gain):
-            return [NOTHING] * len(drafts)
+        """The drafts that pay most: of the free drafters, or with the paid one's beside them."""
+        rows, wishes = len(guessing.wishes), guessing.wishes
+        drafts = self._propose(wishes)
+        costs = self._costs.table(rows, guessing.most)
+        if costs is None:
+            return [NOTHING] * rows
+        lengths, gain = share_out(self._prospects(wishes, drafts), costs, rows)
+        if self._paid is not None:
+            dear = self._with_paid(guessing, drafts, costs[0], gain)
+            if dear is not None:
+                return dear
+        if not self._go(self._probing, gain):
+            return [NOTHING] * rows
         return [draft.cut(tokens) for draft, tokens in zip(drafts, lengths, strict=True)]
+
+    def _with_paid(
+        self, guessing: Guessing, drafts: list[Draft], plain_s: float, free_gain: float
+    ) -> list[Draft] | None:
+        """With the paid drafter's guesses where the free ones have none; None if it loses."""
+        rows, wishes = len(drafts), guessing.wishes
+        costs = self._paid_costs.dear_table(rows, guessing.most, self._costs)
+        open_rows = [
+            place
+            for place, (wish, draft) in enumerate(zip(wishes, drafts, strict=True))
+            if wish is not None and wish.most and not draft.tokens
+        ]
+        if costs is None or not open_rows:
+            return None
+        hoped = [
+            Draft(kind=PAID, tokens=(0,) * wish.most) if place in open_rows and wish else draft
+            for place, (wish, draft) in enumerate(zip(wishes, drafts, strict=True))
+        ]
+        lengths, gain = share_out(self._prospects(wishes, hoped), costs, rows)
+        saved_s = plain_s / rows * (1 - 1 / gain) if gain > 0 else 0.0
+        if gain <= free_gain or not self._go(self._paid_probing, gain):
+            return None
+        asked = [
+            (place, replace(wish, most=lengths[place]))
+            for place in open_rows
+            if (wish := wishes[place]) and lengths[place] and self._worth_catching_up(wish, saved_s)
+        ]
+        return self._ask_paid(asked, drafts, lengths) if asked else None
+
+    def _ask_paid(
+        self, asked: list[tuple[int, Wish]], drafts: list[Draft], lengths: Sequence[int]
+    ) -> list[Draft]:
+        assert self._paid is not None, "it was asked for its costs"
+        merged = [draft.cut(tokens) for draft, tokens in zip(drafts, lengths, strict=True)]
+        found = self._paid.propose([wish for _, wish in asked])
+        for (place, _), draft in zip(asked, found, strict=True):
+            merged[place] = self._until_eos(replace(draft, kind=PAID))
+        self._paid_ran = True
+        return merged
+
+    def _worth_catching_up(self, wish: Wish, saved_s: float) -> bool:
+        """Whether what it lacks of the prompt is won back by a usual answer; once begun, yes."""
+        assert self._paid is not None, "it was asked for its costs"
+        return self._paid.catch_up_s(wish) <= saved_s * min(wish.remaining, _USUAL_ANSWER_TOKENS)
+
+    def _prospects(self, wishes: Sequence[Wish | None], drafts: Sequence[Draft]) -> list[Prospect]:
+        return [
+            Prospect(tokens=len(draft.tokens), acceptance=self._acceptance(wish, draft))
+            for wish, draft in zip(wishes, drafts, strict=True)
+        ]
 
     def _remember(self) -> None:
         while self._ended:
             ended = self._ended.popleft()
             self._of_one.pop(ended.key, None)
-            for drafter in self._drafters:
+            for drafter in self._everyone:
                 drafter.remember(ended)
 
     def _propose(self, wishes: Sequence[Wish | None]) -> list[Draft]:
@@ -148,11 +218,11 @@ class Speculator:
         ends = (place for place, token in enumerate(draft.tokens) if token in self._eos_ids)
         return draft.cut(1 + next(ends))
 
-    def _go(self, gain: float) -> bool:
+    def _go(self, probing: Probing, gain: float) -> bool:
         if gain < _MARGIN:
             self._guessed_in_a_row = 0
-            return gain > 0 and self._probing.refuse()
-        self._probing.won()
+            return gain > 0 and probing.refuse()
+        probing.won()
         self._guessed_in_a_row = (self._guessed_in_a_row + 1) % _PLAIN_EVERY
         return self._guessed_in_a_row > 0
 

@@ -8,6 +8,7 @@ tried again ever more rarely.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -77,19 +78,37 @@ class StepCosts:
             known = self._known(rows, most)
             if not known or known[0][0] != 0:
                 return None
-            table = self._tables[rows, most] = _lines(known, most)
+            table = self._tables[rows, most] = _lines([*known, (most + 1, known[-1][1])])
         return table
+
+    def dear_table(self, rows: int, most: int, plain: StepCosts) -> Sequence[float] | None:
+        """The same where guessing itself takes time: every token more costs as much as before.
+
+        Until something was measured, one token a row is all that is worth trying.
+
+        Args:
+            rows: of the step.
+            most: guessed tokens of all rows.
+            plain: knows the steps without guesses, these costs those with them.
+        """
+        known = plain._known(rows, 0) + [cell for cell in self._known(rows, most) if cell[0]]
+        if not known or known[0][0] != 0:
+            return None
+        if len(known) == 1:
+            return [known[0][1]] * min(rows + 1, most + 1)
+        (left, low_s), (right, high_s) = known[-2:]
+        slope_s = max(0.0, (high_s - low_s) / (right - left))
+        return _lines([*known, (most + 1, high_s + slope_s * (most + 1 - right))])
 
     def _known(self, rows: int, most: int) -> list[tuple[int, float]]:
         cells = ((guessed, self._cells.get((rows, guessed))) for guessed in range(most + 1))
         return [(guessed, cell.mean_s) for guessed, cell in cells if cell and cell.known]
 
 
-def _lines(known: Sequence[tuple[int, float]], most: int) -> list[float]:
+def _lines(known: Sequence[tuple[int, float]]) -> list[float]:
+    """Values at every place from the first known one to before the last."""
     table: list[float] = []
-    for (left, low_s), (right, high_s) in zip(
-        known, [*known[1:], (most + 1, known[-1][1])], strict=True
-    ):
+    for (left, low_s), (right, high_s) in itertools.pairwise(known):
         step_s = (high_s - low_s) / (right - left)
         table += [low_s + step_s * place for place in range(right - left)]
     return table
