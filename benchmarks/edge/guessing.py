@@ -6,6 +6,7 @@ turns on one executor, requests one after another or four at a time, greedy but 
 Compared is the time from a request's first token to its last, medians of the repeats' ratios; and
 the answers, which must be the same.
 
+    python benchmarks/edge/guessing.py --model cloud --draft edge --draft-only
     python benchmarks/edge/guessing.py --json > benchmarks/results/guessing.json
 """
 
@@ -24,14 +25,13 @@ from pathlib import Path
 
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import make_recipe
+from tidegate.edge.draft_model import open_draft
 from tidegate.edge.executors.choice import Choice, ExecutorSettings, open_executor
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Finished, TextDelta
-from tidegate.engine.executor import Executor
 from tidegate.engine.request import GenerationRequest, RequestId, SamplingParams
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
-from tidegate.model.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
@@ -229,33 +229,45 @@ def measure(args: argparse.Namespace) -> list[Result]:
         bundle = convert(ROOT / "examples/assistant" / args.model, Path(folder) / "main", plan)
         text = TextModel.load(bundle.folder, context_tokens=CONTEXT_TOKENS)
         for target in targets:
-            executor = open_model(bundle, target, args)
-            plain, guessing = (
+            executor = open_executor(bundle, executor_settings(target, args))
+            draft_executor, drafter = None, None
+            if args.draft is not None:
+                small = convert(
+                    ROOT / "examples/assistant" / args.draft, Path(folder) / target, plan
+                )
+                draft_executor, drafter = open_draft(
+                    small.folder, bundle, executor.limits, executor_settings(target, args)
+                )
+            engines = (
                 Engine(
                     executor,
                     text,
                     model_id=args.model,
                     # The two take turns on one memory, so neither may trust what it left there.
                     settings=EngineSettings(speculation=guesses, prefix_reuse=False),
+                    draft_model=drafter if guesses else None,
+                    drafters=() if args.draft_only else None,
                 )
                 for guesses in (False, True)
             )
+            plain, guessing = engines
             found = asyncio.run(compare(plain, guessing, text, args.requests, args.repeats))
             executor.close()
+            if draft_executor is not None:
+                draft_executor.close()
             results += [summary(target, *key, turns) for key, turns in found.items()]
     return results
 
 
-def open_model(bundle: Bundle, target: Choice, args: argparse.Namespace) -> Executor:
-    """The bundle as a device runs it."""
-    settings = ExecutorSettings(
+def executor_settings(target: Choice, args: argparse.Namespace) -> ExecutorSettings:
+    """As a device runs it."""
+    return ExecutorSettings(
         choice=target,
         context_tokens=CONTEXT_TOKENS,
         rows=ROWS,
         threads=args.threads,
         exact=args.exact,
     )
-    return open_executor(bundle, settings)
 
 
 def main() -> int:
@@ -264,6 +276,8 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("edge", "cloud"), default="edge")
+    parser.add_argument("--draft", choices=("edge", "cloud"), help="a second model that guesses")
+    parser.add_argument("--draft-only", action="store_true", help="no other guesses than its")
     parser.add_argument("--requests", type=int, default=40, help="of each workload")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,4 +1,4 @@
-"""Microseconds of processor time that the engine spends on a step around its executor, which here does nothing.
+"""Processor time that the engine spends on a step around its executor, which here does nothing.
 
 Planning, the KV books, the hop to the thread and back, choosing tokens, detokenising and handing
 out text, for 1 and 8 streams, greedy and sampled. Logits are ready-made rows that name a token in

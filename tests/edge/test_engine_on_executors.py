@@ -18,15 +18,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from everylogit import reference_logits
+from toydrafter import ForetellingDrafter
 from toyengine import Collected, ask, collect, serving
 from wordmodel import write_word_checkpoint
 
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import RecipeWeights, make_recipe
+from tidegate.edge.draft_model import open_draft
 from tidegate.edge.executors.choice import Choice, ExecutorSettings, open_executor
+from tidegate.engine.drafts import Drafter, Ended, PaidDrafter, Wish
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.text import TextModel
+from tidegate.errors import BundleError
 from tidegate.model.bundle import Bundle
 from tidegate.model.checkpoint import Checkpoint
 
@@ -76,9 +80,16 @@ def executing(
         gc.collect()
 
 
-def engine_on(executor: Executor, model: Model) -> Engine:
+def engine_on(
+    executor: Executor,
+    model: Model,
+    *,
+    drafters: Sequence[Drafter] = (),
+    draft_model: PaidDrafter | None = None,
+) -> Engine:
+    """An engine that guesses only by what it is given."""
     text = TextModel.load(model.bundle.folder, context_tokens=CONTEXT_TOKENS)
-    return Engine(executor, text, model_id="tiny")
+    return Engine(executor, text, model_id="tiny", drafters=drafters, draft_model=draft_model)
 
 
 def prompts() -> list[tuple[int, ...]]:
@@ -129,6 +140,22 @@ def twice(executor: Executor, model: Model) -> list[tuple[int, ...]]:
     return asyncio.run(run())
 
 
+def guessed(
+    executor: Executor, model: Model, expected: list[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
+    """One after another, with guesses most of which hold; checks that some did."""
+    texts = dict(zip(prompts(), expected, strict=True))
+    drafter = ForetellingDrafter(texts, right=0.85)
+
+    async def run() -> list[tuple[int, ...]]:
+        async with serving(engine_on(executor, model, drafters=[drafter])) as engine:
+            found = [(await answer(engine, "one", prompt)).tokens for prompt in prompts()]
+            assert engine.snapshot().accepted_draft_tokens > 20
+            return found
+
+    return asyncio.run(run())
+
+
 SAME = {"together": together, "twice": twice}
 
 
@@ -146,6 +173,46 @@ def test_exact_mode_gives_the_same_tokens_however_they_are_scheduled(
         assert together(executor, model) == expected
 
 
+@pytest.mark.parametrize("choice", ["onnx", "openvino"])
+def test_exact_mode_gives_the_same_tokens_with_guesses(model: Model, choice: Choice) -> None:
+    with executing(model, choice, exact=True) as executor:
+        expected = alone(executor, model)
+        assert guessed(executor, model, expected) == expected
+
+
+@pytest.mark.parametrize("choice", ["onnx", "openvino"])
+def test_exact_mode_gives_the_same_tokens_with_a_draft_model(model: Model, choice: Choice) -> None:
+    settings = ExecutorSettings(choice=choice, step_tokens=64, threads=1, exact=True)
+    with executing(model, choice, exact=True) as executor:
+        expected = alone(executor, model)
+        small, drafter = open_draft(model.bundle.folder, model.bundle, executor.limits, settings)
+        for place, prompt in enumerate(prompts()):
+            wish = Wish(key=place, tokens=np.array(prompt), most=6, remaining=99)
+            while not (draft := drafter.propose([wish])[0]).tokens:
+                assert drafter.caught_up
+            assert draft.tokens == expected[place][:6], "it is the same model"
+            drafter.remember(Ended(key=place, tokens=wish.tokens, prompt_tokens=len(prompt)))
+
+        async def run() -> list[tuple[int, ...]]:
+            async with serving(engine_on(executor, model, draft_model=drafter)) as engine:
+                return [(await answer(engine, "one", prompt)).tokens for prompt in prompts()]
+
+        assert asyncio.run(run()) == expected
+        small.close()
+
+
+def test_a_draft_model_with_another_tokenizer_is_refused(model: Model, tmp_path: Path) -> None:
+    checkpoint = write_word_checkpoint(tmp_path / "model", context=CONTEXT_TOKENS)
+    tokenizer = checkpoint / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("tide1000", "tide9999"))
+    plan = ConversionPlan(model_id="other", targets=("onnx",), recipe=RECIPE)
+    other = convert(checkpoint, tmp_path / "bundle", plan)
+    with executing(model, "onnx", exact=False) as executor:
+        settings = ExecutorSettings(choice="onnx", threads=1)
+        with pytest.raises(BundleError, match=r"bundle: tokenizer\.json is not that of"):
+            open_draft(other.folder, model.bundle, executor.limits, settings)
+
+
 def test_exact_mode_gives_the_same_tokens_on_both_executors(model: Model) -> None:
     found = []
     for choice in ("onnx", "openvino"):
@@ -160,6 +227,7 @@ def test_default_mode_differs_at_near_ties_only(model: Model, choice: Choice) ->
     with executing(model, choice, exact=False) as executor:
         expected = alone(executor, model)
         found |= {name: way(executor, model) for name, way in SAME.items()}
+        found["guessed"] = guessed(executor, model, expected)
     with executing(model, choice, exact=False, step_tokens=16) as executor:
         found["chunks of 16"] = alone(executor, model)
     for name, answers in found.items():

@@ -23,12 +23,14 @@ from tidegate.api.settings import surface_for
 from tidegate.edge.answer_cache import AnswerCache
 from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
+from tidegate.edge.draft_model import open_draft
 from tidegate.edge.embedder import BundleEmbedder, open_embedder
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
 from tidegate.edge.executors.encoder import EncoderSettings
 from tidegate.edge.prefix_store import open_store
 from tidegate.edge.semantic_cache import SemanticCache
 from tidegate.edge.service import EdgeBackend
+from tidegate.engine.drafts_model import ModelDrafter
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.prefix_disk import DiskPrefixes
@@ -71,6 +73,8 @@ class EdgeSettings:
     """Prompts that begin alike share what was computed of the beginning."""
     speculation: bool = True
     """Guess tokens ahead where that is faster; the answers are the same."""
+    draft: Path | None = None
+    """Bundle of a smaller model with the same tokenizer that guesses too, where that is faster."""
     prefix_cache: Path | None = None
     """A folder in which such beginnings survive a restart; None keeps them in memory only."""
     prefix_cache_mib: int = 1024
@@ -101,6 +105,8 @@ class EdgeSettings:
         if self.prefix_cache is not None and not self.prefix_reuse:
             allowed = "absent where prefixes are not reused"
             raise ConfigError("prefix_cache", str(self.prefix_cache), allowed)
+        if self.draft is not None and not self.speculation:
+            raise ConfigError("draft", str(self.draft), "absent where nothing is guessed")
         if self.semantic_cache is not None and self.embedder is None:
             allowed = "set together with embedder, which compares messages"
             raise ConfigError("semantic_cache", self.semantic_cache, allowed)
@@ -151,7 +157,17 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
             stack.callback(store.close)
             digest = sha256(bundle.manifest.to_bytes()).digest()
             disk = DiskPrefixes(store, executor, model_digest=digest)
-        engine = _make_engine(bundle, executor, disk, settings)
+        drafter = None
+        if settings.draft is not None:
+            draft_executor, drafter = open_draft(
+                settings.draft,
+                bundle,
+                executor.limits,
+                settings.executor,
+                trusted=settings.trusted_signers,
+            )
+            stack.callback(draft_executor.close)
+        engine = _make_engine(bundle, executor, disk, drafter, settings)
         embedder = _open_embedder(settings)
         if embedder is not None:
             stack.callback(embedder.close)
@@ -163,7 +179,11 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
 
 
 def _make_engine(
-    bundle: Bundle, executor: Executor, disk: DiskPrefixes | None, settings: EdgeSettings
+    bundle: Bundle,
+    executor: Executor,
+    disk: DiskPrefixes | None,
+    drafter: ModelDrafter | None,
+    settings: EdgeSettings,
 ) -> Engine:
     text = TextModel.load(
         bundle.folder,
@@ -179,6 +199,7 @@ def _make_engine(
             speculation=settings.speculation,
         ),
         disk=disk,
+        draft_model=drafter,
     )
 
 

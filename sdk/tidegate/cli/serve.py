@@ -78,6 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute every prompt from its first token, neither memory nor disk reused",
     )
     parser.add_argument(
+        "--draft",
+        type=Path,
+        metavar="BUNDLE",
+        help="smaller model with the same tokenizer that guesses too, where that is faster",
+    )
+    parser.add_argument(
         "--no-speculation",
         action="store_true",
         help="never guess tokens ahead; answers are the same, and structured ones slower",
@@ -123,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
         semantic_cache=args.semantic_cache,
         prefix_reuse=not args.no_prefix_cache,
         speculation=not args.no_speculation,
+        draft=args.draft,
         prefix_cache=args.prefix_cache,
         prefix_cache_mib=args.prefix_cache_mib,
         trusted_signers=read_trust(args.trust),
