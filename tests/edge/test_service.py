@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +18,16 @@ from toyexecutor import Behaviour, ToyExecutor
 from toytext import toy_text
 
 from tidegate.api.backend import AnswerEvent, Routed
+from tidegate.api.choices import seed_of, side_by_side
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.schema import Call, read_chat
+from tidegate.api.tools import ToolDelta
 from tidegate.edge.answer_cache import AnswerCache
 from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.service import EdgeBackend
 from tidegate.engine.engine import Engine
-from tidegate.engine.events import Failed, Finished, TextDelta
+from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta
 from tidegate.engine.settings import EngineSettings
 from tidegate.errors import (
     CapacityError,
@@ -61,6 +63,14 @@ class Device:
         assert isinstance(routed, Routed)
         assert isinstance(end, Finished | Failed)
         return routed, text_of(deltas), end
+
+    async def answer_well(
+        self, asked: Call
+    ) -> AsyncGenerator[Routed | TextDelta | ToolDelta | Finished, None]:
+        """The events of an answer that does not fail."""
+        async for event in self.backend.answer(asked):
+            assert not isinstance(event, Failed | Cancelled)
+            yield event
 
     async def status(self, name: str) -> object:
         return (await self.backend.status())[name]
@@ -284,6 +294,30 @@ def test_a_conversation_for_the_cloud_is_cut_there_and_not_here(tmp_path: Path) 
 
     cloud = ScriptedCloud((replace(HERE, dropped_messages=2), said("far out"), finished()))
     with_device(tmp_path, test, cloud)
+
+
+def test_several_answers_from_the_cloud_are_as_many_requests_of_one(tmp_path: Path) -> None:
+    async def test(here: Device) -> None:
+        asked = call(n=3, temperature=1, seed=5, tidegate={"route": "cloud"})
+        events = [event async for event in side_by_side(asked, here.answer_well)]
+        assert [index for index, event in events if isinstance(event, Finished)] == [0, 1, 2]
+        bodies = [json.loads(body) for body in cloud.bodies]
+        assert [body["seed"] for body in bodies] == [5, seed_of(5, 1), seed_of(5, 2)]
+        assert not any("n" in body for body in bodies)
+
+    cloud = ScriptedCloud((HERE, said("far out"), finished()))
+    with_device(tmp_path, test, cloud)
+
+
+def test_several_answers_share_a_full_devices_way_out(tmp_path: Path) -> None:
+    async def test(here: Device) -> None:
+        async with asyncio.TaskGroup() as tasks, full(here, tasks):
+            asked = call("me too", n=2)
+            events = [event async for event in side_by_side(asked, here.answer_well)]
+            routes = {event.route for _, event in events if isinstance(event, Routed)}
+            assert routes == {"cloud"}
+
+    with_device(tmp_path, test)
 
 
 @pytest.mark.parametrize("named", [{"logit_bias": {"7": 1}}, {"stop_token_ids": [7]}])

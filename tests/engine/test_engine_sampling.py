@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from toydrafter import ForetellingDrafter
 from toyengine import (
     PAGED,
     SHAPES,
@@ -18,11 +20,13 @@ from toyengine import (
     toy_engine,
     with_sampling,
 )
-from toyexecutor import ToyExecutor
+from toyexecutor import Behaviour, ToyExecutor, VirtualClock
 from toytext import toy_tokenizer
 
+from tidegate.engine.drafts import Drafter
 from tidegate.engine.executor import PagedGeometry, SlotGeometry
 from tidegate.engine.request import GenerationRequest, SamplingParams
+from tidegate.engine.settings import EngineSettings
 from tidegate.errors import RequestError
 
 PROMPT = tuple(range(3, 24))
@@ -30,10 +34,15 @@ TOKENIZER = toy_tokenizer()
 
 
 def answered(
-    *requests: GenerationRequest, executor: ToyExecutor | None = None, eos: bool = True
+    *requests: GenerationRequest,
+    executor: ToyExecutor | None = None,
+    eos: bool = True,
+    settings: EngineSettings | None = None,
+    drafters: Sequence[Drafter] | None = None,
 ) -> list[Collected]:
     async def run() -> list[Collected]:
-        async with serving(toy_engine(executor, eos=eos)) as engine:
+        made = toy_engine(executor, eos=eos, settings=settings, drafters=drafters)
+        async with serving(made) as engine:
             return await asyncio.gather(*(collect(engine.submit(one)) for one in requests))
 
     return asyncio.run(run())
@@ -177,3 +186,36 @@ def test_a_wrong_parameter_is_named_with_its_value_and_what_is_allowed(
     with pytest.raises(RequestError) as refused:
         replace(SamplingParams(max_tokens=10), **changed)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_guessed_tokens_count_for_penalties_and_are_told_as_likely_as_without(
+    shape: PagedGeometry | SlotGeometry,
+) -> None:
+    requests = [
+        with_sampling(
+            ask(f"r{n}", PROMPT[n : n + 10], max_tokens=40, temperature=n, ignore_eos=True),
+            presence_penalty=0.8,
+            frequency_penalty=0.9,
+            repetition_penalty=1.2,
+            min_tokens=30,
+            stop_token_ids=(99, 120),
+            logprobs=2,
+        )
+        for n in range(2)
+    ]
+    plain = EngineSettings(speculation=False)
+    expected = [answered(one, settings=plain)[0] for one in requests]
+    known = {one.prompt: told.tokens for one, told in zip(requests, expected, strict=True)}
+    # A step takes a virtual second, so that guesses always pay.
+    toy = ToyExecutor(shape, behaviour=Behaviour(clock=VirtualClock(), step_s=1.0))
+    found = answered(*requests, executor=toy, drafters=[ForetellingDrafter(known, right=0.9)])
+    assert toy.record.steps < 30, "40 without guesses"
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens == other.tokens
+        assert [told.text_offset for told in one.scored] == [
+            told.text_offset for told in other.scored
+        ]
+        for told, before in zip(one.scored, other.scored, strict=True):
+            assert [top.token for top in told.top] == [top.token for top in before.top]
+            assert math.isclose(told.chosen.logprob, before.chosen.logprob, abs_tol=1e-6)

@@ -106,6 +106,18 @@ def test_a_wide_vocabulary_gives_the_same_nucleus_as_a_full_sort(spread: float) 
         assert chosen(logits, [how]) == [naive(logits[0], how)]
 
 
+@pytest.mark.parametrize("min_p", [1e-9, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("top_p", [0.7, 1.0])
+def test_a_wide_vocabulary_gives_the_same_tokens_as_weighing_all(
+    min_p: float, top_p: float
+) -> None:
+    logits = np.random.default_rng(3).standard_normal((1, 20_000)).astype(np.float32)
+    logits[0, ::1000] += 4
+    for position in range(6):
+        how = draw(min_p=min_p, top_p=top_p, temperature=0.8, position=position)
+        assert chosen(logits, [how]) == [naive(logits[0], how)]
+
+
 def test_greedy_takes_the_lowest_id_of_equals() -> None:
     assert chosen(rows([1, 5, 5, 2]), [draw(temperature=0)]) == [1]
 
@@ -157,6 +169,7 @@ def test_the_same_seed_and_position_draw_the_same_number_in_every_version() -> N
     )
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([0.0, 0.7, 1.0]),

@@ -9,6 +9,7 @@ handed to another backend gives the same tokens. Rows pay only for the stages th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -28,7 +29,7 @@ _Floats = npt.NDArray[np.float64]
 _Ids = npt.NDArray[np.int64]
 
 _PART: Final = 512
-_FIRST_CUT: Final = 1024
+_FIRST_CUT: Final = 128
 """Tokens that top-p looks at first; a nucleus is rarely wider, and sorting 150k costs 10 ms."""
 
 
@@ -107,7 +108,7 @@ def uniform(seed: int, position: int) -> float:
 
 def _sample_row(logits: Logits, draw: Draw) -> int:
     params = draw.params
-    ids = heaviest(logits, params.top_k) if params.top_k is not None else None
+    ids = _candidates(logits, params)
     weights = _weights(logits if ids is None else logits[ids], params.temperature)
     if params.min_p > 0:
         weights[weights < params.min_p] = 0.0  # the largest is 1
@@ -117,6 +118,20 @@ def _sample_row(logits: Logits, draw: Draw) -> int:
         return _locate(weights, uniform(draw.seed, draw.position))
     order = np.argsort(ids)
     return int(ids[order[_locate(weights[order], uniform(draw.seed, draw.position))]])
+
+
+def _candidates(logits: Logits, params: SamplingParams) -> _Ids | None:
+    """Tokens that top-k and min-p may keep, heaviest first; None for all."""
+    if params.top_k is not None:
+        return heaviest(logits, params.top_k)
+    if params.min_p == 0:
+        return None
+    # A little generous: the weights decide, once they are known.
+    bound = float(logits.max()) + params.temperature * math.log(params.min_p) - 1e-3
+    ids = np.flatnonzero(logits >= np.float32(bound))
+    if len(ids) > len(logits) // 8:
+        return None
+    return ids[np.argsort(-logits[ids], kind="stable")]
 
 
 def _weights(logits: Logits, temperature: float) -> _Floats:
