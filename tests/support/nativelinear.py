@@ -51,6 +51,12 @@ class NativeLibrary:
             ctypes.c_void_p,
             ctypes.c_int32,
         ]
+        self._library.tidegate_native_read.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_uint64,
+            ctypes.c_int32,
+        ]
+        self._library.tidegate_native_read.restype = ctypes.c_uint64
         self._library.tidegate_native_force_path.argtypes = [ctypes.c_char_p]
         for name in ("error", "path", "paths"):
             getattr(self._library, f"tidegate_native_{name}").restype = ctypes.c_char_p
@@ -76,6 +82,10 @@ class NativeLibrary:
     def force_path(self, name: str) -> None:
         """Take this path from now on; an empty name undoes it."""
         self._check(self._library.tidegate_native_force_path(name.encode()))
+
+    def read(self, memory: Bytes, threads: int) -> int:
+        """Read whole lines of memory once; the sum of their 64-bit words, modulo 2 ** 64."""
+        return int(self._library.tidegate_native_read(pointer(memory), memory.nbytes, threads))
 
     def tiled_bytes(self, inputs: int, outputs: int, bits: int, group: int, zeros: int) -> int:
         """Bytes of the tiles of such a weight."""

@@ -33,18 +33,25 @@ struct Avx2 : Avx256 {
         if constexpr (Bits == 8) {
             dot_quads<Avx2, Bits, Rows, Tiles>(sums, values, q, inputs);
         } else {
+            const int8_t* end = q + static_cast<size_t>(inputs) * Rows;
             size_t offset = 0;
-            for (int i = 0; i < inputs; i += 16, offset += 128, q += Rows * 16) {
+            do {
+                TIDEGATE_UNROLL
                 for (int v = 0; v < Tiles * 2; ++v) {
                     const uint8_t* bytes = values.of(v / 2) + offset + v % 2 * 32;
                     const Ints one = load(bytes);
                     const Ints two = load(bytes + 64);
                     const Ints quads[4] = {low<4>(one), high(one), low<4>(two), high(two)};
+                    TIDEGATE_UNROLL
                     for (int row = 0; row < Rows; ++row) {
                         sums[row][v] = four_quads(sums[row][v], quads, q + row * 4, Rows * 4);
                     }
+                    // Activations are read again for each vector: there is no register to keep them.
+                    asm("" : "+r"(q));
                 }
-            }
+                offset += 128;
+                q += Rows * 16;
+            } while (q != end);
         }
     }
 };

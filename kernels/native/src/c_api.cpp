@@ -99,3 +99,43 @@ TIDEGATE_EXPORT std::int32_t tidegate_native_linear(std::int64_t inputs, std::in
                                  rows, y, tidegate::native::thread_pool(threads));
     });
 }
+
+// Reads memory once, as fast as it comes, and does nothing with it: what `linear` is measured
+// against. Returns the sum of its 64-bit words; `bytes` is cut to a multiple of 64.
+TIDEGATE_EXPORT std::uint64_t tidegate_native_read(const std::uint64_t* memory, std::uint64_t bytes,
+                                                   std::int32_t threads) {
+    constexpr std::size_t pieces = 16;
+    struct Read {
+        const std::uint64_t* memory;
+        std::size_t lines;
+        std::uint64_t sums[pieces];
+    } read{memory, static_cast<std::size_t>(bytes / 64), {}};
+    const auto task = [](void* argument, std::size_t piece) {
+        auto& call = *static_cast<Read*>(argument);
+        const std::size_t first = call.lines * piece / pieces * 8;
+        const std::size_t last = call.lines * (piece + 1) / pieces * 8;
+        std::uint64_t sums[8] = {};
+        for (std::size_t word = first; word < last; word += 8) {
+            for (std::size_t i = 0; i < 8; ++i) {
+                sums[i] += call.memory[word + i];
+            }
+        }
+        for (const std::uint64_t sum : sums) {
+            call.sums[piece] += sum;
+        }
+    };
+    std::uint64_t total = 0;
+    guarded([&] {
+        const tidegate::native::Parallel parallel = tidegate::native::thread_pool(threads);
+        for (std::size_t piece = 0; parallel.run == nullptr && piece < pieces; ++piece) {
+            task(&read, piece);
+        }
+        if (parallel.run != nullptr) {
+            parallel.run(parallel.context, pieces, task, &read);
+        }
+        for (const std::uint64_t sum : read.sums) {
+            total += sum;
+        }
+    });
+    return total;
+}

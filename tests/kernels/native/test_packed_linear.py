@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nativelinear import ALIGNMENT, NativeLibrary, activation_group, twin
+from nativelinear import ALIGNMENT, NativeLibrary, activation_group, aligned_bytes, twin
 
 from tidegate.model.packed import Array, Bits, PackedLinear, pack_nibbles
 
@@ -241,3 +241,11 @@ def test_threads_have_a_range(native: NativeLibrary) -> None:
     for threads in (0, 257):
         with pytest.raises(ValueError, match=f"^threads = {threads}: must be 1 to 256$"):
             tiled(make_rows(problem), threads=threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_plain_read_reads_every_whole_line(native: NativeLibrary, threads: int) -> None:
+    memory = aligned_bytes(64 * 37 + 10)
+    memory[:] = np.random.default_rng(0).integers(0, 256, memory.size, dtype=np.uint8)
+    expected = int(memory[: 64 * 37].view(np.uint64).sum(dtype=np.uint64))
+    assert native.read(memory, threads) == expected
