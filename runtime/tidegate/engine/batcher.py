@@ -101,7 +101,8 @@ class Batcher:
     def __init__(
         self, executor: Executor, settings: EngineSettings, disk: DiskPrefixes | None = None
     ) -> None:
-        self.kv = kv_for(executor.kv, reuse=settings.prefix_reuse)
+        self._geometry, self._reuse = executor.kv, settings.prefix_reuse
+        self.kv = kv_for(self._geometry, reuse=self._reuse)
         self._budget = budget_for(executor.limits, settings)
         slots = isinstance(executor.kv, SlotGeometry)
         self._disk = disk if settings.prefix_reuse else None
@@ -137,6 +138,11 @@ class Batcher:
             self._disk.end(generation.key)
         if generation.key not in self._in_flight:
             self.kv.release(generation.key, forget=forget)
+
+    def forget_kv(self) -> None:
+        """The executor's KV is gone: begin new books. Nobody may have any."""
+        assert self.kv.free == self.kv.units, "KV is forgotten while somebody has some"
+        self.kv = kv_for(self._geometry, reuse=self._reuse)
 
     def next(self) -> Batch:
         """Decide the next step and give its rows their KV; there must be work."""

@@ -20,7 +20,7 @@ from tidegate.engine.choosing import Choice
 from tidegate.engine.drafts import Drafter, Ended, GrammarDrafter, PaidDrafter
 from tidegate.engine.drafts_lookup import LookupDrafter
 from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal
-from tidegate.engine.executor import Executor
+from tidegate.engine.executor import Executor, Unloadable
 from tidegate.engine.facts import Described
 from tidegate.engine.generation import Generation
 from tidegate.engine.grammar import Grammars
@@ -88,6 +88,7 @@ class Engine:
         self._speculator = self._make_speculator(executor, drafters, draft_model)
         self._stepper = Stepper(executor, self._speculator, clock)
         self.executor_facts = executor.facts if isinstance(executor, Described) else None
+        self._unloadable = executor if isinstance(executor, Unloadable) else None
         self._vocab = executor.limits.vocab
         self._grammars = Grammars(text, vocab=self._vocab)
         self.context_tokens = self._batcher.context_tokens
@@ -154,7 +155,7 @@ class Engine:
         """Serve until cancelled; requests still here then end with a retryable `Failed`."""
         try:
             while True:
-                await self._work.wait()
+                await self._wait_for_work()
                 self._drop_abandoned()
                 if not self._batcher.empty:
                     await self._step_safely()
@@ -212,6 +213,7 @@ class Engine:
             failed_steps=meter.failed_steps,
             healthy=sound and not self._stopped,
             accepting=self._accepting,
+            loaded=self._unloadable is None or self._unloadable.loaded,
             disk_hit_tokens=0 if self._disk is None else self._disk.hit_tokens,
             disk=None if self._disk is None else self._disk.numbers(),
         )
@@ -303,6 +305,11 @@ class Engine:
         )
         outcome = await self._stepper.run(work)
         self._meter.last_progress_s = self.clock()
+        if isinstance(outcome.error, UnavailableError):
+            # There is no model to run on: nobody in the batch is to blame, and all may come again.
+            self._batcher.settle_failed(batch, guessed=any(outcome.guessed))
+            self._fail_all(self._batcher.everyone(), outcome.error)
+            return
         if outcome.error is not None:
             self._meter.failed()
             given_up = self._batcher.settle_failed(batch, guessed=any(outcome.guessed))
@@ -317,6 +324,19 @@ class Engine:
         if self._speculator is not None and batch.guessing is not None:
             self._speculator.timed(self.clock() - began_s)
         await self._spill(idle=False)
+
+    async def _wait_for_work(self) -> None:
+        """Sleep until there is some; unload the model when that takes long."""
+        grace_s, model = self._settings.unload_after_s, self._unloadable
+        if grace_s is None or model is None or not model.loaded:
+            await self._work.wait()
+            return
+        try:
+            await asyncio.wait_for(self._work.wait(), grace_s)
+        except TimeoutError:
+            self._batcher.forget_kv()
+            await self._stepper.call(model.unload)
+            _log.info("the model is unloaded after %g s without work", grace_s)
 
     def _load(self, batch: Batch) -> tuple[int, ...]:
         """The units of each load that were there; on the thread of the steps."""

@@ -9,7 +9,7 @@ where the row's KV lives, in the shape that the executor declared: block ids, or
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -104,3 +104,15 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free the model and its KV. The executor is of no use afterwards."""
+
+
+@runtime_checkable
+class Unloadable(Protocol):
+    """What an executor may offer besides: to give its memory back while nobody needs it."""
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it holds the model; without it, the next step loads it first."""
+
+    def unload(self) -> None:
+        """Free the model and its KV, whose content is lost. Called like `Executor.execute`."""

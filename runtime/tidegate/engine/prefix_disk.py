@@ -21,7 +21,7 @@ from tidegate.engine.spill import KvUnit, SpillingKv
 
 LEAST_TOKENS = 64
 """Of a prefix worth keeping, and of a hit worth loading. For a model of 1.1 B a unit of 32 takes
-90 ms to compute, 1 ms to load and 1.5 ms to write (benchmarks/edge/prefix.py), but every short
+90 ms to compute, 1 ms to load and 1.5 ms to write (benchmarks/edge/prefix_disk.py), but every short
 chat would write its own."""
 
 _MOST_OFFERS = 64

@@ -22,6 +22,8 @@ class EngineSettings:
     """Guess tokens ahead where that is faster; the answers are the same."""
     stall_after_s: float = 30.0
     """Work exists and no step finished for this long: unhealthy."""
+    unload_after_s: float | None = None
+    """Without work for this long, an executor that can is unloaded; None: never."""
 
     def __post_init__(self) -> None:
         if self.most_waiting < 1:
@@ -31,5 +33,7 @@ class EngineSettings:
         reserve = self.prefill_reserve_tokens
         if reserve is not None and reserve < 0:
             raise ConfigError("prefill_reserve_tokens", reserve, "at least 0, or absent")
+        if self.unload_after_s is not None and not self.unload_after_s > 0:
+            raise ConfigError("unload_after_s", self.unload_after_s, "more than 0, or absent")
         if not self.stall_after_s > 0:
             raise ConfigError("stall_after_s", self.stall_after_s, "more than 0")

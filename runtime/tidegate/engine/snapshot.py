@@ -51,6 +51,8 @@ class EngineSnapshot:
     """Work makes progress, and not every step of late has failed."""
     accepting: bool
     """False once draining or stopped."""
+    loaded: bool = True
+    """False while the model is unloaded for want of work; the next request brings it back."""
     disk_hit_tokens: int = 0
     """Tokens loaded from the disk tier instead of computed; `prefix_hit_tokens` has them too."""
     disk: StoreNumbers | None = None

@@ -1,0 +1,170 @@
+"""What of a model stays in memory: `ResidentExecutor` lets it go and brings it back.
+
+The engine asks an executor for its geometry and limits once, so they are those of the first load,
+and a later load must give the same. Loading happens in the thread of the steps, before the step
+that needs it: whoever comes meanwhile waits in the engine's line, which is bounded. A load that
+fails costs the requests that waited for it a retryable error; the next request tries again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from tidegate.engine.executor import (
+    Executor,
+    ExecutorLimits,
+    ExecutorStep,
+    PagedGeometry,
+    SlotGeometry,
+    StepResult,
+)
+from tidegate.engine.spill import KvUnit, SpillingKv
+from tidegate.errors import ConfigError, TidegateError, UnavailableError, describe_defect
+
+_log = logging.getLogger(__name__)
+
+_MADV_DONTNEED = 4
+"""As in Linux's sys/mman.h."""
+
+
+class DeviceExecutor(Executor, SpillingKv, Protocol):
+    """What both executors of a device are."""
+
+
+class ResidentExecutor:
+    """`Executor`, `SpillingKv` and `Unloadable` over an executor that is loaded when needed."""
+
+    def __init__(self, load: Callable[[], DeviceExecutor]) -> None:
+        """Load once, so that a wrong setting or bundle shows at the start.
+
+        Args:
+            load: gives a new executor; raises what opening one raises.
+        """
+        self._load = load
+        self._inner: DeviceExecutor | None = load()
+        self._closed = False
+        self._kv, self._limits = self._inner.kv, self._inner.limits
+        self._layout = self._inner.kv_layout
+        self._unit_tokens, self._unit_bytes = self._inner.unit_tokens, self._inner.unit_bytes
+
+    @property
+    def kv(self) -> PagedGeometry | SlotGeometry:
+        """See `Executor.kv`."""
+        return self._kv
+
+    @property
+    def limits(self) -> ExecutorLimits:
+        """See `Executor.limits`."""
+        return self._limits
+
+    @property
+    def kv_layout(self) -> str:
+        """See `SpillingKv.kv_layout`."""
+        return self._layout
+
+    @property
+    def unit_tokens(self) -> int:
+        """See `SpillingKv.unit_tokens`."""
+        return self._unit_tokens
+
+    @property
+    def unit_bytes(self) -> int:
+        """See `SpillingKv.unit_bytes`."""
+        return self._unit_bytes
+
+    @property
+    def loaded(self) -> bool:
+        """See `Unloadable.loaded`."""
+        return self._inner is not None
+
+    def execute(self, step: ExecutorStep) -> StepResult:
+        """See `Executor.execute`.
+
+        Raises:
+            UnavailableError: the model could not be loaded again.
+        """
+        return self._resident().execute(step)
+
+    def read_kv(self, unit: KvUnit) -> bytes:
+        """See `SpillingKv.read_kv`."""
+        return self._resident().read_kv(unit)
+
+    def write_kv(self, unit: KvUnit, data: bytes) -> None:
+        """See `SpillingKv.write_kv`."""
+        self._resident().write_kv(unit, data)
+
+    def unload(self) -> None:
+        """See `Unloadable.unload`."""
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            inner.close()
+            del inner
+            give_back_freed()
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        self._closed = True
+        self.unload()
+
+    def _resident(self) -> DeviceExecutor:
+        if self._inner is None:
+            if self._closed:
+                raise UnavailableError("the executor is closed")
+            self._inner = self._loaded_again()
+        return self._inner
+
+    def _loaded_again(self) -> DeviceExecutor:
+        began_s = time.perf_counter()
+        try:
+            inner = self._load()
+        except TidegateError as error:
+            raise UnavailableError(f"the model cannot be loaded again: {error}") from error
+        except Exception as error:  # the boundary to a library, or memory that is not there now
+            _log.error("the model cannot be loaded again: %s", describe_defect(error))
+            name = type(error).__name__
+            raise UnavailableError(f"the model cannot be loaded again: {name}") from error
+        found = (inner.kv, inner.limits, inner.kv_layout)
+        if found != (self._kv, self._limits, self._layout):
+            inner.close()
+            raise UnavailableError("the model was replaced while it was unloaded: restart")
+        _log.info("the model is loaded again after %.1f s", time.perf_counter() - began_s)
+        return inner
+
+
+def give_back_freed() -> None:
+    """Return freed memory to the system; the allocator keeps much of what a model had."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def give_back_mapped(folder: Path) -> None:
+    """Let go of the pages of files below `folder` that are mapped and only read.
+
+    OpenVINO maps the weights, packs its own copy of them and keeps the mapping, which then counts
+    as resident until memory is short. Whoever reads such a page again gets it from the file.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return
+    below = f"{folder.resolve()}/"
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    for line in maps.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        place, rights, *_, path = [*line.split(maxsplit=5), ""][:6]
+        # A private page that was written is nowhere else.
+        if path.startswith(below) and rights.startswith("r--"):
+            begin, end = (int(part, 16) for part in place.split("-"))
+            advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
+
+
+def check_unload_after(seconds: float | None) -> None:
+    """Raise `ConfigError` unless `seconds` is a time that a model may stay without work."""
+    if seconds is not None and not seconds > 0:
+        raise ConfigError("unload_after_s", seconds, "more than 0, or absent")
