@@ -5,19 +5,28 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import httpx
 import pytest
-from toyengine import PAGED, toy_engine
+from toyengine import PAGED, ask, collect, serving, toy_engine
 from toyexecutor import Behaviour, ToyExecutor
 
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.http import create_app
-from tidegate.api.lifecycle import Part, kept_alive, run_service, stop_on_signals
+from tidegate.api.lifecycle import (
+    STUCK_STATUS,
+    Part,
+    exit_when_stuck,
+    kept_alive,
+    run_service,
+    stop_on_signals,
+)
 from tidegate.api.server import BoundServer
+from tidegate.engine.settings import EngineSettings
 from tidegate.errors import UnavailableError
 
 CHAT = "/v1/chat/completions"
@@ -196,3 +205,26 @@ def test_a_part_that_is_kept_alive_still_ends_by_cancellation() -> None:
             await task
 
     asyncio.run(run())
+
+
+def test_a_step_that_never_returns_ends_the_process_when_asked_to() -> None:
+    gate = threading.Event()
+    executor = ToyExecutor(PAGED, behaviour=Behaviour(gate=gate))
+    engine = toy_engine(executor, settings=EngineSettings(stall_after_s=0.1))
+    left: list[int] = []
+
+    async def test() -> None:
+        async with serving(engine):
+            watch = asyncio.create_task(exit_when_stuck(engine, every_s=0.05, leave=left.append))
+            await asyncio.sleep(0.3)
+            assert left == [], "idle is not stuck"
+            answer = engine.submit(ask("a", (1, 2, 3)))
+            async with asyncio.timeout(10):
+                await watch
+            assert left == [STUCK_STATUS]
+            assert not engine.snapshot().healthy
+            gate.set()
+            await collect(answer)
+            assert engine.snapshot().healthy
+
+    asyncio.run(test())

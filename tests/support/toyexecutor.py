@@ -25,6 +25,7 @@ from tidegate.engine.executor import (
     SlotGeometry,
     StepResult,
 )
+from tidegate.engine.facts import ExecutorFacts
 from tidegate.engine.spill import KvUnit
 from tidegate.errors import ExecutionError
 
@@ -110,6 +111,15 @@ class ToyExecutor:
         else:
             shape = (geometry.slots, geometry.slot_tokens)
         self.unit_bytes = 8 * self.unit_tokens + unit_padding_bytes
+        self.facts = ExecutorFacts(
+            runtime="toy",
+            linear="numpy",
+            threads=1,
+            kv_precision="u64",
+            kv_bytes=0,
+            cache="none",
+            load_s=0.0,
+        )
         self.kv_layout = f"toy of {vocab} tokens"
         self._memory: _Words = np.full(shape, _GARBAGE)
         self._ids = np.arange(vocab, dtype=np.uint64)

@@ -10,13 +10,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.http import create_app
-from tidegate.api.lifecycle import kept_alive, run_service
+from tidegate.api.lifecycle import Part, exit_when_stuck, kept_alive, run_service
 from tidegate.api.schema import ContextPolicy
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
@@ -28,6 +29,7 @@ from tidegate.edge.embedder import BundleEmbedder, open_embedder
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
 from tidegate.edge.executors.encoder import EncoderSettings
 from tidegate.edge.prefix_store import open_store
+from tidegate.edge.residency import DeviceExecutor, ResidentExecutor, give_back_mapped
 from tidegate.edge.semantic_cache import SemanticCache
 from tidegate.edge.service import EdgeBackend
 from tidegate.engine.drafts_model import ModelDrafter
@@ -35,9 +37,8 @@ from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.settings import EngineSettings
-from tidegate.engine.spill import SpillingKv
 from tidegate.engine.text import TextModel
-from tidegate.errors import ConfigError
+from tidegate.errors import BundleError, ConfigError
 from tidegate.link.device import DeviceLink
 from tidegate.link.mqtt import MqttTransport
 from tidegate.model.bundle import Bundle
@@ -91,6 +92,10 @@ class EdgeSettings:
     context_policy: ContextPolicy = "error"
     """For prompts that are too long, when the caller names no policy."""
     drain_s: float = 30.0
+    unload_after_s: float | None = None
+    """Without work for so long the model leaves memory, until the next request; None: never."""
+    restart_when_stuck: bool = False
+    """Exit when work makes no progress, for a supervisor to start the daemon again."""
 
     def __post_init__(self) -> None:
         if self.queue_limit < 1:
@@ -102,6 +107,8 @@ class EdgeSettings:
             raise ConfigError("answer_cache_mib", self.answer_cache_mib, "at least 0")
         if self.prefix_cache_mib < 1:
             raise ConfigError("prefix_cache_mib", self.prefix_cache_mib, "at least 1")
+        if self.unload_after_s is not None and not self.unload_after_s > 0:
+            raise ConfigError("unload_after_s", self.unload_after_s, "more than 0, or absent")
         if self.prefix_cache is not None and not self.prefix_reuse:
             allowed = "absent where prefixes are not reused"
             raise ConfigError("prefix_cache", str(self.prefix_cache), allowed)
@@ -123,11 +130,16 @@ class Edge:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then drain. Without its link a device still answers."""
+        parts: list[Part] = []
+        if self.link is not None:
+            parts.append(kept_alive("the link", self.link.run))
+        if self.settings.restart_when_stuck:
+            parts.append(partial(exit_when_stuck, self.engine))
         await run_service(
             engine=self.engine,
             server=self.server,
             stop=stop,
-            parts=[] if self.link is None else [kept_alive("the link", self.link.run)],
+            parts=parts,
             drain_s=self.settings.drain_s,
         )
 
@@ -148,10 +160,10 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         if settings.link is not None:
             link = DeviceLink(settings.link.keys, MqttTransport(settings.link.broker))
             stack.push_async_callback(link.close)
-        executor = open_executor(bundle, settings.executor)
+        executor = _open_model(bundle, settings)
         stack.callback(executor.close)
         disk = None
-        if settings.prefix_cache is not None and isinstance(executor, SpillingKv):
+        if settings.prefix_cache is not None:
             budget_bytes = settings.prefix_cache_mib * _MIB
             store = open_store(settings.prefix_cache, budget_bytes=budget_bytes)
             stack.callback(store.close)
@@ -178,6 +190,22 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         yield Edge(settings=settings, engine=engine, server=server, link=link)
 
 
+def _open_model(bundle: Bundle, settings: EdgeSettings) -> DeviceExecutor:
+    def load(verified: Bundle) -> DeviceExecutor:
+        executor = cast(DeviceExecutor, open_executor(verified, settings.executor))
+        give_back_mapped(verified.folder)
+        return executor
+
+    def load_again() -> DeviceExecutor:
+        again = Bundle.open(settings.bundle, trusted=settings.trusted_signers)
+        if again.manifest.to_bytes() != bundle.manifest.to_bytes():
+            raise BundleError(f"{again.folder}: is another bundle now: restart to serve it")
+        return load(again)
+
+    first = load(bundle)
+    return first if settings.unload_after_s is None else ResidentExecutor(first, load_again)
+
+
 def _make_engine(
     bundle: Bundle,
     executor: Executor,
@@ -197,6 +225,7 @@ def _make_engine(
             most_waiting=settings.queue_limit,
             prefix_reuse=settings.prefix_reuse,
             speculation=settings.speculation,
+            unload_after_s=settings.unload_after_s,
         ),
         disk=disk,
         draft_model=drafter,

@@ -24,8 +24,9 @@ from tidegate.engine.executor import (
     SlotGeometry,
     StepResult,
 )
+from tidegate.engine.facts import Described, ExecutorFacts
 from tidegate.engine.spill import KvUnit, SpillingKv
-from tidegate.errors import ConfigError, TidegateError, UnavailableError, describe_defect
+from tidegate.errors import TidegateError, UnavailableError, describe_defect
 
 _log = logging.getLogger(__name__)
 
@@ -33,25 +34,26 @@ _MADV_DONTNEED = 4
 """As in Linux's sys/mman.h."""
 
 
-class DeviceExecutor(Executor, SpillingKv, Protocol):
+class DeviceExecutor(Executor, SpillingKv, Described, Protocol):
     """What both executors of a device are."""
 
 
 class ResidentExecutor:
     """`Executor`, `SpillingKv` and `Unloadable` over an executor that is loaded when needed."""
 
-    def __init__(self, load: Callable[[], DeviceExecutor]) -> None:
-        """Load once, so that a wrong setting or bundle shows at the start.
+    def __init__(self, first: DeviceExecutor, load: Callable[[], DeviceExecutor]) -> None:
+        """Begin loaded.
 
         Args:
-            load: gives a new executor; raises what opening one raises.
+            first: is this one's to close from now on.
+            load: gives one like it; raises what opening one raises.
         """
         self._load = load
-        self._inner: DeviceExecutor | None = load()
+        self._inner: DeviceExecutor | None = first
         self._closed = False
-        self._kv, self._limits = self._inner.kv, self._inner.limits
-        self._layout = self._inner.kv_layout
-        self._unit_tokens, self._unit_bytes = self._inner.unit_tokens, self._inner.unit_bytes
+        self._kv, self._limits = first.kv, first.limits
+        self._layout, self._facts = first.kv_layout, first.facts
+        self._unit_tokens, self._unit_bytes = first.unit_tokens, first.unit_bytes
 
     @property
     def kv(self) -> PagedGeometry | SlotGeometry:
@@ -62,6 +64,11 @@ class ResidentExecutor:
     def limits(self) -> ExecutorLimits:
         """See `Executor.limits`."""
         return self._limits
+
+    @property
+    def facts(self) -> ExecutorFacts:
+        """See `Described.facts`; those of the last load."""
+        return self._facts
 
     @property
     def kv_layout(self) -> str:
@@ -133,6 +140,7 @@ class ResidentExecutor:
         if found != (self._kv, self._limits, self._layout):
             inner.close()
             raise UnavailableError("the model was replaced while it was unloaded: restart")
+        self._facts = inner.facts
         _log.info("the model is loaded again after %.1f s", time.perf_counter() - began_s)
         return inner
 
@@ -162,9 +170,3 @@ def give_back_mapped(folder: Path) -> None:
         if path.startswith(below) and rights.startswith("r--"):
             begin, end = (int(part, 16) for part in place.split("-"))
             advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
-
-
-def check_unload_after(seconds: float | None) -> None:
-    """Raise `ConfigError` unless `seconds` is a time that a model may stay without work."""
-    if seconds is not None and not seconds > 0:
-        raise ConfigError("unload_after_s", seconds, "more than 0, or absent")

@@ -186,6 +186,8 @@ class EngineBackend:
         """See `Backend.health`."""
         now = self.engine.snapshot()
         detail = f"{now.running} running, {now.waiting} waiting"
+        if not now.loaded:
+            detail += "; the model is unloaded until the next request"
         return Health(healthy=now.healthy, ready=now.accepting, detail=detail)
 
     async def status(self) -> Mapping[str, object]:
@@ -207,6 +209,7 @@ class EngineBackend:
             "failed": now.failed,
             "cancelled": now.cancelled,
             "healthy": now.healthy,
+            "loaded": now.loaded,
             "prefix_disk": None
             if now.disk is None
             else {"hit_tokens": now.disk_hit_tokens, **asdict(now.disk)},

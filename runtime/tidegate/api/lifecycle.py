@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import signal
 from collections.abc import Callable, Coroutine, Sequence
@@ -23,6 +24,9 @@ Part = Callable[[], Coroutine[Any, Any, None]]
 """Runs until cancelled."""
 
 _LONGEST_WAIT_S = 30.0
+
+STUCK_STATUS = 70
+"""Exit status of a service that made no progress: EX_SOFTWARE of sysexits.h."""
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
@@ -63,6 +67,26 @@ async def run_service(
         await asyncio.wait([serving, *settling], timeout=drain_s)
         for task in (serving, *settling, *rest):
             task.cancel()
+
+
+async def exit_when_stuck(
+    engine: Engine, *, every_s: float = 5.0, leave: Callable[[int], object] = os._exit
+) -> None:
+    """End the process when the engine is unhealthy at two looks in a row.
+
+    At once, without unwinding: a step that never returns holds a thread that Python would wait for.
+
+    Args:
+        engine: whose health it is.
+        every_s: between two looks.
+        leave: ends the process with a status.
+    """
+    unhealthy = 0
+    while unhealthy < 2:
+        await asyncio.sleep(every_s)
+        unhealthy = 0 if engine.snapshot().healthy else unhealthy + 1
+    _log.critical("the engine makes no progress: the process ends, to be started again")
+    leave(STUCK_STATUS)
 
 
 def kept_alive(name: str, part: Part, *, first_wait_s: float = 1.0) -> Part:

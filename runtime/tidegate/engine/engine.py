@@ -176,13 +176,15 @@ class Engine:
         """
         self._accepting = False
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
         except TimeoutError:
             self._fail_all(self._batcher.everyone(), UnavailableError("the engine shuts down"))
             return False
         if self._disk is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._disk.settled.wait(), min(timeout_s, _LAST_COPIES_S))
+                async with asyncio.timeout(min(timeout_s, _LAST_COPIES_S)):
+                    await self._disk.settled.wait()
         return True
 
     def snapshot(self) -> EngineSnapshot:
@@ -332,7 +334,9 @@ class Engine:
             await self._work.wait()
             return
         try:
-            await asyncio.wait_for(self._work.wait(), grace_s)
+            # Not `wait_for`, which in Python 3.11 can lose a cancellation that comes with the work.
+            async with asyncio.timeout(grace_s):
+                await self._work.wait()
         except TimeoutError:
             self._batcher.forget_kv()
             await self._stepper.call(model.unload)
@@ -355,7 +359,8 @@ class Engine:
         elif idle and not self._disk.settled.is_set():  # as much as may is waiting to be written
             with suppress(TimeoutError):
                 self._work.clear()
-                await asyncio.wait_for(self._work.wait(), _WRITER_WAIT_S)
+                async with asyncio.timeout(_WRITER_WAIT_S):
+                    await self._work.wait()
             self._work.set()
         return True
 

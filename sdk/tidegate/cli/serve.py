@@ -89,6 +89,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="never guess tokens ahead; answers are the same, and structured ones slower",
     )
     parser.add_argument("--exact", action="store_true", help="float activations, to compare with")
+    parser.add_argument(
+        "--unload-after",
+        type=float,
+        metavar="SECONDS",
+        help="let the model leave memory after so long without work; the next request loads it",
+    )
+    parser.add_argument(
+        "--restart-when-stuck",
+        action="store_true",
+        help="exit with status 70 when work makes no progress, for a supervisor to start it again",
+    )
     add_trust(parser)
     parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to the cloud")
     parser.add_argument("--keys", type=Path, help="folder with the device's keys, for --link")
@@ -132,6 +143,8 @@ def run(args: argparse.Namespace) -> int:
         draft=args.draft,
         prefix_cache=args.prefix_cache,
         prefix_cache_mib=args.prefix_cache_mib,
+        unload_after_s=args.unload_after,
+        restart_when_stuck=args.restart_when_stuck,
         trusted_signers=read_trust(args.trust),
         link=None if args.link is None else LinkSettings(broker=args.link, keys=args.keys),
     )

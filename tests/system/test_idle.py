@@ -1,0 +1,74 @@
+"""A daemon that nobody asks: it sleeps, and may let its model go."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from services import Service, Services, until
+from streams import chat
+
+pytestmark = pytest.mark.system
+
+WATCHED_S = 4.0
+MOST_CPU = 0.01
+"""Of one core: what the daemon may use while nobody asks."""
+
+
+def cpu_s(device: Service) -> float:
+    """Processor seconds of the daemon, all threads."""
+    fields = Path(f"/proc/{device.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def asked(device: Service) -> str:
+    body = chat("hello there", max_tokens=20, tidegate={"cache": False})
+    response = httpx.post(f"{device.url}/v1/chat/completions", json=body, timeout=30)
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize("executor", ["onnx", "openvino"])
+def test_an_idle_daemon_uses_under_a_hundredth_of_a_core(
+    bundle: Path, tmp_path: Path, executor: str
+) -> None:
+    with Services(tmp_path) as services:
+        flags = ("--prefix-cache", str(tmp_path / "kept"), "--restart-when-stuck")
+        device = services.serve(bundle, "--executor", executor, *flags)
+        asked(device)
+        time.sleep(1)
+        began_s = cpu_s(device)
+        time.sleep(WATCHED_S)
+        assert cpu_s(device) - began_s < MOST_CPU * WATCHED_S + 0.01  # a tick of the clock
+
+
+@pytest.mark.parametrize("executor", ["onnx", "openvino"])
+def test_an_unloaded_model_is_healthy_and_comes_back_with_a_request(
+    bundle: Path, tmp_path: Path, executor: str
+) -> None:
+    with Services(tmp_path) as services:
+        device = services.serve(bundle, "--executor", executor, "--exact", "--unload-after", "0.5")
+        first = asked(device)
+        until(lambda: device.get("/status")["engine"]["loaded"] is False, "it is unloaded")
+        assert httpx.get(f"{device.url}/ready").status_code == 200
+        assert "unloaded" in device.get("/health")["detail"]
+        assert not re.search(r"model\.(bin|onnx)", maps(device)), "its files are closed"
+        moved = bundle.rename(bundle.with_name("moved"))
+        try:
+            body = chat("hello", max_tokens=3, tidegate={"cache": False})
+            lost = httpx.post(f"{device.url}/v1/chat/completions", json=body, timeout=30)
+            assert lost.status_code == 503
+            assert "cannot be loaded again" in lost.json()["error"]["message"]
+        finally:
+            moved.rename(bundle)
+        assert asked(device) == first
+        assert device.get("/status")["engine"]["loaded"] is True
+        assert device.stop() == 0
+
+
+def maps(device: Service) -> str:
+    return Path(f"/proc/{device.process.pid}/maps").read_text()
