@@ -26,7 +26,7 @@ from tidegate.converters.rounding.rtn import quantise
 from tidegate.edge.executors.native import NativeUnavailable, find_native
 from tidegate.edge.executors.openvino import OpenVinoExecutor, OpenVinoSettings
 from tidegate.edge.executors.openvino_model import openvino_release
-from tidegate.edge.executors.openvino_native import swap_products
+from tidegate.edge.executors.openvino_native import Swapped, swap_products
 from tidegate.engine.executor import ExecutorStep, Logits, Row, Tokens
 from tidegate.errors import ConfigError
 from tidegate.model.packed import Array, Bits, DenseLinear, Linear, LowRankLinear
@@ -164,9 +164,37 @@ def normal(rng: np.random.Generator, *shape: int) -> Array:
     return rng.standard_normal(shape).astype(np.float32)
 
 
+def test_a_rehearsal_leaves_out_the_products_of_its_own_model_only(
+    tmp_path: Path, folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    rng = np.random.default_rng(6)
+    first = quantise(DenseLinear(weight=normal(rng, 48, 64)), bits=4, group_size=32, symmetric=True)
+    x = normal(rng, 2, 64)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    with (
+        swapped_product(first, tmp_path / "one") as (product, swapped),
+        swapped_product(first, tmp_path / "other") as (other, _),
+    ):
+        expected = product(x)
+        with swapped.rehearsal():
+            assert not product(x).any()
+            np.testing.assert_array_equal(other(x), expected)
+        np.testing.assert_array_equal(product(x), expected)
+
+
 @contextmanager
 def native_product(weight: Linear, folder: Path) -> Iterator[Callable[[Array], Array]]:
     """Multiplies by a weight that went through the converter's graph and the swap."""
+    with swapped_product(weight, folder) as (product, _):
+        yield product
+
+
+@contextmanager
+def swapped_product(
+    weight: Linear, folder: Path
+) -> Iterator[tuple[Callable[[Array], Array], Swapped]]:
+    """The same, and what became of the graph."""
     with ConstantFile(folder / "scratch") as constants:
         layers = LinearLayers(constants)
         x = graph.parameter("x", 2, ov.Type.f32)
@@ -181,8 +209,7 @@ def native_product(weight: Linear, folder: Path) -> Iterator[Callable[[Array], A
     compiled = core.compile_model(model, "CPU", properties)
     kinds = {node.get_rt_info()["layerType"].astype(str) for node in layers_of(compiled)}
     assert not kinds & {"FullyConnected", "MatMul", "Eltwise"}
-    # The tiles live for as long as this frame does.
-    yield lambda x: np.array(compiled([x])[0])
+    yield lambda x: np.array(compiled([x])[0]), swapped
 
 
 def layers_of(compiled: ov.CompiledModel) -> list[ov.Node]:

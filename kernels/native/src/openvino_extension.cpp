@@ -6,7 +6,8 @@
 //
 // The CPU plugin runs an operation that it does not know by calling `evaluate`, inside the task
 // arena that holds the threads the model was compiled for, so the work is shared among just those.
-#include <exception>
+#include <algorithm>
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -20,6 +21,10 @@
 
 namespace tidegate::native {
 namespace {
+
+// Results of weights whose tiles lie between are zeros; see `tidegate_openvino_rehearse`.
+std::atomic<const std::uint8_t*> rehearsed_begin{nullptr};
+std::atomic<const std::uint8_t*> rehearsed_end{nullptr};
 
 void run_in_arena(void*, std::size_t count, Parallel::Task task, void* argument) {
     // One task at a time to whoever is free: a thread that other processes hold up takes fewer.
@@ -88,6 +93,11 @@ public:
                         "tiles must be aligned to ", tile_alignment, " bytes");
         found.back() = static_cast<std::size_t>(shape_.outputs);
         outputs[0].set_shape(found);
+        if (tiles >= rehearsed_begin.load() && tiles < rehearsed_end.load()) {
+            auto* values = static_cast<float*>(outputs[0].data());
+            std::fill(values, values + outputs[0].get_size(), 0.0f);
+            return true;
+        }
         const auto rows = static_cast<std::int64_t>(inputs[0].get_size()) / shape_.inputs;
         const auto* bias =
             inputs.size() == 3 ? static_cast<const float*>(inputs[2].data()) : nullptr;
@@ -109,6 +119,21 @@ private:
 };
 
 }  // namespace tidegate::native
+
+#if defined(_WIN32)
+#define TIDEGATE_EXPORT extern "C" __declspec(dllexport)
+#else
+#define TIDEGATE_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+// From now on products with tiles from `begin` to before `end` are not computed, so that a model can
+// take the memory of its largest steps at the price of the smallest. Nulls end it. One at a time.
+TIDEGATE_EXPORT void tidegate_openvino_rehearse(const void* begin, const void* end) {
+    using namespace tidegate::native;
+    rehearsed_end = nullptr;
+    rehearsed_begin = static_cast<const std::uint8_t*>(begin);
+    rehearsed_end = static_cast<const std::uint8_t*>(end);
+}
 
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
     {std::make_shared<ov::OpExtension<tidegate::native::PackedLinear>>()}));

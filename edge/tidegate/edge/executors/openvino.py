@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -78,14 +79,17 @@ class OpenVinoExecutor:
             bytes_per_token=-(-cache_bytes // (blocks * BLOCK_TOKENS)),
         )
         self._layout = kv_layout(self._caches, linear=self._graph.linear, exact=settings.exact)
-        self._warm_up()
+        swapped = self._graph.swapped
+        with nullcontext() if swapped is None else swapped.rehearsal():
+            self._warm_up()
+        self._run([_zeros(1, 1)])
         self._facts = ExecutorFacts(
             runtime=f"openvino {openvino_release()}",
             linear=self._graph.linear,
             threads=settings.threads,
             kv_precision=kv_precision(arch, settings),
             kv_bytes=cache_bytes,
-            cache="nothing to keep" if self._graph.tiles is None else self._graph.tiles.source,
+            cache="nothing to keep" if swapped is None else swapped.tiles.source,
             load_s=time.perf_counter() - began_s,
         )
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tidegate.edge.executors.native import Native, NativeUnavailable, find_native
-from tidegate.edge.executors.native_tiles import Tiles
-from tidegate.edge.executors.openvino_native import swap_products
+from tidegate.edge.executors.openvino_native import Swapped, swap_products
 from tidegate.edge.executors.settings import check_counts
 from tidegate.errors import BundleError, ConfigError
 from tidegate.model.architecture import Architecture
@@ -99,8 +98,8 @@ class Graph:
     compiled: Library
     linear: str
     """See `ExecutorFacts.linear`."""
-    tiles: Tiles | None
-    """Of the native layer if it runs: must outlive `compiled`."""
+    swapped: Swapped | None
+    """The native layer if it runs; its tiles must outlive `compiled`."""
 
 
 def compile_graph(path: Path, arch: Architecture, settings: OpenVinoSettings) -> Graph:
@@ -125,19 +124,19 @@ def compile_graph(path: Path, arch: Architecture, settings: OpenVinoSettings) ->
     _check_signature(path, model, arch)
     try:
         _set_head_counts(model, arch)
-        linear, tiles = _choose_linear(model, core, settings)
+        linear, swapped = _choose_linear(model, core, settings)
         compiled = core.compile_model(model, "CPU", _properties(model, arch, settings))
     except ConfigError:
         raise
     except Exception as error:
         raise BundleError(f"{path}: OpenVINO cannot compile it: {error}") from error
-    return Graph(compiled=compiled, linear=linear, tiles=tiles)
+    return Graph(compiled=compiled, linear=linear, swapped=swapped)
 
 
 def _choose_linear(
     model: Library, core: Library, settings: OpenVinoSettings
-) -> tuple[str, Tiles | None]:
-    """Swap the native layer in if it can run; which path the products take, and its tiles."""
+) -> tuple[str, Swapped | None]:
+    """Swap the native layer in if it can run; which path the products take, and why."""
     if settings.exact or settings.native == "off":
         asked = "exact arithmetic" if settings.exact else "it"
         return f"openvino, because {asked} was asked for", None
@@ -152,7 +151,7 @@ def _choose_linear(
         return f"openvino; the native layer does not run: {why}", None
     rest = "" if swapped.native == swapped.products else ", openvino for the others"
     share = f"{swapped.native} of {swapped.products} products"
-    return f"native {native.path}, {share}{rest}", swapped.tiles
+    return f"native {native.path}, {share}{rest}", swapped
 
 
 def openvino_release() -> str:

@@ -8,19 +8,26 @@ as well goes on reading single rows of them. So weights are in memory once, as t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
+from tidegate.edge.executors.file_pages import forget_pages
 from tidegate.edge.executors.native import Bytes, NativeLibrary, NativeUnavailable, TileShape
 from tidegate.edge.executors.native_tiles import Tiles, load_tiles, parts_of
 
 Library: TypeAlias = Any
 """An object of `openvino`, whose types mypy does not follow."""
+
+_ONE_REHEARSAL = threading.Lock()
 
 _BITS = {"u4": 4, "u8": 8}
 
@@ -30,9 +37,11 @@ class _Product:
     """A product of the graph, and what the native operation needs of it."""
 
     matmul: Library
-    values: Library
-    scales: Library
-    zeros: Library | None
+    values: Bytes
+    """Of the mapped file, packed low nibble first."""
+    scales: npt.NDArray[np.float16]
+    zeros: Bytes | None
+    """As in the graph: 4-bit ones are packed without gaps."""
     shape: TileShape
 
 
@@ -46,6 +55,9 @@ class Swapped:
     """Products of packed weights there are."""
     tiles: Tiles
     """Must outlive every model compiled from the graph."""
+    rehearsal: Callable[[], AbstractContextManager[None]]
+    """Within it the model runs without its products, to take the memory of its largest steps at
+    the price of its smallest."""
 
 
 def swap_products(
@@ -63,7 +75,7 @@ def swap_products(
         NativeUnavailable: the library does not load, or there is nothing to swap. The graph is
             as it was.
     """
-    create = _operation(core, native)
+    create, rehearse = _operation(core, native)
     products = _products(model)
     sized = [(product, native.tiled_bytes(product.shape)) for product in products]
     sized = [(product, size) for product, size in sized if size]
@@ -74,21 +86,39 @@ def swap_products(
     tiles = load_tiles(sizes, write, file)
     for (product, _), part in zip(sized, parts_of(tiles.data, sizes), strict=True):
         _swap(product, part, create)
-    return Swapped(native=len(sized), products=len(products), tiles=tiles)
+    return Swapped(
+        native=len(sized),
+        products=len(products),
+        tiles=tiles,
+        rehearsal=partial(_rehearsing, rehearse, tiles),
+    )
 
 
-def _operation(core: Library, native: NativeLibrary) -> Callable[..., Library]:
-    """Makes nodes of the native operation."""
+@contextmanager
+def _rehearsing(rehearse: Callable[..., object], tiles: Tiles) -> Iterator[None]:
+    begin = tiles.data.ctypes.data
+    with _ONE_REHEARSAL:
+        rehearse(ctypes.c_void_p(begin), ctypes.c_void_p(begin + tiles.data.nbytes))
+        try:
+            yield
+        finally:
+            rehearse(None, None)
+
+
+def _operation(
+    core: Library, native: NativeLibrary
+) -> tuple[Callable[..., Library], Callable[..., object]]:
+    """What makes nodes of the native operation, and `tidegate_openvino_rehearse`."""
     from openvino.utils.node_factory import NodeFactory
 
     factory = NodeFactory()
     try:
         core.add_extension(str(native.operation))
         factory.add_extension(str(native.operation))
+        rehearse = ctypes.CDLL(str(native.operation)).tidegate_openvino_rehearse
     except Exception as error:
         raise NativeUnavailable(f"{native.operation} cannot be loaded: {error}") from error
-    create: Callable[..., Library] = factory.create
-    return create
+    return factory.create, rehearse
 
 
 def _products(model: Library) -> list[_Product]:
@@ -120,9 +150,9 @@ def _product(matmul: Library) -> _Product | None:
         return None
     return _Product(
         matmul=matmul,
-        values=values,
-        scales=scales,
-        zeros=None if middle else zeros,
+        values=values.data.reshape(-1).view(np.uint8),
+        scales=scales.data,
+        zeros=None if middle else zeros.data.reshape(-1).view(np.uint8),
         shape=TileShape(
             inputs=groups * group, outputs=outputs, bits=bits, group=group, zeros=not middle
         ),
@@ -142,17 +172,16 @@ def _is(node: Library, kind: str) -> bool:
 
 
 def _write_tiles(native: NativeLibrary, product: _Product, out: Bytes) -> None:
-    zeros = None if product.zeros is None else _zeros_by_row(product)
-    native.tile(product.shape, product.values.data, product.scales.data, zeros, out)
+    native.tile(product.shape, product.values, product.scales, _zeros_by_row(product), out)
+    forget_pages(product.values)
 
 
-def _zeros_by_row(product: _Product) -> Bytes:
-    """Zero-points with every row beginning on a byte; the graph packs them without gaps."""
-    assert product.zeros is not None
-    shape, packed = product.shape, product.zeros.data.reshape(-1).view(np.uint8)
+def _zeros_by_row(product: _Product) -> Bytes | None:
+    """Zero-points with every row beginning on a byte."""
+    shape, packed = product.shape, product.zeros
     groups = shape.inputs // shape.group
-    if shape.bits == 8 or groups % 2 == 0:
-        return np.asarray(packed)
+    if packed is None or shape.bits == 8 or groups % 2 == 0:
+        return packed
     single = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)[: shape.outputs * groups]
     even = np.pad(single.reshape(shape.outputs, groups), ((0, 0), (0, 1)))
     return np.asarray(even[:, 0::2] | even[:, 1::2] << 4)
