@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 from toydrafter import ForetellingDrafter
-from toyengine import PAGED, SLOTS, Collected, ask, collect, serving, toy_engine
+from toyengine import PAGED, SLOTS, Collected, ask, collect, serving, toy_engine, with_sampling
 from toyexecutor import Behaviour, ToyExecutor
 
 from tidegate.engine.drafts import Drafter
@@ -32,7 +32,7 @@ def request_of(number: int, chance: random.Random) -> GenerationRequest:
     stem = range(10, 10 + chance.choice((0, 0, 16, 40)))
     end = POISON if number in POISONED else 9
     prompt = (*stem, *chance.choices(range(3, 9), k=9), end)
-    return ask(
+    plain = ask(
         f"r{number}",
         prompt,
         max_tokens=chance.randint(1, 30),
@@ -41,6 +41,17 @@ def request_of(number: int, chance: random.Random) -> GenerationRequest:
         seed=number,
         stop=chance.choice(((), ("e",))),
         priority=chance.choice(list(Priority)),
+    )
+    if chance.random() < 0.5:
+        return plain
+    return with_sampling(
+        plain,
+        presence_penalty=chance.choice((0.0, 0.7)),
+        repetition_penalty=chance.choice((1.0, 1.2)),
+        logit_bias=chance.choice(((), ((20, 2.0), (30, -100.0)))),
+        min_p=chance.choice((0.0, 0.05)),
+        min_tokens=chance.randint(0, plain.sampling.max_tokens),
+        logprobs=chance.choice((None, 0, 3)),
     )
 
 
