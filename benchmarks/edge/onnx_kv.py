@@ -2,11 +2,12 @@
 
 Quality: prompts and right answers of the assistant's test split, token by token, against the same
 bundle with float32 activations and KV (`model.exact.onnx`), calibrated on the training split.
-Speed: decode steps and prefill chunks at short and long contexts, precisions taking turns in one
-run; scales of any value take the same time, so a bundle of random weights gets its graphs here.
+Attention: what its operators take of a decode step and of a prefill chunk at short and long
+contexts, by ONNX Runtime's profiler, precisions taking turns; all else costs the same. Scales of
+any value take the same time, so a bundle of random weights gets its graphs here.
 
     python benchmarks/edge/onnx_kv.py quality --checkpoint examples/assistant/edge
-    python benchmarks/edge/onnx_kv.py speed --bundle FOLDER --contexts 128,1024,2000
+    python benchmarks/edge/onnx_kv.py attention --bundle FOLDER --contexts 128,1024,1900
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.evaluation.measures import compare, summarise
@@ -30,9 +31,8 @@ from tidegate.converters.onnx.ranges import LayerRanges
 from tidegate.converters.onnx.variants import write_variants
 from tidegate.converters.recipe import make_recipe
 from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
-from tidegate.edge.executors.onnx_session import KvPrecision
+from tidegate.edge.executors.onnx_session import GRAPHS, KvPrecision
 from tidegate.edge.scoring import teacher_forced
-from tidegate.engine.executor import ExecutorStep, Row
 from tidegate.engine.text import TextModel
 from tidegate.model.architecture import Architecture
 from tidegate.model.bundle import Bundle
@@ -59,13 +59,13 @@ class Quality:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Median of one step, and how much faster than with float32 KV in the same turn."""
+class Attention:
+    """Of all layers of one step, and how many times what it takes with float32 KV."""
 
     what: str
     past_tokens: int
     kv: KvPrecision
-    step_ms: float
+    attention_ms: float
     over_float32: float
 
 
@@ -161,53 +161,77 @@ def with_graphs(bundle: Path, copy: Path) -> Manifest:
     return manifest
 
 
-def speed(bundle: Path, contexts: Sequence[int], repeats: int) -> list[Speed]:
+def attention(bundle: Path, contexts: Sequence[int], repeats: int) -> list[Attention]:
     """Steps of one and four rows and of 128 tokens, float32 and int8 in turns."""
     cases = {"decode, 1 row": (1, 1), "decode, 4 rows": (4, 1), "chunk of 128 tokens": (1, 128)}
-    samples: dict[tuple[str, int, KvPrecision], list[float]] = {}
+    results = []
     # Beside the bundle, so that its weights need no second copy.
     with tempfile.TemporaryDirectory(dir=bundle.parent) as name:
-        manifest = with_graphs(bundle, Path(name))
-        longest = max(contexts) + 128
-        executors = {
-            kv: opened(Path(name), manifest.decoder, kv, context_tokens=longest, slots=4)
-            for kv in PRECISIONS[:2]
-        }
-        for repeat in range(repeats + 1):
-            for past in contexts:
-                for what, (rows, tokens) in cases.items():
-                    for kv, executor in executors.items():
-                        step_s = timed(executor, rows, tokens, past)
-                        if repeat:  # the first round warms up
-                            samples.setdefault((what, past, kv), []).append(step_s)
-    return [
-        Speed(
-            what=what,
-            past_tokens=past,
-            kv=kv,
-            step_ms=round(statistics.median(times) * 1e3, 2),
-            over_float32=round(
-                statistics.median(
-                    plain / one
-                    for plain, one in zip(samples[what, past, "float32"], times, strict=True)
-                ),
-                2,
-            ),
+        folder = Path(name)
+        arch = with_graphs(bundle, folder).decoder
+        for past in contexts:
+            for what, (rows, tokens) in cases.items():
+                found: dict[KvPrecision, list[float]] = {kv: [] for kv in PRECISIONS[:2]}
+                for _ in range(repeats):
+                    for kv, times in found.items():
+                        step = (rows, tokens, past)
+                        times += profiled(folder / "onnx" / GRAPHS[kv], arch, step)
+                typical = {kv: lower_quarter(times) * arch.layers for kv, times in found.items()}
+                results += [
+                    Attention(
+                        what=what,
+                        past_tokens=past,
+                        kv=kv,
+                        attention_ms=round(time_ms, 2),
+                        over_float32=round(time_ms / typical["float32"], 2),
+                    )
+                    for kv, time_ms in typical.items()
+                ]
+    return results
+
+
+def profiled(graph: Path, arch: Architecture, step: tuple[int, int, int]) -> list[float]:
+    """Milliseconds of every attention operator in a few equal steps (rows, tokens, past)."""
+    rows, tokens, past = step
+    with tempfile.TemporaryDirectory() as name:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 2
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_profiling = True
+        options.profile_file_prefix = f"{name}/profile"
+        session = onnxruntime.InferenceSession(
+            str(graph), options, providers=["CPUExecutionProvider"]
         )
-        for (what, past, kv), times in samples.items()
+        kind = np.float32 if graph.name == GRAPHS["float32"] else np.int8
+        shape = (rows, arch.kv_heads, past + tokens, arch.head_size)
+        inputs: dict[str, np.ndarray] = {
+            "input_ids": np.full((rows, tokens), 5),
+            "seqlens_k": np.full(rows, past + tokens - 1, np.int32),
+            "total_sequence_length": np.array(past + tokens, np.int32),
+            "sampled": np.arange(rows),
+        }
+        binding = session.io_binding()
+        for item in session.get_inputs():
+            value = inputs.setdefault(item.name, np.ones(shape, kind))
+            binding.bind_cpu_input(item.name, value)
+            if item.name.startswith("past_"):
+                present = item.name.replace("past_", "present_")
+                binding.bind_output(present, "cpu", 0, kind, shape, value.ctypes.data)
+        binding.bind_output("logits")
+        for _ in range(3):
+            session.run_with_iobinding(binding)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return [
+        event["dur"] / 1e3
+        for event in events
+        if event["name"].endswith("kernel_time")
+        and event["args"].get("op_name") == "GroupQueryAttention"
     ]
 
 
-def timed(executor: OnnxExecutor, rows: int, tokens: int, past: int) -> float:
-    """Seconds of a step, the better of three."""
-    ids = np.arange(5, 5 + tokens, dtype=np.int64)
-    step = ExecutorStep(rows=tuple(Row(tokens=ids, past=past, slot=i) for i in range(rows)))
-    found = []
-    for _ in range(3):
-        began_s = time.perf_counter()
-        executor.execute(step)
-        found.append(time.perf_counter() - began_s)
-    return min(found)
+def lower_quarter(times: Sequence[float]) -> float:
+    """Mean of the shorter quarter: what else the machine does only makes times longer."""
+    return statistics.mean(sorted(times)[: max(len(times) // 4, 1)])
 
 
 def main() -> int:
@@ -215,21 +239,21 @@ def main() -> int:
     from report import report
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("quality", "speed"))
+    parser.add_argument("what", choices=("quality", "attention"))
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "examples/assistant/edge")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--bundle", type=Path, help="of the shape to time, with an onnx target")
     parser.add_argument("--contexts", default="128,1024,1900")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if args.what == "speed" and args.bundle is None:
-        parser.error("speed needs --bundle")
+    if args.what == "attention" and args.bundle is None:
+        parser.error("attention needs --bundle")
     contexts = [int(one) for one in args.contexts.split(",")]
-    found: Sequence[Quality | Speed] = (
+    found: Sequence[Quality | Attention] = (
         quality(args.checkpoint, args.prompts)
         if args.what == "quality"
-        else speed(args.bundle, contexts, args.repeats)
+        else attention(args.bundle, contexts, args.repeats)
     )
     results = [asdict(one) for one in found]
     if args.json:
