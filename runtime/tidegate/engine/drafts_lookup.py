@@ -39,6 +39,8 @@ class GramIndex:
     def __init__(self, *, most_grams: int = _MOST_GRAMS) -> None:
         self.length = 0
         """Tokens of the text, those forgotten too."""
+        self.suffix: list[int] = []
+        """The n-grams that end the text, shortest first."""
         self._text: list[int] = []
         self._begin = 0
         self._most = most_grams
@@ -48,34 +50,34 @@ class GramIndex:
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append to the text. What ends at its last token is indexed once something follows."""
-        text, young = self._text, self._young
+        text, young, suffix = self._text, self._young, self.suffix
         for token in tokens:
-            end = len(text)
-            for grams in range(SHORTEST, min(LONGEST, end) + 1):
-                young[hash(tuple(text[end - grams :]))] = self._begin + end
+            follows = self._begin + len(text)
+            for gram in suffix:
+                young[gram] = follows
             text.append(token)
+            suffix = _suffix(text)
+        self.suffix = suffix
         self.length = self._begin + len(text)
         if len(young) > self._most:
             self._forget()
 
-    def tail(self) -> list[int]:
-        """The end of the text: as much as an n-gram has at most."""
-        return self._text[-LONGEST:]
-
-    def find(self, tail: Sequence[int], *, shortest: int = SHORTEST) -> tuple[int, int] | None:
-        """The longest suffix of `tail` that occurred in the text, latest occurrence first.
+    def find(self, suffix: Sequence[int], *, shortest: int = SHORTEST) -> tuple[int, int] | None:
+        """The longest n-gram of a `suffix`, of this text or another, and its latest occurrence.
 
         Returns:
             (its tokens, where what followed it begins), or None.
         """
-        for grams in range(min(LONGEST, len(tail)), shortest - 1, -1):
-            gram = hash(tuple(tail[-grams:]))
+        found: tuple[int, int] | None = None
+        # Where a longer one occurred, the shorter ones that end it did too.
+        for grams, gram in enumerate(suffix[shortest - SHORTEST :], shortest):
             follows = self._young.get(gram)
             if follows is None:
                 follows = self._old.get(gram)
-            if follows is not None and follows >= self._begin:
-                return grams, follows
-        return None
+            if follows is None or follows < self._begin:
+                break
+            found = grams, follows
+        return found
 
     def following(self, follows: int, most: int) -> list[int]:
         """What stands from `follows` on, up to `most` tokens."""
@@ -89,6 +91,15 @@ class GramIndex:
         self._begin = self._young_begin
         self._young_begin = self.length
         self._old, self._young = self._young, {}
+
+
+def _suffix(text: Sequence[int]) -> list[int]:
+    """Hashes of the n-grams that end `text`, shortest first."""
+    gram, grams = text[-1], []
+    for place in range(2, min(LONGEST, len(text)) + 1):
+        gram = hash((text[-place], gram))
+        grams.append(gram)
+    return grams
 
 
 class LookupDrafter:
@@ -120,10 +131,9 @@ class LookupDrafter:
             index.extend(wish.tokens[index.length : index.length + CATCH_UP_TOKENS].tolist())
         if wish.most < 1 or index.length < len(wish.tokens):
             return NOTHING
-        tail = index.tail()
-        own = index.find(tail)
+        own = index.find(index.suffix)
         if own is None or own[0] < LONGEST:
-            elsewhere = self._elsewhere(tail, own, wish) if wish.shared else NOTHING
+            elsewhere = self._elsewhere(index.suffix, own, wish) if wish.shared else NOTHING
             if elsewhere.tokens:
                 return elsewhere
         if own is None:
@@ -131,10 +141,10 @@ class LookupDrafter:
         grams, follows = own
         return Draft(kind=_KINDS[grams], tokens=repeated(index.following(follows, wish.most), wish))
 
-    def _elsewhere(self, tail: Sequence[int], own: tuple[int, int] | None, wish: Wish) -> Draft:
+    def _elsewhere(self, suffix: list[int], own: tuple[int, int] | None, wish: Wish) -> Draft:
         """What followed in another answer, if more tokens agree there than in its own text."""
         shortest = _SHORTEST_ELSEWHERE if own is None else max(_SHORTEST_ELSEWHERE, own[0] + 1)
-        found = self._answers.find(tail, shortest=shortest)
+        found = self._answers.find(suffix, shortest=shortest)
         if found is None:
             return NOTHING
         grams, follows = found

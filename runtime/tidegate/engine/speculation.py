@@ -129,7 +129,8 @@ class Speculator:
         """The drafts that pay most: of the free drafters, or with the paid one's beside them."""
         rows, wishes = len(guessing.wishes), guessing.wishes
         drafts = self._propose(wishes)
-        costs = self._costs.table(rows, guessing.most)
+        nothing = self._paid is None and not any(draft.tokens for draft in drafts)
+        costs = None if nothing or guessing.most < 1 else self._costs.table(rows, guessing.most)
         if costs is None:
             return [NOTHING] * rows
         lengths, gain = share_out(self._prospects(wishes, drafts), costs, rows)
