@@ -52,6 +52,7 @@ def summary(
                 "decode_tokens_per_s": {k: v for k, v in speeds.items() if v is not None},
                 "share_of_bandwidth": share_of_bandwidth(rounds, name, prepared.step_bytes),
                 "rss_mib": median(rounds, name, lambda one: one.rss_mib),
+                "anonymous_mib": median(rounds, name, lambda one: one.anonymous_mib),
                 "peak_mib": median(rounds, name, lambda one: one.peak_mib),
                 "weight_mb": prepared.weight_bytes / 1e6,
                 "step_mb": prepared.step_bytes / 1e6,
@@ -63,8 +64,16 @@ def summary(
 
 def table(rows: Sequence[Mapping[str, object]], streams: Sequence[int]) -> list[str]:
     """Lines for people."""
-    heads = ["cold s", "prefill", *(f"x{count}" for count in streams), "of mem", "RSS MiB", "J"]
-    lines = [f"{'':<25}" + "".join(f"{head:>9}" for head in heads)]
+    heads = [
+        "cold s",
+        "prefill",
+        *(f"x{count}" for count in streams),
+        "of mem",
+        "RSS MiB",
+        "anon",
+        "J",
+    ]
+    lines = [f"{'':<27}" + "".join(f"{head:>9}" for head in heads)]
     for row in rows:
         speeds = row["decode_tokens_per_s"]
         assert isinstance(speeds, dict)
@@ -75,9 +84,9 @@ def table(rows: Sequence[Mapping[str, object]], streams: Sequence[int]) -> list[
         ]
         share, rss, energy = row["share_of_bandwidth"], row["rss_mib"], row["energy_j"]
         cells.append(f"{share:.0%}" if isinstance(share, float) else "-")
-        cells.append(f"{rss:.0f}")
+        cells += [f"{rss:.0f}", f"{row['anonymous_mib']:.0f}"]
         cells.append(f"{energy:.0f}" if isinstance(energy, float) else "-")
-        lines.append(f"{row['engine']:<25}" + "".join(f"{cell:>9}" for cell in cells))
+        lines.append(f"{row['engine']:<27}" + "".join(f"{cell:>9}" for cell in cells))
     return lines
 
 

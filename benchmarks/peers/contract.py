@@ -56,6 +56,8 @@ class Figures:
     prefix_warm_s: float | None = None
     """The same prefix with another end."""
     rss_mib: float = 0.0
+    anonymous_mib: float = 0.0
+    """Of the resident memory what no file backs: it cannot be dropped when memory is short."""
     peak_mib: float = 0.0
     kv_bytes: int | None = None
     """Configured; None where the engine does not say."""

@@ -15,6 +15,7 @@ from peers.ortgenai import OrtGenai
 from peers.ours import Tidegate
 
 LLAMA, OPENVINO = "llama.cpp", "OpenVINO GenAI"
+OPENVINO_PLAIN = "OpenVINO GenAI LLMPipeline"
 GENAI_32, GENAI_64 = "onnxruntime-genai g32", "onnxruntime-genai g64"
 NATIVE, LIBRARY, ONNX = "tidegate openvino+native", "tidegate openvino", "tidegate onnx"
 
@@ -26,6 +27,7 @@ def every_engine(parts: Sequence[str] | None = None) -> list[Peer]:
         LlamaCpp(name=LLAMA),
         Tidegate(name=LIBRARY, choice="openvino", native="off"),
         OpenVinoGenai(name=OPENVINO),
+        OpenVinoGenai(name=OPENVINO_PLAIN, pipeline="plain"),
         Tidegate(name=ONNX, choice="onnx", native=None),
         OrtGenai(name=GENAI_32, block_size=32, streams=None),
         # Batches do not depend on the group; once is enough for their minutes of prefill.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from peers.contract import Figures, Prepared, Turn
 from peers.environments import problem, python
@@ -19,11 +20,25 @@ class OpenVinoGenai:
     """See `Peer`."""
 
     name: str
-    streams: tuple[int, ...] | None = None
-    settings: str = (
-        "optimum-intel int4, groups of 64, tables 8 bits; continuous batching, KV u8, latency hint,"
-        " activations quantised in groups of 64"
-    )
+    pipeline: Literal["batching", "plain"] = "batching"
+    """`plain` is LLMPipeline on the stateful model, for one stream."""
+
+    @property
+    def streams(self) -> tuple[int, ...] | None:
+        """See `Peer.streams`."""
+        return (1,) if self.pipeline == "plain" else None
+
+    @property
+    def settings(self) -> str:
+        """See `Peer.settings`."""
+        kind = {
+            "batching": "ContinuousBatchingPipeline, steps of 2048 tokens",
+            "plain": "LLMPipeline, stateful",
+        }[self.pipeline]
+        return (
+            f"optimum-intel int4, groups of 64, tables 8 bits; {kind}, KV u8, latency hint,"
+            " activations quantised in groups of 64"
+        )
 
     def missing(self) -> str | None:
         """See `Peer.missing`."""
@@ -45,5 +60,5 @@ class OpenVinoGenai:
 
     def run(self, prepared: Prepared, turn: Turn) -> Figures:
         """See `Peer.run`."""
-        options = {"dynamic_quantization": GROUP_SIZE}
+        options = {"dynamic_quantization": GROUP_SIZE, "pipeline": self.pipeline}
         return take_turn(python("ovgenai"), "openvino_worker.py", prepared, turn, options)

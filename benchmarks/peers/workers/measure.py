@@ -98,10 +98,11 @@ def timed(call: Callable[[Sequence[int]], None], tokens: Sequence[int]) -> float
 
 
 def memory() -> dict[str, object]:
-    """Resident memory now and at its peak, in MiB, as the kernel counts it."""
+    """Resident memory now, of it what no file backs, and its peak, in MiB, as the kernel counts."""
     lines = Path("/proc/self/status").read_text().splitlines()
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
-    return {"rss_mib": kib["VmRSS"] / 1024, "peak_mib": kib["VmHWM"] / 1024}
+    found = {"rss_mib": "VmRSS", "anonymous_mib": "RssAnon", "peak_mib": "VmHWM"}
+    return {name: kib[key] / 1024 for name, key in found.items()}
 
 
 def energy_uj() -> int | None:

@@ -1,9 +1,10 @@
-"""OpenVINO GenAI's turn, on its continuous-batching pipeline.
+"""OpenVINO GenAI's turn: its continuous-batching pipeline, or its plain one for a single stream.
 
 Threads are given, the hint is latency, KV is u8 (its default), and a step takes prompts of 2048
 tokens whole. `dynamic_quantization` is the number of activations that share a scale; 64 is the
 weights' group and quicker than the default of 32. KV has the blocks that the turn needs. Prefix
-caching is on only where it is measured.
+caching is on only where it is measured. Option `pipeline`: `batching`, or `plain` for `LLMPipeline`
+on the stateful model (its `SDPA` backend; by default it would be the batching one in disguise).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import openvino
 import openvino_genai
-from measure import Spec, main
+from measure import Session, Spec, main
 
 BLOCK_TOKENS = 32
 """Fixed by the CPU plugin."""
@@ -32,13 +33,8 @@ class OpenVinoSession:
         scheduler.num_kv_blocks = (streams + 1) * -(-longest // BLOCK_TOKENS)
         scheduler.max_num_batched_tokens = 2048
         scheduler.enable_prefix_caching = spec["prefix_tokens"] > 0
-        properties = {
-            "INFERENCE_NUM_THREADS": spec["threads"],
-            "PERFORMANCE_HINT": "LATENCY",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": spec["options"]["dynamic_quantization"],
-        }
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            spec["model"], scheduler, "CPU", properties
+            spec["model"], scheduler, "CPU", properties(spec)
         )
         self._requests = 0
 
@@ -70,15 +66,81 @@ class OpenVinoSession:
         return elapsed_s * tokens * len(handles) / rest
 
     def _add(self, prompt: Sequence[int], tokens: int) -> openvino_genai.GenerationHandle:
-        config = openvino_genai.GenerationConfig()
-        config.max_new_tokens = tokens
-        config.ignore_eos = True
-        config.do_sample = False
-        config.apply_chat_template = False
         self._requests += 1
-        ids = openvino.Tensor(np.array([prompt], np.int64))
-        return self._pipeline.add_request(self._requests, ids, config)
+        return self._pipeline.add_request(self._requests, ids_of(prompt), config_for(tokens))
+
+
+class Clock(openvino_genai.StreamerBase):
+    """When each token came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def write(self, token: int | list[int]) -> openvino_genai.StreamingStatus:
+        """See `StreamerBase.write`."""
+        self.times.append(time.perf_counter())
+        return openvino_genai.StreamingStatus.RUNNING
+
+    def end(self) -> None:
+        """See `StreamerBase.end`."""
+
+
+class PlainSession:
+    """See `measure.Session`; one stream."""
+
+    kv_bytes: int | None = None
+
+    def __init__(self, spec: Spec) -> None:
+        self._pipeline = openvino_genai.LLMPipeline(
+            spec["model"], "CPU", ATTENTION_BACKEND="SDPA", **properties(spec)
+        )
+
+    def prefill(self, prompt: Sequence[int]) -> None:
+        """See `Session.prefill`."""
+        self.answer(prompt)
+
+    def answer(self, prompt: Sequence[int]) -> None:
+        """See `Session.answer`; it keeps no prefix of a request."""
+        self._pipeline.generate(ids_of(prompt), config_for(1))
+
+    def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+        """See `Session.decode`."""
+        (prompt,) = prompts
+        clock = Clock()
+        self._pipeline.generate(ids_of(prompt), config_for(tokens + 1), clock)
+        return clock.times[-1] - clock.times[0]
+
+
+def properties(spec: Spec) -> dict[str, object]:
+    """How the model is compiled."""
+    return {
+        "INFERENCE_NUM_THREADS": spec["threads"],
+        "PERFORMANCE_HINT": "LATENCY",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": spec["options"]["dynamic_quantization"],
+    }
+
+
+def ids_of(prompt: Sequence[int]) -> openvino.Tensor:
+    """Token ids [1, tokens]."""
+    return openvino.Tensor(np.array([prompt], np.int64))
+
+
+def config_for(tokens: int) -> openvino_genai.GenerationConfig:
+    """Greedy, exactly so many tokens."""
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens = tokens
+    config.ignore_eos = True
+    config.do_sample = False
+    config.apply_chat_template = False
+    return config
+
+
+def open_session(spec: Spec) -> Session:
+    """The pipeline that the turn asks for."""
+    kinds = {"batching": OpenVinoSession, "plain": PlainSession}
+    return kinds[spec["options"]["pipeline"]](spec)
 
 
 if __name__ == "__main__":
-    main(OpenVinoSession)
+    main(open_session)
