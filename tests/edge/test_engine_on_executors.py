@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from everylogit import reference_logits
+from nativebuild import native_folder
 from toydrafter import ForetellingDrafter
 from toyengine import Collected, ask, collect, serving
 from wordmodel import write_word_checkpoint
@@ -26,6 +27,7 @@ from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import RecipeWeights, make_recipe
 from tidegate.edge.draft_model import open_draft
 from tidegate.edge.executors.choice import Choice, ExecutorSettings, open_executor
+from tidegate.edge.executors.native import Native
 from tidegate.engine.drafts import Drafter, Ended, PaidDrafter, Wish
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
@@ -66,10 +68,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @contextmanager
 def executing(
-    model: Model, choice: Choice, *, exact: bool, step_tokens: int = 64
+    model: Model, choice: Choice, *, exact: bool, step_tokens: int = 64, native: Native = "off"
 ) -> Iterator[Executor]:
     settings = ExecutorSettings(
-        choice=choice, rows=4, step_tokens=step_tokens, threads=1, exact=exact
+        choice=choice, rows=4, step_tokens=step_tokens, threads=1, exact=exact, native=native
     )
     executor = open_executor(model.bundle, settings)
     try:
@@ -219,6 +221,18 @@ def test_exact_mode_gives_the_same_tokens_on_both_executors(model: Model) -> Non
         with executing(model, choice, exact=True) as executor:
             found.append(alone(executor, model))
     assert found[0] == found[1]
+
+
+def test_the_native_layer_gives_the_same_tokens_however_they_are_scheduled(model: Model) -> None:
+    """In its default mode: int8 activations, keys and values of 8 bits."""
+    native_folder()
+    with executing(model, "openvino", exact=False, native="on") as executor:
+        expected = alone(executor, model)
+        for way in SAME.values():
+            assert way(executor, model) == expected
+    with executing(model, "openvino", exact=False, native="on", step_tokens=16) as executor:
+        assert alone(executor, model) == expected
+        assert together(executor, model) == expected
 
 
 @pytest.mark.parametrize("choice", ["onnx", "openvino"])
