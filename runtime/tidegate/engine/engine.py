@@ -25,7 +25,7 @@ from tidegate.engine.facts import Described
 from tidegate.engine.generation import Generation
 from tidegate.engine.grammar import Grammars
 from tidegate.engine.prefix_disk import DiskPrefixes
-from tidegate.engine.request import Constraint, GenerationRequest, RequestId, SamplingParams
+from tidegate.engine.request import Constraint, GenerationRequest, RequestId
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.snapshot import EngineSnapshot, Meter
 from tidegate.engine.speculation import Speculator
@@ -252,17 +252,8 @@ class Engine:
             )
         if not all(0 <= token < self._vocab for token in request.prompt):
             raise RequestError("prompt", f"token ids must be between 0 and {self._vocab - 1}")
-        self._check_named(request.sampling)
+        request.sampling.check_tokens(self._vocab)
         self._check_line(len(request.prompt))
-
-    def _check_named(self, params: SamplingParams) -> None:
-        allowed = f"must be a token id from 0 to {self._vocab - 1}, the model's"
-        for token, _ in params.logit_bias:
-            if not 0 <= token < self._vocab:
-                raise RequestError("logit_bias", f"{token}: {allowed}")
-        for token in params.stop_token_ids:
-            if not 0 <= token < self._vocab:
-                raise RequestError("stop_token_ids", f"{token}: {allowed}")
 
     def _check_line(self, prompt_tokens: int) -> None:
         waiting, retry_after_s = self._batcher.waiting, max(1.0, self._meter.request_s or 0.0)

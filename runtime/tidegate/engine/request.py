@@ -99,6 +99,20 @@ class SamplingParams:
         """Token ids that the request names: they mean something to one model's tokenizer only."""
         return (*(token for token, _ in self.logit_bias), *self.stop_token_ids)
 
+    def check_tokens(self, vocab: int) -> None:
+        """Check the named tokens, once it is known which model is meant.
+
+        Raises:
+            RequestError: the model has only `vocab` tokens.
+        """
+        allowed = f"must be a token id from 0 to {vocab - 1}, the model's"
+        for token, _ in self.logit_bias:
+            if not 0 <= token < vocab:
+                raise RequestError("logit_bias", f"{token}: {allowed}")
+        for token in self.stop_token_ids:
+            if not 0 <= token < vocab:
+                raise RequestError("stop_token_ids", f"{token}: {allowed}")
+
     def _check_penalties(self) -> None:
         _between("presence_penalty", self.presence_penalty, -2, 2)
         _between("frequency_penalty", self.frequency_penalty, -2, 2)
