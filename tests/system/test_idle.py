@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from services import Service, Services, until
+from services import Service, Services, run_tidegate, until
 from streams import chat
 
 pytestmark = pytest.mark.system
@@ -72,3 +72,27 @@ def test_an_unloaded_model_is_healthy_and_comes_back_with_a_request(
 
 def maps(device: Service) -> str:
     return Path(f"/proc/{device.process.pid}/maps").read_text()
+
+
+def test_a_daemon_that_would_not_fit_is_refused_with_the_sum(bundle: Path) -> None:
+    done = run_tidegate("serve", str(bundle), "--listen", "127.0.0.1:0", "--memory-mib", "100")
+    assert done.returncode == 1
+    assert done.stderr.startswith("tidegate: memory_mib = 100: must be at least ")
+    for line in ("weights ", "KV, 4 x 1024 tokens", "runtime, tokenizer and server", "sum "):
+        assert line in done.stderr
+
+
+@pytest.mark.parametrize("executor", ["onnx", "openvino"])
+def test_a_daemon_stays_within_the_sum_and_does_not_grow(
+    bundle: Path, tmp_path: Path, executor: str
+) -> None:
+    with Services(tmp_path) as services:
+        device = services.serve(bundle, "--executor", executor)
+        for _ in range(10):
+            asked(device)
+        memory = device.get("/status")["memory"]
+        assert memory["resident_bytes"] <= memory["needed_bytes"]["sum_bytes"]
+        for _ in range(60):
+            asked(device)
+        later = device.get("/status")["memory"]["resident_bytes"]
+        assert later < 1.05 * memory["resident_bytes"]

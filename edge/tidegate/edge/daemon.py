@@ -26,9 +26,11 @@ from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.draft_model import open_draft
 from tidegate.edge.embedder import BundleEmbedder, open_embedder
-from tidegate.edge.executors.choice import ExecutorSettings, open_executor
+from tidegate.edge.executors.choice import ExecutorSettings, choose_target, open_executor
 from tidegate.edge.executors.encoder import EncoderSettings
-from tidegate.edge.prefix_store import open_store
+from tidegate.edge.machine import read_machine
+from tidegate.edge.memory import MemoryNeed, check_memory, memory_need
+from tidegate.edge.prefix_store import MOST_QUEUED_BYTES, open_store
 from tidegate.edge.residency import DeviceExecutor, ResidentExecutor, give_back_mapped
 from tidegate.edge.semantic_cache import SemanticCache
 from tidegate.edge.service import EdgeBackend
@@ -42,6 +44,7 @@ from tidegate.errors import BundleError, ConfigError
 from tidegate.link.device import DeviceLink
 from tidegate.link.mqtt import MqttTransport
 from tidegate.model.bundle import Bundle
+from tidegate.model.manifest import MAX_MANIFEST_BYTES, Manifest
 
 _MIB = 1 << 20
 
@@ -92,6 +95,8 @@ class EdgeSettings:
     context_policy: ContextPolicy = "error"
     """For prompts that are too long, when the caller names no policy."""
     drain_s: float = 30.0
+    memory_mib: int | None = None
+    """What the daemon may take; None for what the system has available when it starts."""
     unload_after_s: float | None = None
     """Without work for so long the model leaves memory, until the next request; None: never."""
     restart_when_stuck: bool = False
@@ -107,6 +112,8 @@ class EdgeSettings:
             raise ConfigError("answer_cache_mib", self.answer_cache_mib, "at least 0")
         if self.prefix_cache_mib < 1:
             raise ConfigError("prefix_cache_mib", self.prefix_cache_mib, "at least 1")
+        if self.memory_mib is not None and self.memory_mib < 1:
+            raise ConfigError("memory_mib", self.memory_mib, "at least 1")
         if self.unload_after_s is not None and not self.unload_after_s > 0:
             raise ConfigError("unload_after_s", self.unload_after_s, "more than 0, or absent")
         if self.prefix_cache is not None and not self.prefix_reuse:
@@ -155,6 +162,7 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
     """
     surface = surface_for(settings.host, key_hashes=settings.api_key_hashes)
     bundle = Bundle.open(settings.bundle, trusted=settings.trusted_signers)
+    memory = _check_memory(bundle, settings)
     async with AsyncExitStack() as stack:
         link = None
         if settings.link is not None:
@@ -183,11 +191,44 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         embedder = _open_embedder(settings)
         if embedder is not None:
             stack.callback(embedder.close)
-        backend = _make_backend(engine, executor, link, embedder, settings)
+        backend = _make_backend(engine, executor, link, embedder, memory, settings)
         app = create_app(backend, settings=surface, embedder=embedder)
         server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
         stack.callback(server.close)
         yield Edge(settings=settings, engine=engine, server=server, link=link)
+
+
+def _check_memory(bundle: Bundle, settings: EdgeSettings) -> MemoryNeed:
+    """What all parts will take; refused before anything of it is loaded."""
+    target = choose_target(bundle, settings.executor.choice)
+    queued = 0 if settings.prefix_cache is None else MOST_QUEUED_BYTES
+    answers = (1 if settings.semantic_cache is None else 2) * settings.answer_cache_mib * _MIB
+    beside = [one for one in (settings.draft, settings.embedder) if one is not None]
+    need = memory_need(
+        bundle.manifest,
+        target,
+        settings.executor,
+        cache_bytes=queued + answers,
+        others=tuple(_peek(folder) for folder in beside),
+    )
+    check_memory(
+        bundle.manifest,
+        target,
+        settings.executor,
+        need=need,
+        budget_mib=settings.memory_mib,
+        available_bytes=read_machine().available_bytes,
+    )
+    return need
+
+
+def _peek(folder: Path) -> Manifest:
+    """The manifest of a bundle that will be verified when it is opened."""
+    try:
+        with (folder / "manifest.json").open("rb") as file:
+            return Manifest.from_bytes(file.read(MAX_MANIFEST_BYTES + 1))
+    except OSError as error:
+        raise BundleError(f"{folder}: is not a bundle: {error.strerror}") from error
 
 
 def _open_model(bundle: Bundle, settings: EdgeSettings) -> DeviceExecutor:
@@ -237,6 +278,7 @@ def _make_backend(
     executor: Executor,
     link: DeviceLink | None,
     embedder: BundleEmbedder | None,
+    memory: MemoryNeed,
     settings: EdgeSettings,
 ) -> EdgeBackend:
     return EdgeBackend(
@@ -246,6 +288,7 @@ def _make_backend(
         batch_rows=executor.limits.step_rows,
         queue_limit=settings.queue_limit,
         context_policy=settings.context_policy,
+        needed_bytes=memory.to_json(),
     )
 
 

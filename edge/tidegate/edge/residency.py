@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import mmap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,15 @@ class ResidentExecutor:
         self._facts = inner.facts
         _log.info("the model is loaded again after %.1f s", time.perf_counter() - began_s)
         return inner
+
+
+def resident_bytes() -> int | None:
+    """What the process has in memory now; None where the system does not say."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return None
+    return int(pages) * mmap.PAGESIZE
 
 
 def give_back_freed() -> None:

@@ -28,6 +28,7 @@ from tidegate.edge.handoff import (
     shifted,
     was_cut_short,
 )
+from tidegate.edge.residency import resident_bytes
 from tidegate.edge.router import (
     CloudSignals,
     Decision,
@@ -81,6 +82,7 @@ class EdgeBackend:
         batch_rows: int,
         queue_limit: int,
         context_policy: ContextPolicy = "error",
+        needed_bytes: Mapping[str, int] | None = None,
     ) -> None:
         """Serve from `local`, `memory` and, when there is one, `cloud`.
 
@@ -92,10 +94,11 @@ class EdgeBackend:
             queue_limit: waiting requests beyond which new ones overflow or are refused.
             context_policy: for calls that do not name one; with `error` a prompt that is too long
                 for the device may still go to the cloud.
+            needed_bytes: the sum that the device was sized by, part by part, for `/status`.
         """
         self._local, self._cloud, self._memory = local, cloud, memory
         self._batch_rows, self._queue_limit = batch_rows, queue_limit
-        self._context_policy = context_policy
+        self._context_policy, self._needed_bytes = context_policy, needed_bytes
         self._typical_answer_tokens = _FIRST_GUESS_TOKENS
         self._pending_tokens: dict[str, float] = {}
         self._routes: Counter[Route] = Counter()
@@ -309,6 +312,7 @@ class EdgeBackend:
             "handoffs": self._handoffs,
             "typical_answer_tokens": round(self._typical_answer_tokens, 1),
             "answer_cache": self._memory.status(),
+            "memory": {"needed_bytes": self._needed_bytes, "resident_bytes": resident_bytes()},
             "link": None if self._cloud is None else await self._cloud.status(),
         }
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("tidegate", "tidegate-native", "openvino", "onnxruntime")
 _HOW = "install tidegate-native (kernels/native), which a C++ compiler and CMake build"
-_RUNTIME_BYTES = 250_000_000
-"""What a runtime takes beside weights and KV, at most; 110 MB with 1.1 B weights on OpenVINO."""
 
 Facts = Mapping[str, object]
 
@@ -98,17 +96,12 @@ def _native() -> Facts:
 
 def _try(bundle: Bundle, args: argparse.Namespace, machine: Machine) -> Facts:
     """Load the bundle as `serve` would, unless its memory is not there."""
-    from tidegate.edge.executors.choice import ExecutorSettings, open_executor
+    from tidegate.edge.executors.choice import ExecutorSettings, choose_target, open_executor
+    from tidegate.edge.memory import memory_need
     from tidegate.engine.facts import Described
 
     manifest = bundle.manifest
     context = args.context or manifest.context_tokens
-    memory = _memory(bundle, context * args.rows, args.kv_precision or _default_kv(bundle, args))
-    needs = {"model": manifest.model_id, "context_tokens": context, "rows": args.rows}
-    needs |= {"memory": memory}
-    if memory["sum_bytes"] > machine.available_bytes:
-        reason = f"{_mb(memory['sum_bytes'])} of memory: {_mb(machine.available_bytes)} are free"
-        return {**needs, "runs": False, "reason": reason}
     settings = ExecutorSettings(
         choice=args.executor,
         context_tokens=args.context,
@@ -118,6 +111,13 @@ def _try(bundle: Bundle, args: argparse.Namespace, machine: Machine) -> Facts:
         native=args.native,
         cache_dir=args.cache_dir,
     )
+    need = memory_need(manifest, choose_target(bundle, args.executor), settings)
+    memory = need.to_json()
+    needs = {"model": manifest.model_id, "context_tokens": context, "rows": args.rows}
+    needs |= {"memory": memory}
+    if memory["sum_bytes"] > machine.available_bytes:
+        reason = f"{_mb(memory['sum_bytes'])} of memory: {_mb(machine.available_bytes)} are free"
+        return {**needs, "runs": False, "reason": reason}
     try:
         executor = open_executor(bundle, settings)
     except TidegateError as error:
@@ -125,25 +125,6 @@ def _try(bundle: Bundle, args: argparse.Namespace, machine: Machine) -> Facts:
     facts = asdict(executor.facts) if isinstance(executor, Described) else None
     executor.close()
     return {**needs, "runs": True, "executor": facts}
-
-
-def _default_kv(bundle: Bundle, args: argparse.Namespace) -> str:
-    """The precision that the executor would choose itself."""
-    from tidegate.edge.executors.choice import choose_target
-
-    if choose_target(bundle, args.executor) == "onnx":
-        return "f32"
-    return "u8" if bundle.manifest.decoder.attention_softcap is None else "f16"
-
-
-def _memory(bundle: Bundle, tokens: int, precision: str) -> dict[str, int]:
-    """The manifest's arithmetic: an upper bound of what loading will ask for."""
-    need = bundle.manifest.memory
-    # Quantised keys and values bring a scale and a zero-point of 4 bytes each per 32 values.
-    bits = {"u4": 4 + 2, "u8": 8 + 2, "f16": 16, "f32": 32}[precision]
-    kv = need.kv_values_per_token * tokens * bits // 8
-    parts = {"weight_bytes": need.weight_bytes, "kv_bytes": kv, "runtime_bytes": _RUNTIME_BYTES}
-    return parts | {"sum_bytes": sum(parts.values())}
 
 
 def _print(found: Mapping[str, Facts]) -> None:

@@ -90,6 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--exact", action="store_true", help="float activations, to compare with")
     parser.add_argument(
+        "--memory-mib",
+        type=int,
+        metavar="N",
+        help="refuse to start with more than this (default: what the system has available)",
+    )
+    parser.add_argument(
         "--unload-after",
         type=float,
         metavar="SECONDS",
@@ -143,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
         draft=args.draft,
         prefix_cache=args.prefix_cache,
         prefix_cache_mib=args.prefix_cache_mib,
+        memory_mib=args.memory_mib,
         unload_after_s=args.unload_after,
         restart_when_stuck=args.restart_when_stuck,
         trusted_signers=read_trust(args.trust),
