@@ -104,6 +104,12 @@ class Speculator:
 
     def observe(self, guessing: Guessing, drafts: Sequence[Draft], held: Sequence[int]) -> None:
         """Learn that `held` tokens of each draft were what was chosen."""
+        try:
+            self._observe(guessing, drafts, held)
+        except Exception as error:  # as in `draft`
+            _log.error("learning from guesses failed: %s", describe_defect(error))
+
+    def _observe(self, guessing: Guessing, drafts: Sequence[Draft], held: Sequence[int]) -> None:
         for wish, draft, accepted in zip(guessing.wishes, drafts, held, strict=True):
             if wish is None or not draft.tokens:
                 continue

@@ -9,14 +9,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from tidegate.engine.choosing import Ask, Choice, choose
 from tidegate.engine.drafts import Draft
 from tidegate.engine.executor import Executor, ExecutorStep, Row, StepResult
+from tidegate.engine.one_thread import OneThread
 from tidegate.engine.speculation import Guessing, Speculator
 from tidegate.errors import ExecutionError, TidegateError, describe_defect
 
@@ -72,7 +73,7 @@ class Stepper:
         self._executor = executor
         self._speculator = speculator
         self._clock = clock
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidegate-step")
+        self._thread: OneThread[Outcome] = OneThread("tidegate-step")
         self._running: asyncio.Future[Outcome] | None = None
 
     async def run(self, work: Work) -> Outcome:
@@ -80,8 +81,7 @@ class Stepper:
 
         Errors come back as an outcome, never as an exception.
         """
-        loop = asyncio.get_running_loop()
-        self._running = loop.run_in_executor(self._thread, self._run, work)
+        self._running = self._thread.submit(partial(self._run, work))
         # A step can not be interrupted: cancelling the loop must not lose sight of it.
         return await asyncio.shield(self._running)
 
@@ -91,8 +91,7 @@ class Stepper:
         Raises:
             TidegateError: `work` raised it.
         """
-        loop = asyncio.get_running_loop()
-        self._running = loop.run_in_executor(self._thread, _quietly, work)
+        self._running = self._thread.submit(partial(_quietly, work))
         outcome = await asyncio.shield(self._running)
         if outcome.error is not None:
             raise outcome.error
@@ -101,7 +100,7 @@ class Stepper:
         """Wait for the running step, so that its owner may close the executor afterwards."""
         if self._running is not None and not self._running.done():
             await asyncio.wait({self._running}, timeout=timeout_s)
-        self._thread.shutdown(wait=False)
+        self._thread.close()
 
     def _run(self, work: Work) -> Outcome:
         started_s = self._clock()
