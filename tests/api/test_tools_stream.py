@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.api.tools import ToolCall, ToolDelta, whole_calls
@@ -53,6 +53,7 @@ def parsed(form: ToolForm, chunks: list[str]) -> tuple[list[Piece], str, tuple[T
 
 
 @pytest.mark.parametrize(("form", "said", "text", "count"), ANSWERS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_an_answer_has_the_same_calls_however_it_is_cut(
     form: ToolForm, said: str, text: str, count: int, data: st.DataObject
@@ -72,6 +73,7 @@ def test_what_is_no_call_stays_the_text_it_was(form: ToolForm, said: str) -> Non
         assert parsed(form, chunks)[1:] == (said, ())
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([HERMES, LLAMA3, MISTRAL]), st.text('<tool_c>/{}[]",: \nname\\', max_size=60)
 )

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from jsonschemas import Schema, is_valid, schemas
 from toytext import VOCAB, toy_text
 
@@ -179,6 +179,7 @@ def test_an_abandoned_wait_leaves_the_grammar_to_whoever_comes_next() -> None:
     asyncio.run(scenario())
 
 
+@settings(deadline=None)
 @given(schemas())
 def test_every_schema_of_the_random_ones_compiles(schema: Schema) -> None:
     asyncio.run(GRAMMARS.prepare(constrained("json_schema", schema)))

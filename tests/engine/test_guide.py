@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from naiveguide import NaiveGuide, ids_of, spelling_of
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
@@ -63,6 +63,7 @@ def follow_both(guide: GrammarGuide, naive: NaiveGuide, seed: int) -> None:
 TEXTS = st.lists(st.text('abé\n"\\/{😀', min_size=1, max_size=6), min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.integers(0, 2**32))
 def test_a_choice_allows_what_spells_one_of_its_texts(texts: list[str], seed: int) -> None:
     naive = NaiveGuide(texts, spelling_of(toy_tokenizer()), frozenset({EOS}), WIDE)

@@ -6,15 +6,49 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
-from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
+from openai.types.chat import (
+    ChatCompletionChunk,
+    ChatCompletionMessageParam,
+    ChatCompletionToolParam,
+)
+from openai.types.shared_params import ResponseFormatJSONSchema
+from pydantic import BaseModel, ConfigDict, Field
 from services import Service, Services, run_tidegate
 
 pytestmark = pytest.mark.system
+
+LAMP_SCHEMA: dict[str, object] = {
+    "type": "object",
+    "properties": {
+        "room": {"enum": ["hall", "attic"]},
+        "level": {"type": "integer", "minimum": 0, "maximum": 9},
+    },
+    "required": ["room", "level"],
+    "additionalProperties": False,
+}
+LAMP_FORMAT: ResponseFormatJSONSchema = {
+    "type": "json_schema",
+    "json_schema": {"name": "lamp", "strict": True, "schema": LAMP_SCHEMA},
+}
+SET_LAMP: ChatCompletionToolParam = {
+    "type": "function",
+    "function": {"name": "set_lamp", "parameters": LAMP_SCHEMA},
+}
+
+
+class Lamp(BaseModel):
+    """What `LAMP_SCHEMA` says, as programs have it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    room: Literal["hall", "attic"]
+    level: int = Field(ge=0, le=9)
+
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "which lamp is on?"}]
 
@@ -235,3 +269,96 @@ def test_probes_and_scrapers_of_a_cloud_with_keys_bring_none(ends: Ends) -> None
         assert httpx.get(f"{ends.cloud.url}{path}", timeout=10).status_code == 200
     assert httpx.get(f"{ends.cloud.url}/v1/models", timeout=10).status_code == 401
     assert httpx.get(f"{ends.cloud.url}/status", timeout=10).status_code == 401
+
+
+@pytest.mark.parametrize("end", ["device", "cloud"])
+def test_the_openai_client_gets_json_that_its_schema_describes(ends: Ends, end: str) -> None:
+    with ends.client(end) as client:
+        model = client.models.list().data[0].id
+        for seed in range(3):
+            whole = client.chat.completions.create(
+                model=model, messages=MESSAGES, seed=seed, response_format=LAMP_FORMAT
+            )
+            assert whole.choices[0].finish_reason == "stop"
+            Lamp.model_validate_json(whole.choices[0].message.content or "")
+        stream = client.chat.completions.create(
+            model=model, messages=MESSAGES, seed=2, response_format=LAMP_FORMAT, stream=True
+        )
+        said = "".join(one.choices[0].delta.content or "" for one in stream if one.choices)
+    assert said == whole.choices[0].message.content
+
+
+@pytest.mark.parametrize("end", ["device", "cloud"])
+def test_the_openai_client_parses_an_answer_into_its_own_class(ends: Ends, end: str) -> None:
+    with ends.client(end) as client:
+        model = client.models.list().data[0].id
+        answer = client.chat.completions.parse(model=model, messages=MESSAGES, response_format=Lamp)
+    assert isinstance(answer.choices[0].message.parsed, Lamp)
+
+
+@pytest.mark.parametrize("end", ["device", "cloud"])
+def test_the_openai_client_gets_a_call_and_answers_it(ends: Ends, end: str) -> None:
+    with ends.client(end) as client:
+        model = client.models.list().data[0].id
+        whole = client.chat.completions.create(
+            model=model, messages=MESSAGES, seed=3, tools=[SET_LAMP], tool_choice="required",
+            parallel_tool_calls=False,
+        )  # fmt: skip
+        choice = whole.choices[0]
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.tool_calls is not None
+        (call,) = choice.message.tool_calls
+        assert call.type == "function"
+        assert call.function.name == "set_lamp"
+        Lamp.model_validate_json(call.function.arguments)
+        after: list[ChatCompletionMessageParam] = [
+            *MESSAGES,
+            {
+                "role": "assistant",
+                "tool_calls": [
+                    {
+                        "id": call.id,
+                        "type": "function",
+                        "function": {
+                            "name": call.function.name,
+                            "arguments": call.function.arguments,
+                        },
+                    }
+                ],
+            },
+            {"role": "tool", "tool_call_id": call.id, "content": "done"},
+        ]
+        answer = client.chat.completions.create(
+            model=model, messages=after, tools=[SET_LAMP], max_tokens=8
+        )
+    assert answer.choices[0].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("end", ["device", "cloud"])
+def test_the_openai_client_puts_a_streamed_call_together(ends: Ends, end: str) -> None:
+    with ends.client(end) as client:
+        model = client.models.list().data[0].id
+        with client.chat.completions.stream(
+            model=model, messages=MESSAGES, seed=3, tools=[SET_LAMP], tool_choice="required",
+            parallel_tool_calls=False,
+        ) as stream:  # fmt: skip
+            pieces = [one for one in stream if one.type == "tool_calls.function.arguments.delta"]
+            final = stream.get_final_completion()
+    assert len(pieces) > 3
+    calls = final.choices[0].message.tool_calls
+    assert calls is not None
+    (call,) = calls
+    assert "".join(one.arguments_delta for one in pieces) == call.function.arguments
+    Lamp.model_validate_json(call.function.arguments)
+    assert final.choices[0].finish_reason == "tool_calls"
+
+
+def test_a_schema_that_cannot_be_kept_is_a_bad_request_that_says_where(ends: Ends) -> None:
+    odd: ResponseFormatJSONSchema = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": {"type": "array", "uniqueItems": True}},
+    }
+    with ends.client("device") as client:
+        with pytest.raises(openai.BadRequestError) as wrong:
+            client.chat.completions.create(model="edge", messages=MESSAGES, response_format=odd)
+        assert wrong.value.param == "response_format.json_schema.schema.uniqueItems"

@@ -40,7 +40,7 @@ _TYPES: Final = (
     "a type or a list of types",
 )
 
-_ENFORCED: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
+ENFORCED: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "type": _TYPES,
     "enum": _LIST,
     "const": (lambda value: True, "anything"),
@@ -124,8 +124,8 @@ def _inner(part: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 
 
 def _check_keyword(path: str, keyword: str, value: object) -> None:
-    if keyword in _ENFORCED:
-        allows, allowed = _ENFORCED[keyword]
+    if keyword in ENFORCED:
+        allows, allowed = ENFORCED[keyword]
         if not allows(value):
             raise RequestError(path, f"must be {allowed}")
     elif keyword in _SEVERAL and not isinstance(value, list):
