@@ -170,7 +170,6 @@ def test_the_same_seed_and_position_draw_the_same_number_in_every_version() -> N
 
 
 @settings(deadline=None)
-@settings(deadline=None)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([0.0, 0.7, 1.0]),
