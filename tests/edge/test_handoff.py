@@ -19,7 +19,7 @@ from tidegate.cloud.handler import read_call
 from tidegate.edge.answer_cache import AnswerCache
 from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
-from tidegate.edge.handoff import continuation
+from tidegate.edge.handoff import can_be_continued, continuation
 from tidegate.edge.service import EdgeBackend
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Finished, ScoredToken, TextDelta, TokenLogprob, Usage
@@ -180,3 +180,39 @@ def test_a_continued_constraint_covers_what_was_begun_too() -> None:
     assert rest.constraint is not None
     assert (rest.constraint.source, rest.constraint.begun) == ("[a-z]+", "abcd")
     assert read_chat(call_to_json(rest)) == rest
+
+
+def test_another_model_goes_on_in_the_middle_of_the_json_that_the_first_began() -> None:
+    """A small context here, a larger one there, and one valid answer over both."""
+    schema = {"type": "array", "items": {"enum": ["lamp", "fan"]}, "minItems": 9, "maxItems": 12}
+    asked = call(structured_outputs={"json": schema}, temperature=1, seed=5, max_tokens=200)
+
+    async def answer(context_tokens: int, seen: Call) -> tuple[str, Finished]:
+        executor = ToyExecutor(PAGED, context_tokens=context_tokens)
+        text = toy_text(context_tokens=context_tokens)
+        async with serving(Engine(executor, text, model_id="toy")) as engine:
+            backend = EngineBackend(engine, route="cloud", created_s=0)
+            events = [event async for event in backend.answer_as(seen, "00" * 16)]
+            *said, end = events[1:]
+            assert isinstance(end, Finished)
+            return text_of(said), end
+
+    async def run() -> None:
+        begun, end = await answer(40, asked)
+        assert end.reason == "length"
+        rest, last = await answer(
+            160, read_chat(call_to_json(continuation(asked, begun, end.usage)))
+        )
+        assert last.reason == "stop"
+        whole = json.loads(begun + rest)
+        assert 9 <= len(whole) <= 12
+        assert set(whole) <= {"lamp", "fan"}
+
+    asyncio.run(run())
+
+
+def test_an_answer_that_may_call_tools_is_not_another_models_to_continue() -> None:
+    tool = {"type": "function", "function": {"name": "now"}}
+    assert can_be_continued(call())
+    assert not can_be_continued(call(tools=[tool]))
+    assert can_be_continued(call(tools=[tool], tool_choice="none"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -143,6 +144,21 @@ def test_a_failed_step_moves_no_guide(shape: Shape) -> None:
             assert answer.text == alone(request, shape).text
 
 
+def test_guessing_ahead_changes_the_steps_of_a_constrained_answer_and_nothing_else() -> None:
+    def steps_and_text(*, speculation: bool) -> tuple[int, list[str]]:
+        executor = ToyExecutor(PAGED)
+        requests = [
+            replace(lamp(f"r{n}", n, temperature=n % 2), speculation=speculation) for n in range(4)
+        ]
+        answers = together(requests, executor)
+        return executor.record.steps, [answer.text for answer in answers]
+
+    plain_steps, plain = steps_and_text(speculation=False)
+    guessing_steps, guessing = steps_and_text(speculation=True)
+    assert guessing == plain
+    assert guessing_steps < plain_steps
+
+
 def test_an_answer_cut_in_the_middle_of_its_json_says_length() -> None:
     answer = alone(lamp("r", 1, max_tokens=12))
     assert answer.finished.reason == "length"
@@ -195,7 +211,8 @@ def test_a_grammar_that_grows_too_complex_on_the_way_ends_its_own_request_only()
 
     wrong, structured = asyncio.run(scenario())
     assert isinstance(wrong.terminal, Failed)
-    assert "the grammar cannot go on" in wrong.terminal.message
+    assert wrong.terminal.code == "invalid_request"
+    assert "grammar: the grammar cannot go on: " in wrong.terminal.message
     assert structured.text == alone(lamp("a", 1)).text
 
 

@@ -21,7 +21,7 @@ from tidegate.engine.guide import GrammarGuide
 from tidegate.engine.request import Constraint, ConstraintKind, SamplingParams
 from tidegate.engine.sampling import Draw
 from tidegate.engine.text import TextModel
-from tidegate.errors import ExecutionError, RequestError
+from tidegate.errors import RequestError
 
 WIDE = VOCAB + 45
 """A model's vocabulary is often padded beyond the tokenizer's."""
@@ -95,7 +95,7 @@ def test_a_lark_grammar_counts_brackets_which_no_regex_can() -> None:
 
 def test_a_token_that_is_not_allowed_is_an_error_and_not_a_wrong_answer() -> None:
     guide = guide_of(constrained("choice", ["yes"]))
-    with pytest.raises(ExecutionError, match="the grammar cannot go on"):
+    with pytest.raises(RequestError, match="constraint: the grammar cannot go on"):
         guide.accept(EOS)
 
 

@@ -87,7 +87,7 @@ class Grammars:
             if not matcher.consume_tokens(begun):
                 problem = "the answer's beginning does not follow it"
                 raise RequestError(constraint.name, problem)
-        return GrammarGuide(matcher, vocab=self._vocab)
+        return GrammarGuide(matcher, vocab=self._vocab, name=constraint.name)
 
     def close(self) -> None:
         """Compile no more. Guides that are out stay good."""

@@ -15,7 +15,7 @@ from llguidance import LLMatcher
 
 from tidegate.engine.choosing import Mask
 from tidegate.engine.executor import Tokens
-from tidegate.errors import ExecutionError
+from tidegate.errors import RequestError
 
 _WORD_BITS: Final = 32
 _REASON_CHARS: Final = 200
@@ -24,9 +24,16 @@ _REASON_CHARS: Final = 200
 class GrammarGuide:
     """See `tidegate.engine.choosing.Guide`."""
 
-    def __init__(self, matcher: LLMatcher, *, vocab: int) -> None:
-        """Guide by `matcher`, which this object owns; `vocab` is the model's, padding included."""
+    def __init__(self, matcher: LLMatcher, *, vocab: int, name: str = "constraint") -> None:
+        """Guide by a matcher.
+
+        Args:
+            matcher: owned by this object.
+            vocab: the model's, padding included.
+            name: the field of the request that the grammar came from, for errors.
+        """
         self._matcher = matcher
+        self._name = name
         self._words: Mask = np.zeros(-(-vocab // _WORD_BITS), np.uint32)
         self._address = self._words.ctypes.data
 
@@ -34,29 +41,29 @@ class GrammarGuide:
         """See `Guide.mask`; valid until the next call.
 
         Raises:
-            ExecutionError: the grammar is too complex to go on, or leaves no token to choose.
+            RequestError: the grammar is too complex to go on, or leaves no token to choose.
         """
         self._matcher.unsafe_compute_mask_ptr(self._address, self._words.nbytes)
-        self._check()
+        if self._matcher.is_error():
+            raise self._stuck()
         if not self._words.any():
-            raise ExecutionError("the grammar allows no token that this model has")
+            raise RequestError(self._name, "the grammar allows no token that this model has")
         return self._words
 
     def accept(self, token: int) -> None:
         """See `Guide.accept`.
 
         Raises:
-            ExecutionError: the grammar does not allow `token`.
+            RequestError: the grammar is too complex to go on, or never allowed `token`.
         """
-        self._matcher.consume_token(token)
-        self._check()
+        if not self._matcher.consume_token(token):
+            raise self._stuck()
 
     def forced(self) -> Tokens:
         """See `Guide.forced`."""
         return np.array(self._matcher.compute_ff_tokens(), dtype=np.int64)
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            # Its first line says what, the rest is the state of a parser.
-            reason = (self._matcher.get_error().splitlines() or [""])[0][:_REASON_CHARS]
-            raise ExecutionError(f"the grammar cannot go on: {reason}")
+    def _stuck(self) -> RequestError:
+        # The first line says what, the rest is the state of a parser.
+        reason = (self._matcher.get_error().splitlines() or [""])[0][:_REASON_CHARS]
+        return RequestError(self._name, f"the grammar cannot go on: {reason}")
