@@ -101,13 +101,15 @@ def test_a_writer_that_fails_leaves_no_file_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_the_newest_and_the_last_used_file_are_kept(tmp_path: Path) -> None:
-    for age, name in enumerate(("old", "older")):
-        load(tmp_path / f"{name}.tiles")
+def test_only_the_files_used_last_are_kept(tmp_path: Path) -> None:
+    for age, name in enumerate(("one", "two", "three", "four")):
+        load_tiles([64], writers([])[:1], tmp_path / f"{name}.tiles")
         os.utime(tmp_path / f"{name}.tiles", (1000 - age, 1000 - age))
     (tmp_path / "other").write_text("not ours")
-    load(tmp_path / "new.tiles")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.tiles", "old.tiles", "other"]
+    load_tiles([64], writers([])[:1], tmp_path / "three.tiles")  # used, so the newest of them
+    load_tiles([64], writers([])[:1], tmp_path / "new.tiles")
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["new.tiles", "one.tiles", "other", "three.tiles", "two.tiles"]
 
 
 @given(st.lists(st.integers(0, 40).map(lambda n: n * TILE_ALIGNMENT), min_size=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import subprocess
 from pathlib import Path
 
@@ -20,4 +21,5 @@ def native_folder() -> Path:
         subprocess.run([script], check=True)
     if not (_FOLDER / "tidegate_openvino.json").is_file():
         pytest.skip("the native layer is not built: that needs a C++ compiler, CMake and openvino")
+    importlib.invalidate_caches()  # the folder may not have been there when it was looked for
     return _FOLDER

@@ -42,7 +42,7 @@ class ExecutorSettings:
     """Bits of keys and values; None for each executor's own choice. u8 is int8 of fixed scale on
     ONNX Runtime, which has no u4."""
     native: Native = "auto"
-    """Whether the native layer multiplies packed weights, on OpenVINO."""
+    """Whether the native layer multiplies packed weights, which it can on OpenVINO."""
     cache_dir: Path | None = None
     """For what a later start can use again; None for nowhere."""
 
@@ -55,7 +55,7 @@ def open_executor(bundle: Bundle, settings: ExecutorSettings) -> Executor:
 
     Raises:
         BundleError: the bundle was not converted for it.
-        ConfigError: the context is longer than the bundle's.
+        ConfigError: the context is longer than the bundle's, or the executor cannot run a setting.
     """
     context = settings.context_tokens or bundle.manifest.context_tokens
     if context > bundle.manifest.context_tokens:
@@ -89,6 +89,9 @@ def _open(bundle: Bundle, target: Target, context: int, settings: ExecutorSettin
             ),
         )
     from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
+
+    if settings.native == "on":
+        raise ConfigError("native", "on", "auto or off on ONNX Runtime")
 
     return OnnxExecutor(
         folder,

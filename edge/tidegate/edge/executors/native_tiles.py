@@ -27,8 +27,8 @@ from tidegate.edge.executors.native import TILE_ALIGNMENT, Bytes
 _MAGIC: Final = b"TGTILES1"
 _PART_BYTES: Final = 16 << 20
 _PAGE_BYTES: Final = 4096
-_MOST_FILES: Final = 2
-"""Kept of one folder: an update of a model needs the old one and the new one."""
+_MOST_FILES: Final = 4
+"""Kept of one folder: of a model and of one that guesses for it, the old ones and the new ones."""
 
 Write = Callable[[Bytes], None]
 """Fills the tiles of one weight."""
