@@ -43,7 +43,7 @@ from tidegate.client import (
     Usage,
 )
 from tidegate.client.answers import StreamReader, read_answer, read_error, read_models
-from tidegate.client.exchange import connection
+from tidegate.client.exchange import AskOptions, connection
 from tidegate.engine.events import Failed
 from tidegate.engine.request import Priority, SamplingParams
 
@@ -120,6 +120,22 @@ def test_a_stream_gives_the_same_answer_in_pieces() -> None:
         stream = client.stream_completion("one two")
         assert "".join(stream) == "one two"
         assert stream.answer.request_id == "r2"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"structured_outputs": {"choice": ["on", "off"]}},
+        {"response_format": {"type": "json_object"}},
+    ],
+)
+def test_a_shape_reaches_the_backend(options: AskOptions) -> None:
+    backend = EchoBackend()
+    with connected(backend) as client:
+        client.chat("hi", **options)
+    (call,) = backend.calls
+    assert call.constraint is not None
+    assert call.constraint.kind in ("choice", "json_object")
 
 
 def test_every_option_reaches_the_backend() -> None:

@@ -47,7 +47,8 @@ class AskOptions(TypedDict, total=False):
     `temperature` 0 to 2, 0 is greedy; `top_p` 0 to 1; `seed` makes sampling repeatable; `n` asks
     for several answers, see `Answer.choices` and `Piece.choice`; `logit_bias` by token id;
     `logprobs` is true for a chat, with `top_logprobs` up to 20, and a number up to 5 for a
-    completion;
+    completion; `response_format` and `structured_outputs` hold the answer to a shape, as in
+    docs/structured-output.md;
     `privacy` says whether the request may leave the device and how; `deadline_ms` is when the
     answer stops being useful, in milliseconds from now; `cache` false asks for an answer that is
     neither a kept one nor kept; `context_policy` says what to do with a prompt that is too long.
@@ -71,6 +72,8 @@ class AskOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     logprobs: bool | int | None
     top_logprobs: int | None
+    response_format: Mapping[str, object] | None
+    structured_outputs: Mapping[str, object] | None
     route: RouteWish | None
     privacy: Privacy | None
     priority: Literal["interactive", "normal", "background"] | None
