@@ -5,6 +5,9 @@ namespace tidegate::native {
 namespace {
 
 struct Avx2 : Avx256 {
+    // 8 sums, 4 vectors of values, 2 of activations and 2 constants are the 16 registers.
+    static constexpr int rows = 4;
+
     static Ints pairs(Ints values, Ints q) { return _mm256_maddubs_epi16(values, q); }
 
     // At 4 bits a pair is at most 2 * 15 * 127 = 3810, so four of them still fit 16 bits.

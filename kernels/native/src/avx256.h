@@ -12,9 +12,7 @@ struct Avx256 {
     using Ints = __m256i;
     using Floats = __m256;
     static constexpr int lanes = 8;
-    // 4 rows by 1 tile are 8 sums of 16 registers.
-    static constexpr int rows = 4;
-    static constexpr int tiles(int) { return 1; }
+    static constexpr int tiles = 1;
 
     static Ints load(const uint8_t* bytes) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));

@@ -11,10 +11,11 @@ struct Avx512Vnni {
     using Floats = __m512;
     static constexpr int lanes = 16;
 
-    // 8 rows by 3 tiles are 24 sums; 32 registers leave room for weights and activations. Few rows
-    // wait for memory: two streams of it are faster than one or three (bench of this folder).
+    // Two tiles: 12 or 16 sums are enough to keep the multipliers busy, and with more the totals
+    // leave the registers, which costs more. Two streams also read memory fastest, before one,
+    // three and four (interleaved variants of this file, Zen 4).
     static constexpr int rows = 8;
-    static constexpr int tiles(int rows) { return rows <= 4 ? 2 : 3; }
+    static constexpr int tiles = 2;
 
     static Ints load(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
     static Ints splat(int32_t value) { return _mm512_set1_epi32(value); }
@@ -86,6 +87,6 @@ struct Avx512Vnni {
 
 }  // namespace
 
-const Kernel avx512_vnni_kernel = {"avx512-vnni", Avx512Vnni::rows, 6, quantise<Avx512Vnni>, multiply<Avx512Vnni>};
+const Kernel avx512_vnni_kernel = {"avx512-vnni", Avx512Vnni::rows, Avx512Vnni::tiles, quantise<Avx512Vnni>, multiply<Avx512Vnni>};
 
 }  // namespace tidegate::native

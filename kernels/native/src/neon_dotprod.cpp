@@ -12,7 +12,7 @@ struct NeonDotprod {
     static constexpr int lanes = 4;
     // 4 rows by 1 tile are 16 sums of 32 registers.
     static constexpr int rows = 4;
-    static constexpr int tiles(int) { return 1; }
+    static constexpr int tiles = 1;
 
     static Ints load(const uint8_t* bytes) { return vreinterpretq_s32_u8(vld1q_u8(bytes)); }
     static Ints splat(int32_t value) { return vdupq_n_s32(value); }

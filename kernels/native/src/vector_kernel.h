@@ -4,7 +4,7 @@
 // in an unnamed namespace so that no two of them share a function. `Isa` has:
 //
 //     lanes                  int32 (and float) lanes of a vector: 16, 8 or 4
-//     rows, tiles(rows)      the most rows of a block, and the tiles that one pass holds beside them
+//     rows, tiles            the most rows of a block, and the tiles that one pass holds
 //     Ints, Floats           vectors; splat, zero_floats, store
 //     scales_of, zero_points the lanes' scales and zero-points, from a record
 //     minus_sums             zero-points times minus the sum of the activations
@@ -164,7 +164,7 @@ inline size_t fetch_ahead(size_t panel_bytes) {
 template <class Isa, int Bits, bool Zeros, int Rows>
 void multiply_rows(const Weight& weight, const Block& block, int64_t first, int64_t last, float* y,
                    int64_t stride) {
-    constexpr int most = Isa::tiles(Rows);
+    constexpr int most = Isa::tiles;
     const uint8_t* tile = weight.tiles + static_cast<size_t>(first) * weight.tile_bytes;
     const size_t panel_bytes = most * weight.tile_bytes;
     y += first * tile_lanes;
