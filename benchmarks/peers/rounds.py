@@ -77,7 +77,8 @@ def run_rounds(
 
 def take(peer: Peer, prepared: Prepared, turn: Turn) -> dict[str, object]:
     """One turn, of the streams that the peer is asked for."""
-    streams = peer.streams if turn.streams and peer.streams else turn.streams
+    asked = turn.streams if peer.streams is None else peer.streams
+    streams = tuple(count for count in turn.streams if count in asked)
     return asdict(peer.run(prepared, replace(turn, streams=streams)))
 
 

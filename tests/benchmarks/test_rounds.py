@@ -101,7 +101,7 @@ def test_an_engine_that_fails_is_named_and_the_others_go_on(turn: Any, tmp_path:
 
 
 def test_every_turn_brings_its_own_tokens(turn: Any, tmp_path: Path) -> None:
-    ours, theirs = Clockwork("ours", [1.0, 1.0]), Clockwork("theirs", [1.0, 1.0], streams=(1,))
+    ours, theirs = Clockwork("ours", [1.0, 1.0]), Clockwork("theirs", [1.0, 1.0], streams=(1, 2))
     rounds.run_rounds([(ours, prepared()), (theirs, prepared())], turn, 2, tmp_path, {})
     assert len({one.seed for one in (*ours.turns, *theirs.turns)}) == 4
     assert {one.streams for one in theirs.turns} == {(1,)}

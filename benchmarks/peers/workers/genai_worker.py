@@ -42,11 +42,12 @@ class GenaiSession:
             self._kept.generate_next_token()
         self._held = list(prompt)
 
-    def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    def decode(self, prompts: Sequence[Sequence[int]], warm: int, tokens: int) -> float:
         """See `Session.decode`."""
         generator = self._start(prompts)
-        began_s = time.perf_counter()
-        for _ in range(tokens):
+        for step in range(warm + tokens):
+            if step == warm:
+                began_s = time.perf_counter()
             generator.generate_next_token()
         return time.perf_counter() - began_s
 

@@ -58,7 +58,7 @@ class LlamaSession:
         self._keep(0, shared)
         self._read(0, prompt)
 
-    def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    def decode(self, prompts: Sequence[Sequence[int]], warm: int, tokens: int) -> float:
         """See `Session.decode`. Prompts that are in the KV already are not read again."""
         newest = []
         for place, prompt in enumerate(prompts):
@@ -67,8 +67,9 @@ class LlamaSession:
             else:
                 self._keep(place, 0)
             newest.append(self._read(place, prompt))
-        began_s = time.perf_counter()
-        for _ in range(tokens):
+        for step in range(warm + tokens):
+            if step == warm:
+                began_s = time.perf_counter()
             rows = [(token, place) for place, token in enumerate(newest)]
             newest = self._step(rows, wanted=range(len(rows)))
         return time.perf_counter() - began_s

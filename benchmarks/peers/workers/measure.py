@@ -31,8 +31,8 @@ class Session(Protocol):
     def prefill(self, prompt: Sequence[int]) -> None:
         """Read a new prompt until its first token is known; nothing of it may be cached before."""
 
-    def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
-        """Seconds for `tokens` steps of all streams, after each has its first token."""
+    def decode(self, prompts: Sequence[Sequence[int]], warm: int, tokens: int) -> float:
+        """Seconds for `tokens` steps of all streams, after `warm` steps that do not count."""
 
     def answer(self, prompt: Sequence[int]) -> None:
         """Until the first token of a prompt that may share a prefix with the one before."""
@@ -75,8 +75,7 @@ def decode_speeds(spec: Spec, session: Session, rng: random.Random) -> dict[int,
     prompts = [prompt(rng, spec, spec["prompt_tokens"]) for _ in range(max(spec["streams"]))]
     speeds: dict[int, float] = {}
     for count in spec["streams"]:
-        session.decode(prompts[:count], WARM_TOKENS)
-        elapsed_s = session.decode(prompts[:count], spec["decode_tokens"])
+        elapsed_s = session.decode(prompts[:count], WARM_TOKENS, spec["decode_tokens"])
         speeds[count] = count * spec["decode_tokens"] / elapsed_s
     return speeds
 

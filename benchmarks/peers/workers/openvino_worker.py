@@ -49,25 +49,32 @@ class OpenVinoSession:
             self._pipeline.step()
         handle.read_all()
 
-    def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    def decode(self, prompts: Sequence[Sequence[int]], warm: int, tokens: int) -> float:
         """See `Session.decode`."""
-        handles = [self._add(prompt, tokens + 1) for prompt in prompts]
-        waiting = list(handles)
-        while waiting:
+        handles = [self._add(prompt, 1 + warm + tokens) for prompt in prompts]
+        made = [0] * len(handles)
+        while min(made) <= warm:
             self._pipeline.step()
-            waiting = [one for one in waiting if not one.can_read()]
-        early = sum(len(new.generated_ids) for one in handles for new in one.read().values())
+            for place, handle in enumerate(handles):
+                made[place] += _new_tokens(handle)
         began_s = time.perf_counter()
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()
         elapsed_s = time.perf_counter() - began_s
-        rest = (tokens + 1) * len(handles) - early
         # A stream that began before the last one has fewer steps left: count what was timed.
+        rest = (1 + warm + tokens) * len(handles) - sum(made)
         return elapsed_s * tokens * len(handles) / rest
 
     def _add(self, prompt: Sequence[int], tokens: int) -> openvino_genai.GenerationHandle:
         self._requests += 1
         return self._pipeline.add_request(self._requests, ids_of(prompt), config_for(tokens))
+
+
+def _new_tokens(handle: openvino_genai.GenerationHandle) -> int:
+    """Tokens that a request has got since it was asked last."""
+    if not handle.can_read():
+        return 0
+    return sum(len(new.generated_ids) for new in handle.read().values())
 
 
 class Clock(openvino_genai.StreamerBase):
@@ -104,12 +111,12 @@ class PlainSession:
         """See `Session.answer`; it keeps no prefix of a request."""
         self._pipeline.generate(ids_of(prompt), config_for(1))
 
-    def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    def decode(self, prompts: Sequence[Sequence[int]], warm: int, tokens: int) -> float:
         """See `Session.decode`."""
         (prompt,) = prompts
         clock = Clock()
-        self._pipeline.generate(ids_of(prompt), config_for(tokens + 1), clock)
-        return clock.times[-1] - clock.times[0]
+        self._pipeline.generate(ids_of(prompt), config_for(1 + warm + tokens), clock)
+        return clock.times[-1] - clock.times[warm]
 
 
 def properties(spec: Spec) -> dict[str, object]:

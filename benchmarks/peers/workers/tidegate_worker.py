@@ -72,14 +72,15 @@ class TidegateSession:
         """See `Session.prefill`."""
         self._read(0, prompt)
 
-    def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    def decode(self, prompts: Sequence[Sequence[int]], warm: int, tokens: int) -> float:
         """See `Session.decode`."""
         if self._through == "engine":
-            return self._runner.run(self._decode_in_engine(prompts, tokens))
+            return self._runner.run(self._decode_in_engine(prompts, warm, tokens))
         newest = np.array([self._read(i, prompt) for i, prompt in enumerate(prompts)])
         lengths = [len(prompt) for prompt in prompts]
-        began_s = time.perf_counter()
-        for step in range(tokens):
+        for step in range(warm + tokens):
+            if step == warm:
+                began_s = time.perf_counter()
             rows = (
                 self._row(place, newest[place : place + 1], length + step)
                 for place, length in enumerate(lengths)
@@ -95,12 +96,15 @@ class TidegateSession:
     async def _first_token(self, prompt: Sequence[int]) -> None:
         await self._stream(prompt, 1)
 
-    async def _decode_in_engine(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    async def _decode_in_engine(
+        self, prompts: Sequence[Sequence[int]], warm: int, tokens: int
+    ) -> float:
         """As the daemon's streams are timed: prompts are known, and all of them run."""
         for prompt in prompts:
             await self._stream(prompt, 1)
-        streams = await asyncio.gather(*(self._stream(prompt, tokens) for prompt in prompts))
-        began_s, ended_s = max(one[0] for one in streams), min(one[-1] for one in streams)
+        whole = 1 + warm + tokens
+        streams = await asyncio.gather(*(self._stream(prompt, whole) for prompt in prompts))
+        began_s, ended_s = max(one[warm] for one in streams), min(one[-1] for one in streams)
         inside = sum(began_s < at <= ended_s for one in streams for at in one)
         return (ended_s - began_s) * tokens * len(streams) / inside
 
