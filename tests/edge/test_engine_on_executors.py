@@ -28,6 +28,7 @@ from tidegate.converters.recipe import RecipeWeights, make_recipe
 from tidegate.edge.draft_model import open_draft
 from tidegate.edge.executors.choice import Choice, ExecutorSettings, open_executor
 from tidegate.edge.executors.native import Native
+from tidegate.edge.executors.openvino_model import KvPrecision
 from tidegate.engine.drafts import Drafter, Ended, PaidDrafter, Wish
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
@@ -40,6 +41,8 @@ CONTEXT_TOKENS = 256
 RECIPE = make_recipe(bits=4, group_size=64, symmetric=False)
 NEAR_TIE = 0.3
 """Logits, whose standard deviation is 1.7 in this model."""
+NEAR_TIE_INT8_KV = 0.6
+"""With keys and values in steps of a fixed size; the widest measured is 0.31."""
 ANSWER_TOKENS = 24
 
 
@@ -62,16 +65,30 @@ class Model:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("executors")
     checkpoint = write_word_checkpoint(folder / "model", context=CONTEXT_TOKENS)
-    plan = ConversionPlan(model_id="tiny", targets=("onnx", "openvino"), recipe=RECIPE)
+    plan = ConversionPlan(
+        model_id="tiny", targets=("onnx", "openvino"), recipe=RECIPE, graphs=("int8kv",)
+    )
     return Model(bundle=convert(checkpoint, folder / "bundle", plan), checkpoint=checkpoint)
 
 
 @contextmanager
 def executing(
-    model: Model, choice: Choice, *, exact: bool, step_tokens: int = 64, native: Native = "off"
+    model: Model,
+    choice: Choice,
+    *,
+    exact: bool,
+    step_tokens: int = 64,
+    native: Native = "off",
+    kv_precision: KvPrecision | None = None,
 ) -> Iterator[Executor]:
     settings = ExecutorSettings(
-        choice=choice, rows=4, step_tokens=step_tokens, threads=1, exact=exact, native=native
+        choice=choice,
+        rows=4,
+        step_tokens=step_tokens,
+        threads=1,
+        exact=exact,
+        native=native,
+        kv_precision=kv_precision,
     )
     executor = open_executor(model.bundle, settings)
     try:
@@ -235,14 +252,20 @@ def test_the_native_layer_gives_the_same_tokens_however_they_are_scheduled(model
         assert together(executor, model) == expected
 
 
-@pytest.mark.parametrize("choice", ["onnx", "openvino"])
-def test_default_mode_differs_at_near_ties_only(model: Model, choice: Choice) -> None:
+@pytest.mark.parametrize(
+    ("choice", "kv_precision"), [("onnx", None), ("onnx", "u8"), ("openvino", None)]
+)
+def test_default_mode_differs_at_near_ties_only(
+    model: Model, choice: Choice, kv_precision: KvPrecision | None
+) -> None:
     found: dict[str, list[tuple[int, ...]]] = {}
-    with executing(model, choice, exact=False) as executor:
+    with executing(model, choice, exact=False, kv_precision=kv_precision) as executor:
         expected = alone(executor, model)
         found |= {name: way(executor, model) for name, way in SAME.items()}
         found["guessed"] = guessed(executor, model, expected)
-    with executing(model, choice, exact=False, step_tokens=16) as executor:
+    with executing(
+        model, choice, exact=False, step_tokens=16, kv_precision=kv_precision
+    ) as executor:
         found["chunks of 16"] = alone(executor, model)
     for name, answers in found.items():
         agreeing = 0
@@ -251,7 +274,8 @@ def test_default_mode_differs_at_near_ties_only(model: Model, choice: Choice) ->
             agreeing += same
             if same < ANSWER_TOKENS:
                 gap = model.gap(prompt + one[:same], one[same], other[same])
-                assert gap < NEAR_TIE, f"{name}: token {same} of the answer to {len(prompt)} tokens"
+                tie = NEAR_TIE if kv_precision is None else NEAR_TIE_INT8_KV
+                assert gap < tie, f"{name}: token {same} of the answer to {len(prompt)} tokens"
         print(f"{choice}, {name}: {agreeing} of {4 * ANSWER_TOKENS} tokens before a difference")
 
 

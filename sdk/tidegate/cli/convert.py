@@ -292,9 +292,13 @@ def _made_of_a_text(arch: AnyArchitecture) -> str:
 
 def print_summary(bundle: Bundle) -> None:
     """The same for people, on stdout."""
+    from tidegate.converters.onnx.variant_names import FILES
+
     facts = summary(bundle)
     manifest = bundle.manifest
-    passes = ", ".join(one.kind for one in manifest.recipe.passes) or "round to nearest"
+    kinds = [one.kind for one in manifest.recipe.passes if one.kind not in FILES]
+    graphs = [name for name, file in FILES.items() if f"onnx/{file}" in manifest.files]
+    passes = ", ".join(kinds) or "round to nearest"
     signature = manifest.signature
     lines = {
         "model": f"{manifest.model_id}, version {manifest.version} ({facts['model_type']})",
@@ -309,7 +313,8 @@ def print_summary(bundle: Bundle) -> None:
         f" {manifest.memory.kv_values_per_token} B of KV per token at 8 bits",
         "targets": ", ".join(
             f"{target} {manifest.toolchain[target]}" for target in manifest.targets
-        ),
+        )
+        + "".join(f", {name} graph" for name in graphs),
         "verified": f"{len(manifest.files)} files,"
         f" {sum(entry.size_bytes for entry in manifest.files.values()) / 1e6:.2f} MB",
         "signed by": "nobody" if signature is None else signature.public_key,
