@@ -29,7 +29,9 @@ from tidegate.edge.executors.openvino_model import openvino_release
 from tidegate.edge.executors.openvino_native import Swapped, swap_products
 from tidegate.engine.executor import ExecutorStep, Logits, Row, Tokens
 from tidegate.errors import ConfigError
+from tidegate.model.architecture import Experts, LayerKind
 from tidegate.model.packed import Array, Bits, DenseLinear, Linear, LowRankLinear
+from tidegate.model.rope import Rope
 
 ARCH = tiny_architecture()
 
@@ -101,6 +103,31 @@ def test_the_native_graph_gives_the_reference_with_int8_activations(
     expected = reference_logits(arch, weights, tokens, activation_group=group)
     difference = every_logit(executor, tokens) - expected
     assert np.sqrt((difference**2).mean()) < 0.02
+
+
+EXPERTS = LayerKind(
+    rope=Rope.plain(10000.0, 32), experts=Experts(count=8, chosen=3, inner=48, normalised=True)
+)
+SPECIAL = {
+    "experts": (replace(ARCH, kinds=(EXPERTS,)), 39),
+    "capped scores": (replace(ARCH, attention_softcap=2.0), 9),
+}
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_experts_that_get_no_token_and_caches_that_the_graph_reads_run_natively(
+    name: str, tmp_path: Path, settings: OpenVinoSettings
+) -> None:
+    arch, products = SPECIAL[name]
+    weights = export(arch, tmp_path, Packing(group_size=32, symmetric=False))
+    executor = OpenVinoExecutor(tmp_path, arch, replace(settings, kv_precision="f32"))
+    assert f"{products} of {products} products" in executor.facts.linear
+    tokens = tokens_of(60, 7)
+    expected = reference_logits(arch, weights, tokens, activation_group=32)
+    difference = every_logit(executor, tokens) - expected
+    assert np.sqrt((difference**2).mean()) < 0.03
+    together = step(executor, chunk(tokens, 0, 60, 1))
+    np.testing.assert_allclose(together[0], expected[-1], atol=0.3)
 
 
 def test_a_prefill_and_its_single_steps_give_the_same_logits(
