@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from jsonschemas import Schema, is_valid, schemas
+from tokenizers import Tokenizer, models
 from toytext import VOCAB, toy_text
 
 from tidegate.engine.grammar import Grammars
 from tidegate.engine.grammar_source import GrammarLimits
 from tidegate.engine.request import Constraint, ConstraintKind
+from tidegate.engine.text import TextModel
 from tidegate.errors import CapacityError, ConfigError, RequestError
 
 GRAMMARS = Grammars(toy_text(), vocab=VOCAB)
@@ -122,6 +124,15 @@ def test_a_model_that_cannot_end_its_answers_takes_no_grammar() -> None:
         asyncio.run(grammars.prepare(constrained("json_object", "")))
 
 
+def test_a_tokenizer_of_an_unknown_kind_is_named_as_what_is_wrong() -> None:
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    text = TextModel(words, eos_ids=frozenset({1}), context_tokens=8)
+    grammars = Grammars(text, vocab=3)
+    for _ in range(2):
+        with pytest.raises(RequestError, match="schema: this model's tokenizer takes no grammar"):
+            asyncio.run(grammars.prepare(constrained("json_object", "")))
+
+
 def test_the_last_grammars_are_kept_and_the_oldest_goes() -> None:
     async def scenario() -> None:
         grammars = Grammars(toy_text(), vocab=VOCAB, limits=GrammarLimits(kept=2))
@@ -139,6 +150,7 @@ def test_the_last_grammars_are_kept_and_the_oldest_goes() -> None:
 def test_grammars_that_wait_to_be_compiled_are_bounded_and_one_is_compiled_once() -> None:
     async def scenario() -> None:
         grammars = Grammars(toy_text(), vocab=VOCAB, limits=GrammarLimits(waiting=2))
+        await grammars.prepare(constrained("json_object", ""))
         same = [asyncio.create_task(grammars.prepare(constrained("choice", ["a"])))] * 2
         other = asyncio.create_task(grammars.prepare(constrained("choice", ["b"])))
         await asyncio.sleep(0)
@@ -160,7 +172,7 @@ def test_a_grammar_that_takes_too_long_is_refused_and_the_next_one_is_not() -> N
             try:
                 await grammars.prepare(constrained("choice", ["a"]))
                 break
-            except RequestError:
+            except (CapacityError, RequestError):
                 await asyncio.sleep(0.02)
 
     asyncio.run(scenario())

@@ -42,6 +42,9 @@ class Grammars:
         self._kept: OrderedDict[_Key, LLMatcher] = OrderedDict()
         self._making: dict[_Key, asyncio.Future[LLMatcher]] = {}
         self._tokenizer: LLTokenizer | None = None
+        self._reading: asyncio.Future[LLTokenizer] | None = None
+        self._current: _Key | None = None
+        """What the thread is compiling, or has compiled last."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tidegate-grammar")
 
     async def prepare(self, constraint: Constraint) -> None:
@@ -55,11 +58,12 @@ class Grammars:
         if key in self._kept:
             self._kept.move_to_end(key)
             return
+        await self._read_tokenizer(constraint)
         if key not in self._making:
             if len(self._making) >= self._limits.waiting:
                 raise CapacityError(f"{len(self._making)} grammars are being compiled already")
             loop = asyncio.get_running_loop()
-            making = loop.run_in_executor(self._thread, self._compile, constraint)
+            making = loop.run_in_executor(self._thread, self._compile, constraint, key)
             self._making[key] = making
             making.add_done_callback(lambda done: self._made(key, done))
         try:
@@ -67,6 +71,8 @@ class Grammars:
             waited = asyncio.shield(self._making[key])
             matcher = await asyncio.wait_for(waited, self._limits.compile_s)
         except TimeoutError:
+            if self._current != key:
+                raise CapacityError("other grammars take long to compile") from None
             problem = f"did not compile within {self._limits.compile_s:g} s: must be simpler"
             raise RequestError(constraint.name, problem) from None
         self._keep(key, matcher)
@@ -104,12 +110,13 @@ class Grammars:
         while len(self._kept) > self._limits.kept:
             self._kept.popitem(last=False)
 
-    def _compile(self, constraint: Constraint) -> LLMatcher:
+    def _compile(self, constraint: Constraint, key: _Key) -> LLMatcher:
         """In the thread: the matcher at its start, its first mask computed."""
+        self._current = key
         source = grammar_source(constraint, self._limits)
-        tokenizer = self._load(constraint)
+        assert self._tokenizer is not None, "it was read before"
         matcher = LLMatcher(
-            tokenizer, source, log_level=0, limits=LLParserLimits(max_grammar_size=_SYMBOLS)
+            self._tokenizer, source, log_level=0, limits=LLParserLimits(max_grammar_size=_SYMBOLS)
         )
         if matcher.is_error():
             reason = reason_of(matcher.get_error())
@@ -121,16 +128,25 @@ class Grammars:
             raise RequestError(constraint.name, f"is too complex: {reason}")
         return matcher
 
-    def _load(self, constraint: Constraint) -> LLTokenizer:
-        if self._tokenizer is None:
-            ends = sorted(self._text.eos_ids)
-            if not ends:
-                problem = "needs a model that can end its answers; this one has no such token"
-                raise RequestError(constraint.name, problem)
-            self._tokenizer = LLTokenizer(
-                self._text.tokenizer_json(), n_vocab=self._vocab, eos_token=ends
-            )
-        return self._tokenizer
+    async def _read_tokenizer(self, constraint: Constraint) -> None:
+        """Once, however long it takes: that is not the grammar's fault."""
+        if self._tokenizer is not None:
+            return
+        if not self._text.eos_ids:
+            problem = "needs a model that can end its answers; this one has no such token"
+            raise RequestError(constraint.name, problem)
+        if self._reading is None:
+            loop = asyncio.get_running_loop()
+            self._reading = loop.run_in_executor(self._thread, self._read)
+        try:
+            self._tokenizer = await asyncio.shield(self._reading)
+        except ValueError as error:  # the library's word for a kind that it does not know
+            problem = f"this model's tokenizer takes no grammar: {reason_of(str(error))}"
+            raise RequestError(constraint.name, problem) from error
+
+    def _read(self) -> LLTokenizer:
+        ends = sorted(self._text.eos_ids)
+        return LLTokenizer(self._text.tokenizer_json(), n_vocab=self._vocab, eos_token=ends)
 
 
 def _key(constraint: Constraint) -> _Key:
