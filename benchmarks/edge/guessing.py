@@ -56,6 +56,8 @@ class Ran:
     """Of decoding, all streams together."""
     answer_s: float
     """For all requests, prompts included."""
+    cpu_s: float
+    """Of the processor, likewise; hardly changes with what else the machine does."""
     drafted: int
     accepted: int
 
@@ -81,6 +83,8 @@ class Result:
     """Of decoding alone; the bar for structured answers at one stream is 2, for text 0.97."""
     answer_ratio: float
     """Of whole requests, prompts included."""
+    cpu_ratio: float
+    """Of the processor time of whole requests: plain over guessing, as the others."""
     accepted_share: float
     """Of the tokens guessed."""
     tokens_from_guesses: float
@@ -154,15 +158,16 @@ async def run(engine: Engine, asked: Sequence[Asked], streams: int) -> Ran:
                 token for event in texts if isinstance(event, TextDelta) for token in event.tokens
             )
 
-    began_s = time.perf_counter()
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
     await asyncio.gather(*(stream() for _ in range(streams)))
-    answer_s = time.perf_counter() - began_s
+    answer_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
     now = engine.snapshot()
     decoded = sum(end.usage.completion_tokens - 1 for end in ends)
     return Ran(
         answers=answers,
         tokens_per_s=streams * decoded / sum(end.timing.decode_s for end in ends),
         answer_s=answer_s,
+        cpu_s=cpu_s,
         drafted=now.draft_tokens - before.draft_tokens,
         accepted=now.accepted_draft_tokens - before.accepted_draft_tokens,
     )
@@ -210,6 +215,7 @@ def summary(executor: str, name: str, streams: int, turns: Turns) -> Result:
         ),
         decode_ratio=round(statistics.median(b.tokens_per_s / a.tokens_per_s for a, b in pairs), 3),
         answer_ratio=round(statistics.median(a.answer_s / b.answer_s for a, b in pairs), 3),
+        cpu_ratio=round(statistics.median(a.cpu_s / b.cpu_s for a, b in pairs), 3),
         accepted_share=round(accepted / max(1, drafted), 3),
         tokens_from_guesses=round(accepted / max(1, tokens), 3),
         same_answers=f"{same} of {sum(len(plain.answers) for plain, _ in pairs)}",
@@ -228,7 +234,7 @@ def measure(args: argparse.Namespace) -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         bundle = convert(ROOT / "examples/assistant" / args.model, Path(folder) / "main", plan)
         text = TextModel.load(bundle.folder, context_tokens=CONTEXT_TOKENS)
-        for target in targets:
+        for target in targets if args.executor == "both" else (args.executor,):
             executor = open_executor(bundle, executor_settings(target, args))
             draft_executor, drafter = None, None
             if args.draft is not None:
@@ -276,6 +282,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("edge", "cloud"), default="edge")
+    parser.add_argument("--executor", choices=("both", "onnx", "openvino"), default="both")
     parser.add_argument("--draft", choices=("edge", "cloud"), help="a second model that guesses")
     parser.add_argument("--draft-only", action="store_true", help="no other guesses than its")
     parser.add_argument("--requests", type=int, default=40, help="of each workload")
@@ -294,6 +301,7 @@ def main() -> int:
             f"{one.executor:<9} {one.workload:<11} {one.streams} x"
             f" {one.plain_tokens_per_s:>8.1f} {one.guessing_tokens_per_s:>8.1f} tokens/s"
             f"  x{one.decode_ratio:.2f}, answers x{one.answer_ratio:.2f},"
+            f" processor x{one.cpu_ratio:.2f},"
             f" {one.accepted_share:.0%} held, same: {one.same_answers}"
         )
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -25,45 +25,62 @@ def measured(*cells: tuple[int, int, float]) -> StepCosts:
     costs = StepCosts()
     for rows, guessed, seconds in cells:
         for _ in range(4):
-            costs.observe(rows, guessed, seconds)
+            costs.observe(rows, min(rows, guessed), guessed, seconds)
     return costs
+
+
+def table(costs: StepCosts, rows: int, most: int, *, guessing: int = 1) -> Sequence[float] | None:
+    tables = costs.tables(rows, most)
+    return None if tables is None else tables[guessing]
 
 
 def test_nothing_is_estimated_before_a_plain_step_was_measured_twice() -> None:
     costs = StepCosts()
-    assert costs.table(1, 4) is None
-    costs.observe(1, 0, 9.0)
-    assert costs.table(1, 4) is None
-    costs.observe(1, 0, 1.0)
-    assert costs.table(1, 4) == [1.0] * 5, "the first step was slow, as first ones are"
-    assert costs.table(2, 4) is None
+    assert table(costs, 1, 4) is None
+    costs.observe(1, 0, 0, 9.0)
+    assert table(costs, 1, 4) is None
+    costs.observe(1, 0, 0, 1.0)
+    assert table(costs, 1, 4) == [1.0] * 5, "the first step was slow, as first ones are"
+    assert table(costs, 2, 4) is None
 
 
 def test_what_was_not_measured_lies_between_its_neighbours_and_hopes_beyond_them() -> None:
-    assert measured((1, 0, 1.0), (1, 4, 3.0)).table(1, 6) == [1.0, 1.5, 2.0, 2.5, 3.0, 3.0, 3.0]
+    assert table(measured((1, 0, 1.0), (1, 4, 3.0)), 1, 6) == [1.0, 1.5, 2.0, 2.5, 3.0, 3.0, 3.0]
 
 
 def test_where_guessing_takes_time_one_token_is_tried_first_and_more_costs_more() -> None:
     plain, dear = measured((2, 0, 1.0)), StepCosts()
-    assert dear.dear_table(2, 8, StepCosts()) is None
-    assert dear.dear_table(2, 8, plain) == [1.0] * 3
-    dear = measured((2, 0, 9.0), (2, 2, 1.5))
-    assert dear.dear_table(2, 5, plain) == pytest.approx([1.0, 1.25, 1.5, 1.75, 2.0, 2.25])
+    assert dear.dear_tables(2, 8, StepCosts()) is None
+    assert dear.dear_tables(2, 8, plain) == [[1.0] * 3] * 2
+    for _ in range(4):
+        dear.observe(2, 1, 2, 1.5)
+    tables = dear.dear_tables(2, 5, plain)
+    assert tables is not None
+    assert tables[1] == pytest.approx([1.0, 1.25, 1.5, 1.75, 2.0, 2.25])
+
+
+def test_rows_that_guess_cost_apart_and_more_of_them_what_fewer_do_until_measured() -> None:
+    costs = measured((4, 0, 1.0))
+    for _ in range(4):
+        costs.observe(4, 2, 6, 3.0)
+    tables = costs.tables(4, 8)
+    assert tables is not None
+    assert [one[6] for one in tables] == [1.0, 1.0, 3.0, 3.0, 3.0]
 
 
 def test_a_disturbed_step_moves_an_estimate_little_and_lasting_change_moves_it_all_the_way() -> (
     None
 ):
     costs = measured((1, 0, 1.0))
-    costs.observe(1, 0, 100.0)
-    table = costs.table(1, 0)
-    assert table is not None
-    assert table[0] < 1.5
+    costs.observe(1, 0, 0, 100.0)
+    found = table(costs, 1, 1, guessing=0)
+    assert found is not None
+    assert found[0] < 1.5
     for _ in range(60):
-        costs.observe(1, 0, 5.0)
-    table = costs.table(1, 0)
-    assert table is not None
-    assert table[0] == pytest.approx(5, rel=0.02)
+        costs.observe(1, 0, 0, 5.0)
+    found = table(costs, 1, 1, guessing=0)
+    assert found is not None
+    assert found[0] == pytest.approx(5, rel=0.02)
 
 
 def test_acceptance_follows_what_holds_and_stops_counting_at_the_first_miss() -> None:
@@ -107,7 +124,7 @@ def test_no_other_way_to_share_out_promises_more(
     drafts: list[Prospect], costs: list[float], others: int
 ) -> None:
     rows = len(drafts) + others
-    taken, gain = share_out(drafts, costs, rows)
+    taken, gain = share_out(drafts, [costs], rows)
     assert gain == pytest.approx(brute_force(drafts, costs, rows))
     assert all(0 <= count <= one.tokens for count, one in zip(taken, drafts, strict=True))
     assert sum(taken) < len(costs)
@@ -116,15 +133,23 @@ def test_no_other_way_to_share_out_promises_more(
 def test_likely_tokens_go_first_and_dear_ones_are_left() -> None:
     likely, unlikely = Prospect(tokens=8, acceptance=0.95), Prospect(tokens=8, acceptance=0.3)
     flat_to_six = [1.0] * 7 + [2.0] * 9
-    taken, gain = share_out([unlikely, likely], flat_to_six, 2)
+    taken, gain = share_out([unlikely, likely], [flat_to_six], 2)
     assert taken == (0, 6)
     assert gain > 2
 
 
+def test_where_each_row_that_guesses_costs_a_run_the_best_one_guesses_alone() -> None:
+    drafts = [Prospect(tokens=12, acceptance=0.95)] * 4
+    runs = [[1.0] * 13, [2.0] * 13, [3.0] * 13, [4.0] * 13]
+    taken, gain = share_out(drafts, runs, 4)
+    assert sorted(taken) == [0, 0, 0, 12]
+    assert gain == pytest.approx((4 + 0.95 * (1 - 0.95**12) / 0.05) / 4 / 2)
+
+
 def drive(
-    step_s: Callable[[int, int], float], acceptance: float, *, rows: int, steps: int
+    step_s: Callable[[int, int, int], float], acceptance: float, *, rows: int, steps: int
 ) -> tuple[float, list[int]]:
-    """Decode with the policy on a machine whose steps take `step_s(rows, guessed)`.
+    """Decode with the policy on a machine whose steps take `step_s(rows, guessing, guessed)`.
 
     Returns:
         Tokens a second over those without guesses, and what each step guessed.
@@ -134,12 +159,12 @@ def drive(
     chance = random.Random(1)
     seconds, tokens, guesses = 0.0, 0, []
     for _ in range(steps):
-        table = costs.table(rows, 16 - rows)
+        tables = costs.tables(rows, 16 - rows)
         taken: tuple[int, ...] = (0,) * rows
-        if table is not None:
+        if tables is not None:
             rate = of_one.rate(of_all.rate())
             drafts = [Prospect(tokens=15, acceptance=rate)] * rows
-            taken, gain = share_out(drafts, table, rows)
+            taken, gain = share_out(drafts, tables, rows)
             if gain >= 1.02:
                 probing.won()
             elif not probing.refuse():
@@ -150,21 +175,22 @@ def drive(
             if count:
                 of_all.observe(count, held)
                 of_one.observe(count, held)
-        took_s = step_s(rows, sum(taken)) * chance.uniform(0.93, 1.07)
-        costs.observe(rows, sum(taken), took_s)
+        guessing = sum(count > 0 for count in taken)
+        took_s = step_s(rows, guessing, sum(taken)) * chance.uniform(0.93, 1.07)
+        costs.observe(rows, guessing, sum(taken), took_s)
         seconds += took_s
         guesses.append(sum(taken))
-    return tokens / seconds * step_s(rows, 0) / rows, guesses
+    return tokens / seconds * step_s(rows, 0, 0) / rows, guesses
 
 
-def flat(rows: int, guessed: int) -> float:
+def flat(rows: int, guessing: int, guessed: int) -> float:
     """Up to eight tokens at the price of one, then one more price for each eight."""
     return 1.0 + 0.02 * guessed + max(0, rows + guessed - 8) * 0.15
 
 
-def own_run(rows: int, guessed: int) -> float:
-    """Every row that guesses takes a run of its own; guesses are spread."""
-    return 1.0 + min(guessed, rows) * 0.95 + 0.02 * guessed
+def own_run(rows: int, guessing: int, guessed: int) -> float:
+    """Every row that guesses takes a run of its own, beside that of the others."""
+    return (guessing + (rows > guessing)) * 0.95 + 0.05 + 0.02 * guessed
 
 
 @pytest.mark.parametrize("rows", [1, 4])

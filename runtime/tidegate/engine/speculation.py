@@ -86,7 +86,7 @@ class Speculator:
         self._of_one: dict[Key, dict[str, Acceptance]] = {}
         self._ended: deque[Ended] = deque(maxlen=4 * most_requests)
         self._guessed_in_a_row = 0
-        self._ran: tuple[int, int] | None = None
+        self._ran: tuple[int, int, int] | None = None
 
     def draft(self, guessing: Guessing) -> list[Draft]:
         """The drafts to verify, one per wish, cut to what pays."""
@@ -98,8 +98,10 @@ class Speculator:
         except Exception as error:  # guesses are a luxury: the step runs without
             _log.error("guessing tokens failed: %s", describe_defect(error))
         guessed = sum(len(draft.tokens) for draft in drafts)
+        guessing_rows = 1 if self._paid_ran else sum(bool(draft.tokens) for draft in drafts)
         steady = self._paid is None or not (self._paid_ran and self._paid.caught_up)
-        self._ran = (rows, guessed) if guessing.decoding and steady else None
+        steady = steady and (guessed > 0 or not self._paid_ran)
+        self._ran = (rows, guessing_rows, guessed) if guessing.decoding and steady else None
         return drafts
 
     def observe(self, guessing: Guessing, drafts: Sequence[Draft], held: Sequence[int]) -> None:
@@ -136,12 +138,12 @@ class Speculator:
         rows, wishes = len(guessing.wishes), guessing.wishes
         drafts = self._propose(wishes)
         nothing = self._paid is None and not any(draft.tokens for draft in drafts)
-        costs = None if nothing or guessing.most < 1 else self._costs.table(rows, guessing.most)
+        costs = None if nothing or guessing.most < 1 else self._costs.tables(rows, guessing.most)
         if costs is None:
             return [NOTHING] * rows
         lengths, gain = share_out(self._prospects(wishes, drafts), costs, rows)
         if self._paid is not None:
-            dear = self._with_paid(guessing, drafts, costs[0], gain)
+            dear = self._with_paid(guessing, drafts, costs[0][0], gain)
             if dear is not None:
                 return dear
         if not self._go(self._probing, gain):
@@ -153,7 +155,7 @@ class Speculator:
     ) -> list[Draft] | None:
         """With the paid drafter's guesses where the free ones have none; None if it loses."""
         rows, wishes = len(drafts), guessing.wishes
-        costs = self._paid_costs.dear_table(rows, guessing.most, self._costs)
+        costs = self._paid_costs.dear_tables(rows, guessing.most, self._costs)
         open_rows = [
             place
             for place, (wish, draft) in enumerate(zip(wishes, drafts, strict=True))

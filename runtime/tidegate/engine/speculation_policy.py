@@ -51,37 +51,46 @@ class _Cell:
 
 
 class StepCosts:
-    """Seconds of a step that decodes, by its rows and by the guessed tokens of all of them."""
+    """Seconds of a step that decodes: by its rows, those that guess, and the guessed tokens."""
 
     def __init__(self) -> None:
-        self._cells: dict[tuple[int, int], _Cell] = {}
-        self._tables: dict[tuple[int, int], list[float]] = {}
+        self._cells: dict[tuple[int, int, int], _Cell] = {}
+        self._tables: dict[tuple[int, int, int], list[float]] = {}
 
-    def observe(self, rows: int, guessed: int, seconds: float) -> None:
-        """Book a step of `rows` rows that verified `guessed` tokens beside their own."""
-        cell = self._cells.get((rows, guessed))
+    def observe(self, rows: int, guessing: int, guessed: int, seconds: float) -> None:
+        """Book a step of `rows` rows, `guessing` of which verified `guessed` tokens in all."""
+        cell = self._cells.get((rows, guessing, guessed))
         if cell is None:
-            self._cells[rows, guessed] = _Cell(mean_s=seconds)
+            self._cells[rows, guessing, guessed] = _Cell(mean_s=seconds)
         else:
             cell.add(seconds)
-        for key in [key for key in self._tables if key[0] == rows]:
+        # Estimates for more rows that guess may stand on those for fewer.
+        for key in [key for key in self._tables if key[0] == rows and key[1] >= guessing]:
             del self._tables[key]
 
-    def table(self, rows: int, most: int) -> Sequence[float] | None:
-        """Estimated seconds with 0 to `most` guessed tokens; None until a plain step is known.
+    def tables(self, rows: int, most: int) -> list[Sequence[float]] | None:
+        """Estimated seconds, by the rows that guess and by the guessed tokens, 0 to `most`.
 
-        What was not measured lies on a line between its measured neighbours, and beyond the last
-        of them costs the same as it: hopeful, so that more is tried once and then known.
+        None until a plain step is known. What was not measured lies on a line between its
+        measured neighbours, and beyond the last of them costs the same as it: hopeful, so that
+        more is tried once and then known. With more rows than were ever measured it is what it
+        is with fewer.
         """
-        table = self._tables.get((rows, most))
-        if table is None:
-            known = self._known(rows, most)
-            if not known or known[0][0] != 0:
-                return None
-            table = self._tables[rows, most] = _lines([*known, (most + 1, known[-1][1])])
-        return table
+        plain = self._known(rows, 0, 0)
+        if not plain:
+            return None
+        tables: list[Sequence[float]] = [[plain[0][1]] * (most + 1)]
+        for guessing in range(1, min(rows, most) + 1):
+            table = self._tables.get((rows, guessing, most))
+            if table is None:
+                known = plain + self._known(rows, guessing, most)
+                hoped = [*known, (most + 1, known[-1][1])]
+                table = _lines(hoped) if len(known) > 1 else list(tables[-1])
+                self._tables[rows, guessing, most] = table
+            tables.append(table)
+        return tables
 
-    def dear_table(self, rows: int, most: int, plain: StepCosts) -> Sequence[float] | None:
+    def dear_tables(self, rows: int, most: int, plain: StepCosts) -> list[Sequence[float]] | None:
         """The same where guessing itself takes time: every token more costs as much as before.
 
         Until something was measured, one token a row is all that is worth trying.
@@ -89,19 +98,25 @@ class StepCosts:
         Args:
             rows: of the step.
             most: guessed tokens of all rows.
-            plain: knows the steps without guesses, these costs those with them.
+            plain: knows the steps without guesses; these costs those with them, booked as of one
+                row that guesses.
         """
-        known = plain._known(rows, 0) + [cell for cell in self._known(rows, most) if cell[0]]
-        if not known or known[0][0] != 0:
+        known = plain._known(rows, 0, 0)
+        if not known:
             return None
+        plain_s = known[0][1]
+        known += self._known(rows, 1, most)
         if len(known) == 1:
-            return [known[0][1]] * min(rows + 1, most + 1)
+            hoped = [plain_s] * min(rows + 1, most + 1)
+            return [hoped, hoped]
         (left, low_s), (right, high_s) = known[-2:]
         slope_s = max(0.0, (high_s - low_s) / (right - left))
-        return _lines([*known, (most + 1, high_s + slope_s * (most + 1 - right))])
+        table = _lines([*known, (most + 1, high_s + slope_s * (most + 1 - right))])
+        return [[plain_s] * len(table), table]
 
-    def _known(self, rows: int, most: int) -> list[tuple[int, float]]:
-        cells = ((guessed, self._cells.get((rows, guessed))) for guessed in range(most + 1))
+    def _known(self, rows: int, guessing: int, most: int) -> list[tuple[int, float]]:
+        places = range(guessing, most + 1) if guessing else (0,)
+        cells = ((guessed, self._cells.get((rows, guessing, guessed))) for guessed in places)
         return [(guessed, cell.mean_s) for guessed, cell in cells if cell and cell.known]
 
 
@@ -140,38 +155,62 @@ class Prospect:
     tokens: int
     acceptance: float
 
+    @property
+    def promise(self) -> float:
+        """Tokens that are expected to hold."""
+        a = self.acceptance
+        return a * (1 - a**self.tokens) / (1 - a) if a < 1 else float(self.tokens)
+
 
 def share_out(
-    prospects: Sequence[Prospect], costs: Sequence[float], rows: int
+    prospects: Sequence[Prospect], costs: Sequence[Sequence[float]], rows: int
 ) -> tuple[tuple[int, ...], float]:
     """How many tokens of each draft to verify, so that the step gives the most tokens a second.
 
-    Tokens are added where they are most likely to hold, one by one, for as long as `costs` go.
+    Tried are the most promising draft alone, the two most promising, and all: tokens are added
+    where they are most likely to hold, one by one, for as long as `costs` go.
 
     Args:
         prospects: the drafts of a step.
-        costs: seconds with 0, 1, ... guessed tokens in all.
+        costs: seconds by the rows that guess, the last for any more, and by guessed tokens.
         rows: of the step, those without a draft too; each gives a token for sure.
 
     Returns:
         The tokens to take of each draft, at least one of them all, and how many times as fast as
         without any that is: 0 when there is nothing to take.
     """
-    taken, best = [0] * len(prospects), (0,) * len(prospects)
-    chances = [prospect.acceptance for prospect in prospects]
-    expected, best_gain = float(rows), 0.0
-    for step_s in costs[1:]:
-        open_rows = [i for i, prospect in enumerate(prospects) if taken[i] < prospect.tokens]
-        if not open_rows:
+    able = [place for place, prospect in enumerate(prospects) if prospect.tokens]
+    able.sort(key=lambda place: -prospects[place].promise)
+    best: tuple[dict[int, int], float] = {}, 0.0
+    for count in sorted({1, 2, len(able)}):
+        if count <= len(able):
+            found = _share_among(able[:count], prospects, costs, rows)
+            best = max(best, found, key=lambda one: one[1])
+    taken, gain = best
+    return tuple(taken.get(place, 0) for place in range(len(prospects))), gain
+
+
+def _share_among(
+    able: Sequence[int], prospects: Sequence[Prospect], costs: Sequence[Sequence[float]], rows: int
+) -> tuple[dict[int, int], float]:
+    """The best of adding tokens one by one to the drafts in these places."""
+    chances = {place: prospects[place].acceptance for place in able}
+    taken: dict[int, int] = {}
+    best: tuple[dict[int, int], float] = {}, 0.0
+    expected, plain_s = float(rows), costs[0][0]
+    for guessed in range(1, len(costs[0])):
+        if not chances:
             break
-        row = max(open_rows, key=chances.__getitem__)
+        row = max(chances, key=chances.__getitem__)
         expected += chances[row]
+        taken[row] = taken.get(row, 0) + 1
         chances[row] *= prospects[row].acceptance
-        taken[row] += 1
-        gain = expected / rows * costs[0] / step_s
-        if gain > best_gain:
-            best, best_gain = tuple(taken), gain
-    return best, best_gain
+        if taken[row] == prospects[row].tokens:
+            del chances[row]
+        gain = expected / rows * plain_s / costs[min(len(taken), len(costs) - 1)][guessed]
+        if gain > best[1]:
+            best = dict(taken), gain
+    return best
 
 
 @dataclass(slots=True)
