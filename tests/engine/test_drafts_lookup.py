@@ -121,6 +121,9 @@ def test_answers_are_kept_apart_from_requests_that_do_not_share() -> None:
     drafter.remember(ended([1, 2, 3, 60], prompt_tokens=3, shared=False))
     assert drafter.propose([wish([9, 1, 2, 3])]) == [NOTHING]
     drafter.remember(ended([1, 2, 3, 60], prompt_tokens=3))
+    closed = LookupDrafter(most_requests=2, share=False)
+    closed.remember(ended([1, 2, 3, 60], prompt_tokens=3))
+    assert closed.propose([wish([9, 1, 2, 3])]) == [NOTHING]
     alone = Wish(key=1, tokens=np.array([9, 1, 2, 3], np.int64), most=4, shared=False)
     assert drafter.propose([alone]) == [NOTHING]
 

@@ -177,6 +177,6 @@ def _open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:
         executor,
         text,
         model_id=settings.model_id,
-        settings=EngineSettings(most_waiting=settings.queue_limit),
+        settings=EngineSettings(most_waiting=settings.queue_limit, shared_guesses=False),
     )
     return engine, executor

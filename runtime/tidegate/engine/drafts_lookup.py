@@ -105,9 +105,15 @@ def _suffix(text: Sequence[int]) -> list[int]:
 class LookupDrafter:
     """A `Drafter` with an index for each of the last requests, and one of the last answers."""
 
-    def __init__(self, *, most_requests: int) -> None:
-        """Remember up to `most_requests`; of others the least recently met are forgotten."""
+    def __init__(self, *, most_requests: int, share: bool = True) -> None:
+        """Remember up to `most_requests`; of others the least recently met are forgotten.
+
+        Args:
+            most_requests: whose own text is indexed.
+            share: answers to one request may be guesses for another.
+        """
         self._most = most_requests
+        self._share = share
         self._indexes: dict[Key, GramIndex] = {}
         self._answers = GramIndex()
 
@@ -121,7 +127,7 @@ class LookupDrafter:
     def remember(self, ended: Ended) -> None:
         """See `Drafter.remember`; with the last tokens of its prompt, which the answer follows."""
         self._indexes.pop(ended.key, None)
-        if ended.shared:
+        if ended.shared and self._share:
             begin = max(0, ended.prompt_tokens - LONGEST)
             self._answers.extend([*ended.tokens[begin:][:CATCH_UP_TOKENS].tolist(), _BREAK])
 

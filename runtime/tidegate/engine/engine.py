@@ -220,6 +220,9 @@ class Engine:
             disk=None if self._disk is None else self._disk.numbers(),
         )
 
+    def _lookup(self, most_requests: int) -> LookupDrafter:
+        return LookupDrafter(most_requests=most_requests, share=self._settings.shared_guesses)
+
     def _make_speculator(
         self,
         executor: Executor,
@@ -230,7 +233,7 @@ class Engine:
             return None
         most_requests = 2 * executor.limits.step_rows
         if drafters is None:
-            drafters = (GrammarDrafter(), LookupDrafter(most_requests=most_requests))
+            drafters = (GrammarDrafter(), self._lookup(most_requests))
         return Speculator(
             drafters,
             most_requests=most_requests,

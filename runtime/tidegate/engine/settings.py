@@ -20,6 +20,9 @@ class EngineSettings:
     prefix_reuse: bool = True
     speculation: bool = True
     """Guess tokens ahead where that is faster; the answers are the same."""
+    shared_guesses: bool = True
+    """Answers to one request help to guess another's; not where callers are strangers, since how
+    many guesses held would tell one of them what another was answered."""
     stall_after_s: float = 30.0
     """Work exists and no step finished for this long: unhealthy."""
     unload_after_s: float | None = None
