@@ -24,15 +24,25 @@ std::uint8_t element(const std::uint8_t* packed, std::int64_t index, std::int32_
     return index % 2 == 0 ? pair & 15 : pair >> 4;
 }
 
+// The low four nibbles of `word`, one to a byte.
+std::uint32_t spread(std::uint32_t word) {
+    word = (word | word << 8) & 0x00ff00ffu;
+    return (word | word << 4) & 0x0f0f0f0fu;
+}
+
 // One row's group as it lies in a record: `values` points at the row's first byte.
 void place_values(const Shape& shape, const std::uint8_t* packed, std::uint8_t* values) {
-    const std::int32_t step = shape.bits == 4 ? 8 : 4;
-    for (std::int32_t first = 0; first < shape.group; first += step, values += 64) {
+    for (std::int32_t byte = 0; byte < shape.group * shape.bits / 8; byte += 4, values += 64) {
+        if (shape.bits == 8) {
+            std::memcpy(values, packed + byte, 4);
+            continue;
+        }
+        // Of eight inputs, 0-3 go to the low nibbles of four bytes and 4-7 to the high.
+        const std::uint32_t first = packed[byte] | packed[byte + 1] << 8;
+        const std::uint32_t second = packed[byte + 2] | packed[byte + 3] << 8;
+        const std::uint32_t quads = spread(first) | spread(second) << 4;
         for (std::int32_t i = 0; i < 4; ++i) {
-            const std::uint8_t low = element(packed, first + i, shape.bits);
-            const std::uint8_t high =
-                shape.bits == 4 ? element(packed, first + 4 + i, shape.bits) : std::uint8_t{0};
-            values[i] = static_cast<std::uint8_t>(low | (high << 4));
+            values[i] = static_cast<std::uint8_t>(quads >> (8 * i));
         }
     }
 }
