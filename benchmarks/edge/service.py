@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from converters.synthetic import SHAPES  # noqa: E402
 from peers.bars import COLD_START_S, RSS_SLACK_MIB, Bar  # noqa: E402
 from peers.contract import Figures, Prepared, Turn  # noqa: E402
-from peers.daemon import Daemon, Streamed, completion, step_s, stream_together  # noqa: E402
+from peers.daemon import CACHE, Daemon, Streamed, completion, step_s, stream_together  # noqa: E402
 from peers.ours import Tidegate, checkpoint_of, native_problem  # noqa: E402
 from peers.rounds import tell  # noqa: E402
 from report import report  # noqa: E402
@@ -64,6 +64,7 @@ def serve(prepared: Prepared, executor: str, turn: Turn) -> Served:
     context = -(-longest // BLOCK_TOKENS) * BLOCK_TOKENS
     sizes = {"rows": STREAMS, "context": context, "threads": turn.threads, "queue": 64}
     flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    flags += ["--cache-dir", str(prepared.model.parent / CACHE)]
     log = prepared.model.parent / "serve.log"
     with Daemon(prepared.model, ["--executor", executor, *flags], log) as daemon:
         first = prompts(rng, turn, prepared.vocab, 1)

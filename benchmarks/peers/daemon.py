@@ -24,6 +24,9 @@ from typing import Self
 
 from peers.contract import PeerError
 
+CACHE = "start-cache"
+"""Beside a bundle: what one start keeps for the next; see `workers/tidegate_worker.py`."""
+
 _TEXT = re.compile(rb'"(?:text|content)":"[^"]')
 _TOKENS = re.compile(rb'"completion_tokens":(\d+)')
 _READ_BYTES = 1 << 16

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peers.contract import PeerError, Prepared, Turn
-from peers.daemon import Daemon, completion, stream_together
+from peers.daemon import CACHE, Daemon, completion, stream_together
 
 ENDS, END_TOKENS = 3, 20
 BLOCK_TOKENS = 32
@@ -50,6 +50,7 @@ def restart(prepared: Prepared, executor: str, turn: Turn, prefixes: int) -> Res
     sizes = {"rows": 2, "context": context, "threads": turn.threads}
     flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     flags += ["--executor", executor, "--prefix-cache", str(folder)]
+    flags += ["--cache-dir", str(prepared.model.parent / CACHE)]
     log = prepared.model.parent / "restart.log"
 
     def first_token_s(daemon: Daemon, prompt: Sequence[int]) -> float:

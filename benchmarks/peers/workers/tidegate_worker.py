@@ -2,7 +2,8 @@
 
 Options: `choice` of the executor, `native`, whether its own 4-bit linear runs (None where the
 executor has none), and `through`, whether streams are decoded by the loop or the engine. KV has
-room for all streams of the turn, the step for 256 tokens as the daemon has it.
+room for all streams of the turn, the step for 256 tokens as the daemon has it; what one start keeps
+for the next lies beside the bundle, so every turn but the first finds it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from tidegate.engine.request import GenerationRequest, RequestId, SamplingParams
 from tidegate.engine.text import TextModel
 from tidegate.model.bundle import Bundle
 
+CACHE = "start-cache"
+"""Beside the bundle: what a start keeps for the next, as the daemon does."""
 BLOCK_TOKENS = 32
 """Of OpenVINO's paged KV on a CPU."""
 
@@ -39,6 +42,7 @@ def open_for(spec: Spec, bundle: Bundle) -> Executor:
         context_tokens=min(whole, bundle.manifest.context_tokens),
         rows=max([*spec["streams"], 1]),
         threads=spec["threads"],
+        cache_dir=Path(spec["model"]).parent / CACHE,
     )
     if spec["options"]["native"] is not None:
         settings = replace(settings, **{"native": spec["options"]["native"]})
