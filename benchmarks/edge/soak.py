@@ -235,6 +235,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=15.0, help="end after so many")
     parser.add_argument("--executor", choices=("openvino", "onnx"), default="openvino")
+    parser.add_argument("--native", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--work", type=Path, default=ROOT / ".tidegate" / "bench")
     parser.add_argument("--quick", action="store_true", help="60 requests")
     parser.add_argument("--json", action="store_true")
@@ -245,7 +246,8 @@ def main() -> int:
     work = args.work / "assistant"
     work.mkdir(parents=True, exist_ok=True)
     bundle = prepare_bundle(ROOT / "examples/assistant/edge", work)
-    with Daemon(bundle, ["--executor", args.executor, *FLAGS], work / "soak.log") as daemon:
+    flags = ["--executor", args.executor, "--native", args.native, *FLAGS]
+    with Daemon(bundle, flags, work / "soak.log") as daemon:
         found = asyncio.run(soak(daemon, args.requests, args.minutes))
     bars = verdict(found, args.requests)
     found |= {one: found[one][:MOST_NOTES] for one in ("wrong", "different")}
