@@ -59,6 +59,13 @@ def test_where_guessing_takes_time_one_token_is_tried_first_and_more_costs_more(
     assert tables[1] == pytest.approx([1.0, 1.25, 1.5, 1.75, 2.0, 2.25])
 
 
+def test_a_step_with_more_guesses_is_never_taken_to_cost_less() -> None:
+    found = table(measured((1, 0, 1.0), (1, 1, 3.0), (1, 2, 2.0), (1, 3, 4.0)), 1, 3)
+    assert found == pytest.approx([1.0, 2.5, 2.5, 4.0])
+    lucky = table(measured((1, 0, 1.0), (1, 3, 0.5)), 1, 3)
+    assert lucky == pytest.approx([0.75] * 4)
+
+
 def test_rows_that_guess_cost_apart_and_more_of_them_what_fewer_do_until_measured() -> None:
     costs = measured((4, 0, 1.0))
     for _ in range(4):
@@ -140,7 +147,7 @@ def test_likely_tokens_go_first_and_dear_ones_are_left() -> None:
 
 def test_where_each_row_that_guesses_costs_a_run_the_best_one_guesses_alone() -> None:
     drafts = [Prospect(tokens=12, acceptance=0.95)] * 4
-    runs = [[1.0] * 13, [2.0] * 13, [3.0] * 13, [4.0] * 13]
+    runs = [[1.0] + [1.0 + count] * 12 for count in range(4)]
     taken, gain = share_out(drafts, runs, 4)
     assert sorted(taken) == [0, 0, 0, 12]
     assert gain == pytest.approx((4 + 0.95 * (1 - 0.95**12) / 0.05) / 4 / 2)
@@ -165,7 +172,7 @@ def drive(
             rate = of_one.rate(of_all.rate())
             drafts = [Prospect(tokens=15, acceptance=rate)] * rows
             taken, gain = share_out(drafts, tables, rows)
-            if gain >= 1.02:
+            if gain >= 1.05:
                 probing.won()
             elif not probing.refuse():
                 taken = (0,) * rows

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 MOST_DRAFT_TOKENS: Final = 15
 """Of one row: with its own token a step of 16, which no executor here runs at the price of one."""
 
-_MARGIN: Final = 1.02
+_MARGIN: Final = 1.05
 """Guessing must promise this much, since promises are made of noisy measurements."""
 PAID: Final = "model"
 """The kind of all that the paid drafter says."""

@@ -83,7 +83,7 @@ class StepCosts:
         for guessing in range(1, min(rows, most) + 1):
             table = self._tables.get((rows, guessing, most))
             if table is None:
-                known = plain + self._known(rows, guessing, most)
+                known = _rising(plain + self._known(rows, guessing, most))
                 hoped = [*known, (most + 1, known[-1][1])]
                 table = _lines(hoped) if len(known) > 1 else list(tables[-1])
                 self._tables[rows, guessing, most] = table
@@ -118,6 +118,23 @@ class StepCosts:
         places = range(guessing, most + 1) if guessing else (0,)
         cells = ((guessed, self._cells.get((rows, guessing, guessed))) for guessed in places)
         return [(guessed, cell.mean_s) for guessed, cell in cells if cell and cell.known]
+
+
+def _rising(known: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The nearest values that never fall: more tokens take no less time, so that is noise.
+
+    Without it the best of many noisy estimates is mostly one that was lucky. Neighbours in the
+    wrong order are averaged until none are (pool adjacent violators, Ayer et al. 1955).
+    """
+    pools: list[tuple[float, list[int]]] = []
+    for place, value in known:
+        mean, places = value, [place]
+        while pools and pools[-1][0] > mean:
+            earlier, before = pools.pop()
+            mean = (mean * len(places) + earlier * len(before)) / (len(places) + len(before))
+            places = before + places
+        pools.append((mean, places))
+    return [(place, mean) for mean, places in pools for place in places]
 
 
 def _lines(known: Sequence[tuple[int, float]]) -> list[float]:
@@ -197,7 +214,7 @@ def _share_among(
     chances = {place: prospects[place].acceptance for place in able}
     taken: dict[int, int] = {}
     best: tuple[dict[int, int], float] = {}, 0.0
-    expected, plain_s = float(rows), costs[0][0]
+    expected = float(rows)
     for guessed in range(1, len(costs[0])):
         if not chances:
             break
@@ -207,7 +224,8 @@ def _share_among(
         chances[row] *= prospects[row].acceptance
         if taken[row] == prospects[row].tokens:
             del chances[row]
-        gain = expected / rows * plain_s / costs[min(len(taken), len(costs) - 1)][guessed]
+        table = costs[min(len(taken), len(costs) - 1)]
+        gain = expected / rows * table[0] / table[guessed]
         if gain > best[1]:
             best = dict(taken), gain
     return best
