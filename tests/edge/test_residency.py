@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,30 @@ def test_another_model_in_its_place_is_refused() -> None:
         assert all(one.closed for one in loader.made[1:])
         resident.close()
         assert loader.made[0].closed
+
+    asyncio.run(test())
+
+
+def test_a_load_that_takes_longer_than_a_step_may_is_not_yet_stuck() -> None:
+    async def test() -> None:
+        loader, gate = Loader(PAGED), threading.Event()
+
+        def slow() -> ToyExecutor:
+            assert gate.wait(10)
+            return loader()
+
+        resident = ResidentExecutor(loader(), slow)
+        settings = EngineSettings(unload_after_s=GRACE_S, stall_after_s=0.1)
+        engine = Engine(resident, toy_text(eos=False), model_id="toy", settings=settings)
+        async with serving(engine):
+            await until(lambda: not resident.loaded)
+            waiting = asyncio.create_task(answered(engine, "a", 7))
+            await asyncio.sleep(0.3)
+            assert engine.snapshot().healthy
+            await until(lambda: not engine.snapshot().healthy)
+            gate.set()
+            assert (await waiting).finished
+            assert engine.snapshot().healthy
 
     asyncio.run(test())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -66,7 +68,6 @@ def test_an_unloaded_model_is_healthy_and_comes_back_with_a_request(
         finally:
             moved.rename(bundle)
         assert asked(device) == first
-        assert device.get("/status")["engine"]["loaded"] is True
         assert device.stop() == 0
 
 
@@ -96,3 +97,37 @@ def test_a_daemon_stays_within_the_sum_and_does_not_grow(
             asked(device)
         later = device.get("/status")["memory"]["resident_bytes"]
         assert later < 1.05 * memory["resident_bytes"]
+
+
+STUCK = """
+import asyncio, logging, threading
+from toyengine import PAGED, ask, toy_engine
+from toyexecutor import Behaviour, ToyExecutor
+from tidegate.api.lifecycle import exit_when_stuck
+from tidegate.engine.settings import EngineSettings
+
+async def main():
+    class Never(threading.Event):
+        def wait(self, timeout=None):
+            return super().wait()
+    executor = ToyExecutor(PAGED, behaviour=Behaviour(gate=Never()))
+    engine = toy_engine(executor, settings=EngineSettings(stall_after_s=0.2))
+    loop = asyncio.create_task(engine.run())
+    answer = engine.submit(ask("a", (1, 2, 3)))
+    await exit_when_stuck(engine, every_s=0.1)
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_whose_step_never_returns_ends_with_the_status_for_its_supervisor() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", STUCK],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 70, done.stderr
+    assert "the engine makes no progress" in done.stderr

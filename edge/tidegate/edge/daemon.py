@@ -31,7 +31,12 @@ from tidegate.edge.executors.encoder import EncoderSettings
 from tidegate.edge.machine import read_machine
 from tidegate.edge.memory import MemoryNeed, check_memory, memory_need
 from tidegate.edge.prefix_store import MOST_QUEUED_BYTES, open_store
-from tidegate.edge.residency import DeviceExecutor, ResidentExecutor, give_back_mapped
+from tidegate.edge.residency import (
+    DeviceExecutor,
+    ResidentExecutor,
+    give_back_freed,
+    give_back_mapped,
+)
 from tidegate.edge.semantic_cache import SemanticCache
 from tidegate.edge.service import EdgeBackend
 from tidegate.engine.drafts_model import ModelDrafter
@@ -235,6 +240,7 @@ def _open_model(bundle: Bundle, settings: EdgeSettings) -> DeviceExecutor:
     def load(verified: Bundle) -> DeviceExecutor:
         executor = cast(DeviceExecutor, open_executor(verified, settings.executor))
         give_back_mapped(verified.folder)
+        give_back_freed()  # what compiling the model took
         return executor
 
     def load_again() -> DeviceExecutor:

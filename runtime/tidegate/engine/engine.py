@@ -47,6 +47,9 @@ _LAST_COPIES_S = 5.0
 """For the prefixes that still wait for the disk tier when all requests have ended."""
 _WRITER_WAIT_S = 0.05
 """Between two looks at whether the disk has caught up."""
+_LOADING_PATIENCE = 10
+"""Times as long as a step may take before the engine counts as stuck, for a model that comes back:
+on a machine with other work 1.1 B weights took a minute instead of three seconds."""
 _WAITING_CONTEXTS = 16
 """Prompt tokens that may wait, in contexts: what bounds the memory of the line."""
 
@@ -190,7 +193,9 @@ class Engine:
     def snapshot(self) -> EngineSnapshot:
         """The engine in numbers; cheap, changes nothing."""
         meter, kv, batcher = self._meter, self._batcher.kv, self._batcher
-        stalled = self.clock() - meter.last_progress_s > self._settings.stall_after_s
+        loaded = self._unloadable is None or self._unloadable.loaded
+        patience_s = self._settings.stall_after_s * (1 if loaded else _LOADING_PATIENCE)
+        stalled = self.clock() - meter.last_progress_s > patience_s
         sound = meter.failed_in_a_row < _MOST_FAILED_STEPS and (batcher.empty or not stalled)
         return EngineSnapshot(
             running=len(batcher.running),
@@ -215,7 +220,7 @@ class Engine:
             failed_steps=meter.failed_steps,
             healthy=sound and not self._stopped,
             accepting=self._accepting,
-            loaded=self._unloadable is None or self._unloadable.loaded,
+            loaded=loaded,
             disk_hit_tokens=0 if self._disk is None else self._disk.hit_tokens,
             disk=None if self._disk is None else self._disk.numbers(),
         )
