@@ -105,6 +105,17 @@ def test_a_broken_guide_costs_its_own_row_only() -> None:
     assert "secret" not in str(second.error)
 
 
+def test_a_defect_in_choosing_costs_its_own_row_and_moves_the_guides_of_others() -> None:
+    logits, guide = random_logits(3, 1), EvenThenOdd()
+    biased = SamplingParams(max_tokens=8, temperature=0, logit_bias=((10_000, 1.0),))
+    broken = Draw(params=biased, seed=3, position=7)
+    asks = [Ask(draw=draw(0)), Ask(draw=broken), Ask(draw=draw(0), guide=guide)]
+    first, second, third = choose(logits, asks)
+    assert second.error is not None
+    assert first == choose(logits[:1], asks[:1])[0]
+    assert guide.taken == [one.token for one in third.sampled]
+
+
 class AllowsOnce(EvenThenOdd):
     """A guide that has nothing to allow after its first token."""
 

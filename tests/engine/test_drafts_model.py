@@ -17,6 +17,7 @@ from tidegate.engine.executor import ExecutorStep, Logits, PagedGeometry, SlotGe
 from tidegate.engine.request import GenerationRequest
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.snapshot import EngineSnapshot
+from tidegate.engine.speculation import Guessing, Speculator
 from tidegate.errors import ExecutionError
 
 Shape = PagedGeometry | SlotGeometry
@@ -90,6 +91,40 @@ def test_requests_without_room_wait_until_others_have_ended() -> None:
     model.remember(Ended(key=0, tokens=np.array(prompts[0]), prompt_tokens=20))
     (draft,) = model.propose([wish(prompts[1], key=1)])
     assert draft.tokens == greedy(prompts[1], 4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_request_that_does_not_share_finds_nothing_and_leaves_nothing(shape: Shape) -> None:
+    toy, model = drafter(shape)
+    prompt = tuple(range(5, 45))
+
+    def computed(key: int, *, shared: bool) -> int:
+        before = toy.record.tokens
+        model.propose([replace(wish(prompt, key=key), shared=shared)])
+        model.remember(Ended(key=key, tokens=np.array(prompt), prompt_tokens=40, shared=shared))
+        return toy.record.tokens - before
+
+    whole = computed(0, shared=False)
+    assert computed(1, shared=True) == whole
+    assert computed(2, shared=False) == whole
+    assert computed(3, shared=True) < whole
+
+
+def test_requests_that_end_between_two_steps_leave_no_kv_however_many_they_are() -> None:
+    _, model = drafter()
+    speculator = Speculator([], most_requests=1, eos_ids=frozenset(), paid=model)
+    tokens = np.arange(5, 25, dtype=np.int64)
+    free = model._kv.free
+    model.propose([wish(range(5, 25), key=0)])
+    for key in range(50):
+        speculator.ended(Ended(key=key, tokens=tokens, prompt_tokens=20))
+    # One left after its step was planned and before its guesses were made.
+    late = Guessing(wishes=(wish(range(5, 25), key=7),), most=4, decoding=True)
+    for _ in range(5):
+        speculator.draft(late)
+        speculator.timed(1.0)
+        speculator.ended(Ended(key=7, tokens=tokens, prompt_tokens=20))
+    assert model._kv.free == free
 
 
 def test_beyond_its_own_context_or_the_others_tokens_nothing_is_guessed() -> None:

@@ -16,7 +16,7 @@ from tidegate.engine.grammar import Grammars
 from tidegate.engine.grammar_source import GrammarLimits
 from tidegate.engine.request import Constraint, ConstraintKind
 from tidegate.engine.text import TextModel
-from tidegate.errors import CapacityError, ConfigError, RequestError
+from tidegate.errors import CapacityError, ConfigError, RequestError, UnavailableError
 
 GRAMMARS = Grammars(toy_text(), vocab=VOCAB)
 
@@ -172,8 +172,30 @@ def test_a_grammar_that_takes_too_long_is_refused_and_the_next_one_is_not() -> N
             try:
                 await grammars.prepare(constrained("choice", ["a"]))
                 break
-            except (CapacityError, RequestError):
+            except CapacityError:  # whoever waits behind it is not to blame
                 await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_closing_ends_every_wait_for_a_grammar_with_an_error(late: bool) -> None:
+    async def scenario() -> None:
+        grammars = Grammars(toy_text(), vocab=VOCAB)
+        slow = {"properties": {f"p{n}": {"type": "string"} for n in range(200)}}
+        early = asyncio.create_task(grammars.prepare(constrained("choice", ["early"])))
+        await asyncio.sleep(0)
+        if late:
+            await early  # and with it the tokenizer
+        running = asyncio.create_task(grammars.prepare(constrained("json_schema", slow)))
+        waiting = asyncio.create_task(grammars.prepare(constrained("choice", ["a"])))
+        await asyncio.sleep(0)
+        grammars.close()
+        with pytest.raises(UnavailableError, match="the engine has stopped"):
+            await waiting
+        with pytest.raises(UnavailableError, match="the engine has stopped"):
+            await grammars.prepare(constrained("choice", ["b"]))
+        await asyncio.gather(early, running, return_exceptions=True)
 
     asyncio.run(scenario())
 

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memorystore import MemoryStore
-from toyengine import PAGED, SHAPES, Collected, ask, collect, serving, toy_engine
+from toyengine import PAGED, SHAPES, SLOTS, Collected, ask, collect, serving, toy_engine
 from toyexecutor import Behaviour, ToyExecutor
 
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import ExecutorStep, PagedGeometry, SlotGeometry
 from tidegate.engine.prefix_disk import DiskPrefixes
-from tidegate.engine.request import GenerationRequest
+from tidegate.engine.request import Constraint, GenerationRequest
 from tidegate.engine.settings import EngineSettings
+from tidegate.engine.spill import KvUnit
+from tidegate.errors import ExecutionError
 
 Shape = PagedGeometry | SlotGeometry
 PREFIX = tuple(range(40, 120))
@@ -185,6 +187,78 @@ def test_a_step_that_fails_under_a_load_costs_no_answer() -> None:
             await collect(one)
 
     asyncio.run(test())
+
+
+class RefusesOnce(ToyExecutor):
+    """Its KV cannot be written the first time."""
+
+    refused = False
+
+    def write_kv(self, unit: KvUnit, data: bytes) -> None:
+        if not self.refused:
+            self.refused = True
+            raise ExecutionError("the toy takes no KV yet")
+        super().write_kv(unit, data)
+
+
+def test_a_load_that_fails_moves_nobodys_guide() -> None:
+    form = Constraint(kind="regex", source="(ab|cd|ef){12}")
+    shaped = ask("shaped", (1, 2, 3), max_tokens=60, constraint=form)
+
+    async def answer(engine: Engine, *, load: bool) -> Collected:
+        async with serving(engine):
+            await engine.prepare(form)
+            one = asyncio.create_task(answered(engine, shaped))
+            if load:
+                while engine.snapshot().generated_tokens < 3:
+                    await asyncio.sleep(0)
+                await answered(engine, ask("b", (*PREFIX, 9)))
+            return await one
+
+    async def test() -> None:
+        store = MemoryStore()
+        await life(engine_with(store)[0], ask("a", (*PREFIX, 1), max_tokens=1))
+        executor = RefusesOnce(PAGED)
+        disk = DiskPrefixes(store, executor, model_digest=b"model", least_tokens=16)
+        beside = await answer(toy_engine(executor, disk=disk), load=True)
+        assert executor.refused
+        whole = await answer(toy_engine(ToyExecutor(PAGED)), load=False)
+        assert beside.finished
+        assert beside.tokens == whole.tokens
+
+    asyncio.run(test())
+
+
+class Fickle(MemoryStore):
+    """Loses everything between a plan and the step that it is for."""
+
+    looks_left = 1 << 30
+
+    def holds(self, key: bytes) -> bool:
+        self.looks_left -= 1
+        if self.looks_left < 0:
+            self.kept.clear()
+        return super().holds(key)
+
+
+def test_a_slot_that_begins_with_a_copy_has_it_even_when_nothing_is_left_to_load() -> None:
+    """The last look of the plan is the one at the unit after the prefix."""
+
+    async def test(looks: int) -> int:
+        store = Fickle()
+        long = (*PREFIX, *range(130, 160))
+        await life(engine_with(store, SLOTS)[0], ask("a", (*PREFIX, 1), max_tokens=1))
+        engine, executor = engine_with(store, SLOTS)
+        async with serving(engine):
+            # A slot that shares less than half of what it holds is copied from.
+            await answered(engine, ask("b", (*PREFIX[:24], *long[50:]), reuse=True, max_tokens=1))
+            copies, store.looks_left = executor.record.copies, looks
+            answer = await answered(engine, ask("c", (*PREFIX, 9)))
+            assert answer.tokens == (await alone(SLOTS, ask("c", (*PREFIX, 9)))).tokens
+            return executor.record.copies - copies
+
+    copies = [asyncio.run(test(looks)) for looks in range(24)]
+    assert any(copies)
 
 
 def test_leaving_while_a_load_runs_frees_the_kv() -> None:

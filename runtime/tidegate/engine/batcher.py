@@ -175,6 +175,8 @@ class Batcher:
         if self._disk is None or generation.key not in self.running:
             self.kv.release(generation.key)  # it left while it was loading
             return
+        if not copies:
+            return
         computed = max(generation.computed, self._disk.loaded(generation.key, len(copies), done))
         if generation.cached_tokens == generation.computed:  # it was never preempted
             generation.cached_tokens = computed
@@ -322,11 +324,14 @@ class Batcher:
         loads, chunks, drafts = [], [], []
         for chunk in decided.chunks:
             generation = self.running[chunk.key]
-            # Admissions before it in this step may have changed what a slot could reuse, and the
-            # store what it holds. Nothing is left to load: it gets its tokens in the next step.
             if self._disk is not None and self._disk.left(chunk.key, generation.computed):
                 loads.append((generation, self._load(generation, chunk.tokens, self._disk)))
-            elif not chunk.loaded:
+            elif chunk.loaded:
+                # Admissions before it in this step may have changed what a slot could reuse, and
+                # the store what it holds. It gets its tokens in the next step; it is a part of
+                # this one all the same, since what its slot is to begin with may be copied now.
+                loads.append((generation, ()))
+            else:
                 most = generation.length - generation.computed
                 chunks.append((generation, min(chunk.tokens, most)))
                 drafts.append(chunk.draft)

@@ -63,6 +63,8 @@ class Choice:
 def choose(logits: Logits, asks: Sequence[Ask]) -> tuple[Choice, ...]:
     """Choose the tokens of every row of a step. One row's trouble is its own.
 
+    Guides move on by what is chosen, so an error is an error of rows and never of the step.
+
     Args:
         logits: [sum of 1 + len(draft), V], in the order of `asks`.
         asks: what each row wants.
@@ -82,9 +84,10 @@ def choose(logits: Logits, asks: Sequence[Ask]) -> tuple[Choice, ...]:
                 draws[i] = draw
     # One position of each row that guessed nothing, all at once.
     rows = logits if len(draws) == len(logits) else logits[starts[list(draws)]]
-    together = sample(rows, list(draws.values()))
-    for i, one in zip(draws, together, strict=True):
-        choices[i] = _guarded(partial(_accepted, one, asks[i].guide))
+    for i, one in zip(draws, _sampled(rows, list(draws.values())), strict=True):
+        choices[i] = (
+            one if isinstance(one, Choice) else _guarded(partial(_accepted, one, asks[i].guide))
+        )
     return tuple(choices[i] for i in range(len(asks)))
 
 
@@ -100,6 +103,17 @@ def _guarded(work: Callable[[], _T]) -> _T | Choice:
             return Choice(error=error)
         _log.error("choosing a token failed: %s", describe_defect(error))
         return Choice(error=ExecutionError(f"choosing a token failed: {type(error).__name__}"))
+
+
+def _sampled(logits: Logits, draws: Sequence[Draw]) -> Sequence[Sampled | Choice | None]:
+    """A token for each row; if that fails for all together, row by row."""
+    together = _guarded(partial(sample, logits, draws))
+    if not isinstance(together, Choice):
+        return together
+    alone = [
+        _guarded(partial(sample, logits[i : i + 1], draws[i : i + 1])) for i in range(len(draws))
+    ]
+    return [one if isinstance(one, Choice) else one[0] for one in alone]
 
 
 def _masked(draw: Draw, guide: Guide | None) -> Draw:

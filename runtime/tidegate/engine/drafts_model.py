@@ -17,6 +17,7 @@ import numpy as np
 from tidegate.engine.batcher import kv_for
 from tidegate.engine.drafts import NOTHING, Draft, Ended, Wish
 from tidegate.engine.executor import Executor, ExecutorStep, Row, Tokens
+from tidegate.engine.kv import Match
 from tidegate.engine.scheduler import Key
 
 KIND: Final = "model"
@@ -127,7 +128,8 @@ class ModelDrafter:
             )
             places.append((place, whole))
             trail.computed, trail.fed = end, []
-            self._kv.commit(wish.key, wish.tokens[:end])
+            if wish.shared:
+                self._kv.commit(wish.key, wish.tokens[:end])
         logits = iter(self._run(rows) if rows else ())
         return {place: next(logits) if whole else None for place, whole in places}
 
@@ -172,10 +174,11 @@ class ModelDrafter:
         return self._make_room(wish.key, end)
 
     def _admit(self, wish: Wish, end: int) -> bool:
-        match = self._kv.match(wish.key, wish.tokens)
+        match = self._kv.match(wish.key, wish.tokens) if wish.shared else Match()
         if self._units(end) - match.units + match.drawn > self._kv.free:
             return False
-        self._trails[wish.key] = _Trail(computed=self._kv.admit(wish.key, wish.tokens))
+        computed = self._kv.admit(wish.key, wish.tokens, reuse=wish.shared)
+        self._trails[wish.key] = _Trail(computed=computed)
         return self._make_room(wish.key, end)
 
     def _make_room(self, key: Key, tokens: int) -> bool:

@@ -338,7 +338,11 @@ class Engine:
                 await self._work.wait()
         except TimeoutError:
             self._batcher.forget_kv()
-            await self._stepper.call(model.unload)
+            try:
+                await self._stepper.call(model.unload)
+            except TidegateError as error:
+                _log.error("the model could not be unloaded: %s", error)
+                return
             _log.info("the model is unloaded after %g s without work", grace_s)
 
     def _load(self, batch: Batch) -> tuple[int, ...]:
@@ -435,7 +439,8 @@ class Engine:
         self._meter.ended[type(terminal)] += 1
         del self._by_id[generation.request.id]
         self._batcher.remove(generation, forget=forget)
-        if self._speculator is not None and generation.request.speculation:
+        ran = generation.first_scheduled_s is not None
+        if self._speculator is not None and generation.request.speculation and ran:
             self._speculator.ended(
                 Ended(
                     key=generation.key,

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -19,9 +21,10 @@ from tidegate.engine.grammar_source import GrammarLimits, grammar_source, place_
 from tidegate.engine.guide import GrammarGuide
 from tidegate.engine.request import Constraint
 from tidegate.engine.text import TextModel
-from tidegate.errors import CapacityError, RequestError
+from tidegate.errors import CapacityError, RequestError, UnavailableError
 
 _Key = bytes
+_T = TypeVar("_T")
 _SYMBOLS: Final = 50_000
 """Of one grammar, a tenth of the library's default."""
 
@@ -41,6 +44,7 @@ class Grammars:
         self._limits = limits or GrammarLimits()
         self._kept: OrderedDict[_Key, LLMatcher] = OrderedDict()
         self._making: dict[_Key, asyncio.Future[LLMatcher]] = {}
+        self._closed = False
         self._tokenizer: LLTokenizer | None = None
         self._reading: asyncio.Future[LLTokenizer] | None = None
         self._current: _Key | None = None
@@ -52,24 +56,18 @@ class Grammars:
 
         Raises:
             RequestError: it is wrong, or takes too long; the message says where and why.
-            CapacityError: too many others are waiting to be compiled.
+            CapacityError: too many others are waiting to be compiled, or one of them takes long.
+            UnavailableError: closed, maybe while this one waited.
         """
         key = _key(constraint)
         if key in self._kept:
             self._kept.move_to_end(key)
             return
         await self._read_tokenizer(constraint)
-        if key not in self._making:
-            if len(self._making) >= self._limits.waiting:
-                raise CapacityError(f"{len(self._making)} grammars are being compiled already")
-            loop = asyncio.get_running_loop()
-            making = loop.run_in_executor(self._thread, self._compile, constraint, key)
-            self._making[key] = making
-            making.add_done_callback(lambda done: self._made(key, done))
+        making = self._making.get(key) or self._begin(key, constraint)
         try:
-            # Shielded: others may wait for the same one.
-            waited = asyncio.shield(self._making[key])
-            matcher = await asyncio.wait_for(waited, self._limits.compile_s)
+            async with asyncio.timeout(self._limits.compile_s):
+                matcher = await _result(making)
         except TimeoutError:
             if self._current != key:
                 raise CapacityError("other grammars take long to compile") from None
@@ -96,8 +94,25 @@ class Grammars:
         return GrammarGuide(matcher, vocab=self._vocab, name=constraint.name)
 
     def close(self) -> None:
-        """Compile no more. Guides that are out stay good."""
+        """Compile no more: who waits gets an `UnavailableError`. Guides that are out stay good."""
+        self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, key: _Key, constraint: Constraint) -> asyncio.Future[LLMatcher]:
+        if len(self._making) >= self._limits.waiting:
+            raise CapacityError(
+                f"{len(self._making)} grammars are being compiled already:"
+                f" at most {self._limits.waiting} may"
+            )
+        making = self._start(partial(self._compile, constraint, key))
+        self._making[key] = making
+        making.add_done_callback(lambda done: self._made(key, done))
+        return making
+
+    def _start(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
+        if self._closed:
+            raise _stopped()
+        return asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _made(self, key: _Key, done: asyncio.Future[LLMatcher]) -> None:
         del self._making[key]
@@ -136,10 +151,9 @@ class Grammars:
             problem = "needs a model that can end its answers; this one has no such token"
             raise RequestError(constraint.name, problem)
         if self._reading is None:
-            loop = asyncio.get_running_loop()
-            self._reading = loop.run_in_executor(self._thread, self._read)
+            self._reading = self._start(self._read)
         try:
-            self._tokenizer = await asyncio.shield(self._reading)
+            self._tokenizer = await _result(self._reading)
         except ValueError as error:  # the library's word for a kind that it does not know
             problem = f"this model's tokenizer takes no grammar: {reason_of(str(error))}"
             raise RequestError(constraint.name, problem) from error
@@ -147,6 +161,25 @@ class Grammars:
     def _read(self) -> LLTokenizer:
         ends = sorted(self._text.eos_ids)
         return LLTokenizer(self._text.tokenizer_json(), n_vocab=self._vocab, eos_token=ends)
+
+
+async def _result(making: asyncio.Future[_T]) -> _T:
+    """What comes of it. Shielded: others may wait for the same one.
+
+    Raises:
+        UnavailableError: it was given up, since the engine stops.
+    """
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if not making.cancelled() or (task is not None and task.cancelling()):
+            raise  # it is the caller who is cancelled
+        raise _stopped() from None
+
+
+def _stopped() -> UnavailableError:
+    return UnavailableError("the engine has stopped: no grammar is compiled any more")
 
 
 def _key(constraint: Constraint) -> _Key:

@@ -84,7 +84,7 @@ class Speculator:
         self._probing = Probing()
         self._of_all: dict[str, Acceptance] = {}
         self._of_one: dict[Key, dict[str, Acceptance]] = {}
-        self._ended: deque[Ended] = deque(maxlen=4 * most_requests)
+        self._ended: deque[Ended] = deque()
         self._guessed_in_a_row = 0
         self._ran: tuple[int, int, int] | None = None
 
@@ -123,7 +123,7 @@ class Speculator:
                 drafter.observe(wish.key, accepted)
 
     def ended(self, ended: Ended) -> None:
-        """A request is gone, maybe while a step runs: it is looked at before the next one."""
+        """A request that ran is gone, maybe while a step runs: looked at before the next one."""
         self._ended.append(ended)
 
     def timed(self, seconds: float) -> None:
@@ -135,7 +135,9 @@ class Speculator:
 
     def _worthwhile(self, guessing: Guessing) -> list[Draft]:
         """The drafts that pay most: of the free drafters, or with the paid one's beside them."""
-        rows, wishes = len(guessing.wishes), guessing.wishes
+        rows, gone = len(guessing.wishes), self._remember()
+        # One that left since the step was planned would only be remembered for ever.
+        wishes = tuple(wish if wish and wish.key not in gone else None for wish in guessing.wishes)
         drafts = self._propose(wishes)
         nothing = self._paid is None and not any(draft.tokens for draft in drafts)
         costs = None if nothing or guessing.most < 1 else self._costs.tables(rows, guessing.most)
@@ -143,7 +145,7 @@ class Speculator:
             return [NOTHING] * rows
         lengths, gain = share_out(self._prospects(wishes, drafts), costs, rows)
         if self._paid is not None:
-            dear = self._with_paid(guessing, drafts, costs[0][0], gain)
+            dear = self._with_paid(replace(guessing, wishes=wishes), drafts, costs[0][0], gain)
             if dear is not None:
                 return dear
         if not self._go(self._probing, gain):
@@ -200,15 +202,18 @@ class Speculator:
             for wish, draft in zip(wishes, drafts, strict=True)
         ]
 
-    def _remember(self) -> None:
+    def _remember(self) -> set[Key]:
+        """Tell everyone who has ended since the last step; who that is."""
+        gone = set()
         while self._ended:
             ended = self._ended.popleft()
+            gone.add(ended.key)
             self._of_one.pop(ended.key, None)
             for drafter in self._everyone:
                 drafter.remember(ended)
+        return gone
 
     def _propose(self, wishes: Sequence[Wish | None]) -> list[Draft]:
-        self._remember()
         drafts = [NOTHING] * len(wishes)
         for drafter in self._drafters:
             open_wishes = [

@@ -16,7 +16,7 @@ import numpy as np
 
 from tidegate.engine.choosing import Ask, Choice, choose
 from tidegate.engine.drafts import Draft
-from tidegate.engine.executor import Executor, ExecutorStep, Row, StepResult
+from tidegate.engine.executor import Executor, ExecutorStep, Logits, Row, StepResult
 from tidegate.engine.one_thread import OneThread
 from tidegate.engine.speculation import Guessing, Speculator
 from tidegate.errors import ExecutionError, TidegateError, describe_defect
@@ -38,7 +38,7 @@ class Work:
     guessing: Guessing | None = None
     """Which rows may guess."""
     load: Callable[[], tuple[int, ...]] = no_loads
-    """Runs after the step, in the same thread."""
+    """Runs after the step and before anything is chosen, in the same thread."""
 
     @property
     def guessed(self) -> tuple[int, ...]:
@@ -107,9 +107,14 @@ class Stepper:
         drafts: Sequence[Draft] = ()
         try:
             work, drafts = self._with_guesses(work)
-            choices = self._execute(work) if work.step.rows or work.step.copies else ()
-            elapsed_s = self._clock() - started_s
-            loaded = work.load()  # after the copies of the step: they may be to the same slots
+            logits = self._execute(work.step) if work.step.rows or work.step.copies else None
+            executed_s = self._clock() - started_s
+            # After the copies of the step, which may be to the same slots, and before choosing:
+            # choosing moves guides on, so from there on the step must not fail.
+            loaded = work.load()
+            started_s = self._clock()
+            choices = choose(logits, work.asks) if logits is not None and work.asks else ()
+            elapsed_s = executed_s + self._clock() - started_s
         except TidegateError as error:
             _log.warning("a step of the model failed: %s", error)
             return Outcome(guessed=work.guessed, error=error)
@@ -127,10 +132,10 @@ class Stepper:
         drafts = self._speculator.draft(work.guessing)
         return _with_drafts(work, drafts), drafts
 
-    def _execute(self, work: Work) -> tuple[Choice, ...]:
-        result = self._executor.execute(work.step)
-        _check(result, work.step, self._executor.limits.vocab)
-        return choose(result.logits, work.asks) if work.asks else ()
+    def _execute(self, step: ExecutorStep) -> Logits:
+        result = self._executor.execute(step)
+        _check(result, step, self._executor.limits.vocab)
+        return result.logits
 
     def _learn(self, work: Work, drafts: Sequence[Draft], choices: Sequence[Choice]) -> None:
         if self._speculator is None or work.guessing is None or not any(work.guessed):
