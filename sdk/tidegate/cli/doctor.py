@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tidegate.model.bundle import Bundle
 
 _PACKAGES = ("tidegate", "tidegate-native", "openvino", "onnxruntime")
-_HOW = "install tidegate-native (kernels/native), which a C++ compiler and CMake build"
+_HOW = "pip install ./kernels/native, or scripts/build-native in a checkout: needs a C++17 compiler"
 
 Facts = Mapping[str, object]
 
