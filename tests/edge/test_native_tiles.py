@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tidegate.edge.executors.native import TILE_ALIGNMENT, Bytes
 from tidegate.edge.executors.native_tiles import Tiles, load_tiles, parts_of
 
+NAMES = ["k", "down", "v"]
 SIZES = [64, 17 << 20, 128]
 """The second crosses a border between two checked parts."""
 
@@ -33,7 +35,7 @@ def writers(record: list[int], seed: int = 0) -> list[Callable[[Bytes], None]]:
 
 
 def load(file: Path | None, record: list[int] | None = None) -> Tiles:
-    return load_tiles(SIZES, writers([] if record is None else record), file)
+    return load_tiles(NAMES, SIZES, writers([] if record is None else record), file)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,8 @@ def test_a_file_is_written_once_and_then_mapped(tmp_path: Path, expected: Bytes)
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "a bit of the first part": lambda body: flipped(body, 5000),
     "a bit of the last part": lambda body: flipped(body, len(body) - 1),
-    "a checksum": lambda body: flipped(body, 17),
+    "the digest of the names": lambda body: flipped(body, 17),
+    "a checksum": lambda body: flipped(body, 49),
     "the magic": lambda body: flipped(body, 0),
     "the length": lambda body: flipped(body, 8),
     "a byte too few": lambda body: body[:-1],
@@ -82,6 +85,52 @@ def test_a_damaged_file_is_made_again(name: str, tmp_path: Path, expected: Bytes
     assert load(file).source == "cache"
 
 
+def test_a_file_of_other_weights_of_the_same_sizes_is_made_again(tmp_path: Path) -> None:
+    for names in (["k", "v"], ["v", "k"]):
+        write = writers([])
+        given = {"k": write[0], "v": write[2]}
+        tiles = load_tiles(names, [64, 64], [given[n] for n in names], tmp_path / "model.tiles")
+        assert tiles.source == "written to cache"
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_a_file_that_others_may_write_is_made_again(
+    mode: int, tmp_path: Path, expected: Bytes
+) -> None:
+    file = tmp_path / "model.tiles"
+    load(file)
+    file.chmod(mode)
+    again = load(file)
+    assert again.source == "written to cache"
+    assert file.stat().st_mode & 0o777 == 0o600
+    np.testing.assert_array_equal(again.data, expected)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give away"
+)
+def test_a_file_of_another_user_is_made_again(tmp_path: Path) -> None:
+    file = tmp_path / "model.tiles"
+    load(file)
+    os.chown(file, 12345, -1)
+    assert load(file).source == "written to cache"
+    assert file.stat().st_uid == 0
+
+
+def test_a_new_folder_is_for_its_user_only(tmp_path: Path) -> None:
+    load(tmp_path / "new" / "model.tiles")
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    for name, age_s in ((".tiles-old", 7200), (".tiles-running", 60)):
+        (tmp_path / name).write_bytes(b"half")
+        then_s = time.time() - age_s
+        os.utime(tmp_path / name, (then_s, then_s))
+    load(tmp_path / "model.tiles")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tiles-running", "model.tiles"]
+
+
 def test_a_folder_that_cannot_be_written_leads_to_tiles_in_memory(
     tmp_path: Path, expected: Bytes
 ) -> None:
@@ -97,17 +146,19 @@ def test_a_writer_that_fails_leaves_no_file_behind(tmp_path: Path) -> None:
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError):
-        load_tiles([64], [fail], tmp_path / "model.tiles")
+        load_tiles(["k"], [64], [fail], tmp_path / "model.tiles")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_files_used_last_are_kept(tmp_path: Path) -> None:
     for age, name in enumerate(("one", "two", "three", "four")):
-        load_tiles([64], writers([])[:1], tmp_path / f"{name}.tiles")
+        load_tiles(["k"], [64], writers([])[:1], tmp_path / f"{name}.tiles")
         os.utime(tmp_path / f"{name}.tiles", (1000 - age, 1000 - age))
     (tmp_path / "other").write_text("not ours")
-    load_tiles([64], writers([])[:1], tmp_path / "three.tiles")  # used, so the newest of them
-    load_tiles([64], writers([])[:1], tmp_path / "new.tiles")
+    load_tiles(
+        ["k"], [64], writers([])[:1], tmp_path / "three.tiles"
+    )  # used, so the newest of them
+    load_tiles(["k"], [64], writers([])[:1], tmp_path / "new.tiles")
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["new.tiles", "one.tiles", "other", "three.tiles", "two.tiles"]
 

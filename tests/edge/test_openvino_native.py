@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,50 @@ def test_a_model_without_packed_weights_says_that_nothing_is_to_swap(
     export(ARCH, tmp_path, Packing(bits=None))
     facts = OpenVinoExecutor(tmp_path, ARCH, replace(settings, native="auto")).facts
     assert facts.linear.endswith("it can run none of the model's 0 packed products")
+
+
+def hand_made(
+    *,
+    dims: tuple[int, ...] = (48, 2, 32),
+    scales: tuple[int, ...] = (48, 2, 1),
+    zeros: tuple[int, ...] = (48, 2, 1),
+    kind: ov.Type = ov.Type.u8,
+    weight: tuple[int, int] = (48, 64),
+    floats: ov.Type = ov.Type.f32,
+) -> ov.Model:
+    """A product as the converter writes it, but for what is asked for otherwise."""
+    rng = np.random.default_rng(8)
+
+    def constant(shape: tuple[int, ...], of: ov.Type) -> ov.Node:
+        return op.constant(rng.integers(1, 15, shape), of)
+
+    centred = op.subtract(
+        op.convert(constant(dims, ov.Type.u8), "f16"), op.convert(constant(zeros, kind), "f16")
+    )
+    scaled = op.multiply(centred, constant(scales, ov.Type.f16))
+    whole = op.reshape(scaled, np.array(weight), False)
+    x = op.parameter([-1, weight[1]], floats, "x")
+    product = op.matmul(x, op.convert(whole, floats), False, True)
+    return ov.Model([op.result(product)], [x], "hand made")
+
+
+UNLIKE: dict[str, Callable[[], ov.Model]] = {
+    "scales for all groups": partial(hand_made, scales=(48, 1, 1)),
+    "scales for single inputs": partial(hand_made, scales=(48, 2, 32)),
+    "zero-points for all groups": partial(hand_made, zeros=(48, 1, 1)),
+    "zero-points of other bits": partial(hand_made, kind=ov.Type.u4),
+    "no groups": partial(hand_made, dims=(48, 64), scales=(48, 1), zeros=(48, 1)),
+    "rows that cross groups": partial(hand_made, weight=(32, 96)),
+    "half precision activations": partial(hand_made, floats=ov.Type.f16),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_a_product_that_the_converter_does_not_write_is_left_to_openvino(name: str) -> None:
+    native = find_native(openvino_release(), native_folder())
+    assert swap_products(hand_made(), ov.Core(), native, None).native == 1
+    with pytest.raises(NativeUnavailable, match="none of the model's 0 packed products"):
+        swap_products(UNLIKE[name](), ov.Core(), native, None)
 
 
 BROKEN: dict[str, tuple[str, bytes | None, str]] = {

@@ -83,7 +83,8 @@ def swap_products(
         raise NativeUnavailable(f"it can run none of the model's {len(products)} packed products")
     sizes = [size for _, size in sized]
     write = [partial(_write_tiles, native, product) for product, _ in sized]
-    tiles = load_tiles(sizes, write, file)
+    names = [f"{product.matmul.get_friendly_name()}: {product.shape}" for product, _ in sized]
+    tiles = load_tiles(names, sizes, write, file)
     for (product, _), part in zip(sized, parts_of(tiles.data, sizes), strict=True):
         _swap(product, part, create)
     return Swapped(
@@ -127,26 +128,25 @@ def _products(model: Library) -> list[_Product]:
 
 
 def _product(matmul: Library) -> _Product | None:
-    """The packed product that ends in `matmul`; None if its weight is not packed."""
-    if matmul.get_attributes() != {"transpose_a": False, "transpose_b": True}:
+    """The packed product that ends in `matmul`; None unless all of it is as the converter writes.
+
+    The operation takes its bytes on trust, so what differs in any way is left to OpenVINO.
+    """
+    chain = _chain(matmul)
+    if chain is None:
         return None
-    chain = [matmul]
-    for kind in ("Convert", "Reshape", "Multiply", "Subtract", "Convert", "Constant"):
-        place = 1 if len(chain) == 1 else 0
-        node = chain[-1].input_value(place).get_node()
-        if not _is(node, kind):
-            return None
-        chain.append(node)
-    _, _, _, multiply, subtract, _, values = chain
-    scales = multiply.input_value(1).get_node()
-    converted = subtract.input_value(1).get_node()
-    bits = _BITS.get(values.get_output_element_type(0).to_string())
-    if bits is None or not _is(scales, "Constant") or not _is(converted, "Convert"):
+    scales, zeros, values = chain
+    kind = _type(values)
+    bits, dims = _BITS.get(kind), list(values.get_output_shape(0))
+    if bits is None or len(dims) != 3 or (_type(zeros), _type(scales)) != (kind, "f16"):
         return None
-    zeros = converted.input_value(0).get_node()
-    outputs, groups, group = values.get_output_shape(0)
+    outputs, groups, group = dims
+    weight = matmul.input(1).get_partial_shape()
+    one_each = [outputs, groups, 1]
+    if str(weight) != f"[{outputs},{groups * group}]" or _dims(scales) != one_each:
+        return None
     middle = _is_middle(zeros, bits)
-    if not middle and list(zeros.get_output_shape(0)) != [outputs, groups, 1]:
+    if not middle and _dims(zeros) != one_each:
         return None
     return _Product(
         matmul=matmul,
@@ -159,12 +159,40 @@ def _product(matmul: Library) -> _Product | None:
     )
 
 
+def _chain(matmul: Library) -> tuple[Library, Library, Library] | None:
+    """The constants behind a product of floats: scales, zero-points and values."""
+    attributes = {"transpose_a": False, "transpose_b": True}
+    if matmul.get_attributes() != attributes or _type(matmul) != "f32":
+        return None
+    chain = [matmul]
+    for kind in ("Convert", "Reshape", "Multiply", "Subtract", "Convert", "Constant"):
+        place = 1 if len(chain) == 1 else 0
+        node = chain[-1].input_value(place).get_node()
+        if not _is(node, kind):
+            return None
+        chain.append(node)
+    _, _, _, multiply, subtract, _, values = chain
+    converted, scales = (node.input_value(1).get_node() for node in (subtract, multiply))
+    if not _is(converted, "Convert") or not _is(scales, "Constant"):
+        return None
+    zeros = converted.input_value(0).get_node()
+    return (scales, zeros, values) if _is(zeros, "Constant") else None
+
+
 def _is_middle(zeros: Library, bits: int) -> bool:
     """One zero-point for all, in the middle of the range: what the operation takes for none."""
-    if list(zeros.get_output_shape(0)) != [1, 1, 1]:
+    if _dims(zeros) != [1, 1, 1]:
         return False
     value = int(zeros.data.reshape(-1).view(np.uint8)[0])
     return value & ((1 << bits) - 1) == 1 << (bits - 1)
+
+
+def _dims(node: Library) -> list[int]:
+    return list(node.get_output_shape(0))
+
+
+def _type(node: Library) -> str:
+    return str(node.get_output_element_type(0).to_string())
 
 
 def _is(node: Library, kind: str) -> bool:
