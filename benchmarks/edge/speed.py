@@ -42,6 +42,8 @@ def summary(
     found: list[dict[str, object]] = []
     for peer, prepared in engines:
         name = peer.name
+        if not any(name in one.figures for one in rounds):
+            continue  # it failed in its first turn, and is named among the missing
         speeds = {count: median(rounds, name, decode(count)) for count in streams}
         found.append(
             {

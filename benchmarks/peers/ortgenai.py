@@ -50,9 +50,14 @@ class OrtGenai:
         )
 
     def run(self, prepared: Prepared, turn: Turn) -> Figures:
-        """See `Peer.run`. Threads are a matter of the model's own config."""
+        """See `Peer.run`. Threads are a matter of the model's own config.
+
+        Its builder takes the end's id from the class of tokenizer that it thinks fits the model,
+        which for random weights may lie beyond the vocabulary.
+        """
         path = prepared.model / "genai_config.json"
         config = json.loads(path.read_text())
         config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = turn.threads
+        config["model"] |= {"bos_token_id": 0, "eos_token_id": [1], "pad_token_id": 1}
         path.write_text(json.dumps(config, indent=2))
         return take_turn(python("genai"), "genai_worker.py", prepared, turn, {})
