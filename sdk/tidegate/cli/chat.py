@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer (default 256)")
     parser.add_argument(
-        "--wait", type=float, default=10.0, help="seconds to wait for a service that starts"
+        "--wait", type=float, default=20.0, help="seconds to wait for a service that starts"
     )
 
 
