@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from tidegate.api.embeddings import Embedder
@@ -112,4 +112,6 @@ def _scope(call: Call, model: str, sampling: SamplingParams) -> bytes:
     """A digest of all but the last message that shapes the answer."""
     body = call_to_json(replace(call, messages=call.messages[:-1]))
     shape = sorted((name, value) for name, value in body.items() if name not in _SHAPELESS)
-    return hashlib.sha256(repr((model, sampling, shape)).encode()).digest()
+    # Not the object's own repr, which hides what a caller wrote.
+    chosen = sorted(asdict(sampling).items())
+    return hashlib.sha256(repr((model, chosen, shape)).encode()).digest()

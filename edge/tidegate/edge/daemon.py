@@ -130,6 +130,17 @@ class EdgeSettings:
             allowed = "set together with embedder, which compares messages"
             raise ConfigError("semantic_cache", self.semantic_cache, allowed)
 
+    def engine_settings(self) -> EngineSettings:
+        """What of it is the engine's."""
+        return EngineSettings(
+            most_waiting=self.queue_limit,
+            prefix_reuse=self.prefix_reuse,
+            speculation=self.speculation,
+            # Several keys are several callers, who may be strangers to each other.
+            shared_guesses=len(self.api_key_hashes) < 2,
+            unload_after_s=self.unload_after_s,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Edge:
@@ -268,12 +279,7 @@ def _make_engine(
         executor,
         text,
         model_id=bundle.manifest.model_id,
-        settings=EngineSettings(
-            most_waiting=settings.queue_limit,
-            prefix_reuse=settings.prefix_reuse,
-            speculation=settings.speculation,
-            unload_after_s=settings.unload_after_s,
-        ),
+        settings=settings.engine_settings(),
         disk=disk,
         draft_model=drafter,
     )

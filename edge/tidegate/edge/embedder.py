@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -43,7 +43,7 @@ _CHARS_PER_TOKEN = 16
 class _Job:
     """One call in line: token ids of its texts, and where the vectors go."""
 
-    texts: list[list[int]]
+    texts: list[list[int]] = field(repr=False)
     done: asyncio.Future[Array]
 
 

@@ -31,7 +31,7 @@ class Question:
 
     scope: bytes
     """A digest of everything but the last message."""
-    numbers: tuple[str, ...]
+    numbers: tuple[str, ...] = field(repr=False)
     """The numbers in the last message, in order: equal questions name equal ones."""
     vector: Array = field(repr=False)
     """Of length 1, [D]."""

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tidegate.api.backend import AnswerEvent, Health, ModelCard, Route, Routed
@@ -63,7 +63,7 @@ class _Work:
     """A call on its way: its prompt as tokens, its id, and what is remembered of it."""
 
     call: Call
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...] = field(repr=False)
     request_id: str
     recall: Recall
     answer_tokens: float

@@ -7,7 +7,7 @@ In a stream the first chunk has it without timings and the last with them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tidegate.api.answer_logprobs import logprobs_object
@@ -63,8 +63,8 @@ class Said:
     """One choice of an answer that was not streamed."""
 
     index: int
-    text: str
-    scored: tuple[ScoredToken, ...] | None
+    text: str = field(repr=False)
+    scored: tuple[ScoredToken, ...] | None = field(repr=False)
     """None when likelihoods were not asked for."""
     finished: Finished
     calls: tuple[ToolCall, ...] = ()

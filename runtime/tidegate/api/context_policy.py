@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tidegate.api.backend import AnswerEvent, Routed
@@ -28,7 +28,7 @@ class Fitted:
     """A call whose prompt fits, as tokens, and what was left out for that."""
 
     call: Call
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...] = field(repr=False)
     dropped_messages: int = 0
     dropped_tokens: int = 0
 

@@ -70,7 +70,7 @@ class ToolDelta:
     index: int
     id: str | None = None
     name: str | None = None
-    arguments: str = ""
+    arguments: str = field(default="", repr=False)
 
 
 def read_tools(fields: Fields) -> Tools | None:

@@ -48,7 +48,7 @@ class Ask:
 
     draw: Draw
     """How to choose the first; the later ones follow from it."""
-    draft: Tokens = field(default_factory=lambda: _NO_TOKENS)
+    draft: Tokens = field(default_factory=lambda: _NO_TOKENS, repr=False)
     guide: Guide | None = None
 
 

@@ -7,7 +7,7 @@ has to be cheap. All of it runs in the thread of the steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tidegate.engine.choosing import Guide
@@ -20,7 +20,7 @@ class Wish:
     """A request that would have its next tokens guessed."""
 
     key: Key
-    tokens: Tokens
+    tokens: Tokens = field(repr=False)
     """Prompt and answer so far; of one key they only ever grow."""
     most: int
     """Tokens that may be guessed; 0 for a request that only passes by, as in prefill."""
@@ -37,7 +37,7 @@ class Ended:
     """A request whose answer has ended."""
 
     key: Key
-    tokens: Tokens
+    tokens: Tokens = field(repr=False)
     prompt_tokens: int
     shared: bool = True
     """As in `Wish`."""
@@ -48,7 +48,7 @@ class Draft:
     """Guessed tokens; `kind` tells guesses apart that hold differently often."""
 
     kind: str = ""
-    tokens: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = field(default=(), repr=False)
 
     def cut(self, tokens: int) -> Draft:
         """The first `tokens` of it."""

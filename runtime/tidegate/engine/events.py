@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -38,8 +38,8 @@ class Timing:
 class TokenLogprob:
     """A token and how likely the model held it; see `tidegate.engine.logprobs`."""
 
-    token: int
-    data: bytes
+    token: int = field(repr=False)
+    data: bytes = field(repr=False)
     """What it stands for, in UTF-8; one token may hold half a character."""
     logprob: float
 
@@ -58,9 +58,9 @@ class ScoredToken:
 class TextDelta:
     """New text, never half a character; `tokens` are the ids it came from, possibly none yet."""
 
-    text: str
-    tokens: tuple[int, ...] = ()
-    scored: tuple[ScoredToken, ...] = ()
+    text: str = field(repr=False)
+    tokens: tuple[int, ...] = field(default=(), repr=False)
+    scored: tuple[ScoredToken, ...] = field(default=(), repr=False)
     """For requests with `logprobs`: the tokens, less those that only a stop string came from."""
 
 

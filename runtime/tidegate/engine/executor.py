@@ -8,7 +8,7 @@ where the row's KV lives, in the shape that the executor declared: block ids, or
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -58,7 +58,7 @@ class ExecutorLimits:
 class Row:
     """One request's part of a step: `tokens` at positions `past`, `past + 1`, ..."""
 
-    tokens: Tokens
+    tokens: Tokens = field(repr=False)
     past: int
     blocks: Blocks | None = None
     """Paged: the request's block ids in order, enough for `past + len(tokens)` tokens."""

@@ -6,7 +6,7 @@ thousand at most, and never the vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,9 @@ Counts = npt.NDArray[np.int32]
 class History:
     """One moment. Both arrays have an entry per different token."""
 
-    ids: Tokens
+    ids: Tokens = field(repr=False)
     """[U], each once."""
-    generated: Counts
+    generated: Counts = field(repr=False)
     """[U] how often the answer holds it; 0 for one that only the prompt does."""
 
     def after(self, token: int) -> History:

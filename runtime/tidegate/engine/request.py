@@ -50,7 +50,7 @@ class SamplingParams:
     min_p: float = 0.0
     """Tokens less likely than this share of the most likely one are never chosen."""
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = field(default=(), repr=False)
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the answer as the model's own do; they have no text. Also with ignore_eos."""
     ignore_eos: bool = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -37,10 +37,10 @@ _FIRST_CUT: Final = 128
 class Sampled:
     """A token that was chosen."""
 
-    token: int
+    token: int = field(repr=False)
     logprob: float | None = None
     """How likely the model held it; None when nobody asked. See `tidegate.engine.logprobs`."""
-    top: tuple[tuple[int, float], ...] = ()
+    top: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     """The likeliest tokens and their logprobs, likeliest first, as many as were asked for."""
 
 

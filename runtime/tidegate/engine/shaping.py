@@ -8,7 +8,7 @@ the grammar allows nothing but an end, the grammar wins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
 import numpy as np
@@ -31,7 +31,7 @@ class Draw:
     params: SamplingParams
     seed: int
     position: int
-    allowed: npt.NDArray[np.uint32] | None = None
+    allowed: npt.NDArray[np.uint32] | None = field(default=None, repr=False)
     """Tokens that may be chosen, bit `t % 32` of word `t // 32`; None for all."""
     history: History | None = None
     """The tokens before `position`; needed when `params.penalises`."""
