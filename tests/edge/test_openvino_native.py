@@ -17,6 +17,7 @@ import pytest
 from everylogit import reference_logits
 from nativebuild import native_folder
 from nativelinear import twin
+from openvino.utils.node_factory import NodeFactory
 from openvinomodels import SETTINGS, Packing, biased, export
 from tinymodel import RandomWeights, tiny_architecture
 
@@ -294,6 +295,44 @@ def test_a_product_that_the_converter_does_not_write_is_left_to_openvino(name: s
     assert swap_products(hand_made(), ov.Core(), native, None).native == 1
     with pytest.raises(NativeUnavailable, match="none of the model's 0 packed products"):
         swap_products(UNLIKE[name](), ov.Core(), native, None)
+
+
+def operation(x: ov.Node, tiles: ov.Node) -> ov.Node:
+    """The operation over 64 inputs and 16 outputs."""
+    native = find_native(openvino_release(), native_folder())
+    factory = NodeFactory()
+    factory.add_extension(str(native.operation))
+    attributes = {"inputs": 64, "outputs": 16, "bits": 8, "group": 64, "zeros": 0}
+    return factory.create("PackedLinear", [x.output(0), tiles.output(0)], attributes)
+
+
+@pytest.mark.parametrize(
+    ("columns", "nbytes", "reason"),
+    [(32, 1088, "x is f32"), (128, 1088, "x is f32"), (64, 1024, "tiles are 1024 bytes")],
+)
+def test_the_operation_refuses_tensors_that_do_not_fit_where_the_graph_left_that_open(
+    columns: int, nbytes: int, reason: str
+) -> None:
+    node = operation(op.parameter([-1, -1], ov.Type.f32), op.parameter([-1], ov.Type.u8))
+    given = [ov.Tensor(ov.Type.f32, [2, columns]), ov.Tensor(ov.Type.u8, [nbytes])]
+    with pytest.raises(RuntimeError, match=reason):
+        node.evaluate([ov.Tensor(ov.Type.f32, [2, 16])], given)
+
+
+def test_the_operation_makes_no_rows_of_none() -> None:
+    node = operation(op.parameter([-1, 64], ov.Type.f32), op.parameter([1088], ov.Type.u8))
+    spare = np.zeros(1088 + 64, np.uint8)
+    tiles = spare[-spare.ctypes.data % 64 :][:1088]
+    result = ov.Tensor(ov.Type.f32, [3, 16])
+    none = ov.Tensor(ov.Type.f32, [0, 64])
+    assert node.evaluate([result], [none, ov.Tensor(tiles, shared_memory=True)])
+    assert list(result.shape) == [0, 16]
+
+
+def test_the_operation_takes_no_half_precision_rows() -> None:
+    x, tiles = op.parameter([-1, 64], ov.Type.f16), op.parameter([1088], ov.Type.u8)
+    with pytest.raises(RuntimeError, match="rows of `inputs` values, f32"):
+        operation(x, tiles)
 
 
 BROKEN: dict[str, tuple[str, bytes | None, str]] = {

@@ -57,8 +57,9 @@ public:
         ov::PartialShape found = get_input_partial_shape(0);
         const auto columns = ov::Dimension(shape_.inputs);
         NODE_VALIDATION_CHECK(this, found.rank().is_static() && found.size() > 0 &&
-                                        found[found.size() - 1].compatible(columns),
-                              "x must have rows of `inputs` values");
+                                        found[found.size() - 1].compatible(columns) &&
+                                        get_input_element_type(0).compatible(ov::element::f32),
+                              "x must have rows of `inputs` values, f32");
         expect(1, ov::element::u8, static_cast<std::int64_t>(tiled_bytes(shape_)));
         if (get_input_size() == 3) {
             expect(2, ov::element::f32, shape_.outputs);
@@ -89,8 +90,18 @@ public:
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
         ov::Shape found = inputs[0].get_shape();
         const auto* tiles = static_cast<const std::uint8_t*>(inputs[1].data());
+        // A graph may leave dimensions open, and the rows are read and written without more checks.
+        OPENVINO_ASSERT(!found.empty() && found.back() == static_cast<std::size_t>(shape_.inputs) &&
+                            inputs[0].get_element_type() == ov::element::f32,
+                        "x is ", inputs[0].get_element_type(), " ", found, ": must be f32 [..., ",
+                        shape_.inputs, "]");
+        OPENVINO_ASSERT(inputs[1].get_byte_size() == tiled_bytes(shape_), "tiles are ",
+                        inputs[1].get_byte_size(), " bytes: must be ", tiled_bytes(shape_));
         OPENVINO_ASSERT(reinterpret_cast<std::uintptr_t>(tiles) % tile_alignment == 0,
                         "tiles must be aligned to ", tile_alignment, " bytes");
+        OPENVINO_ASSERT(inputs.size() == 2 ||
+                            inputs[2].get_size() == static_cast<std::size_t>(shape_.outputs),
+                        "bias has ", inputs.back().get_size(), " values: must be ", shape_.outputs);
         found.back() = static_cast<std::size_t>(shape_.outputs);
         outputs[0].set_shape(found);
         if (tiles >= rehearsed_begin.load() && tiles < rehearsed_end.load()) {

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,3 +121,10 @@ def test_the_environment_chooses_the_path(native: NativeLibrary) -> None:
 def test_without_a_compiler_the_build_says_so_and_succeeds() -> None:
     done = run([ROOT / "scripts/build-native"], CXX="no-such-compiler")
     assert "skipped: it needs a C++ compiler and CMake" in done.stderr
+
+
+def test_the_distribution_carries_the_licence_of_the_repository() -> None:
+    project = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]
+    assert [(SOURCE / name).read_bytes() for name in project["license-files"]] == [
+        (ROOT / "LICENSE").read_bytes()
+    ]
