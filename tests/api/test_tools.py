@@ -267,6 +267,19 @@ def test_completions_have_no_tools() -> None:
         read_completion({"prompt": "x", "tools": [NOW]})
 
 
+def test_schemas_that_are_too_long_are_refused_before_anything_reads_them() -> None:
+    wide = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(500)}}
+    many = [
+        {"type": "function", "function": {"name": f"f{n}", "parameters": wide}} for n in range(6)
+    ]
+    with pytest.raises(
+        RequestError, match=r"tools: parameters of \d+ bytes: must be at most 65536"
+    ):
+        asyncio.run(tool_use(tools_of(*many), text_of("llama3")))
+    one = tools_of(*many, tool_choice={"type": "function", "function": {"name": "f1"}})
+    assert asyncio.run(tool_use(one, text_of("llama3")))
+
+
 @pytest.mark.parametrize(
     "choice", ["none", "auto", "required", {"type": "function", "function": {"name": "now"}}]
 )

@@ -110,3 +110,12 @@ def test_two_calls_of_one_answer_have_different_ids_and_every_run_the_same() -> 
     first, second = parsed(HERMES, [said])[2]
     assert first.id != second.id
     assert parsed(HERMES, [*said])[2] == (first, second)
+
+
+@pytest.mark.parametrize("form", [HERMES, LLAMA3, MISTRAL])
+def test_an_answer_of_blanks_is_not_held_back(form: ToolForm) -> None:
+    parser = ToolParser(form, "r")
+    begun = parser.push(" " * 1000)
+    assert len("".join(map(str, begun))) > 900
+    rest = [*parser.push("so"), *parser.end()]
+    assert "".join(map(str, begun + rest)) == " " * 1000 + "so"

@@ -151,6 +151,24 @@ def test_the_line_is_bounded_and_a_caller_that_left_hurts_nobody() -> None:
     asyncio.run(scenario())
 
 
+def test_calls_that_come_at_once_share_the_bound_of_the_line() -> None:
+    async def scenario() -> None:
+        embedder, graph = counting()
+        graph.open.clear()
+        first = asyncio.create_task(sums(embedder, [1]))
+        await asyncio.sleep(0.05)
+        half = [[2]] * (MOST_WAITING // 2)
+        calls = [asyncio.create_task(sums(embedder, *half)) for _ in range(3)]
+        done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        assert [type(call.exception()) for call in done] == [CapacityError]
+        graph.open.set()
+        await first
+        await asyncio.wait(calls)
+        embedder.close()
+
+    asyncio.run(scenario())
+
+
 def test_closing_fails_what_still_waits_so_that_it_is_asked_again() -> None:
     async def scenario() -> None:
         embedder, graph = counting()

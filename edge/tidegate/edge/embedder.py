@@ -85,15 +85,10 @@ class BundleEmbedder:
 
     async def embed(self, inputs: tuple[Text, ...]) -> Embedded:
         """See `Embedder.embed`."""
-        self._check_open()
-        waiting = sum(len(job.texts) for job in self._line)
-        if waiting + len(inputs) > MOST_WAITING:
-            raise CapacityError(
-                f"{waiting + len(inputs)} texts would be waiting: at most {MOST_WAITING} may"
-            )
+        self._check_room(len(inputs))
         # The tokenizer lets go of the interpreter, so a thread of its own keeps the loop free.
         texts = await asyncio.to_thread(self._encoded, inputs)
-        self._check_open()
+        self._check_room(len(inputs))  # others may have come meanwhile
         job = _Job(texts=texts, done=asyncio.get_running_loop().create_future())
         self._line.append(job)
         if self._running is None or self._running.done():
@@ -111,9 +106,12 @@ class BundleEmbedder:
         self._thread.shutdown(wait=True)
         self._encoder.close()
 
-    def _check_open(self) -> None:
+    def _check_room(self, texts: int) -> None:
         if self._closed:
             raise UnavailableError("the embedding model is shutting down")
+        waiting = texts + sum(len(job.texts) for job in self._line)
+        if waiting > MOST_WAITING:
+            raise CapacityError(f"{waiting} texts would be waiting: at most {MOST_WAITING} may")
 
     def _encoded(self, inputs: tuple[Text, ...]) -> list[list[int]]:
         most = self._encoder.context_tokens

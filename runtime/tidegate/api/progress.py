@@ -50,8 +50,10 @@ class Progress:
                     return [sse.encode(chunk)]
                 return []
             case ToolDelta():
+                if self._call.stream:
+                    return [sse.encode(answers.tool_delta(self._headings[index], event))]
                 self._calls.setdefault(index, []).append(event)
-                return [sse.encode(answers.tool_delta(self._headings[index], event))]
+                return []
             case Finished():
                 self._ends[index] = event
                 return [sse.encode(answers.closing(self._headings[index], event))]

@@ -100,9 +100,17 @@ def tools_constraint(tools: Tools, form: ToolForm, text: TextModel) -> Constrain
     """The grammar of an answer that may call, or has to. Takes milliseconds for large schemas.
 
     Raises:
-        RequestError: a schema that has to be kept cannot be enforced.
+        RequestError: a schema that has to be kept cannot be enforced, or they are too long.
     """
     offered = tools.offered
+    # Before anything reads them: to see what can be enforced takes seconds for megabytes.
+    size, most = (
+        sum(len(tool.parameters.encode()) for tool in offered),
+        GrammarLimits().source_bytes,
+    )
+    if size > most:
+        problem = f"parameters of {size} bytes: must be at most {most}"
+        raise RequestError("tools", problem, status=413)
     lines = [f"fn{index}: {line}" for index, line in _functions(tools, form, text)]
     names = " | ".join(f"fn{index}" for index in range(len(offered)))
     spell = _speller(text)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator
+from typing import Final
 
 from tidegate.api.tools import ToolDelta
 from tidegate.api.tools_format import ToolForm
 
 Piece = str | ToolDelta
 _Machine = Generator[None, str, None]
+_MOST_BLANKS: Final = 64
+"""Held before a call; more of them are text."""
 
 
 def call_id(request_id: str, index: int) -> str:
@@ -66,13 +69,21 @@ class ToolParser:
         begin = self._form.begin
         while True:
             self._held += yield
-            while self._held and not begin.startswith(self._held.lstrip()):
+            while self._held and not self._may_be(begin):
                 self._say(self._held[0])
                 self._held = self._held[1:]
             if not self._form.anywhere and (self._said or self.calls):
                 self._release()
             elif self._held.lstrip() == begin:
                 return
+
+    def _may_be(self, begin: str) -> bool:
+        """What is held may be the beginning of `begin`, with a few blanks before it.
+
+        No more of them, or an answer of blanks would be held back and be read again and again.
+        """
+        blanks = len(self._held) - len(rest := self._held.lstrip())
+        return blanks <= _MOST_BLANKS and begin.startswith(rest)
 
     def _call(self) -> Generator[None, str, bool]:
         """One call; whether another follows. What is held at its end was none."""
