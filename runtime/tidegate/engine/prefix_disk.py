@@ -20,9 +20,9 @@ from tidegate.engine.scheduler import Key
 from tidegate.engine.spill import KvUnit, SpillingKv
 
 LEAST_TOKENS = 64
-"""Of a prefix worth keeping, and of a hit worth loading. For a model of 1.1 B a unit of 32 takes
-90 ms to compute, 1 ms to load and 1.5 ms to write (benchmarks/edge/prefix_disk.py), but every short
-chat would write its own."""
+"""Of a prefix worth keeping, and of a hit worth loading. Loading a unit of 32 takes a hundredth of
+computing it for a model of 1.1 B (benchmarks/edge/prefix.py), but every short chat would write its
+own."""
 
 _MOST_OFFERS = 64
 """Prefixes that wait to be copied; the oldest of more is let go."""
