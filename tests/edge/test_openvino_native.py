@@ -156,6 +156,23 @@ def test_a_row_gets_the_same_bits_alone_and_among_others(
         np.testing.assert_array_equal(step(executor, row)[0], together[place])
 
 
+@pytest.mark.parametrize("count", [1, 4, 33])
+def test_tokens_get_the_same_bits_beside_other_rows_of_any_length(
+    count: int, folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    executor = OpenVinoExecutor(folder, ARCH, settings)
+    requests = [tokens_of(90, 10 + place) for place in range(3)]
+    for place, tokens in enumerate(requests):
+        step(executor, chunk(tokens, 0, 40, place))
+    row = chunk(requests[0], 40, 40 + count, 0)
+    alone = step(executor, row)[0]
+    for beside in (1, 5, 30):
+        others = [chunk(requests[1], 40, 40 + beside, 1), chunk(requests[2], 40, 41, 2)]
+        for place in range(3):
+            rows = [*others[:place], row, *others[place:]]
+            np.testing.assert_array_equal(step(executor, *rows)[place], alone)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8, 21])
 @pytest.mark.parametrize(
     ("bits", "inputs", "group", "symmetric"),
@@ -378,6 +395,14 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sys.path", [])
     with pytest.raises(NativeUnavailable, match="tidegate-native is not installed"):
         find_native(openvino_release())
+
+
+def test_an_empty_folder_of_its_name_hides_no_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tidegate_native").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path), str(native_folder().parent)])
+    assert find_native(openvino_release()).operation.parent == native_folder()
 
 
 def test_a_processor_without_a_fast_path_takes_the_library_unless_it_is_told_otherwise(

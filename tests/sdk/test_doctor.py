@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nativebuild import native_folder
 from wordmodel import write_word_checkpoint
 
 from tidegate.cli.main import main
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import make_recipe
+from tidegate.edge.executors.native import find_native
+from tidegate.edge.executors.openvino_model import openvino_release
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,19 @@ def test_the_machine_and_what_is_installed_are_shown(capsys: pytest.CaptureFixtu
     assert found["installed"]["openvino"].startswith("2026.4")
     native = found["native"]
     assert native["path"] is not None or (native["reason"] and native["how"])
+
+
+def test_a_path_that_auto_would_not_take_is_not_shown_as_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    library = find_native(openvino_release(), native_folder()).library
+    library.tidegate_native_force_path(b"portable")
+    try:
+        native = doctor(capsys)["native"]
+    finally:
+        library.tidegate_native_force_path(b"")
+    assert native["path"] is None
+    assert native["reason"] == "it has no fast path for this processor"
 
 
 @pytest.mark.parametrize("executor", ["onnx", "openvino"])

@@ -89,9 +89,13 @@ def _native() -> Facts:
     if release is None:
         return {"path": None, "reason": "it runs in OpenVINO, which is not installed"}
     try:
-        return {"path": find_native(".".join(release.split(".")[:3])).path}
+        native = find_native(".".join(release.split(".")[:3]))
     except NativeUnavailable as why:
         return {"path": None, "reason": str(why), "how": _HOW}
+    if not native.fast:
+        how = f"--native on runs the {native.path} path, which is slow"
+        return {"path": None, "reason": "it has no fast path for this processor", "how": how}
+    return {"path": native.path}
 
 
 def _try(bundle: Bundle, args: argparse.Namespace, machine: Machine) -> Facts:

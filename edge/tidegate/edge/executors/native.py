@@ -59,6 +59,11 @@ class NativeLibrary:
     """The instruction set it uses, such as `avx512-vnni`."""
     library: ctypes.CDLL
 
+    @property
+    def fast(self) -> bool:
+        """Whether it has a vector path for this processor; the portable one is for tests."""
+        return self.path != "portable"
+
     def tiled_bytes(self, shape: TileShape) -> int:
         """Bytes that the tiles of such a weight take; 0 if the layer cannot run it."""
         return int(self.library.tidegate_native_tiled_bytes(*_numbers(shape)))
@@ -106,7 +111,7 @@ def find_native(openvino: str, folder: Path | None = None) -> NativeLibrary:
 
     Raises:
         NativeUnavailable: it is not installed, is damaged, was built for another release or
-            layout, or has no fast path for this processor.
+            layout, or the environment names a path that this processor cannot run.
     """
     folder = folder or _package_folder()
     operation, tiler = folder / _file("tidegate_openvino"), folder / _file("tidegate_native")
@@ -115,15 +120,17 @@ def find_native(openvino: str, folder: Path | None = None) -> NativeLibrary:
             raise NativeUnavailable(f"{file} is missing")
     _check_built_for(folder / "tidegate_openvino.json", openvino)
     library = _load(tiler)
-    return NativeLibrary(operation=operation, path=_fast_path(library), library=library)
+    return NativeLibrary(operation=operation, path=_path(library), library=library)
 
 
 def _package_folder() -> Path:
     spec = importlib.util.find_spec("tidegate_native")
-    places = [] if spec is None else list(spec.submodule_search_locations or [])
+    places = [] if spec is None else [Path(one) for one in spec.submodule_search_locations or []]
     if not places:
         raise NativeUnavailable("tidegate-native is not installed")
-    return Path(places[0])
+    # A namespace has every folder of that name on the path, empty ones too.
+    filled = [place for place in places if (place / _file("tidegate_native")).is_file()]
+    return (filled or places)[0]
 
 
 def _file(name: str) -> str:
@@ -158,7 +165,7 @@ def _load(file: Path) -> ctypes.CDLL:
     return library
 
 
-def _fast_path(library: ctypes.CDLL) -> str:
+def _path(library: ctypes.CDLL) -> str:
     path = library.tidegate_native_path()
     if path is None:
         raise NativeUnavailable(library.tidegate_native_error().decode())

@@ -142,7 +142,7 @@ def _choose_linear(
         return f"openvino, because {asked} was asked for", None
     try:
         native = find_native(openvino_release(), settings.native_folder)
-        if settings.native == "auto" and native.path == "portable":
+        if settings.native == "auto" and not native.fast:
             raise NativeUnavailable("it has no fast path for this processor")
         swapped = swap_products(model, core, native, settings.tile_file)
     except NativeUnavailable as why:
