@@ -10,29 +10,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
+from tidegate.engine.admission import check_line, check_request
 from tidegate.engine.answer import Answer
 from tidegate.engine.batcher import Batch, Batcher
-from tidegate.engine.choosing import Choice
-from tidegate.engine.drafts import Drafter, Ended, GrammarDrafter, PaidDrafter
+from tidegate.engine.drafts import Drafter, GrammarDrafter, PaidDrafter
 from tidegate.engine.drafts_lookup import LookupDrafter
-from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal
+from tidegate.engine.events import Cancelled, Failed, Finished
 from tidegate.engine.executor import Executor, Unloadable
 from tidegate.engine.facts import Described
 from tidegate.engine.generation import Generation
 from tidegate.engine.grammar import Grammars
 from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.request import Constraint, GenerationRequest, RequestId
+from tidegate.engine.roster import Roster
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.snapshot import EngineSnapshot, Meter
 from tidegate.engine.speculation import Speculator
-from tidegate.engine.stepper import Outcome, Stepper, Work
+from tidegate.engine.stepper import Stepper, Work
 from tidegate.engine.text import TextModel
 from tidegate.errors import (
-    CapacityError,
     RequestError,
     TidegateError,
     UnavailableError,
@@ -50,8 +50,6 @@ _WRITER_WAIT_S = 0.05
 _LOADING_PATIENCE = 10
 """Times as long as a step may take before the engine counts as stuck, for a model that comes back:
 on a machine with other work 1.1 B weights took a minute instead of three seconds."""
-_WAITING_CONTEXTS = 16
-"""Prompt tokens that may wait, in contexts: what bounds the memory of the line."""
 
 
 class Engine:
@@ -95,14 +93,12 @@ class Engine:
         self._vocab = executor.limits.vocab
         self._grammars = Grammars(text, vocab=self._vocab)
         self.context_tokens = self._batcher.context_tokens
-        self._by_id: dict[RequestId, Generation] = {}
         self._arrivals = 0
         self._meter = Meter(last_progress_s=clock())
+        self._roster = Roster(self._batcher, self._meter, speculator=self._speculator, clock=clock)
         self._accepting = True
         self._stopped = False
         self._work = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     async def prepare(self, constraint: Constraint | None) -> None:
         """Compile what a request is constrained by; it may be submitted right after.
@@ -141,17 +137,15 @@ class Engine:
         self._arrivals += 1
         if self._batcher.empty:
             self._meter.last_progress_s = self.clock()
-        self._by_id[request.id] = generation
-        self._batcher.add(generation)
-        self._idle.clear()
+        self._roster.enter(generation)
         self._work.set()
-        return Answer(generation.channel, partial(self._cancel, generation))
+        return Answer(generation.channel, partial(self._roster.cancel, generation))
 
     def cancel(self, request_id: RequestId) -> bool:
         """End a request with `Cancelled`; False when it is not here (any more)."""
-        generation = self._by_id.get(request_id)
+        generation = self._roster.find(request_id)
         if generation is not None:
-            self._cancel(generation)
+            self._roster.cancel(generation)
         return generation is not None
 
     async def run(self) -> None:
@@ -159,14 +153,14 @@ class Engine:
         try:
             while True:
                 await self._wait_for_work()
-                self._drop_abandoned()
+                self._roster.drop_abandoned()
                 if not self._batcher.empty:
                     await self._step_safely()
                 elif not await self._spill(idle=True):
                     self._work.clear()
         finally:
             self._accepting, self._stopped = False, True
-            self._fail_all(self._batcher.everyone(), UnavailableError("the engine has stopped"))
+            self._roster.fail_all(UnavailableError("the engine has stopped"))
             await self._stepper.close(self._settings.stall_after_s)
             self._batcher.abandon_step()
             self._grammars.close()
@@ -180,9 +174,9 @@ class Engine:
         self._accepting = False
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+                await self._roster.nobody.wait()
         except TimeoutError:
-            self._fail_all(self._batcher.everyone(), UnavailableError("the engine shuts down"))
+            self._roster.fail_all(UnavailableError("the engine shuts down"))
             return False
         if self._disk is not None:
             with suppress(TimeoutError):
@@ -249,34 +243,16 @@ class Engine:
     def _check(self, request: GenerationRequest) -> None:
         if not self._accepting:
             raise UnavailableError("the engine is shutting down")
-        if request.id in self._by_id:
+        if self._roster.find(request.id) is not None:
             raise RequestError("request_id", f"{request.id!r} is already running: must be unique")
-        if len(request.prompt) >= self.context_tokens:
-            raise RequestError(
-                "prompt",
-                f"{len(request.prompt)} tokens: must be less than the context of"
-                f" {self.context_tokens}, which the answer shares",
-                status=413,
-            )
-        if not all(0 <= token < self._vocab for token in request.prompt):
-            raise RequestError("prompt", f"token ids must be between 0 and {self._vocab - 1}")
-        request.sampling.check_tokens(self._vocab)
-        self._check_line(len(request.prompt))
-
-    def _check_line(self, prompt_tokens: int) -> None:
-        waiting, retry_after_s = self._batcher.waiting, max(1.0, self._meter.request_s or 0.0)
-        if len(waiting) >= self._settings.most_waiting:
-            raise CapacityError(
-                f"{len(waiting)} requests are waiting: at most {self._settings.most_waiting} may",
-                retry_after_s=retry_after_s,
-            )
-        tokens = prompt_tokens + sum(one.length for one in waiting)
-        if tokens > _WAITING_CONTEXTS * self.context_tokens:
-            raise CapacityError(
-                f"{tokens} prompt tokens would be waiting: at most"
-                f" {_WAITING_CONTEXTS * self.context_tokens} may",
-                retry_after_s=retry_after_s,
-            )
+        check_request(request, vocab=self._vocab, context_tokens=self.context_tokens)
+        check_line(
+            len(request.prompt),
+            [one.length for one in self._batcher.waiting],
+            most_waiting=self._settings.most_waiting,
+            context_tokens=self.context_tokens,
+            request_s=self._meter.request_s,
+        )
 
     async def _step_safely(self) -> None:
         """One step; a defect of our own costs the requests it met, never the loop."""
@@ -286,7 +262,7 @@ class Engine:
             _log.error("the engine failed in a step: %s", describe_defect(error))
             self._batcher.abandon_step()
             met = tuple(self._batcher.running.values()) or self._batcher.everyone()
-            self._fail_all(met, TidegateError("internal error in the engine"))
+            self._roster.fail(met, TidegateError("internal error in the engine"))
 
     async def _step(self) -> None:
         began_s = self.clock()
@@ -297,7 +273,7 @@ class Engine:
             assert made_way, "with work there is a step or room is made for one"
             await asyncio.sleep(0)
             return
-        self._schedule(batch)
+        self._roster.scheduled(batch)
         work = Work(
             step=batch.step,
             asks=batch.asks(),
@@ -309,17 +285,17 @@ class Engine:
         if isinstance(outcome.error, UnavailableError):
             # There is no model to run on: nobody in the batch is to blame, and all may come again.
             self._batcher.settle_failed(batch, guessed=any(outcome.guessed))
-            self._fail_all(self._batcher.everyone(), outcome.error)
+            self._roster.fail_all(outcome.error)
             return
         if outcome.error is not None:
             self._meter.failed()
             given_up = self._batcher.settle_failed(batch, guessed=any(outcome.guessed))
-            self._fail_all(given_up, outcome.error)
+            self._roster.fail(given_up, outcome.error)
             return
         cached = batch.cached_tokens
         self._batcher.settle(batch, outcome.loaded)
         self._meter.prefix_hit_tokens += batch.cached_tokens - cached
-        self._absorb(batch, outcome)
+        self._roster.absorb(batch, outcome)
         self._batcher.clear_guesses(batch)
         self._batcher.clear_suspects(batch)
         if self._speculator is not None and batch.guessing is not None:
@@ -366,96 +342,3 @@ class Engine:
                     await self._work.wait()
             self._work.set()
         return True
-
-    def _schedule(self, batch: Batch) -> None:
-        now_s = self.clock()
-        for generation in batch.everyone:
-            if generation.first_scheduled_s is None:
-                generation.first_scheduled_s = now_s
-                self._meter.prefix_query_tokens += generation.length
-                self._meter.prefix_hit_tokens += generation.cached_tokens or 0
-
-    def _absorb(self, batch: Batch, outcome: Outcome) -> None:
-        self._meter.stepped(
-            prompt_tokens=batch.prefill_tokens,
-            rows=len(batch.chunks),
-            tokens=sum(len(choice.sampled) for choice in outcome.choices),
-            elapsed_s=outcome.elapsed_s,
-        )
-        taken = zip(batch.samplers, outcome.choices, outcome.guessed, strict=True)
-        for generation, choice, guessed in taken:
-            if generation.channel.ended:
-                continue  # cancelled while the step ran
-            try:
-                self._advance(generation, choice, guessed)
-            except Exception as error:  # the boundary of one request: its text, its sampling
-                _log.error("request %s failed: %s", generation.request.id, describe_defect(error))
-                self._end(generation, _failed(error), forget=True)
-
-    def _advance(self, generation: Generation, choice: Choice, guessed: int) -> None:
-        if choice.error is not None:
-            raise choice.error
-        accepted = len(choice.sampled) - 1
-        if guessed:
-            self._meter.guessed(guessed=guessed, accepted=accepted)
-            generation.accepted_draft_tokens += accepted
-            generation.rejected_draft_tokens += guessed - accepted
-        now_s = self.clock()
-        if generation.first_token_s is None:
-            generation.first_token_s = now_s
-        reason: FinishReason | None = None
-        for sampled in choice.sampled:
-            self._meter.generated_tokens += 1
-            reason = generation.accept(sampled, most=self.context_tokens)
-            if reason is not None:
-                break
-        if accepted:
-            self._batcher.keep(generation, accepted)
-        if reason is not None:
-            self._finish(generation, reason, now_s)
-
-    def _finish(self, generation: Generation, reason: FinishReason, now_s: float) -> None:
-        timing = generation.timing(now_s)
-        self._meter.served(timing.total_s - timing.first_scheduled_s)
-        self._end(generation, Finished(reason=reason, usage=generation.usage(), timing=timing))
-
-    def _cancel(self, generation: Generation) -> None:
-        if not generation.channel.ended:
-            self._end(generation, Cancelled(usage=generation.usage()))
-
-    def _drop_abandoned(self) -> None:
-        for generation in self._batcher.everyone():
-            if generation.channel.abandoned:
-                self._cancel(generation)
-
-    def _fail_all(self, generations: Iterable[Generation], error: Exception) -> None:
-        for generation in generations:
-            if not generation.channel.ended:
-                self._end(generation, _failed(error), forget=True)
-
-    def _end(self, generation: Generation, terminal: Terminal, *, forget: bool = False) -> None:
-        """The only way out: the terminal event, the place in line and the KV go together."""
-        generation.channel.end(terminal)
-        self._meter.ended[type(terminal)] += 1
-        del self._by_id[generation.request.id]
-        self._batcher.remove(generation, forget=forget)
-        ran = generation.first_scheduled_s is not None
-        if self._speculator is not None and generation.request.speculation and ran:
-            self._speculator.ended(
-                Ended(
-                    key=generation.key,
-                    tokens=generation.tokens,
-                    prompt_tokens=len(generation.request.prompt),
-                    shared=generation.request.reuse and isinstance(terminal, Finished),
-                )
-            )
-        if self._batcher.empty:
-            self._idle.set()
-
-
-def _failed(error: Exception) -> Failed:
-    """What the reader may know: our own errors in full, of others only that there was one."""
-    if isinstance(error, TidegateError):
-        return Failed(code=error.code, message=str(error), retryable=error.retryable)
-    message = f"internal error: {type(error).__name__}"
-    return Failed(code=TidegateError.code, message=message, retryable=False)
