@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.edge.prefix_store import FolderStore, NoStore, open_store
-from tidegate.edge.prefix_store_files import MAGIC, OVERHEAD_BYTES
+from tidegate.edge.prefix_store_files import MAGIC, OVERHEAD_BYTES, UnitFolder
 from tidegate.errors import ConfigError
 
 UNIT = 1000
@@ -160,6 +161,35 @@ def test_the_longest_unused_go_first_over_restarts_too(tmp_path: Path) -> None:
         assert store.numbers().units == 1
         assert store.numbers().evictions == 3
     assert len(list(tmp_path.glob("*.kv"))) == 1
+
+
+class SlowToRemove(UnitFolder):
+    """A disk that stalls whenever a file is to go."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.removing, self.go_on = threading.Event(), threading.Event()
+
+    def remove(self, key: bytes) -> None:
+        self.removing.set()
+        assert self.go_on.wait(10)
+        super().remove(key)
+
+
+def test_a_disk_that_stalls_holds_up_nobody_who_only_asks(tmp_path: Path) -> None:
+    folder = SlowToRemove(tmp_path)
+    store = FolderStore(folder, budget_bytes=FILE)
+    store.save(key_of(1), data_of(1))
+    store.save(key_of(2), data_of(2))
+    assert folder.removing.wait(10)
+    asking = threading.Thread(target=store.numbers, daemon=True)
+    asking.start()
+    asking.join(2)
+    stuck = asking.is_alive()
+    folder.go_on.set()
+    store.close()
+    assert not stuck
+    assert store.numbers().evictions == 1
 
 
 def test_a_prefix_loses_its_end_before_its_beginning(tmp_path: Path) -> None:

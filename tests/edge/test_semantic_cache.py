@@ -10,6 +10,7 @@ from handembedder import LetterEmbedder
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.api.embeddings import Embedded, Text
 from tidegate.api.schema import Call, read_chat
 from tidegate.edge.answer_cache import AnswerCache
 from tidegate.edge.answer_memory import AnswerMemory, Recall
@@ -160,3 +161,26 @@ def test_where_and_how_it_is_answered_makes_no_difference() -> None:
     stream = chat("silent now", stream=True, tidegate={"priority": "background"})
     _, second = remember((chat("listen now"), "yes"), (stream, "no"))
     assert second.hit is not None
+
+
+class BusyEmbedder(LetterEmbedder):
+    """Has thousands of texts to embed first."""
+
+    async def embed(self, inputs: tuple[Text, ...]) -> Embedded:
+        await asyncio.sleep(30)
+        return await super().embed(inputs)
+
+
+def test_a_busy_embedder_holds_up_no_chat() -> None:
+    async def run() -> Recall:
+        semantic = SemanticCache(similarity=0.95, budget_bytes=1 << 16, ttl_s=60, clock=lambda: 0.0)
+        exact = AnswerCache(budget_bytes=1 << 16, ttl_s=60, clock=lambda: 0.0)
+        memory = AnswerMemory(exact, semantic, BusyEmbedder(), patience_s=0.01)
+        call = chat("listen now")
+        async with asyncio.timeout(5):
+            return await memory.recall(call, "m", (1,), call.sampling)
+
+    found = asyncio.run(run())
+    assert found.hit is None
+    assert found.key is not None
+    assert found.asked is None

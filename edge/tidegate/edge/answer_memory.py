@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,11 @@ _log = logging.getLogger(__name__)
 
 _SHAPELESS: Final = ("model", "stream", "stream_options", "tidegate")
 """Fields of a call that do not change its answer."""
+
+
+PATIENCE_S: Final = 0.25
+"""For a message's vector: hardly noticed before an answer, and enough where nobody else waits.
+Others may embed thousands of texts first, and no chat waits for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,10 +46,20 @@ class AnswerMemory:
         exact: AnswerCache,
         semantic: SemanticCache | None = None,
         embedder: Embedder | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        """Remember in `exact`, and in `semantic` by the vectors of `embedder`, both or neither."""
+        """Remember in `exact`, and in `semantic` by the vectors of `embedder`, both or neither.
+
+        Args:
+            exact: by all that shapes an answer.
+            semantic: by what the last message means; None for none.
+            embedder: tells that.
+            patience_s: longest wait for it.
+        """
         assert (semantic is None) == (embedder is None), "meaning needs vectors"
         self._exact, self._semantic, self._embedder = exact, semantic, embedder
+        self._patience_s = patience_s
 
     async def recall(
         self, call: Call, model: str, prompt: tuple[int, ...], sampling: SamplingParams
@@ -99,10 +115,14 @@ class AnswerMemory:
         if self._embedder is None or not call.messages or call.messages[-1].role != "user":
             return None
         message = call.messages[-1].content
+        # Too long to embed, or too busy: the call is answered as if there were no cache.
         try:
-            embedded = await self._embedder.embed((message,))
+            async with asyncio.timeout(self._patience_s):
+                embedded = await self._embedder.embed((message,))
+        except TimeoutError:
+            _log.debug("no embedding for the answer cache within %g s", self._patience_s)
+            return None
         except TidegateError as error:
-            # Too long to embed, or too busy: the call is answered as if there were no cache.
             _log.debug("no embedding for the answer cache: %s", error.code)
             return None
         return question(_scope(call, model, sampling), message, embedded.vectors[0])

@@ -102,7 +102,8 @@ class FolderStore:
             self._kept_bytes += unit.file_bytes
             self._newest_ns = unit.used_ns
         with self._lock:
-            self._evict(0)
+            gone = self._evict(0)
+        self._remove(gone)
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tidegate-prefixes", daemon=True)
         self._thread.start()
@@ -195,7 +196,8 @@ class FolderStore:
         if file_bytes > self._budget_bytes:
             raise ValueError(f"a unit of {file_bytes} bytes: at most {self._budget_bytes} are kept")
         with self._lock:
-            self._evict(file_bytes)
+            gone = self._evict(file_bytes)
+        self._remove(gone)
         self._folder.write(key, data, used_ns)
         with self._lock:
             self._kept[key] = file_bytes
@@ -209,12 +211,21 @@ class FolderStore:
         if first:
             _log.warning("no more prefixes are kept on disk: %s", error)
 
-    def _evict(self, more_bytes: int) -> None:
-        """Make room; the caller has the lock."""
+    def _evict(self, more_bytes: int) -> list[bytes]:
+        """Make room in the books; the caller has the lock, and removes these without it.
+
+        A disk may take its time to remove a file, and the event loop asks for the numbers.
+        """
+        gone = []
         while self._kept and self._kept_bytes + more_bytes > self._budget_bytes:
             key, file_bytes = self._kept.popitem(last=False)
             self._kept_bytes -= file_bytes
             self._evictions += 1
+            gone.append(key)
+        return gone
+
+    def _remove(self, keys: list[bytes]) -> None:
+        for key in keys:
             self._folder.remove(key)
 
     def _forget(self, key: bytes, *, is_error: bool = False) -> None:
