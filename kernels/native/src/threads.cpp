@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 
 namespace tidegate::native {
@@ -15,8 +16,12 @@ namespace {
 class Pool {
 public:
     explicit Pool(std::int32_t threads) {
-        for (std::int32_t i = 1; i < threads; ++i) {
-            std::thread([this] { serve(); }).detach();
+        try {
+            for (std::int32_t i = 1; i < threads; ++i) {
+                std::thread([this] { serve(); }).detach();
+            }
+        } catch (const std::system_error&) {
+            // The system gives no more. Those that run hold `this`, and fewer do the same work.
         }
     }
 

@@ -118,6 +118,24 @@ def test_the_environment_chooses_the_path(native: NativeLibrary) -> None:
     assert "TIDEGATE_NATIVE_PATH = mmx: must be one of" in wrong.stderr
 
 
+def test_where_the_system_gives_fewer_threads_they_do_all_of_the_work(
+    native: NativeLibrary,
+) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path; import numpy as np;"
+        "from nativelinear import NativeLibrary; library = NativeLibrary(Path(sys.argv[1]));"
+        "memory = np.zeros(1 << 20, np.uint8); memory[::64] = 1;"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize();"
+        # Room for the stacks of a few threads, each of about 8 MiB.
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2);"
+        "print([library.read(memory, 200) for _ in range(3)])"
+    )
+    library = str(SOURCE / "build/tidegate_native/libtidegate_native.so")
+    sources = os.pathsep.join([str(ROOT / "runtime"), str(ROOT / "tests/support")])
+    command = [str(ROOT / ".venv/bin/python"), "-P", "-c", code, library]
+    assert run(command, PYTHONPATH=sources).stdout.strip() == f"{[1 << 14] * 3}"
+
+
 def test_without_a_compiler_the_build_says_so_and_succeeds() -> None:
     done = run([ROOT / "scripts/build-native"], CXX="no-such-compiler")
     assert "skipped: it needs a C++ compiler and CMake" in done.stderr
