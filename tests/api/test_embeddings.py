@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,7 +17,7 @@ from handembedder import LETTERS, LetterEmbedder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.api.embeddings import MOST_INPUTS, Embedder, read_embedding
+from tidegate.api.embeddings import MOST_INPUTS, Embedded, Embedder, Text, read_embedding
 from tidegate.api.http import create_app
 from tidegate.errors import RequestError
 
@@ -50,6 +53,33 @@ def test_base64_holds_the_same_numbers_as_little_endian_float32() -> None:
     decoded = np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4")
     assert decoded.tolist() == plain
     assert len(decoded) == LETTERS
+
+
+class WatchedVectors(list[Any]):
+    """Vectors that remember in which thread they were read."""
+
+    read_by: int | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        self.read_by = threading.get_ident()
+        return super().__iter__()
+
+
+class WatchedEmbedder(LetterEmbedder):
+    """Keeps the vectors that it gave."""
+
+    given: WatchedVectors
+
+    async def embed(self, inputs: tuple[Text, ...]) -> Embedded:
+        embedded = await super().embed(inputs)
+        self.given = WatchedVectors(embedded.vectors)
+        return replace(embedded, vectors=self.given)  # type: ignore[arg-type]
+
+
+def test_thousands_of_numbers_are_written_beside_the_event_loop() -> None:
+    embedder = WatchedEmbedder()
+    assert ask({"input": ["ab", "b"]}, embedder).json()["data"][1]["embedding"][:3] == [0, 1, 0]
+    assert embedder.given.read_by not in (None, threading.get_ident())
 
 
 def test_token_ids_may_come_as_one_input_or_as_many() -> None:

@@ -99,7 +99,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unload-after",
         type=float,
         metavar="SECONDS",
-        help="let the model leave memory after so long without work; the next request loads it",
+        help="let the model leave memory after so long without work, a draft or embedding model"
+        " stays; the next request loads it again",
     )
     parser.add_argument(
         "--restart-when-stuck",
