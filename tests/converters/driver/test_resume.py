@@ -56,10 +56,13 @@ def command(checkpoint: Path, out: Path, *more: str | Path) -> list[str]:
     ]
 
 
+def environment() -> dict[str, str]:
+    """Of one thread, since several spin where other tests run beside; the sources tested here."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """Of one thread: several of them spin where other tests run beside this one."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment())
 
 
 def run(arguments: list[str]) -> None:
@@ -140,6 +143,7 @@ def test_a_full_disk_is_one_clear_error_and_the_work_goes_on_after_it(
         capture_output=True,
         text=True,
         timeout=120,
+        env=environment(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
     )
     assert done.returncode == 1
