@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Final
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from tidegate.api import sse
@@ -20,6 +20,7 @@ from tidegate.api.body import beside, read_json, unless_gone
 from tidegate.api.choices import Event as ChoiceEvent
 from tidegate.api.choices import side_by_side
 from tidegate.api.door import ClientGoneError, FailedAnswerError, adopt_request_id, error_response
+from tidegate.api.long_json import long_json
 from tidegate.api.metrics import Metrics
 from tidegate.api.progress import Progress
 from tidegate.api.schema import Call
@@ -91,7 +92,7 @@ class CallEndpoint:
             async for index, event in answer:
                 progress.see(index, event)
         # When the call is over and counted.
-        await JSONResponse(progress.whole())(scope, receive, send)
+        await (await _whole(call, progress))(scope, receive, send)
 
     def _answer_once(self, call: Call) -> Answer:
         return _checked(self._backend.answer(call), self._metrics)
@@ -114,6 +115,13 @@ class CallEndpoint:
                 # The status is sent: what is left is to say it in the stream and to close it.
                 await outlet.write(b"data: " + bytes(error_response(error, scope).body) + b"\n\n")
         await outlet.finish()
+
+
+async def _whole(call: Call, progress: Progress) -> Response:
+    if call.sampling.logprobs is None:
+        return JSONResponse(progress.whole())
+    # Twenty alternatives for thousands of tokens are megabytes.
+    return Response(await long_json(progress.whole), media_type="application/json")
 
 
 async def _checked(events: AsyncIterator[AnswerEvent], metrics: Metrics) -> Answer:
