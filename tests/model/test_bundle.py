@@ -95,6 +95,31 @@ def test_one_changed_byte_is_noticed_and_named(tmp_path: Path, position: int) ->
         Bundle.open(tmp_path / "b")
 
 
+def test_files_of_a_target_may_wait_until_it_is_asked_for(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b")
+    file = tmp_path / "b" / "onnx" / "model.onnx"
+    file.write_bytes(b"Weights")
+    with pytest.raises(BundleError, match=r"onnx/model\.onnx: was changed"):
+        Bundle.open(tmp_path / "b")
+    bundle = Bundle.open(tmp_path / "b", every_target=False)
+    with pytest.raises(BundleError, match=r"onnx/model\.onnx: was changed"):
+        bundle.target_folder("onnx")
+    file.write_bytes(b"weights")
+    assert bundle.target_folder("onnx") == file.parent
+    file.unlink()
+    with pytest.raises(BundleError, match=r"onnx/model\.onnx: is missing"):
+        bundle.target_folder("onnx")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "onnx/model.onnx"])
+def test_sizes_and_the_files_of_no_target_are_checked_at_once(tmp_path: Path, name: str) -> None:
+    write_bundle(tmp_path / "b")
+    file = tmp_path / "b" / name
+    file.write_bytes(b"[]" if name == "tokenizer.json" else b"longer weights")
+    with pytest.raises(BundleError, match=name.replace(".", r"\.")):
+        Bundle.open(tmp_path / "b", every_target=False)
+
+
 def test_a_missing_a_longer_and_a_linked_file_are_named(tmp_path: Path) -> None:
     write_bundle(tmp_path / "b")
     path = tmp_path / "b" / "onnx" / "model.onnx"

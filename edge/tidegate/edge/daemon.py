@@ -177,7 +177,7 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         IdentityError: the link's keys cannot be used.
     """
     surface = surface_for(settings.host, key_hashes=settings.api_key_hashes)
-    bundle = Bundle.open(settings.bundle, trusted=settings.trusted_signers)
+    bundle = Bundle.open(settings.bundle, trusted=settings.trusted_signers, every_target=False)
     memory = _check_memory(bundle, settings)
     async with AsyncExitStack() as stack:
         link = None
@@ -255,7 +255,7 @@ def _open_model(bundle: Bundle, settings: EdgeSettings) -> DeviceExecutor:
         return executor
 
     def load_again() -> DeviceExecutor:
-        again = Bundle.open(settings.bundle, trusted=settings.trusted_signers)
+        again = Bundle.open(settings.bundle, trusted=settings.trusted_signers, every_target=False)
         if again.manifest.to_bytes() != bundle.manifest.to_bytes():
             raise BundleError(f"{again.folder}: is another bundle now: restart to serve it")
         return load(again)

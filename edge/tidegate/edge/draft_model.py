@@ -42,7 +42,7 @@ def open_draft(
         BundleError: the smaller bundle is damaged, or its tokenizer is another one.
         ConfigError: a setting is out of range.
     """
-    bundle = Bundle.open(folder, trusted=trusted)
+    bundle = Bundle.open(folder, trusted=trusted, every_target=False)
     theirs, ours = (one.manifest.files.get(_TOKENIZER) for one in (bundle, target))
     if theirs is None or ours is None or theirs.sha256 != ours.sha256:
         raise BundleError(

@@ -167,7 +167,7 @@ def open_embedder(
         BundleError: it is damaged, is no encoder's, or makes labels and no embeddings.
         ConfigError: a setting is out of range.
     """
-    bundle = Bundle.open(folder, trusted=trusted)
+    bundle = Bundle.open(folder, trusted=trusted, every_target=False)
     encoder = open_encoder(bundle, settings)
     try:
         tokenizer = Tokenizer.from_file(str(bundle.folder / "tokenizer.json"))

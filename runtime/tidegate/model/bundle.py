@@ -1,8 +1,10 @@
 """The bundle: one folder that holds all a device needs, verified before anything parses it.
 
 `Bundle.open` checks paths, sizes and digests of every listed file first; only then may a library
-be given one. `BundleWriter` builds in a folder beside the target and renames at the end, so a
-failed conversion leaves nothing, and a running device never sees half a bundle. Layout:
+be given one. Who runs one target of two may leave the digests of the other unread: `target_folder`
+checks what is left, so nothing is handed out unverified. `BundleWriter` builds in a folder beside
+the target and renames at the end, so a failed conversion leaves nothing, and a running device never
+sees half a bundle. Layout:
 
     manifest.json  tokenizer.json  chat_template.jinja  generation_config.json
     openvino/model.xml + model.bin      onnx/model.onnx + ...
@@ -34,14 +36,25 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+    unread: frozenset[str] = frozenset()
+    """Files whose digests were not compared yet; `target_folder` does, for its own."""
 
     @classmethod
-    def open(cls, folder: Path, *, trusted: Collection[str] | None = None) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        *,
+        trusted: Collection[str] | None = None,
+        every_target: bool = True,
+    ) -> Self:
         """Open a bundle and verify its signature and every file it lists.
 
         Args:
             folder: the bundle.
             trusted: public keys of which one must have signed; None for any signer or none.
+            every_target: read all files now. Otherwise those of a target are read when
+                `target_folder` is asked for it: of two targets a device runs one, and reading a
+                gigabyte takes most of a second.
 
         Raises:
             BundleError: there is no bundle, its signature is wrong or not trusted, or a file is
@@ -55,22 +68,36 @@ class Bundle:
                 manifest = Manifest.from_bytes(file.read(MAX_MANIFEST_BYTES + 1))
             check_signature(manifest, trusted)
             _check_listing(folder, manifest)
+            later = frozenset() if every_target else _of_targets(manifest)
             for name, entry in manifest.files.items():
-                _verify(folder, name, entry)
+                _check_file(folder, name, entry)
+                if name not in later:
+                    _check_digest(folder, name, entry)
         except OSError as error:
             raise BundleError(f"{folder}: cannot be read: {error}") from error
-        return cls(folder=folder, manifest=manifest)
+        return cls(folder=folder, manifest=manifest, unread=later)
 
     def target_folder(self, target: str) -> Path:
-        """The folder of a target's files.
+        """The folder of a target's files, all of them verified.
 
         Raises:
-            BundleError: the bundle was not converted for that target.
+            BundleError: the bundle was not converted for that target, or one of its files that
+                `open` left unread was changed.
         """
         if target not in self.manifest.targets:
             made = ", ".join(self.manifest.targets)
             raise BundleError(f"{self.folder}: target {target!r}: the bundle holds {made}")
+        for name in sorted(self.unread):
+            if name.startswith(f"{target}/"):
+                _check_file(self.folder, name, self.manifest.files[name])
+                _check_digest(self.folder, name, self.manifest.files[name])
         return self.folder / target
+
+
+def _of_targets(manifest: Manifest) -> frozenset[str]:
+    """The files that lie in the folder of a target."""
+    folders = tuple(f"{target}/" for target in manifest.targets)
+    return frozenset(name for name in manifest.files if name.startswith(folders))
 
 
 def _check_listing(folder: Path, manifest: Manifest) -> None:
@@ -87,7 +114,8 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
         raise BundleError(f"{MANIFEST_FILE}: files: tokenizer.json is missing")
 
 
-def _verify(folder: Path, name: str, entry: FileEntry) -> None:
+def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    """A plain file of the size that the manifest says."""
     path = folder
     for part in name.split("/"):
         path = path / part
@@ -98,7 +126,14 @@ def _verify(folder: Path, name: str, entry: FileEntry) -> None:
     found = path.stat().st_size
     if found != entry.size_bytes:
         raise BundleError(f"{name}: {found} bytes: the manifest says {entry.size_bytes}")
-    if sha256_file(path) != entry.sha256:
+
+
+def _check_digest(folder: Path, name: str, entry: FileEntry) -> None:
+    try:
+        digest = sha256_file(folder / name)
+    except OSError as error:
+        raise BundleError(f"{name}: cannot be read: {error.strerror}") from error
+    if digest != entry.sha256:
         raise BundleError(f"{name}: was changed: its SHA-256 is not the manifest's")
 
 
