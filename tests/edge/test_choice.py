@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_openvino_is_preferred_where_the_bundle_holds_both(bundle: Bundle) -> No
     assert facts_of(bundle, replace(SETTINGS, choice="onnx")).runtime.startswith("onnxruntime ")
     with pytest.raises(BundleError, match="no target that a device can run"):
         choose_target(bundle, "auto", preference=())
+
+
+def test_a_device_needs_only_the_library_that_runs_its_bundle(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert facts_of(bundle, replace(SETTINGS, choice="auto")).runtime.startswith("onnxruntime ")
+    with pytest.raises(ConfigError, match=r"executor = 'openvino': .* openvino is not"):
+        open_executor(bundle, SETTINGS)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"executor = 'auto': .* openvino or onnxruntime is not"):
+        open_executor(bundle, replace(SETTINGS, choice="auto"))
 
 
 def test_sizes_and_precision_reach_the_facts(bundle: Bundle) -> None:

@@ -8,6 +8,7 @@ Runtime).
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
@@ -23,6 +24,7 @@ from tidegate.model.manifest import Target
 
 Choice = Literal["auto", "onnx", "openvino"]
 _PREFERENCE: tuple[Target, ...] = ("openvino", "onnx")
+_LIBRARIES: dict[Target, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,10 +140,19 @@ def _tile_file(bundle: Bundle, cache_dir: Path | None) -> Path | None:
 def choose_target(
     bundle: Bundle, choice: Choice, preference: tuple[Target, ...] = _PREFERENCE
 ) -> Target:
-    """The target asked for, else the first of `preference` that the bundle holds."""
+    """The target asked for, else the first of `preference` that bundle and installation hold.
+
+    Raises:
+        BundleError: the bundle holds none of `preference`.
+        ConfigError: the library that would run the target is not installed.
+    """
+    held = [target for target in preference if target in bundle.manifest.targets]
     if choice != "auto":
-        return choice
-    for target in preference:
-        if target in bundle.manifest.targets:
+        held = [choice]
+    if not held:
+        raise BundleError(f"{bundle.folder}: holds no target that a device can run")
+    for target in held:
+        if importlib.util.find_spec(_LIBRARIES[target]) is not None:
             return target
-    raise BundleError(f"{bundle.folder}: holds no target that a device can run")
+    missing = " or ".join(_LIBRARIES[target] for target in held)
+    raise ConfigError("executor", choice, f"one whose library is installed: {missing} is not")
