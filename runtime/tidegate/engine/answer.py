@@ -11,8 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from tidegate.engine.events import Event, ScoredToken, Terminal, TextDelta
+
+MOST_HELD_TOKENS: Final = 256
+"""Without any text, as special ones are: more than a character ever takes, and with twenty
+alternatives each still no more than one event of the link may hold (`tidegate.api.wire`)."""
 
 
 class Channel:
@@ -55,7 +60,7 @@ class Channel:
         self._chars += len(text)
         if cut:
             self._scored = [one for one in self._scored if one.text_offset < self._chars]
-        if text:
+        if text or len(self._tokens) >= MOST_HELD_TOKENS:
             self._unread.append(self._delta(text))
             self._ready.set()
 
