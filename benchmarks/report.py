@@ -20,10 +20,21 @@ def cpu() -> str:
     return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
+def command(script: str, arguments: Sequence[str]) -> str:
+    """The command without the folders it worked in, which mean nothing elsewhere."""
+    kept, skip = [], False
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if not skip and name not in ("--work", "--keep"):
+            kept.append(argument)
+        skip = argument in ("--work", "--keep")
+    return " ".join(["python", f"benchmarks/{script}", *kept])
+
+
 def report(script: str, packages: Sequence[str], results: object) -> str:
     """JSON to print, and to keep under `benchmarks/results/`."""
     body: Mapping[str, object] = {
-        "command": " ".join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
+        "command": command(script, sys.argv[1:]),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "python": platform.python_version(),
         "hardware": f"{platform.machine()}, {cpu()}",
