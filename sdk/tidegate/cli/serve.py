@@ -17,6 +17,18 @@ from tidegate.cli.trust import add_trust, read_trust
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
+    _add_service(parser)
+    _add_model(parser)
+    _add_caches(parser)
+    _add_guessing(parser)
+    _add_memory(parser)
+    add_trust(parser)
+    parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to the cloud")
+    parser.add_argument("--keys", type=Path, help="folder with the device's keys, for --link")
+
+
+def _add_service(parser: argparse.ArgumentParser) -> None:
+    """What is served, where, and to whom."""
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("--listen", default="127.0.0.1:8080", help="HOST:PORT of the HTTP API")
     parser.add_argument(
@@ -24,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="file with one SHA-256 per line of the keys that may call; beyond loopback required",
     )
+    parser.add_argument("--queue", type=int, default=32, help="requests that may wait (default 32)")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """How the model runs."""
     parser.add_argument(
         "--executor",
         choices=("auto", "onnx", "openvino"),
@@ -53,7 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-dir", type=Path, help="folder to keep re-tiled weights in for the next start"
     )
-    parser.add_argument("--queue", type=int, default=32, help="requests that may wait (default 32)")
+    parser.add_argument("--exact", action="store_true", help="float activations, to compare with")
+
+
+def _add_caches(parser: argparse.ArgumentParser) -> None:
+    """What is kept of prompts and answers."""
     parser.add_argument(
         "--embedder", type=Path, metavar="BUNDLE", help="encoder that answers /v1/embeddings"
     )
@@ -77,6 +98,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute every prompt from its first token, neither memory nor disk reused",
     )
+
+
+def _add_guessing(parser: argparse.ArgumentParser) -> None:
+    """Speculative decoding."""
     parser.add_argument(
         "--draft",
         type=Path,
@@ -86,9 +111,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-speculation",
         action="store_true",
-        help="never guess tokens ahead; answers are the same, and structured ones slower",
+        help="never guess tokens ahead; the answers are the same",
     )
-    parser.add_argument("--exact", action="store_true", help="float activations, to compare with")
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    """What it may take, and what happens when nothing moves."""
     parser.add_argument(
         "--memory-mib",
         type=int,
@@ -107,9 +135,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="exit with status 70 when work makes no progress, for a supervisor to start it again",
     )
-    add_trust(parser)
-    parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to the cloud")
-    parser.add_argument("--keys", type=Path, help="folder with the device's keys, for --link")
 
 
 def run(args: argparse.Namespace) -> int:
