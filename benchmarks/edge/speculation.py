@@ -69,20 +69,32 @@ class Pass:
 
 
 def tasks(engine: Engine, prompts: int) -> dict[str, list[Question]]:
-    """Questions by task."""
+    """Questions by task, none of them in two: an answer that was given before is foretold."""
     from assistant.corpus import generate
 
-    found: dict[str, list[Question]] = {"JSON action": [], "JSON schedule": [], "quotes": []}
-    for example in generate("test", count=60 * prompts):
+    free, own = ("JSON action", "JSON schedule", "quotes"), ", own text"
+    names = [*free, *(f"{name}, schema" for name in free[:2])]
+    found: dict[str, list[Question]] = {name: [] for name in names}
+    found |= {f"{name}{own}": [] for name in names[3:]}
+    for number, example in enumerate(generate("test", count=200 * prompts)):
+        if all(len(task) == prompts for task in found.values()):
+            break
         kinds = {"{": "JSON action", "[": "JSON schedule"}
-        task = found[kinds.get(example.answer[0], "quotes")]
+        kind = kinds.get(example.answer[0], "quotes")
+        alike = [name for name in found if name.startswith(kind)]
+        name = alike[number % len(alike)]
+        task = found[name]
         prompt = engine.text.encode_chat(list(example.messages))
         answer = len(engine.text.encode_prompt(example.answer))
         fits = answer >= LEAST_TOKENS and len(prompt) + MOST_TOKENS < CONTEXT_TOKENS
         if fits and len(task) < prompts:
-            task.append(Question(prompt=prompt, max_tokens=MOST_TOKENS))
-    for name in ("JSON action", "JSON schedule"):
-        found[f"{name}, schema"] = [replace(one, constraint=SCHEMA) for one in found[name]]
+            constraint = SCHEMA if "schema" in name else None
+            shared = not name.endswith(own)
+            task.append(
+                Question(
+                    prompt=prompt, max_tokens=MOST_TOKENS, constraint=constraint, shared=shared
+                )
+            )
     return found
 
 

@@ -32,6 +32,8 @@ class Question:
     ignore_eos: bool = False
     constraint: Constraint | None = None
     speculation: bool = False
+    shared: bool = False
+    """The answer may help to guess others, and others to guess it; no prefix is reused for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ async def engine_on(
     settings = ExecutorSettings(choice=choice, context_tokens=context, rows=rows, threads=threads)
     executor = open_executor(opened, settings)
     text = TextModel.load(opened.folder, context_tokens=context)
-    line = EngineSettings(most_waiting=100_000)
+    line = EngineSettings(most_waiting=100_000, prefix_reuse=False)
     engine = Engine(executor, text, model_id=opened.manifest.model_id, settings=line)
     running = asyncio.create_task(engine.run())
     try:
@@ -93,7 +95,7 @@ async def ask(engine: Engine, name: str, question: Question) -> Answered:
         id=RequestId(name),
         prompt=question.prompt,
         sampling=sampling,
-        reuse=False,
+        reuse=question.shared,
         constraint=question.constraint,
         speculation=question.speculation,
     )

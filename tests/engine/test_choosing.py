@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,6 +65,13 @@ class EvenThenOdd:
         assert token % 2 == len(self.taken) % 2
         self.taken.append(token)
 
+    def accept_some(self, tokens: Sequence[int]) -> int:
+        for place, token in enumerate(tokens):
+            if token % 2 != len(self.taken) % 2:
+                return place
+            self.taken.append(token)
+        return len(tokens)
+
     def forced(self) -> Tokens:
         return np.empty(0, np.int64)
 
@@ -82,6 +90,29 @@ def test_a_guide_masks_every_position_and_hears_of_every_token(
     assert len(found) == 2, "zero is even, so it is never the second"
 
 
+class Timid(EvenThenOdd):
+    """A guide that leaves it all to its masks."""
+
+    def accept_some(self, tokens: Sequence[int]) -> int:
+        return 0
+
+
+@given(st.integers(0, 2**32), st.integers(0, 6))
+def test_the_likeliest_token_that_is_allowed_needs_no_mask(seed: int, right: int) -> None:
+    logits = random_logits(7, seed)
+    expected: list[int] = []
+    for place in range(len(logits)):
+        guide = Timid(taken=list(expected))
+        expected += tokens_of(logits[place : place + 1], Ask(draw=draw(0), guide=guide))
+    draft = np.array([*expected[:right], *expected[right:-1][::-1]], np.int64)
+    quick, slow = EvenThenOdd(), Timid()
+    found = tokens_of(logits, Ask(draw=draw(0), draft=draft, guide=quick))
+    assert found == tokens_of(logits, Ask(draw=draw(0), draft=draft, guide=slow))
+    assert found == expected[: len(found)]
+    assert quick.taken == slow.taken == found
+    assert len(found) > right
+
+
 class Broken:
     """A guide with a defect."""
 
@@ -90,6 +121,9 @@ class Broken:
 
     def accept(self, token: int) -> None:
         raise AssertionError(token)
+
+    def accept_some(self, tokens: Sequence[int]) -> int:
+        raise ZeroDivisionError("secret")
 
     def forced(self) -> Tokens:
         raise AssertionError
@@ -123,6 +157,9 @@ class AllowsOnce(EvenThenOdd):
         if self.taken:
             raise ExecutionError("nothing is allowed")
         return super().mask()
+
+    def accept_some(self, tokens: Sequence[int]) -> int:
+        return super().accept_some(tokens[: 1 - len(self.taken)])
 
 
 def test_trouble_after_the_first_token_waits_for_the_next_step() -> None:

@@ -51,15 +51,15 @@ def test_an_index_that_grows_finds_what_a_scan_finds(
         expected = scan(text[: begin + stride], most)
         found = index.find(index.suffix)
         if found is not None:
-            guess = repeated(index.following(found[1], most), wish([], most=most))
-            assert (found[0], guess) == expected
+            guess = repeated(index.following(found.follows, most), wish([], most=most))
+            assert (found.grams, guess) == expected
         else:
             assert expected is None
 
 
 def test_the_latest_of_the_longest_occurrences_is_what_counts() -> None:
     (draft,) = LookupDrafter(most_requests=1).propose([wish([1, 2, 3, 9, 1, 2, 3, 8, 7, 1, 2, 3])])
-    assert draft == Draft(kind="lookup 3", tokens=(8, 7, 1, 2, 3, 8, 7, 1))
+    assert draft == Draft(kind="lookup 3 varied", tokens=(8, 7, 1, 2, 3, 8, 7, 1), likely=0.2)
 
 
 def test_a_text_that_repeats_is_guessed_beyond_its_end() -> None:
@@ -88,7 +88,7 @@ def test_the_index_forgets_what_is_long_past_and_stays_bounded() -> None:
         assert len(index._text) <= 2 * 100
         found = index.find(suffix_of(range(start, start + 5)))
         assert found is not None
-        assert index.following(found[1], 3) == [start + 5, start + 6, start + 7]
+        assert index.following(found.follows, 3) == [start + 5, start + 6, start + 7]
     assert index.length == 3 + 1990
     assert index.find(suffix_of([1, 2])) is None
 
@@ -103,7 +103,7 @@ def test_an_answer_to_another_request_is_a_guess_from_the_end_of_its_prompt_on()
     drafter.remember(ended([50, 51, 52, 1, 2, 3, 60, 61, 62, 63], prompt_tokens=6))
     drafter.remember(ended([70, 71, 72, 73, 74], prompt_tokens=1))
     (draft,) = drafter.propose([wish([99, 98, 1, 2, 3])])
-    assert draft == Draft(kind="answers 3", tokens=(60, 61, 62, 63))
+    assert draft == Draft(kind="answers 3 once", tokens=(60, 61, 62, 63), likely=0.5)
     assert drafter.propose([wish([40, 41, 50, 51, 52], key=1)]) == [NOTHING], "no part of a prompt"
 
 

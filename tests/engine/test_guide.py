@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -39,6 +40,12 @@ def constrained(kind: ConstraintKind, source: object, begun: str = "") -> Constr
     return Constraint(kind=kind, source=text, begun=begun)
 
 
+def accepted_of(guide: GrammarGuide, tokens: Sequence[int]) -> set[int]:
+    """Which of the tokens it takes without a mask."""
+    copies = (GrammarGuide(guide._matcher.deep_copy(), vocab=WIDE) for _ in tokens)
+    return {one for one, copy in zip(tokens, copies, strict=True) if copy.accept_some([one])}
+
+
 def follow_both(guide: GrammarGuide, naive: NaiveGuide, seed: int) -> None:
     """Walk at random to an end, comparing every mask with the twin's."""
     chance = np.random.default_rng(seed)
@@ -51,6 +58,8 @@ def follow_both(guide: GrammarGuide, naive: NaiveGuide, seed: int) -> None:
             assert found <= expected
         else:
             assert found == expected
+        some = [*chance.choice(WIDE, 8).tolist(), *chance.choice(sorted(found), 4).tolist()]
+        assert (found & {*some}) - {EOS} <= accepted_of(guide, some) <= found
         token = int(chance.choice(sorted(found)))
         guide.accept(token)
         naive.accept(token)

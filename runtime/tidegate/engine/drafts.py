@@ -7,7 +7,7 @@ has to be cheap. All of it runs in the thread of the steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tidegate.engine.choosing import Guide
@@ -49,12 +49,25 @@ class Draft:
 
     kind: str = ""
     tokens: tuple[int, ...] = field(default=(), repr=False)
+    likely: float = 0.7
+    """The chance of each to hold, once those before it did, for as long as nothing of this kind was
+    measured: high enough to try, and a few steps correct it."""
+    padding: int = 0
+    """The last so many of `tokens` only fill up a step; nothing is learnt from them."""
 
     def cut(self, tokens: int) -> Draft:
         """The first `tokens` of it."""
         if tokens >= len(self.tokens):
             return self
-        return Draft(kind=self.kind, tokens=self.tokens[:tokens])
+        return replace(self, tokens=self.tokens[:tokens])
+
+    def sized(self, tokens: int) -> Draft:
+        """Exactly so many tokens: the first of it, or its last again and again for padding."""
+        missing = tokens - len(self.tokens)
+        if missing <= 0:
+            return self.cut(tokens)
+        filled = (*self.tokens, *self.tokens[-1:] * missing)
+        return replace(self, tokens=filled, padding=missing)
 
 
 NOTHING = Draft()
@@ -101,4 +114,6 @@ class GrammarDrafter:
         if wish.guide is None or wish.most < 1:
             return NOTHING
         forced = wish.guide.forced()[: wish.most]
-        return Draft(kind="grammar", tokens=tuple(forced.tolist())) if len(forced) else NOTHING
+        if not len(forced):
+            return NOTHING
+        return Draft(kind="grammar", tokens=tuple(forced.tolist()), likely=0.95)

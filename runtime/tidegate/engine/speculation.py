@@ -15,6 +15,7 @@ from typing import Final
 
 from tidegate.engine.drafts import NOTHING, Draft, Drafter, Ended, PaidDrafter, Wish
 from tidegate.engine.scheduler import Key
+from tidegate.engine.speculation_alone import AloneCosts
 from tidegate.engine.speculation_policy import (
     KEPT_OF_ALL,
     KEPT_OF_ONE,
@@ -82,6 +83,9 @@ class Speculator:
         self._eos_ids = eos_ids
         self._costs = StepCosts()
         self._probing = Probing()
+        self._alone_costs = AloneCosts()
+        self._probing_of: dict[str, Probing] = {}
+        """By the kind of draft, of rows that are alone in their step."""
         self._of_all: dict[str, Acceptance] = {}
         self._of_one: dict[Key, dict[str, Acceptance]] = {}
         self._ended: deque[Ended] = deque()
@@ -89,18 +93,23 @@ class Speculator:
         self._ran: tuple[int, int, int] | None = None
 
     def draft(self, guessing: Guessing) -> list[Draft]:
-        """The drafts to verify, one per wish, cut to what pays."""
+        """The drafts to verify, one per wish, cut or filled up to what pays."""
         rows = len(guessing.wishes)
-        drafts = [NOTHING] * rows
         self._paid_ran = False
         try:
-            drafts = self._worthwhile(guessing)
+            alone = rows == 1 and self._paid is None
+            drafts = [self._alone(guessing)] if alone else self._worthwhile(guessing)
         except Exception as error:  # guesses are a luxury: the step runs without
             _log.error("guessing tokens failed: %s", describe_defect(error))
-        guessed = sum(len(draft.tokens) for draft in drafts)
-        guessing_rows = 1 if self._paid_ran else sum(bool(draft.tokens) for draft in drafts)
+            drafts = [NOTHING] * rows
+        if rows == 1:
+            guessed, guessing_rows = len(drafts[0].tokens), 1 if drafts[0].tokens else 0
+        else:
+            guessed = sum(len(draft.tokens) for draft in drafts)
+            guessing_rows = sum(bool(draft.tokens) for draft in drafts)
         steady = self._paid is None or not (self._paid_ran and self._paid.caught_up)
         steady = steady and (guessed > 0 or not self._paid_ran)
+        guessing_rows = 1 if self._paid_ran else guessing_rows
         self._ran = (rows, guessing_rows, guessed) if guessing.decoding and steady else None
         return drafts
 
@@ -117,8 +126,9 @@ class Speculator:
                 continue
             of_all = self._of_all.setdefault(draft.kind, Acceptance(kept=KEPT_OF_ALL))
             of_one = self._book(wish.key).setdefault(draft.kind, Acceptance(kept=KEPT_OF_ONE))
+            meant = len(draft.tokens) - draft.padding
             for acceptance in (of_all, of_one):
-                acceptance.observe(len(draft.tokens), accepted)
+                acceptance.observe(meant, min(meant, accepted))
             for drafter in self._everyone:
                 drafter.observe(wish.key, accepted)
 
@@ -128,10 +138,42 @@ class Speculator:
 
     def timed(self, seconds: float) -> None:
         """Learn how long the last step took, with all that the engine did around it."""
-        if self._ran is not None:
-            costs = self._paid_costs if self._paid_ran else self._costs
-            costs.observe(*self._ran, seconds)
-        self._ran = None
+        ran, self._ran = self._ran, None
+        if ran is None or ran[0] > 1 or self._paid is not None:
+            self._alone_costs.interrupted()
+            if ran is not None:
+                costs = self._paid_costs if self._paid_ran else self._costs
+                costs.observe(*ran, seconds)
+        else:
+            self._alone_costs.observe(ran[2], seconds)
+
+    def _alone(self, guessing: Guessing) -> Draft:
+        """What `_worthwhile` is for several: the draft of the only row of a step, as it pays."""
+        gone = self._remember() if self._ended else ()
+        wish = guessing.wishes[0]
+        if wish is None or wish.key in gone:
+            return NOTHING
+        draft = self._idea(wish)
+        most = min(wish.most, guessing.most)
+        if not draft.tokens or most < 1 or self._alone_costs.since_plain >= _PLAIN_EVERY:
+            return NOTHING
+        acceptance = self._acceptance(wish, draft)
+        size, gain = self._alone_costs.best(len(draft.tokens), acceptance, most)
+        if gain >= _MARGIN:
+            self._probing_of.pop(draft.kind, None)
+        elif gain == 0 or not self._probing_of.setdefault(draft.kind, Probing()).refuse():
+            return NOTHING
+        return draft.sized(size)
+
+    def _idea(self, wish: Wish) -> Draft:
+        """The first idea that anybody has, or a longer one that begins like it."""
+        best = NOTHING
+        for drafter in self._drafters:
+            (draft,) = drafter.propose((wish,))
+            known = len(best.tokens)
+            if len(draft.tokens) > known and draft.tokens[:known] == best.tokens:
+                best = draft
+        return self._until_eos(best) if best.tokens else NOTHING
 
     def _worthwhile(self, guessing: Guessing) -> list[Draft]:
         """The drafts that pay most: of the free drafters, or with the paid one's beside them."""
@@ -245,7 +287,7 @@ class Speculator:
             return 0.0
         of_all = self._of_all.get(draft.kind)
         of_one = self._of_one.get(wish.key, {}).get(draft.kind)
-        prior = (of_all or Acceptance()).rate()
+        prior = draft.likely if of_all is None else of_all.rate(draft.likely)
         return prior if of_one is None else of_one.rate(prior)
 
     def _book(self, key: Key) -> dict[str, Acceptance]:

@@ -31,7 +31,7 @@ request, which turns from prose to copying in a few tokens, and for those of all
 
 
 @dataclass(slots=True)
-class _Cell:
+class Cell:
     """Seconds of steps of one shape. The first may have built kernels: the better of two counts."""
 
     mean_s: float
@@ -54,14 +54,14 @@ class StepCosts:
     """Seconds of a step that decodes: by its rows, those that guess, and the guessed tokens."""
 
     def __init__(self) -> None:
-        self._cells: dict[tuple[int, int, int], _Cell] = {}
+        self._cells: dict[tuple[int, int, int], Cell] = {}
         self._tables: dict[tuple[int, int, int], list[float]] = {}
 
     def observe(self, rows: int, guessing: int, guessed: int, seconds: float) -> None:
         """Book a step of `rows` rows, `guessing` of which verified `guessed` tokens in all."""
         cell = self._cells.get((rows, guessing, guessed))
         if cell is None:
-            self._cells[rows, guessing, guessed] = _Cell(mean_s=seconds)
+            self._cells[rows, guessing, guessed] = Cell(mean_s=seconds)
         else:
             cell.add(seconds)
         # Estimates for more rows that guess may stand on those for fewer.
