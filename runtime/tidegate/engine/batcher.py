@@ -110,7 +110,8 @@ class Batcher:
         self.context_tokens = min(
             executor.limits.context_tokens, self.kv.unit_tokens * (1 if slots else self.kv.units)
         )
-        self._speculates = settings.speculation
+        self._speculates = self._guesses = settings.speculation
+        """In general, and in the step that is being made."""
         self.running: dict[Key, Generation] = {}
         self.waiting: list[Generation] = []
         self._in_flight: frozenset[Key] = frozenset()
@@ -144,9 +145,15 @@ class Batcher:
         assert self.kv.free == self.kv.units, "KV is forgotten while somebody has some"
         self.kv = kv_for(self._geometry, reuse=self._reuse)
 
-    def next(self) -> Batch:
-        """Decide the next step and give its rows their KV; there must be work."""
+    def next(self, *, guess: bool = True) -> Batch:
+        """Decide the next step and give its rows their KV; there must be work.
+
+        Args:
+            guess: whether its rows may guess at all.
+        """
         group = frozenset(self._quarantine.group)
+        # Suspects never do, so that a guess is never to blame.
+        self._guesses = self._speculates and guess and not group
         line = [one for one in self.waiting if one.key in group] if group else self.waiting
         decided = plan(self._state(line), self._budget_now())
         admitted = [one for one in line if one.key in decided.admitted]
@@ -270,8 +277,8 @@ class Batcher:
         )
 
     def _most_draft(self, one: Generation) -> int:
-        """Tokens worth guessing: none for suspects, so that a guess is never to blame."""
-        if not self._speculates or not one.request.speculation or self._quarantine.group:
+        """Tokens worth guessing."""
+        if not self._guesses or not one.request.speculation:
             return 0
         if one.length > one.computed + 1:
             return 0
@@ -346,28 +353,26 @@ class Batcher:
             preempted=len(decided.preempted),
             loads=tuple(loads),
         )
-        if not self._speculates or self._quarantine.group:
+        if not self._guesses:
             return batch
         return replace(batch, guessing=self._guessing(batch, drafts, decided.draft_tokens))
 
     def _guessing(self, batch: Batch, drafts: list[int], most: int) -> Guessing:
-        rows = zip(batch.chunks, drafts, strict=True)
-        return Guessing(
-            wishes=tuple(
-                Wish(
-                    key=one.key,
-                    tokens=one.tokens,
-                    most=draft,
-                    guide=one.guide,
-                    shared=one.request.reuse,
-                    remaining=one.remaining(self.context_tokens),
-                )
-                if one.request.speculation
-                else None
-                for (one, _), draft in rows
-            ),
+        wishes = tuple(
+            self._wish(one, draft) if one.request.speculation else None
+            for (one, _), draft in zip(batch.chunks, drafts, strict=True)
+        )
+        decoding = not batch.prefill_tokens and not batch.loads
+        return Guessing(wishes=wishes, most=most, decoding=decoding)
+
+    def _wish(self, one: Generation, most: int) -> Wish:
+        return Wish(
+            key=one.key,
+            tokens=one.tokens,
             most=most,
-            decoding=not batch.prefill_tokens and not batch.loads,
+            guide=one.guide,
+            shared=one.request.reuse,
+            remaining=one.remaining(self.context_tokens),
         )
 
     def _load(

@@ -9,9 +9,11 @@ tokens a step gives and never which ones, whatever the temperature.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -75,11 +77,12 @@ def choose(logits: Logits, asks: Sequence[Ask]) -> tuple[Choice, ...]:
         logits: [sum of 1 + len(draft), V], in the order of `asks`.
         asks: what each row wants.
     """
-    starts = np.cumsum([0, *(1 + len(ask.draft) for ask in asks)])
+    starts = list(accumulate((1 + len(ask.draft) for ask in asks), initial=0))
     choices: dict[int, Choice] = {}
     draws: dict[int, Draw] = {}
     for i, ask in enumerate(asks):
-        if len(ask.draft) or (ask.guide is not None and _is_likeliest(ask.draw)):
+        alone = ask.guide is not None or len(asks) == 1
+        if len(ask.draft) or (alone and _is_likeliest(ask.draw)):
             rows = logits[starts[i] : starts[i + 1]]
             choices[i] = _guarded(partial(_follow, rows, ask))
         else:
@@ -89,7 +92,7 @@ def choose(logits: Logits, asks: Sequence[Ask]) -> tuple[Choice, ...]:
             else:
                 draws[i] = draw
     # One position of each row that guessed nothing, all at once.
-    rows = logits if len(draws) == len(logits) else logits[starts[list(draws)]]
+    rows = logits if len(draws) == len(logits) else logits[[starts[i] for i in draws]]
     for i, one in zip(draws, _sampled(rows, list(draws.values())), strict=True):
         choices[i] = (
             one if isinstance(one, Choice) else _guarded(partial(_accepted, one, asks[i].guide))
@@ -168,15 +171,15 @@ def _likeliest(logits: Logits, ask: Ask) -> list[Sampled]:
     The likeliest of all is the likeliest of those allowed when it is one of them, so no mask has to
     be computed. All positions at once: the same as one by one, at a tenth of the time.
     """
-    places = logits.argmax(axis=1)
-    tokens, held = places.tolist(), 0
-    for guess in ask.draft.tolist():
-        if tokens[held] != guess:
+    chosen: list[int] = []
+    for place, (token, guess) in enumerate(
+        zip(logits.argmax(axis=1).tolist(), (*ask.draft.tolist(), None), strict=True)
+    ):
+        if not math.isfinite(logits[place, token]):  # NaN wins argmax, so it shows here
             break
-        held += 1
-    chosen = tokens[: held + 1]
-    if not np.isfinite(logits[np.arange(held + 1), places[: held + 1]]).all():
-        return []
+        chosen.append(token)
+        if token != guess:
+            break
     taken = len(chosen) if ask.guide is None else ask.guide.accept_some(chosen)
     return [Sampled(token=token) for token in chosen[:taken]]
 

@@ -7,7 +7,7 @@ has to be cheap. All of it runs in the thread of the steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tidegate.engine.choosing import Guide
@@ -59,7 +59,7 @@ class Draft:
         """The first `tokens` of it."""
         if tokens >= len(self.tokens):
             return self
-        return replace(self, tokens=self.tokens[:tokens])
+        return Draft(kind=self.kind, tokens=self.tokens[:tokens], likely=self.likely)
 
     def sized(self, tokens: int) -> Draft:
         """Exactly so many tokens: the first of it, or its last again and again for padding."""
@@ -67,7 +67,7 @@ class Draft:
         if missing <= 0:
             return self.cut(tokens)
         filled = (*self.tokens, *self.tokens[-1:] * missing)
-        return replace(self, tokens=filled, padding=missing)
+        return Draft(kind=self.kind, tokens=filled, likely=self.likely, padding=missing)
 
 
 NOTHING = Draft()

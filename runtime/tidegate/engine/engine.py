@@ -266,7 +266,8 @@ class Engine:
 
     async def _step(self) -> None:
         began_s = self.clock()
-        batch = self._batcher.next()
+        speculator = self._speculator
+        batch = self._batcher.next(guess=speculator is not None and not speculator.rests())
         self._meter.preemptions += batch.preempted
         if not batch.everyone:
             made_way = batch.preempted or self._disk is not None
@@ -298,8 +299,8 @@ class Engine:
         self._roster.absorb(batch, outcome)
         self._batcher.clear_guesses(batch)
         self._batcher.clear_suspects(batch)
-        if self._speculator is not None and batch.guessing is not None:
-            self._speculator.timed(self.clock() - began_s)
+        if speculator is not None and batch.guessing is not None:
+            speculator.timed(self.clock() - began_s)
         await self._spill(idle=False)
 
     async def _wait_for_work(self) -> None:

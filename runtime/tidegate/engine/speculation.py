@@ -41,6 +41,16 @@ _USUAL_ANSWER_TOKENS: Final = 64
 _PLAIN_EVERY: Final = 256
 """Steps in a row with guesses, then one without: what guessing is compared with has to be fresh."""
 
+_LOOKS: Final = 256
+"""Rows that were looked at in vain, then nobody looks for `_REST` steps."""
+_LOOKS_WON: Final = 32
+"""A token that held saves at least half a short step, which so many looks cost."""
+_REST: Final = 2048
+_ROW_WEIGHT: Final = 0.02
+"""Of the newest plain step."""
+_SHORT_S: Final = 2.5e-3
+"""Of a step and row. Looking takes about 15 us a row, which no longer step feels."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Guessing:
@@ -86,16 +96,36 @@ class Speculator:
         self._alone_costs = AloneCosts()
         self._probing_of: dict[str, Probing] = {}
         """By the kind of draft, of rows that are alone in their step."""
-        self._of_all: dict[str, Acceptance] = {}
+        self._of_all: dict[tuple[str, bool], Acceptance] = {}
+        """By the kind of draft, and whether a grammar guides the answer."""
         self._of_one: dict[Key, dict[str, Acceptance]] = {}
         self._ended: deque[Ended] = deque()
         self._guessed_in_a_row = 0
+        self._vain = self._rest = 0
+        self._row_s = _SHORT_S
+        """What a plain step takes for each of its rows."""
         self._ran: tuple[int, int, int] | None = None
+
+    def rests(self) -> bool:
+        """Whether the next step shall not even be looked at; to be asked once for every step.
+
+        Where guesses are rare and steps are short, looking for them is what costs most.
+        """
+        if self._rest > 0:
+            self._rest -= 1
+            return True
+        if self._vain < _LOOKS or self._row_s >= _SHORT_S or self._paid is not None:
+            return False
+        # Looking again in vain for half as long is enough.
+        self._vain, self._rest = _LOOKS // 2, _REST
+        self._alone_costs.interrupted()
+        return True
 
     def draft(self, guessing: Guessing) -> list[Draft]:
         """The drafts to verify, one per wish, cut or filled up to what pays."""
         rows = len(guessing.wishes)
         self._paid_ran = False
+        self._vain += rows
         try:
             alone = rows == 1 and self._paid is None
             drafts = [self._alone(guessing)] if alone else self._worthwhile(guessing)
@@ -124,11 +154,18 @@ class Speculator:
         for wish, draft, accepted in zip(guessing.wishes, drafts, held, strict=True):
             if wish is None or not draft.tokens:
                 continue
-            of_all = self._of_all.setdefault(draft.kind, Acceptance(kept=KEPT_OF_ALL))
-            of_one = self._book(wish.key).setdefault(draft.kind, Acceptance(kept=KEPT_OF_ONE))
+            kind = draft.kind, wish.guide is not None
+            of_all = self._of_all.get(kind)
+            if of_all is None:
+                of_all = self._of_all[kind] = Acceptance(kept=KEPT_OF_ALL)
+            book = self._book(wish.key)
+            of_one = book.get(draft.kind)
+            if of_one is None:
+                of_one = book[draft.kind] = Acceptance(kept=KEPT_OF_ONE)
+            self._vain = max(0, self._vain - _LOOKS_WON * accepted)
             meant = len(draft.tokens) - draft.padding
-            for acceptance in (of_all, of_one):
-                acceptance.observe(meant, min(meant, accepted))
+            of_all.observe(meant, min(meant, accepted))
+            of_one.observe(meant, min(meant, accepted))
             for drafter in self._everyone:
                 drafter.observe(wish.key, accepted)
 
@@ -139,6 +176,8 @@ class Speculator:
     def timed(self, seconds: float) -> None:
         """Learn how long the last step took, with all that the engine did around it."""
         ran, self._ran = self._ran, None
+        if ran is not None and not ran[2]:
+            self._row_s += _ROW_WEIGHT * (min(seconds / ran[0], _SHORT_S) - self._row_s)
         if ran is None or ran[0] > 1 or self._paid is not None:
             self._alone_costs.interrupted()
             if ran is not None:
@@ -285,9 +324,10 @@ class Speculator:
     def _acceptance(self, wish: Wish | None, draft: Draft) -> float:
         if wish is None or not draft.tokens:
             return 0.0
-        of_all = self._of_all.get(draft.kind)
-        of_one = self._of_one.get(wish.key, {}).get(draft.kind)
+        of_all = self._of_all.get((draft.kind, wish.guide is not None))
         prior = draft.likely if of_all is None else of_all.rate(draft.likely)
+        book = self._of_one.get(wish.key)
+        of_one = None if book is None else book.get(draft.kind)
         return prior if of_one is None else of_one.rate(prior)
 
     def _book(self, key: Key) -> dict[str, Acceptance]:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -161,10 +161,10 @@ def _with_drafts(work: Work, drafts: Sequence[Draft]) -> Work:
                 slot=row.slot,
                 logits=row.logits + len(guess),
             )
-            asks[place] = replace(asks[place], draft=guess)
+            asks[place] = Ask(draw=asks[place].draw, draft=guess, guide=asks[place].guide)
         place += row.logits
     step = ExecutorStep(rows=tuple(rows), copies=work.step.copies)
-    return replace(work, step=step, asks=tuple(asks))
+    return Work(step=step, asks=tuple(asks), guessing=work.guessing, load=work.load)
 
 
 def _quietly(work: Callable[[], None]) -> Outcome:
