@@ -6,10 +6,23 @@ test as an `@example`.
 
 from __future__ import annotations
 
+import gc
 import os
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True, print_blob=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Keep what collecting has made out of every later search for garbage.
+
+    Modules, code and test items are some 400 000 objects that live to the end: going through them
+    again and again takes a seventh of the unit suite's processor time.
+    """
+    gc.collect()
+    gc.freeze()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import httpx
@@ -56,6 +57,11 @@ FAMILIES = {
 }
 
 
+@cache
+def template_of(family: str) -> ChatTemplate:
+    return ChatTemplate(FAMILIES[family])
+
+
 def text_of(family: str) -> TextModel:
     tokenizer = toy_tokenizer()
     if family == "hermes in tokens":
@@ -67,7 +73,7 @@ def text_of(family: str) -> TextModel:
         tokenizer,
         eos_ids=frozenset({EOS}),
         context_tokens=1000,
-        template=ChatTemplate(FAMILIES[family]),
+        template=template_of(family),
     )
 
 

@@ -8,6 +8,7 @@ happens on first use.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import warnings
@@ -180,9 +181,20 @@ def load_hf_model(folder: Path, auto: str = "AutoModelForCausalLM") -> Any:
     return model.eval()
 
 
+def _unchanged_hf_model(folder: Path) -> Any:
+    """`load_hf_model`, once for tests in a row that only ask it for logits."""
+    files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
+    return _loaded(folder, tuple(path.stat().st_mtime_ns for path in files))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(folder: Path, written_ns: tuple[int, ...]) -> Any:
+    return load_hf_model(folder)
+
+
 def hf_logits(folder: Path, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Logits [T, V] after every token of each sequence, each alone in its batch."""
-    model = load_hf_model(folder)
+    model = _unchanged_hf_model(folder)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return [model(torch.tensor([list(tokens)])).logits[0].numpy() for tokens in sequences]
@@ -190,7 +202,7 @@ def hf_logits(folder: Path, sequences: Sequence[Sequence[int]]) -> list[np.ndarr
 
 def hf_greedy(folder: Path, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
     """The `count` likeliest tokens after `prompt`, and the smallest lead of one over the next."""
-    model, tokens, smallest = load_hf_model(folder), list(prompt), float("inf")
+    model, tokens, smallest = _unchanged_hf_model(folder), list(prompt), float("inf")
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(count):

@@ -47,11 +47,17 @@ def toy_tokenizer() -> Tokenizer:
     return Tokenizer.from_str(tokenizer_json())
 
 
+@cache
+def toy_template() -> ChatTemplate:
+    """Compiled once: it keeps no state, and compiling it costs more than most tests do."""
+    return ChatTemplate(TEMPLATE)
+
+
 def toy_text(*, context_tokens: int = 128, eos: bool = True) -> TextModel:
     """The text side of a toy model."""
     return TextModel(
         toy_tokenizer(),
         eos_ids=frozenset({EOS}) if eos else frozenset(),
         context_tokens=context_tokens,
-        template=ChatTemplate(TEMPLATE),
+        template=toy_template(),
     )

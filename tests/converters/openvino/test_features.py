@@ -28,6 +28,9 @@ from tidegate.model.roles import roles
 from tidegate.model.rope import Rope
 
 PLAIN = tiny_architecture()
+SINGLE = replace(PLAIN, layers=1)
+"""For one feature at a time, as every layer takes time to compile; `TOGETHER` has more."""
+
 ROPE = PLAIN.kinds[0].rope
 PARTIAL = Rope.plain(10000.0, 16)
 STRETCHED = replace(PARTIAL, magnitude=1.19)
@@ -44,33 +47,38 @@ def of(kind: LayerKind, **changes: object) -> Architecture:
     return replace(PLAIN, kinds=(kind,), **changes)  # type: ignore[arg-type]
 
 
+def alone(kind: LayerKind, **changes: object) -> Architecture:
+    """A single layer of `kind`."""
+    return replace(of(kind, **changes), layers=1)
+
+
 ALONE = {
-    "a window of one": of(LayerKind(rope=ROPE, window=1)),
-    "a window within a block": of(LayerKind(rope=ROPE, window=7)),
-    "a window of a block": of(LayerKind(rope=ROPE, window=32)),
-    "a window across blocks": of(LayerKind(rope=ROPE, window=40)),
-    "no rotation": of(LayerKind(rope=None)),
-    "partial rotation": of(LayerKind(rope=PARTIAL)),
-    "a rotation's magnitude": of(LayerKind(rope=STRETCHED)),
-    "a norm of every head": replace(PLAIN, qk_norm="head"),
-    "a norm of the row": replace(PLAIN, qk_norm="row"),
-    "clipped": replace(PLAIN, qkv_clip=0.3),
-    "multipliers": replace(PLAIN, embed_scale=3.0, residual_scale=0.5, head_scale=0.3),
-    "another attention scale": replace(PLAIN, attention_scale=0.05),
-    "capped logits": replace(PLAIN, head_softcap=3.0),
-    "capped scores": replace(PLAIN, attention_softcap=2.0),
-    "capped scores in a window": of(LayerKind(rope=ROPE, window=9), attention_softcap=2.0),
-    "norms behind": replace(PLAIN, norm_before=False, norm_after=True),
-    "four norms": replace(PLAIN, norm_after=True),
-    "relu": replace(PLAIN, activation="relu"),
-    "biases": replace(PLAIN, qkv_bias=True, o_bias=True, mlp_bias=True),
-    "one key head for sixteen": replace(PLAIN, heads=16, kv_heads=1),
-    "a key head for each": replace(PLAIN, kv_heads=4),
-    "experts": of(LayerKind(rope=ROPE, experts=EXPERTS)),
-    "experts of other weights": of(
+    "a window of one": alone(LayerKind(rope=ROPE, window=1)),
+    "a window within a block": alone(LayerKind(rope=ROPE, window=7)),
+    "a window of a block": alone(LayerKind(rope=ROPE, window=32)),
+    "a window across blocks": alone(LayerKind(rope=ROPE, window=40)),
+    "no rotation": alone(LayerKind(rope=None)),
+    "partial rotation": alone(LayerKind(rope=PARTIAL)),
+    "a rotation's magnitude": alone(LayerKind(rope=STRETCHED)),
+    "a norm of every head": replace(SINGLE, qk_norm="head"),
+    "a norm of the row": replace(SINGLE, qk_norm="row"),
+    "clipped": replace(SINGLE, qkv_clip=0.3),
+    "multipliers": replace(SINGLE, embed_scale=3.0, residual_scale=0.5, head_scale=0.3),
+    "another attention scale": replace(SINGLE, attention_scale=0.05),
+    "capped logits": replace(SINGLE, head_softcap=3.0),
+    "capped scores": replace(SINGLE, attention_softcap=2.0),
+    "capped scores in a window": alone(LayerKind(rope=ROPE, window=9), attention_softcap=2.0),
+    "norms behind": replace(SINGLE, norm_before=False, norm_after=True),
+    "four norms": replace(SINGLE, norm_after=True),
+    "relu": replace(SINGLE, activation="relu"),
+    "biases": replace(SINGLE, qkv_bias=True, o_bias=True, mlp_bias=True),
+    "one key head for sixteen": replace(SINGLE, heads=16, kv_heads=1),
+    "a key head for each": replace(SINGLE, kv_heads=4),
+    "experts": alone(LayerKind(rope=ROPE, experts=EXPERTS)),
+    "experts of other weights": alone(
         LayerKind(rope=ROPE, experts=replace(EXPERTS, normalised=False, inner=40))
     ),
-    "one expert of many": of(
+    "one expert of many": alone(
         LayerKind(rope=ROPE, experts=Experts(count=17, chosen=1, inner=16, normalised=True))
     ),
 }
@@ -145,8 +153,8 @@ def test_features_together_give_the_reference(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 def test_heads_of_any_size_give_the_reference(head_size: int, tmp_path: Path) -> None:
     rope = Rope.plain(10000.0, head_size)
-    arch = of(LayerKind(rope=rope, window=37), head_size=head_size, attention_scale=head_size**-0.5)
-    check(arch, PACKED, tmp_path)
+    kind, scale = LayerKind(rope=rope, window=37), head_size**-0.5
+    check(alone(kind, head_size=head_size, attention_scale=scale), PACKED, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "olmoe", "mixed layers"])
