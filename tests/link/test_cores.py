@@ -36,8 +36,9 @@ from tidegate.link.envelope import (
     seal_request,
 )
 from tidegate.link.fleet import add_device, pair
-from tidegate.link.gateway_core import Finished, GatewayCore, Produced
+from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_keys import GatewayKeys
+from tidegate.link.gateway_output import Finished, Produced
 from tidegate.link.gateway_store import GatewayStore, RequestKey
 from tidegate.link.identity import DeviceRegistry, load_device, load_gateway
 from tidegate.link.limits import MAX_DEADLINE_S, MAX_REQUEST_BODY_BYTES

@@ -30,8 +30,9 @@ from tidegate.link.effects import (
     Stop,
 )
 from tidegate.link.envelope import RequestId, new_request_id
-from tidegate.link.gateway_core import Finished, GatewayCore, Produced
+from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_keys import GatewayKeys
+from tidegate.link.gateway_output import Finished, Produced
 from tidegate.link.gateway_store import GatewayStore
 from tidegate.link.identity import DeviceRegistry, load_device, load_gateway
 from tidegate.link.messages import Status

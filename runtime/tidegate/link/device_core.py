@@ -7,12 +7,13 @@ that depends on it is returned, so dropping a core between any two writes loses 
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tidegate.errors import CapacityError, LinkError, SealError
+from tidegate.errors import LinkError, SealError
 from tidegate.link.counters import Tally
+from tidegate.link.device_live import Keeper, Live
+from tidegate.link.device_sealing import DeviceSealer
 from tidegate.link.device_session import (
     Action,
     Deliver,
@@ -22,28 +23,20 @@ from tidegate.link.device_session import (
     SendCancel,
     State,
 )
-from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
-from tidegate.link.envelope import (
-    RequestId,
-    Route,
-    route,
-    seal_request,
-)
+from tidegate.link.effects import Delivered, DeviceEffect, Ended
+from tidegate.link.envelope import RequestId, Route, route
 from tidegate.link.gateway_directory import GatewayDirectory
 from tidegate.link.identity import DeviceIdentity
 from tidegate.link.limits import MAX_DEADLINE_S, check_request
-from tidegate.link.lingering import Lingering, Sent
-from tidegate.link.messages import Bundle, Call, Control, ControlKind, Prefix, Status
-from tidegate.link.outbox import Outbox, OutboxRow, Outcome
+from tidegate.link.lingering import Lingering
+from tidegate.link.messages import Bundle, Control, ControlKind, Prefix, Status
+from tidegate.link.outbox import Outbox, Outcome
 from tidegate.link.prekeys import Advert
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics
 
-_ATTEMPTS_KEPT = 4
 _SILENT_SENDS_BEFORE_MOVING = 2
 _EXPIRE_EVERY_S = 600.0
-_MAX_TTL_MS = 0xFFFF_FFFF
-_OUTCOMES = {State.DONE: Outcome.DONE, State.FAILED: Outcome.FAILED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +46,6 @@ class Standing:
     payloads: list[bytes] = field(repr=False)
     outcome: Outcome
     code: str
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request that is not over, and how much of it the outbox has."""
-
-    row: OutboxRow
-    session: DeviceSession
-    saved: int
-    prefix: Prefix
-    outcome: Outcome = Outcome.OPEN
-    sent: OrderedDict[int, Sent] = field(default_factory=OrderedDict)
-    gateway_id: str | None = None
-    unsaved: list[bytes] = field(default_factory=list, repr=False)
 
 
 class DeviceCore:
@@ -91,7 +70,9 @@ class DeviceCore:
         self._rng = rng
         self._wall_s = wall_s
         self._gateways = GatewayDirectory(identity, wall_s, self.tally)
-        self._live: dict[RequestId, _Live] = {}
+        self._keep = Keeper(outbox, self.tally)
+        self._seal = DeviceSealer(identity=identity, timing=timing, wall_s=wall_s, tally=self.tally)
+        self._live: dict[RequestId, Live] = {}
         self._lingering = Lingering(timing)
         self._expire_at_s = now_s
         for request_id, outcome in outbox.ids():
@@ -137,7 +118,7 @@ class DeviceCore:
         """
         live = self._live.get(request_id)
         if live is not None:
-            self._save(live)
+            self._keep.save(live)
         row = self._outbox.find(request_id)
         if row is None:
             return None
@@ -155,7 +136,7 @@ class DeviceCore:
     def release(self, request_id: RequestId) -> None:
         """The application has read the whole answer, or the error."""
         if request_id not in self._live:
-            self._wrote(lambda: self._outbox.remove(request_id))
+            self._keep.wrote(lambda outbox: outbox.remove(request_id))
 
     def cancel(self, now_s: float, request_id: RequestId) -> list[DeviceEffect]:
         """The application gave up on `request_id`."""
@@ -191,7 +172,7 @@ class DeviceCore:
         if now_s >= self._expire_at_s:
             self._expire_at_s = now_s + _EXPIRE_EVERY_S
             wall_ms = int(self._wall_s() * 1000)
-            self._wrote(lambda: self._outbox.expire(wall_ms))
+            self._keep.wrote(lambda outbox: outbox.expire(wall_ms))
         self._lingering.expire(now_s)
         effects: list[DeviceEffect] = []
         for live in list(self._live.values()):
@@ -217,8 +198,10 @@ class DeviceCore:
             row = self._outbox.find(request_id)
             payloads = self._outbox.payloads(request_id)
         except LinkError:
-            self._wrote(
-                lambda: self._outbox.save(request_id, 0, (), outcome=Outcome.FAILED, code="damaged")
+            self._keep.wrote(
+                lambda outbox: outbox.save(
+                    request_id, 0, (), outcome=Outcome.FAILED, code="damaged"
+                )
             )
             return
         assert row is not None
@@ -234,7 +217,7 @@ class DeviceCore:
             have=len(payloads),
             have_bytes=sum(map(len, payloads)),
         )
-        self._live[request_id] = _Live(
+        self._live[request_id] = Live(
             row=row, session=session, saved=len(payloads), prefix=Prefix(payloads)
         )
 
@@ -260,9 +243,9 @@ class DeviceCore:
     def _on_late_response(self, now_s: float, where: Route, payload: bytes) -> list[DeviceEffect]:
         word = self._lingering.answer(now_s, where, payload)
         self.tally.add("duplicates")
-        return [] if word is None else [self._control(*word)]
+        return [] if word is None else [self._seal.say(*word)]
 
-    def _send(self, now_s: float, live: _Live) -> list[DeviceEffect]:
+    def _send(self, now_s: float, live: Live) -> list[DeviceEffect]:
         advert = None
         if self.connected:
             moving = live.session.silent_sends >= _SILENT_SENDS_BEFORE_MOVING
@@ -273,91 +256,40 @@ class DeviceCore:
         if live.session.next_attempt > 0:
             self.tally.add("resends")
         live.gateway_id = advert.gateway_id
-        return self._seal_request(now_s, live, live.session.send(now_s), advert)
+        attempt = live.session.send(now_s)
+        request_id = live.row.request_id
+        if not self._keep.save(live):
+            return []
+        if not self._keep.wrote(lambda outbox: outbox.use_attempt(request_id, attempt)):
+            return []
+        return [self._seal.request(now_s, live, attempt, advert)]
 
-    def _perform(self, now_s: float, live: _Live, actions: list[Action]) -> list[DeviceEffect]:
+    def _perform(self, now_s: float, live: Live, actions: list[Action]) -> list[DeviceEffect]:
         effects: list[DeviceEffect] = []
         for action in actions:
             match action:
                 case Deliver(first, payloads):
-                    live.unsaved += payloads
-                    for payload in payloads:
-                        live.prefix.add(payload)
+                    live.take(payloads)
                     request_id = live.row.request_id
                     effects.append(Delivered(request_id=request_id, first=first, payloads=payloads))
                 case SendAck(rewind, done):
                     kind = ControlKind.DONE if done else ControlKind.ACK
-                    if self._save(live):
-                        effects += self._seal_control(live, kind, rewind=rewind)
+                    if self._keep.save(live):
+                        effects += self._seal.control(live, kind, rewind=rewind)
                 case SendCancel():
-                    effects += self._seal_control(live, ControlKind.CANCEL)
+                    effects += self._seal.control(live, ControlKind.CANCEL)
                 case End(state, code):
                     effects.append(self._end(now_s, live, state, code))
         return effects
 
-    def _seal_request(
-        self, now_s: float, live: _Live, attempt: int, advert: Advert
-    ) -> list[DeviceEffect]:
-        prekey = advert.prekey(self._wall_s())
-        assert prekey is not None, "only gateways with a valid prekey are chosen"
-        request_id = live.row.request_id
-        if not self._save(live):
-            return []
-        if not self._wrote(lambda: self._outbox.use_attempt(request_id, attempt)):
-            return []
-        ttl_ms = max(0, int((live.session.deadline_s - now_s) * 1000))
-        call = Call(
-            have=live.session.have,
-            credit=self._timing.credit,
-            ttl_ms=min(ttl_ms, _MAX_TTL_MS),
-            proof=live.prefix.proof(),
-            body=live.row.body,
-        )
-        message, keys = seal_request(
-            call.encode(),
-            request_id=request_id,
-            attempt=attempt,
-            suite=prekey.suite,
-            prekey_id=prekey.prekey_id,
-            prekey=prekey.public,
-            device_id=self._identity.device_id,
-            device_key=self._identity.key,
-            handle=self._identity.handle,
-        )
-        topic = self._topics.request(advert.gateway_id, self._identity.handle)
-        live.sent[attempt] = Sent(keys, topic)
-        while len(live.sent) > _ATTEMPTS_KEPT:
-            live.sent.popitem(last=False)
-        return [self._publish(topic, message)]
-
-    def _seal_control(
-        self, live: _Live, kind: ControlKind, *, rewind: bool = False
-    ) -> list[DeviceEffect]:
-        """Speak under the newest attempt the gateway has shown to know, if there is one yet.
-
-        Nothing when the keys died with an earlier process: the lease will tell the gateway.
-        """
-        if not live.sent:
-            return []
-        session = live.session
-        newest = next(reversed(live.sent.values()))
-        control = Control(
-            kind=kind,
-            have=session.have,
-            credit=self._timing.credit,
-            seen=session.seen,
-            rewind=rewind,
-        )
-        return [self._control(live.sent.get(session.heard_attempt, newest), control)]
-
-    def _end(self, now_s: float, live: _Live, state: State, code: str) -> Ended:
+    def _end(self, now_s: float, live: Live, state: State, code: str) -> Ended:
         request_id = live.row.request_id
         del self._live[request_id]
         if state is State.CANCELLED:
-            kept = self._wrote(lambda: self._outbox.remove(request_id))
+            kept = self._keep.wrote(lambda outbox: outbox.remove(request_id))
             self.tally.add("cancelled")
         else:
-            kept = self._save(live)
+            kept = self._keep.save(live)
             self.tally.add("completed" if state is State.DONE else "failed")
         if live.sent and kept:
             kind = ControlKind.DONE if state is State.DONE else ControlKind.CANCEL
@@ -365,40 +297,3 @@ class DeviceCore:
             control = Control(kind=kind, have=have, credit=1, seen=seen)
             self._lingering.add(now_s, request_id, live.sent, control)
         return Ended(request_id=request_id, state=state, code=code)
-
-    def _save(self, live: _Live) -> bool:
-        """Bring the outbox up to date; False when the disk refuses and nothing may be claimed."""
-        outcome = _OUTCOMES.get(live.session.state, Outcome.OPEN)
-        if not live.unsaved and outcome is live.outcome:
-            return True
-        saved = self._wrote(
-            lambda: self._outbox.save(
-                live.row.request_id,
-                live.saved,
-                live.unsaved,
-                outcome=outcome,
-                code=live.session.code,
-            )
-        )
-        if not saved:
-            return False
-        live.saved += len(live.unsaved)
-        live.unsaved = []
-        live.outcome = outcome
-        return True
-
-    def _wrote(self, write: Callable[[], None]) -> bool:
-        """Do `write`; False when the disk refuses, and then nothing may depend on it."""
-        try:
-            write()
-        except CapacityError:
-            self.tally.add("store_failures")
-            return False
-        return True
-
-    def _control(self, sent: Sent, control: Control) -> Publish:
-        return self._publish(sent.topic, sent.keys.seal_control(control.encode()))
-
-    def _publish(self, topic: str, payload: bytes) -> Publish:
-        self.tally.add("sent")
-        return Publish(topic=topic, payload=payload)

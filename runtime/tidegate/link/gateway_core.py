@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from tidegate.errors import CapacityError, ConfigError, LinkError, SealError
+from tidegate.errors import CapacityError, LinkError, SealError
 from tidegate.link.counters import Tally
 from tidegate.link.effects import (
     GatewayEffect,
@@ -19,21 +18,19 @@ from tidegate.link.effects import (
     Release,
     RunId,
     Start,
-    Stop,
 )
 from tidegate.link.envelope import (
     GatewayAttempt,
     MessageType,
-    RequestId,
     request_time_ms,
     route,
 )
 from tidegate.link.gateway_keys import GatewayKeys
-from tidegate.link.gateway_session import DIVERGED, TERMINAL, GatewaySession, State
+from tidegate.link.gateway_live import Live, LiveKey, LiveTable
+from tidegate.link.gateway_output import Finished, Produced, take_output
+from tidegate.link.gateway_session import TERMINAL, GatewaySession, State
 from tidegate.link.gateway_store import GatewayRow, GatewayStore, Progress, RequestKey
 from tidegate.link.messages import (
-    MAX_ANSWER_BYTES,
-    MAX_PAYLOAD_BYTES,
     Bundle,
     Call,
     Control,
@@ -50,44 +47,6 @@ from tidegate.link.topics import Topics, last_level
 
 logger = logging.getLogger(__name__)
 _EXPIRE_EVERY_S = 60.0
-_WAITING_PER_PLACE = 4
-"""Live requests, running or waiting to be fetched, per place to run one: bounds memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class LiveKey:
-    """How a live request is found before anything is decrypted."""
-
-    handle: str
-    request_id: RequestId
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The handler ended; `code` names the error when it failed."""
-
-    status: Status
-    code: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Produced:
-    """One output of a handler: a payload, or how it ended."""
-
-    run: RunId
-    output: bytes | Finished = field(repr=False)
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request with a session. `row` is its name in the store."""
-
-    row: RequestKey
-    keys: GatewayAttempt = field(repr=False)
-    session: GatewaySession
-    answer_bytes: int
-    run: RunId | None
-    """None when no handler runs for it (any more)."""
 
 
 class GatewayCore:
@@ -103,18 +62,13 @@ class GatewayCore:
         wall_s: Callable[[], float],
         now_s: float,
     ) -> None:
-        if max_requests < 1:
-            raise ConfigError("link.max_requests", max_requests, "1 or more")
         self.tally = Tally()
         self._keys = keys
         self._topics = Topics(keys.identity.group)
         self._store = store
         self._timing = timing
-        self._max_requests = max_requests
         self._wall_s = wall_s
-        self._live: dict[LiveKey, _Live] = {}
-        self._runs: dict[RunId, LiveKey] = {}
-        self._last_run = 0
+        self._live = LiveTable(max_requests)
         self._expire_at_s = now_s
 
     @property
@@ -125,21 +79,7 @@ class GatewayCore:
     @property
     def load(self) -> float:
         """Share of the allowed requests that are running, 0 to 1."""
-        return len(self._runs) / self._max_requests
-
-    def _full(self, handle: str) -> bool:
-        """No place is left, or too many answers wait for devices that have gone quiet.
-
-        One device gets half of the places at most, so that it cannot lock the others out.
-        """
-        share = max(1, self._max_requests // 2)
-        its_own = [live for key, live in self._live.items() if key.handle == handle]
-        return (
-            len(self._runs) >= self._max_requests
-            or len(self._live) >= self._max_requests * _WAITING_PER_PLACE
-            or sum(live.run is not None for live in its_own) >= share
-            or len(its_own) >= share * _WAITING_PER_PLACE
-        )
+        return self._live.load
 
     def advert(self, models: Sequence[ModelOffer], load: float | None) -> Publish:
         """A fresh signed advert; makes and drops prekeys as their time comes.
@@ -181,19 +121,23 @@ class GatewayCore:
         """
         effects: list[GatewayEffect] = []
         progress: list[Progress] = []
-        touched: dict[LiveKey, _Live] = {}
+        touched: dict[LiveKey, Live] = {}
         for item in batch:
-            key = self._runs.get(item.run)
-            if key is not None:
-                touched[key] = self._live[key]
-                effects += self._take(item, touched[key], progress)
+            if (found := self._live.of_run(item.run)) is None:
+                continue
+            key, live = found
+            touched[key] = live
+            step = take_output(live, item.output)
+            if step is not None:
+                progress.append(step)
+            effects += self._take(item.run, live, step)
         try:
             if progress:
                 self._store.append(progress)
         except CapacityError:
             self.tally.add("store_failures")
             for key in touched:
-                effects += self._drop(key)
+                effects += self._live.drop(key)
             return effects
         for key, live in touched.items():
             effects += self._poll(now_s, key, live)
@@ -205,13 +149,13 @@ class GatewayCore:
             self._expire_at_s = now_s + _EXPIRE_EVERY_S
             self._expire()
         effects: list[GatewayEffect] = []
-        for key, live in list(self._live.items()):
+        for key, live in self._live:
             effects += self._poll(now_s, key, live)
         return effects
 
     def next_wakeup_s(self) -> float:
         """When `poll` next has something to do."""
-        due = [live.session.next_wakeup_s() for live in self._live.values()]
+        due = [live.session.next_wakeup_s() for _, live in self._live]
         return min([self._expire_at_s, *due])
 
     def _rotate(self) -> None:
@@ -240,7 +184,7 @@ class GatewayCore:
         if not self._oldest_ms() <= request_time_ms(key.request_id) <= newest_ms:
             raise SealError
         self.tally.add("opened")
-        live = self._live.get(key)
+        live = self._live.find(key)
         if live is not None:
             return self._reattach(now_s, key, live, keys, call)
         row_key = RequestKey(keys.device_id, key.request_id)
@@ -250,7 +194,7 @@ class GatewayCore:
         return self._take_up(now_s, key, row_key, row, keys, call)
 
     def _reattach(
-        self, now_s: float, key: LiveKey, live: _Live, keys: GatewayAttempt, call: Call
+        self, now_s: float, key: LiveKey, live: Live, keys: GatewayAttempt, call: Call
     ) -> list[GatewayEffect]:
         """A new attempt for a request that is running or being sent: never a second run."""
         if keys.attempt <= live.keys.attempt:
@@ -266,7 +210,7 @@ class GatewayCore:
         self, now_s: float, key: LiveKey, row_key: RequestKey, keys: GatewayAttempt, call: Call
     ) -> list[GatewayEffect]:
         try:
-            if self._full(key.handle):
+            if self._live.full(key.handle):
                 raise CapacityError("gateway: all places taken")
             self._store.begin(row_key, keys.attempt)
         except CapacityError as error:
@@ -289,7 +233,7 @@ class GatewayCore:
         if row.closed:
             return self._refuse(key, keys, row.code)
         ended = None if row.status is Status.MORE else Finished(row.status, row.code)
-        if self._full(key.handle):
+        if self._live.full(key.handle):
             return self._refuse(key, keys, CapacityError.code)
         self._store.use_attempt(row_key, keys.attempt)
         self.tally.add("resends")
@@ -313,15 +257,14 @@ class GatewayCore:
         session = GatewaySession(timing=self._timing, now_s=now_s, stored=stored)
         if ended is not None:
             session.end(ended.status, ended.code)
-        live = _Live(
+        live = Live(
             row=row_key,
             keys=keys,
             session=session,
             answer_bytes=sum(map(len, stored)),
-            run=None,
         )
         self._attach(now_s, live, call)
-        self._live[key] = live
+        self._live.add(key, live)
         request = InboundRequest(
             device_id=keys.device_id,
             request_id=keys.request_id,
@@ -330,13 +273,10 @@ class GatewayCore:
         )
         start: list[GatewayEffect] = []
         if ended is None and not session.diverged:
-            self._last_run += 1
-            live.run = RunId(self._last_run)
-            self._runs[live.run] = key
-            start.append(Start(run=live.run, request=request))
+            start.append(Start(run=self._live.start_run(key), request=request))
         return start + self._poll(now_s, key, live)
 
-    def _attach(self, now_s: float, live: _Live, call: Call) -> list[GatewayEffect]:
+    def _attach(self, now_s: float, live: Live, call: Call) -> list[GatewayEffect]:
         """Serve this attempt; a device that has another answer than ours ends the run."""
         live.session.on_request(
             now_s,
@@ -345,7 +285,7 @@ class GatewayCore:
             ttl_s=min(call.ttl_ms / 1000, VALID_FOR_S),
             proof=call.proof,
         )
-        return self._end_run(live) if live.session.diverged else []
+        return [*self._live.end_run(live)] if live.session.diverged else []
 
     def _refuse(self, key: LiveKey, keys: GatewayAttempt, code: str) -> list[GatewayEffect]:
         """Answer with an error and keep nothing: a later attempt may find room."""
@@ -355,7 +295,7 @@ class GatewayCore:
         return [self._publish(key, message)]
 
     def _on_control(self, now_s: float, key: LiveKey, payload: bytes) -> list[GatewayEffect]:
-        live = self._live.get(key)
+        live = self._live.find(key)
         if live is None:
             raise SealError
         control = Control.decode(live.keys.open_control(payload))
@@ -377,39 +317,18 @@ class GatewayCore:
         except CapacityError:
             # The row stays as it is until it is too old: its device asks no more.
             self.tally.add("store_failures")
-        return self._drop(key)
+        return [*self._live.drop(key)]
 
-    def _take(self, item: Produced, live: _Live, progress: list[Progress]) -> list[GatewayEffect]:
-        ending = item.output
-        if isinstance(ending, bytes):
-            failure = self._take_payload(ending, live, progress)
-            if failure is None:
-                return []
-            if not failure:
-                return [Release(item.run, 1)]
-            ending = Finished(Status.FAILED, failure)
-        status, code = live.session.finish(ending.status, ending.code)
-        self.tally.add("completed" if status is Status.COMPLETE else "failed")
-        first = len(live.session.payloads)
-        progress.append(Progress(key=live.row, first=first, payloads=(), status=status, code=code))
-        return self._end_run(live)
+    def _take(self, run: RunId, live: Live, progress: Progress | None) -> list[GatewayEffect]:
+        """Account for one output; its end frees the place."""
+        if progress is None:
+            return [Release(run, 1)]
+        if progress.status is Status.MORE:
+            return []
+        self.tally.add("completed" if progress.status is Status.COMPLETE else "failed")
+        return [*self._live.end_run(live)]
 
-    def _take_payload(self, payload: bytes, live: _Live, progress: list[Progress]) -> str | None:
-        """None when it is a new payload, "" when it is a repetition, or why the answer fails."""
-        session = live.session
-        if not session.repeating:
-            live.answer_bytes += len(payload)
-            if len(payload) > MAX_PAYLOAD_BYTES or live.answer_bytes > MAX_ANSWER_BYTES:
-                return "answer_too_large"
-        number = session.produce(payload)
-        if session.diverged:
-            return DIVERGED
-        if number is None:
-            return ""
-        progress.append(Progress(key=live.row, first=number, payloads=(payload,)))
-        return None
-
-    def _poll(self, now_s: float, key: LiveKey, live: _Live) -> list[GatewayEffect]:
+    def _poll(self, now_s: float, key: LiveKey, live: Live) -> list[GatewayEffect]:
         effects: list[GatewayEffect] = []
         for bundle in live.session.poll(now_s):
             final = bundle.status is not Status.MORE
@@ -421,18 +340,8 @@ class GatewayCore:
         if live.session.state is State.PARKED:
             self.tally.add("expired")
         if live.session.state in TERMINAL:
-            effects += self._drop(key)
+            effects += self._live.drop(key)
         return effects
-
-    def _drop(self, key: LiveKey) -> list[GatewayEffect]:
-        return self._end_run(self._live.pop(key))
-
-    def _end_run(self, live: _Live) -> list[GatewayEffect]:
-        if live.run is None:
-            return []
-        run, live.run = live.run, None
-        del self._runs[run]
-        return [Stop(run)]
 
     def _publish(self, key: LiveKey, message: bytes) -> Publish:
         self.tally.add("sent")

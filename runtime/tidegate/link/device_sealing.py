@@ -1,0 +1,89 @@
+"""What a device says about its requests, sealed: the request itself and the controls after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tidegate.link.counters import Tally
+from tidegate.link.device_live import Live
+from tidegate.link.effects import Publish
+from tidegate.link.envelope import seal_request
+from tidegate.link.identity import DeviceIdentity
+from tidegate.link.lingering import Sent
+from tidegate.link.messages import Call, Control, ControlKind
+from tidegate.link.prekeys import Advert
+from tidegate.link.timing import Timing
+from tidegate.link.topics import Topics
+
+_MAX_TTL_MS = 0xFFFF_FFFF
+
+
+class DeviceSealer:
+    """Seals for one device. Whatever must be durable first is its caller's business."""
+
+    def __init__(
+        self,
+        *,
+        identity: DeviceIdentity,
+        timing: Timing,
+        wall_s: Callable[[], float],
+        tally: Tally,
+    ) -> None:
+        self._identity = identity
+        self._topics = Topics(identity.group)
+        self._timing = timing
+        self._wall_s = wall_s
+        self._tally = tally
+
+    def request(self, now_s: float, live: Live, attempt: int, advert: Advert) -> Publish:
+        """`live` as its `attempt`, sealed for the gateway of `advert`."""
+        prekey = advert.prekey(self._wall_s())
+        assert prekey is not None, "only gateways with a valid prekey are chosen"
+        ttl_ms = max(0, int((live.session.deadline_s - now_s) * 1000))
+        call = Call(
+            have=live.session.have,
+            credit=self._timing.credit,
+            ttl_ms=min(ttl_ms, _MAX_TTL_MS),
+            proof=live.prefix.proof(),
+            body=live.row.body,
+        )
+        message, keys = seal_request(
+            call.encode(),
+            request_id=live.row.request_id,
+            attempt=attempt,
+            suite=prekey.suite,
+            prekey_id=prekey.prekey_id,
+            prekey=prekey.public,
+            device_id=self._identity.device_id,
+            device_key=self._identity.key,
+            handle=self._identity.handle,
+        )
+        topic = self._topics.request(advert.gateway_id, self._identity.handle)
+        live.remember(attempt, Sent(keys, topic))
+        return self._publish(topic, message)
+
+    def control(self, live: Live, kind: ControlKind, *, rewind: bool = False) -> list[Publish]:
+        """Speak under the newest attempt the gateway has shown to know, if there is one yet.
+
+        Nothing when the keys died with an earlier process: the lease will tell the gateway.
+        """
+        if not live.sent:
+            return []
+        session = live.session
+        newest = next(reversed(live.sent.values()))
+        control = Control(
+            kind=kind,
+            have=session.have,
+            credit=self._timing.credit,
+            seen=session.seen,
+            rewind=rewind,
+        )
+        return [self.say(live.sent.get(session.heard_attempt, newest), control)]
+
+    def say(self, sent: Sent, control: Control) -> Publish:
+        """Seal `control` under the keys of `sent`."""
+        return self._publish(sent.topic, sent.keys.seal_control(control.encode()))
+
+    def _publish(self, topic: str, payload: bytes) -> Publish:
+        self._tally.add("sent")
+        return Publish(topic=topic, payload=payload)
