@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import paho.mqtt.client as paho
 import pytest
+from chaosplan import Faults
+from chaosproxy import chaos
 from linkbrokers import RUNTIME, BrokerProcess
 from linkprocess import expected
+from paho.mqtt.enums import CallbackAPIVersion
 
 from tidegate.link.fleet import pair
 
@@ -27,6 +33,7 @@ class Ends:
         self.root = root
         self.broker = BrokerProcess("mosquitto", root)
         self.broker.start()
+        self.url = self.broker.url
         self.processes: list[subprocess.Popen[str]] = []
 
     def start(self, role: str) -> subprocess.Popen[str]:
@@ -37,7 +44,7 @@ class Ends:
                 str(SUPPORT / "linkprocess.py"),
                 role,
                 str(self.root / role),
-                self.broker.url,
+                self.url,
             ],
             stdout=subprocess.PIPE,
             text=True,
@@ -114,3 +121,59 @@ def test_everything_killed_in_turn_still_gives_one_whole_answer(ends: Ends) -> N
     device = ends.start("device")
     ends.start("gateway")
     assert whole_after_asking_again(read(device))
+
+
+def test_kills_and_a_treacherous_network_still_give_one_whole_answer(ends: Ends) -> None:
+    faults = Faults(drop=0.05, duplicate=0.1, reorder=0.1, corrupt=0.02, cut=0.005)
+    with chaos(ends.broker.port, seed=5, faults=faults) as proxy:
+        ends.url = proxy.url
+        gateway, device = ends.start("gateway"), ends.start("device")
+        got = read(device, 30)
+        kill(gateway)
+        ends.start("gateway")
+        ends.broker.kill()
+        ends.broker.start()
+        assert whole_after_asking_again(got + read(device))
+        assert proxy.deeds.dropped
+        assert proxy.deeds.duplicated
+        assert proxy.deeds.reordered
+
+
+def plain_client(port: int, name: str) -> paho.Client:
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id=name, clean_session=False)
+    client.reconnect_delay_set(1, 1)
+    client.connect("127.0.0.1", port)
+    return client
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_plain_clients_keep_their_handshakes_whatever_is_repeated_and_reordered(
+    ends: Ends, qos: int
+) -> None:
+    heard: Counter[bytes] = Counter()
+    sent = [b"message %d" % number for number in range(400)]
+    with chaos(ends.broker.port, seed=7, faults=Faults(duplicate=0.2, reorder=0.2)) as proxy:
+        listener, speaker = (plain_client(proxy.port, name) for name in ("listener", "speaker"))
+        listener.on_message = lambda client, userdata, message: heard.update(
+            (bytes(message.payload),)
+        )
+        for client in (listener, speaker):
+            client.loop_start()
+        listener.subscribe("t", qos)
+        time.sleep(0.3)
+        handed = [speaker.publish("t", payload, qos=qos) for payload in sent]
+        for info in handed:
+            info.wait_for_publish(20)
+        until_s = time.monotonic() + 20
+        while len(heard) < len(sent) and time.monotonic() < until_s:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        for client in (listener, speaker):
+            client.disconnect()
+            client.loop_stop()
+    assert set(heard) == set(sent)
+    assert proxy.deeds.duplicated > 0
+    if qos == 2:
+        assert set(heard.values()) == {1}, "QoS 2 knows a repetition by its id"
+    else:
+        assert max(heard.values()) > 1
