@@ -17,7 +17,7 @@ def measured(*seconds: tuple[int, float]) -> AloneCosts:
     """Every kind of step often enough to be known, steady and after a change."""
     costs = AloneCosts()
     for guessed, spent_s in seconds:
-        for _ in range(4):
+        for _ in range(20):
             costs.interrupted()
             for _ in range(3):
                 costs.observe(guessed, spent_s)
@@ -54,10 +54,11 @@ def test_a_step_of_another_shape_is_known_to_cost_more() -> None:
     size, gain = costs.best(7, 0.8, 7)
     assert size == 7
     assert gain == pytest.approx(promised / 2.0)
+    costs.interrupted()
+    assert costs.best(7, 0.8, 7)[1] == pytest.approx(promised / 2.5, rel=0.1)
     costs.observe(0, 1.5)
-    size, gain = costs.best(7, 0.8, 7)
-    assert size == 7
-    assert gain == pytest.approx(promised / 2.5, rel=0.1)
+    back_s = 0.5
+    assert costs.best(7, 0.8, 7)[1] == pytest.approx(promised / (2.5 + back_s), rel=0.1)
 
 
 def test_a_plain_step_is_due_when_none_followed_another_for_long() -> None:
@@ -75,6 +76,19 @@ def test_a_draft_is_cut_or_filled_to_a_size_and_says_what_is_padding() -> None:
     draft = Draft(kind="k", tokens=(1, 2, 3), likely=0.4)
     assert draft.sized(2) == Draft(kind="k", tokens=(1, 2), likely=0.4)
     assert draft.sized(5) == Draft(kind="k", tokens=(1, 2, 3, 3, 3), likely=0.4, padding=2)
+
+
+def test_a_machine_that_gets_slower_or_faster_changes_no_choice() -> None:
+    costs, promised = measured((0, 1.0), (1, 1.1), (3, 1.2), (7, 1.3)), []
+    for slower in (1.0, 4.0, 0.5):
+        for _ in range(80):
+            costs.observe(0, slower)
+        promised.append(costs.best(7, 0.8, 7))
+        for _ in range(80):
+            costs.observe(7, slower * 1.3)
+        promised.append(costs.best(7, 0.8, 7))
+    assert {size for size, _ in promised} == {7}
+    assert [gain for _, gain in promised] == pytest.approx([promised[0][1]] * 6, rel=0.15)
 
 
 class Same:

@@ -34,6 +34,8 @@ MOST_DRAFT_TOKENS: Final = 15
 
 _MARGIN: Final = 1.05
 """Guessing must promise this much, since promises are made of noisy measurements."""
+_ANY: Final = ""
+"""Drafts of any kind, in what one request has shown."""
 PAID: Final = "model"
 """The kind of all that the paid drafter says."""
 _USUAL_ANSWER_TOKENS: Final = 64
@@ -41,11 +43,10 @@ _USUAL_ANSWER_TOKENS: Final = 64
 _PLAIN_EVERY: Final = 256
 """Steps in a row with guesses, then one without: what guessing is compared with has to be fresh."""
 
-_LOOKS: Final = 256
-"""Rows that were looked at in vain, then nobody looks for `_REST` steps."""
+_LOOKS, _LOOKS_AGAIN, _REST = 256, 48, 512
+"""Rows that were looked at in vain, first and after a rest; then nobody looks for so many steps."""
 _LOOKS_WON: Final = 32
 """A token that held saves at least half a short step, which so many looks cost."""
-_REST: Final = 2048
 _ROW_WEIGHT: Final = 0.02
 """Of the newest plain step."""
 _SHORT_S: Final = 2.5e-3
@@ -116,8 +117,7 @@ class Speculator:
             return True
         if self._vain < _LOOKS or self._row_s >= _SHORT_S or self._paid is not None:
             return False
-        # Looking again in vain for half as long is enough.
-        self._vain, self._rest = _LOOKS // 2, _REST
+        self._vain, self._rest = _LOOKS - _LOOKS_AGAIN, _REST
         self._alone_costs.interrupted()
         return True
 
@@ -162,10 +162,14 @@ class Speculator:
             of_one = book.get(draft.kind)
             if of_one is None:
                 of_one = book[draft.kind] = Acceptance(kept=KEPT_OF_ONE)
+            of_any = book.get(_ANY)
+            if of_any is None:
+                of_any = book[_ANY] = Acceptance(kept=KEPT_OF_ONE)
             self._vain = max(0, self._vain - _LOOKS_WON * accepted)
             meant = len(draft.tokens) - draft.padding
             of_all.observe(meant, min(meant, accepted))
             of_one.observe(meant, min(meant, accepted))
+            of_any.observe(meant, min(meant, accepted))
             for drafter in self._everyone:
                 drafter.observe(wish.key, accepted)
 
@@ -327,8 +331,12 @@ class Speculator:
         of_all = self._of_all.get((draft.kind, wish.guide is not None))
         prior = draft.likely if of_all is None else of_all.rate(draft.likely)
         book = self._of_one.get(wish.key)
-        of_one = None if book is None else book.get(draft.kind)
-        return prior if of_one is None else of_one.rate(prior)
+        if book is None:
+            return prior
+        of_one = book.get(draft.kind)
+        rate = prior if of_one is None else of_one.rate(prior)
+        # Who was guessed wrong in one way is soon guessed wrong in another.
+        return min(rate, book[_ANY].rate(rate))
 
     def _book(self, key: Key) -> dict[str, Acceptance]:
         book = self._of_one.pop(key, None) or {}

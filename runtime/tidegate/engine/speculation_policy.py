@@ -17,7 +17,7 @@ _WEIGHT: Final = 0.125
 """Of the newest measurement, once there are eight."""
 _CLIP: Final = 2.0
 """A step that took longer than so many times its mean was disturbed; the mean moves slowly then."""
-_PROBE_AFTER, _PROBE_AFTER_MOST = 32, 4096
+_PROBE_AFTER, _PROBE_AFTER_MOST = 32, 1024
 """Steps that could have guessed and did not, before one does; doubled when it was in vain."""
 
 _FIRST_ACCEPTANCE: Final = 0.7
@@ -25,7 +25,7 @@ _FIRST_ACCEPTANCE: Final = 0.7
 _MOST_ACCEPTANCE: Final = 0.98
 _PRIOR_TRIALS: Final = 3.0
 """What all requests have shown weighs like so many guesses of this one."""
-KEPT_OF_ONE, KEPT_OF_ALL = 0.9, 0.98
+KEPT_OF_ONE, KEPT_OF_ALL = 0.9, 0.95
 """Share of the earlier guesses' weight that is left after one more draft: for the guesses of one
 request, which turns from prose to copying in a few tokens, and for those of all."""
 
@@ -36,13 +36,15 @@ class Cell:
 
     mean_s: float
     count: int = 1
+    weight: float = _WEIGHT
+    """Of the newest, once there are as many as make it that."""
 
     def add(self, seconds: float) -> None:
         self.count += 1
         if self.count == 2:
             self.mean_s = min(self.mean_s, seconds)
             return
-        weight = max(_WEIGHT, 1 / (self.count - 1))
+        weight = max(self.weight, 1 / (self.count - 1))
         self.mean_s += weight * (min(seconds, _CLIP * self.mean_s) - self.mean_s)
 
     @property
