@@ -31,7 +31,7 @@ from tidegate.edge.executors.openvino_model import openvino_release
 from tidegate.edge.executors.openvino_native import Swapped, swap_products
 from tidegate.engine.executor import ExecutorStep, Logits, Row, Tokens
 from tidegate.errors import ConfigError
-from tidegate.model.architecture import Experts, LayerKind
+from tidegate.model.architecture import Architecture, Experts, LayerKind
 from tidegate.model.packed import Array, Bits, DenseLinear, Linear, LowRankLinear
 from tidegate.model.rope import Rope
 
@@ -75,6 +75,10 @@ def every_logit(executor: OpenVinoExecutor, tokens: Tokens) -> Logits:
 def mixed(role: str, linear: DenseLinear) -> Linear:
     wide = role.endswith((".v", ".down", "embed"))
     return Packing(bits=8 if wide else 4, group_size=32, symmetric=not wide)(role, linear)
+
+
+def uneven(role: str, linear: DenseLinear) -> Linear:
+    return Packing(bits=8 if role.endswith(".up") else 4)(role, linear)
 
 
 PACKS: dict[str, tuple[int, Callable[[str, DenseLinear], Linear], int]] = {
@@ -130,6 +134,45 @@ def test_experts_that_get_no_token_and_caches_that_the_graph_reads_run_natively(
     assert np.sqrt((difference**2).mean()) < 0.03
     together = step(executor, chunk(tokens, 0, 60, 1))
     np.testing.assert_allclose(together[0], expected[-1], atol=0.3)
+
+
+WIDE_EXPERTS = replace(EXPERTS, experts=Experts(count=8, chosen=3, inner=64, normalised=True))
+GATED: dict[str, tuple[Architecture, Callable[[str, DenseLinear], Linear], int]] = {
+    "SiLU": (ARCH, Packing(), ARCH.layers),
+    "GELU by tanh": (replace(ARCH, activation="gelu_tanh"), Packing(), ARCH.layers),
+    "GELU by erf": (replace(ARCH, activation="gelu"), Packing(), 0),
+    "a bias before the gate": (ARCH, biased(Packing(), ("gate", "up")), 0),
+    "a bias at the end": (ARCH, biased(Packing(), ("down",)), 0),
+    "a width of no whole tiles": (
+        replace(ARCH, inner=200),
+        Packing(bits=8, group_size=None),
+        0,
+    ),
+    "down of other bits": (ARCH, mixed, ARCH.layers),
+    "gate and up of different bits": (ARCH, uneven, 0),
+    "experts": (replace(ARCH, kinds=(WIDE_EXPERTS,)), Packing(group_size=32), 8 * ARCH.layers),
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_a_gated_mlp_is_one_operation_where_it_can_be(
+    name: str, tmp_path: Path, settings: OpenVinoSettings
+) -> None:
+    arch, pack, gated = GATED[name]
+    weights = export(arch, tmp_path, pack)
+    core = ov.Core()
+    core.get_versions("CPU")
+    model = core.read_model(tmp_path / "model.xml")
+    swapped = swap_products(model, core, find_native(openvino_release(), native_folder()), None)
+    kinds = [node.get_type_name() for node in model.get_ops()]
+    assert (swapped.gated, kinds.count("GatedMlp")) == (gated, gated)
+    assert swapped.native == kinds.count("PackedLinear") + 2 * gated
+    tokens = tokens_of(40, 3)
+    group = 32 if name in ("experts", "down of other bits") else 64
+    expected = reference_logits(arch, weights, tokens, activation_group=group)
+    executor = OpenVinoExecutor(tmp_path, arch, replace(settings, kv_precision="f32"))
+    difference = every_logit(executor, tokens) - expected
+    assert np.sqrt((difference**2).mean()) < 0.03
 
 
 def test_a_prefill_and_its_single_steps_give_the_same_logits(
@@ -223,9 +266,25 @@ def test_a_rehearsal_leaves_out_the_products_of_its_own_model_only(
         swapped_product(first, tmp_path / "other") as (other, _),
     ):
         expected = product(x)
-        with swapped.rehearsal():
+        with swapped.place.rehearsal():
             assert not product(x).any()
             np.testing.assert_array_equal(other(x), expected)
+        np.testing.assert_array_equal(product(x), expected)
+
+
+def test_results_are_the_same_bits_before_and_after_the_tiles_have_moved(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    weight = quantise(
+        DenseLinear(weight=normal(rng, 48, 64)), bits=4, group_size=32, symmetric=True
+    )
+    x = normal(rng, 2, 64)
+    file = tmp_path / "model.tiles"
+    with swapped_product(weight, tmp_path, file) as (product, swapped):
+        assert swapped.place.tiles.mapped
+        expected = product(x)
+        swapped.place.move_after(0)
+        while not swapped.place.moved:
+            np.testing.assert_array_equal(product(x), expected)
         np.testing.assert_array_equal(product(x), expected)
 
 
@@ -238,7 +297,7 @@ def native_product(weight: Linear, folder: Path) -> Iterator[Callable[[Array], A
 
 @contextmanager
 def swapped_product(
-    weight: Linear, folder: Path
+    weight: Linear, folder: Path, tiles: Path | None = None
 ) -> Iterator[tuple[Callable[[Array], Array], Swapped]]:
     """The same, and what became of the graph."""
     with ConstantFile(folder / "scratch") as constants:
@@ -249,7 +308,7 @@ def swapped_product(
     core = ov.Core()
     model = core.read_model(folder / "model.xml")
     native = find_native(openvino_release(), native_folder())
-    swapped = swap_products(model, core, native, None)
+    swapped = swap_products(model, core, native, tiles)
     assert swapped.native == swapped.products > 0
     properties = {"INFERENCE_NUM_THREADS": 2, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(model, "CPU", properties)

@@ -57,6 +57,12 @@ class NativeLibrary:
             ctypes.c_int32,
         ]
         self._library.tidegate_native_read.restype = ctypes.c_uint64
+        self._library.tidegate_native_gated_mlp.argtypes = [
+            *pointers,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+            ctypes.c_int32,
+        ]
         self._library.tidegate_native_force_path.argtypes = [ctypes.c_char_p]
         for name in ("error", "path", "paths"):
             getattr(self._library, f"tidegate_native_{name}").restype = ctypes.c_char_p
@@ -128,6 +134,26 @@ class NativeLibrary:
             )
         )
 
+    def gated_mlp(
+        self, gate_up: Tiled, down: Tiled, gate: int, x: Array, *, threads: int = 1
+    ) -> Array:
+        """The gated MLP of two weights, the gate first; x: (rows, inputs), y: (rows, outputs)."""
+        x = np.ascontiguousarray(x, np.float32)
+        y = np.empty((x.shape[0], down.shape[1]), np.float32)
+        shapes = np.array([*gate_up.shape, *down.shape, gate], np.int64)
+        self._check(
+            self._library.tidegate_native_gated_mlp(
+                pointer(shapes),
+                pointer(gate_up.tiles),
+                pointer(down.tiles),
+                pointer(x),
+                x.shape[0],
+                pointer(y),
+                threads,
+            )
+        )
+        return y
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tiled:
@@ -191,3 +217,37 @@ def twin(weight: PackedLinear, x: Array) -> Array:
         scale = weight.scales[:, index // per_group] * scales[:, index, None]
         y = fused_multiply_add(sums, scale, y)
     return y if weight.bias is None else y + weight.bias
+
+
+def exponential(x: Array) -> Array:
+    """e^x as gate.h computes it, cut to [-87, 88]."""
+    single = np.float32
+    x = np.where(x > 88, single(88), np.where(x < -87, single(-87), x)).astype(np.float32)
+
+    def fused(a: Array, b: float, c: Array | float) -> Array:
+        factor = np.full_like(a, single(b))
+        return fused_multiply_add(a, factor, np.broadcast_to(np.asarray(c, single), a.shape))
+
+    n = fused(x, float.fromhex("0x1.715476p+0"), 1.5 * 2.0**23) - single(1.5 * 2.0**23)
+    r = fused(n, -float.fromhex("0x1.62e4p-1"), x)
+    r = fused(n, -float.fromhex("0x1.7f7d1cp-20"), r)
+    series = np.full_like(r, single(1) / single(5040))
+    for divisor in (720, 120, 24, 6, 2, 1, 1):
+        series = fused_multiply_add(series, r, np.full_like(r, single(1) / single(divisor)))
+    return np.ldexp(series, n.astype(np.int32)).astype(np.float32)
+
+
+def gated(gates: Array, ups: Array, gate: int) -> Array:
+    """act(gates) * ups as gate.h computes it; gate: 0 for SiLU, 1 for GELU by tanh."""
+    t = gates
+    if gate == 1:
+        slope = np.full_like(gates, np.float32(1.59576912161))
+        factor = np.full_like(gates, np.float32(0.07135481627))
+        t = gates * fused_multiply_add(factor, gates * gates, slope)
+    return np.asarray(gates / (np.float32(1) + exponential(-t)) * ups, np.float32)
+
+
+def gated_mlp_twin(gate_up: PackedLinear, down: PackedLinear, gate: int, x: Array) -> Array:
+    """What the library's gated MLP must return, bit for bit, for finite x: (rows, inputs)."""
+    gates, ups = np.split(twin(gate_up, x), 2, axis=1)
+    return twin(down, gated(gates, ups, gate))

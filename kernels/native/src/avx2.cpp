@@ -61,6 +61,6 @@ struct Avx2 : Avx256 {
 
 }  // namespace
 
-const Kernel avx2_kernel = {"avx2", Avx2::rows, 1, quantise<Avx2>, multiply<Avx2>};
+const Kernel avx2_kernel = {"avx2", Avx2::rows, 1, quantise<Avx2>, multiply<Avx2>, gate_rows};
 
 }  // namespace tidegate::native

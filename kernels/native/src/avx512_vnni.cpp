@@ -87,6 +87,7 @@ struct Avx512Vnni {
 
 }  // namespace
 
-const Kernel avx512_vnni_kernel = {"avx512-vnni", Avx512Vnni::rows, Avx512Vnni::tiles, quantise<Avx512Vnni>, multiply<Avx512Vnni>};
+const Kernel avx512_vnni_kernel = {"avx512-vnni",        Avx512Vnni::rows,     Avx512Vnni::tiles,
+                                   quantise<Avx512Vnni>, multiply<Avx512Vnni>, gate_rows};
 
 }  // namespace tidegate::native

@@ -28,6 +28,6 @@ struct AvxVnni : Avx256 {
 
 }  // namespace
 
-const Kernel avx_vnni_kernel = {"avx-vnni", AvxVnni::rows, 1, quantise<AvxVnni>, multiply<AvxVnni>};
+const Kernel avx_vnni_kernel = {"avx-vnni", AvxVnni::rows, 1, quantise<AvxVnni>, multiply<AvxVnni>, gate_rows};
 
 }  // namespace tidegate::native

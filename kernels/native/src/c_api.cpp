@@ -1,6 +1,7 @@
 // The C interface of libtidegate_native: for ctypes, benchmarks and `tidegate doctor`.
 #include <exception>
 
+#include "gated_mlp.h"
 #include "packed_linear.h"
 #include "threads.h"
 
@@ -97,6 +98,24 @@ TIDEGATE_EXPORT std::int32_t tidegate_native_linear(std::int64_t inputs, std::in
     return guarded([&] {
         tidegate::native::linear(make_shape(inputs, outputs, bits, group, zeros), tiles, bias, x,
                                  rows, y, tidegate::native::thread_pool(threads));
+    });
+}
+
+// `shapes`: inputs, outputs, bits, group and zeros of both weights, and the gate: 11 numbers.
+TIDEGATE_EXPORT std::int32_t tidegate_native_gated_mlp(const std::int64_t* shapes,
+                                                       const std::uint8_t* gate_up,
+                                                       const std::uint8_t* down, const float* x,
+                                                       std::int64_t rows, float* y,
+                                                       std::int32_t threads) {
+    const auto shape = [](const std::int64_t* at) {
+        return make_shape(at[0], at[1], static_cast<std::int32_t>(at[2]),
+                          static_cast<std::int32_t>(at[3]), static_cast<std::int32_t>(at[4]));
+    };
+    return guarded([&] {
+        const tidegate::native::Mlp mlp{shape(shapes), shape(shapes + 5),
+                                             static_cast<tidegate::native::Gate>(shapes[10])};
+        tidegate::native::gated_mlp(mlp, gate_up, down, x, rows, y,
+                                    tidegate::native::thread_pool(threads));
     });
 }
 

@@ -45,6 +45,8 @@ struct Kernel {
     // room for whole tiles.
     void (*multiply)(const Weight& weight, const Block& block, int64_t first, int64_t last,
                      float* y, int64_t stride);
+    // out[i] = act(gates[i]) * ups[i] for `count` values; see gated_mlp.h.
+    void (*gate)(bool gelu, const float* gates, const float* ups, int64_t count, float* out);
 };
 
 // m below this counts as zero: nothing after it can then be a denormal.

@@ -87,6 +87,6 @@ struct NeonDotprod {
 }  // namespace
 
 const Kernel neon_dotprod_kernel = {"neon-dotprod", NeonDotprod::rows, 1, quantise<NeonDotprod>,
-                                    multiply<NeonDotprod>};
+                                    multiply<NeonDotprod>, gate_rows};
 
 }  // namespace tidegate::native

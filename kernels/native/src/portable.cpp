@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "gate.h"
 #include "kernel.h"
 
 namespace tidegate::native {
@@ -130,6 +131,6 @@ void multiply(const Weight& weight, const Block& block, int64_t first, int64_t l
 
 }  // namespace
 
-const Kernel portable_kernel = {"portable", most_block_rows, 1, quantise, multiply};
+const Kernel portable_kernel = {"portable", most_block_rows, 1, quantise, multiply, gate_rows};
 
 }  // namespace tidegate::native

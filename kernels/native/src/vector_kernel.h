@@ -18,6 +18,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "gate.h"
 #include "kernel.h"
 
 #if defined(__clang__)

@@ -11,6 +11,7 @@
 #include <limits>
 #include <memory>
 
+#include "gated_mlp.h"
 #include "packed_linear.h"
 #include "threads.h"
 
@@ -120,12 +121,16 @@ struct Tiles {
     std::uint8_t* data;
 };
 
+void fill_tiles(const Shape& shape, const Weight& weight, const Tiles& tiles) {
+    tile(shape, weight.values.data(), weight.scales.data(),
+         shape.zeros ? weight.zeros.data() : nullptr, tiles.data);
+}
+
 bool check_case(const Case& one, std::uint64_t seed) {
     Numbers numbers{seed};
     const Weight weight = make_weight(one.shape, numbers);
     const Tiles tiles(tiled_bytes(one.shape));
-    tile(one.shape, weight.values.data(), weight.scales.data(),
-         one.shape.zeros ? weight.zeros.data() : nullptr, tiles.data);
+    fill_tiles(one.shape, weight, tiles);
     std::vector<float> x(one.rows * one.shape.inputs);
     for (float& value : x) {
         value = activation(one.kind, numbers);
@@ -154,6 +159,41 @@ bool check_case(const Case& one, std::uint64_t seed) {
     return true;
 }
 
+// A gated MLP; its inner width is `width` tiles.
+bool check_mlp(const Shape& like, std::int64_t width, std::int64_t outputs, std::int64_t rows,
+               int kind, std::uint64_t seed) {
+    Numbers numbers{seed};
+    Mlp mlp{like, like, numbers.next() % 2 == 0 ? Gate::silu : Gate::gelu_tanh};
+    mlp.gate_up.outputs = 2 * width * tile_outputs;
+    mlp.down.inputs = width * tile_outputs;
+    mlp.down.outputs = outputs;
+    const Weight first = make_weight(mlp.gate_up, numbers), second = make_weight(mlp.down, numbers);
+    const Tiles gate_up(tiled_bytes(mlp.gate_up)), down(tiled_bytes(mlp.down));
+    fill_tiles(mlp.gate_up, first, gate_up);
+    fill_tiles(mlp.down, second, down);
+    std::vector<float> x(rows * like.inputs);
+    for (float& value : x) {
+        value = activation(kind, numbers);
+    }
+    const auto run = [&](const std::string& path, std::int32_t threads) {
+        force_path(path);
+        std::vector<float> y(rows * outputs);
+        gated_mlp(mlp, gate_up.data, down.data, x.data(), rows, y.data(), thread_pool(threads));
+        return y;
+    };
+    const std::vector<float> expected = run("portable", 1);
+    std::printf("mlp %lld %lld %lld %d %d %d %lld %d %016llx\n", (long long)like.inputs,
+                (long long)mlp.down.inputs, (long long)outputs, like.bits, like.group, like.zeros,
+                (long long)rows, kind, (unsigned long long)digest(expected));
+    for (const std::string& path : paths()) {
+        if (!same(run(path, 1), expected) || !same(run(path, 3), expected)) {
+            std::fprintf(stderr, "%s differs from portable in the case above\n", path.c_str());
+            return false;
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -174,6 +214,10 @@ int main(int count, char** arguments) {
                     const std::int64_t rows = 1 + numbers.next() % (kind == 0 ? 21 : 9);
                     const Shape shape{inputs, outputs, bits, group, zeros};
                     if (!check_case({shape, rows, numbers.next() % 2 == 0, kind}, ++seed)) {
+                        return 1;
+                    }
+                    if (group <= 128 && !check_mlp(shape, 1 + numbers.next() % 40, outputs, rows,
+                                                   kind, ++seed)) {
                         return 1;
                     }
                 }

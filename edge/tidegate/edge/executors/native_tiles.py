@@ -1,10 +1,10 @@
 """Tiles of all weights of a model in one buffer: a file that is mapped, else memory.
 
-A file of tiles costs nothing to load and its pages are shared, given back under pressure and
-counted once. It is a cache: named after everything it follows from, written aside and renamed,
-checked before use, and whatever is wrong with it leads to tiles in memory and a line in words.
-Checksums find what a disk forgot, not what somebody wrote, and a file that shrinks while it is
-mapped ends the process: so a file that another user owns or may write is not used.
+A file of tiles costs nothing to load; `native_place` says what becomes of it then. It is a cache:
+named after everything it follows from, written aside and renamed, checked before use, and whatever
+is wrong with it leads to tiles in memory and a line in words. Checksums find what a disk forgot,
+not what somebody wrote, and a file that shrinks while it is mapped ends the process: so a file that
+another user owns or may write is not used.
 
     magic, 8 bytes | length of the tiles, 8 bytes | SHA-256 of the names of the weights, 32 bytes |
     CRC-32 of every 16 MiB, 4 bytes each | zeros up to a multiple of 4096 | tiles
@@ -29,6 +29,7 @@ from typing import Final
 
 import numpy as np
 
+from tidegate.edge.executors.huge_pages import huge_memory
 from tidegate.edge.executors.native import TILE_ALIGNMENT, Bytes
 
 _MAGIC: Final = b"TGTILES2"
@@ -51,6 +52,8 @@ class Tiles:
     """All tiles, one weight after another; must outlive the model that uses them."""
 
     data: Bytes
+    mapped: bool
+    """They lie in a mapped file."""
     source: str
     """Where they came from, in words, such as `cache` or `memory: no cache folder`."""
 
@@ -69,7 +72,9 @@ def load_tiles(
     """
     total = sum(sizes)
     if file is None:
-        return Tiles(data=_in_memory(sizes, write), source="memory: no cache folder is set")
+        return Tiles(
+            data=_in_memory(sizes, write), mapped=False, source="memory: no cache folder is set"
+        )
     of = _digest(names)
     try:
         data, source = _mapped(file, of, total), "cache"
@@ -80,8 +85,8 @@ def load_tiles(
     except OSError as error:
         data, source = None, str(error)
     if data is None:
-        return Tiles(data=_in_memory(sizes, write), source=f"memory: {source}")
-    return Tiles(data=data, source=source)
+        return Tiles(data=_in_memory(sizes, write), mapped=False, source=f"memory: {source}")
+    return Tiles(data=data, mapped=True, source=source)
 
 
 def parts_of(data: Bytes, sizes: Sequence[int]) -> list[Bytes]:
@@ -91,7 +96,7 @@ def parts_of(data: Bytes, sizes: Sequence[int]) -> list[Bytes]:
 
 
 def _in_memory(sizes: Sequence[int], write: Sequence[Write]) -> Bytes:
-    data = _aligned(sum(sizes))
+    data = huge_memory(sum(sizes))
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda fill, part: fill(part), write, parts_of(data, sizes)))
     return data

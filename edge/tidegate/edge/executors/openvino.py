@@ -44,6 +44,9 @@ from tidegate.model.architecture import Architecture
 
 __all__ = ["OpenVinoExecutor", "OpenVinoSettings"]
 
+_MOVE_AFTER_S = 3.0
+"""Tiles move to huge pages after the first answers, which a start is waited for."""
+
 
 class OpenVinoExecutor:
     """`tidegate.engine.executor.Executor` over the `openvino/` folder of a bundle."""
@@ -80,16 +83,18 @@ class OpenVinoExecutor:
         )
         self._layout = kv_layout(self._caches, linear=self._graph.linear, exact=settings.exact)
         swapped = self._graph.swapped
-        with nullcontext() if swapped is None else swapped.rehearsal():
+        with nullcontext() if swapped is None else swapped.place.rehearsal():
             self._warm_up()
         self._run([_zeros(1, 1)])
+        if swapped is not None:
+            swapped.place.move_after(_MOVE_AFTER_S)
         self._facts = ExecutorFacts(
             runtime=f"openvino {openvino_release()}",
             linear=self._graph.linear,
             threads=settings.threads,
             kv_precision=kv_precision(arch, settings),
             kv_bytes=cache_bytes,
-            cache="nothing to keep" if swapped is None else swapped.tiles.source,
+            cache="nothing to keep" if swapped is None else swapped.place.tiles.source,
             load_s=time.perf_counter() - began_s,
         )
 
@@ -123,6 +128,8 @@ class OpenVinoExecutor:
         """See `Executor.close`."""
         self._request = None
         self._caches = {}
+        if self._graph is not None and self._graph.swapped is not None:
+            self._graph.swapped.place.close()
         self._graph = None
 
     @property

@@ -1,48 +1,30 @@
-"""Swaps the products of an OpenVINO graph for the native operation, in place and after reading.
+"""Swaps the products of an OpenVINO graph for native operations, in place and after reading.
 
-A product is found by the pattern that `tidegate.converters.openvino` writes: constant, convert,
-subtract, multiply, reshape, convert behind a matrix product, and maybe a bias after it. The packed
-constants stay in the mapped file of the bundle, unread from then on; a table that is gathered from
-as well goes on reading single rows of them. So weights are in memory once, as tiles.
+The packed constants stay in the mapped file of the bundle, unread from then on; a table that is
+gathered from as well goes on reading single rows of them. So weights are in memory once, as tiles.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from tidegate.edge.executors.file_pages import forget_pages
-from tidegate.edge.executors.native import Bytes, NativeLibrary, NativeUnavailable, TileShape
-from tidegate.edge.executors.native_tiles import Tiles, load_tiles, parts_of
-
-Library: TypeAlias = Any
-"""An object of `openvino`, whose types mypy does not follow."""
-
-_ONE_REHEARSAL = threading.Lock()
-
-_BITS = {"u4": 4, "u8": 8}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class _Product:
-    """A product of the graph, and what the native operation needs of it."""
-
-    matmul: Library
-    values: Bytes
-    """Of the mapped file, packed low nibble first."""
-    scales: npt.NDArray[np.float16]
-    zeros: Bytes | None
-    """As in the graph: 4-bit ones are packed without gaps."""
-    shape: TileShape
+from tidegate.edge.executors.native import Bytes, NativeLibrary, NativeUnavailable
+from tidegate.edge.executors.native_place import Place, TilePlace
+from tidegate.edge.executors.native_tiles import load_tiles, parts_of
+from tidegate.edge.executors.openvino_products import (
+    Library,
+    Product,
+    biased,
+    find_gated_mlps,
+    find_products,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -53,11 +35,10 @@ class Swapped:
     """Products that the native operation computes."""
     products: int
     """Products of packed weights there are."""
-    tiles: Tiles
+    gated: int
+    """Gated MLPs: two of its products each, with what lies between, in one operation."""
+    place: TilePlace
     """Must outlive every model compiled from the graph."""
-    rehearsal: Callable[[], AbstractContextManager[None]]
-    """Within it the model runs without its products, to take the memory of its largest steps at
-    the price of its smallest."""
 
 
 def swap_products(
@@ -75,136 +56,45 @@ def swap_products(
         NativeUnavailable: the library does not load, or there is nothing to swap. The graph is
             as it was.
     """
-    create, rehearse = _operation(core, native)
-    products = _products(model)
-    sized = [(product, native.tiled_bytes(product.shape)) for product in products]
-    sized = [(product, size) for product, size in sized if size]
-    if not sized:
+    create, place = _operations(core, native)
+    products = find_products(model)
+    sizes = {product.name: native.tiled_bytes(product.shape) for product in products}
+    able = [product for product in products if sizes[product.name]]
+    if not able:
         raise NativeUnavailable(f"it can run none of the model's {len(products)} packed products")
-    sizes = [size for _, size in sized]
-    write = [partial(_write_tiles, native, product) for product, _ in sized]
-    names = [f"{product.matmul.get_friendly_name()}: {product.shape}" for product, _ in sized]
-    tiles = load_tiles(names, sizes, write, file)
-    for (product, _), part in zip(sized, parts_of(tiles.data, sizes), strict=True):
-        _swap(product, part, create)
+    lengths = [sizes[product.name] for product in able]
+    write = [partial(_write_tiles, native, product) for product in able]
+    tiles = load_tiles([f"{one.name}: {one.shape}" for one in able], lengths, write, file)
+    parts = parts_of(tiles.data, lengths)
+    gated = _swap_all(able, {one.name: part for one, part in zip(able, parts, strict=True)}, create)
     return Swapped(
-        native=len(sized),
+        native=len(able),
         products=len(products),
-        tiles=tiles,
-        rehearsal=partial(_rehearsing, rehearse, tiles),
+        gated=gated,
+        place=TilePlace(tiles, place),
     )
 
 
-@contextmanager
-def _rehearsing(rehearse: Callable[..., object], tiles: Tiles) -> Iterator[None]:
-    begin = tiles.data.ctypes.data
-    with _ONE_REHEARSAL:
-        rehearse(ctypes.c_void_p(begin), ctypes.c_void_p(begin + tiles.data.nbytes))
-        try:
-            yield
-        finally:
-            rehearse(None, None)
-
-
-def _operation(
-    core: Library, native: NativeLibrary
-) -> tuple[Callable[..., Library], Callable[..., object]]:
-    """What makes nodes of the native operation, and `tidegate_openvino_rehearse`."""
+def _operations(core: Library, native: NativeLibrary) -> tuple[Callable[..., Library], Place]:
+    """What makes nodes of the native operations, and what says where they read their tiles."""
     from openvino.utils.node_factory import NodeFactory
 
     factory = NodeFactory()
     try:
         core.add_extension(str(native.operation))
         factory.add_extension(str(native.operation))
-        rehearse = ctypes.CDLL(str(native.operation)).tidegate_openvino_rehearse
+        place = ctypes.CDLL(str(native.operation)).tidegate_openvino_place
     except Exception as error:
         raise NativeUnavailable(f"{native.operation} cannot be loaded: {error}") from error
-    return factory.create, rehearse
+    return factory.create, place
 
 
-def _products(model: Library) -> list[_Product]:
-    found = [_product(node) for node in model.get_ordered_ops() if _is(node, "MatMul")]
-    return [product for product in found if product is not None]
-
-
-def _product(matmul: Library) -> _Product | None:
-    """The packed product that ends in `matmul`; None unless all of it is as the converter writes.
-
-    The operation takes its bytes on trust, so what differs in any way is left to OpenVINO.
-    """
-    chain = _chain(matmul)
-    if chain is None:
-        return None
-    scales, zeros, values = chain
-    kind = _type(values)
-    bits, dims = _BITS.get(kind), list(values.get_output_shape(0))
-    if bits is None or len(dims) != 3 or (_type(zeros), _type(scales)) != (kind, "f16"):
-        return None
-    outputs, groups, group = dims
-    weight = matmul.input(1).get_partial_shape()
-    one_each = [outputs, groups, 1]
-    if str(weight) != f"[{outputs},{groups * group}]" or _dims(scales) != one_each:
-        return None
-    middle = _is_middle(zeros, bits)
-    if not middle and _dims(zeros) != one_each:
-        return None
-    return _Product(
-        matmul=matmul,
-        values=values.data.reshape(-1).view(np.uint8),
-        scales=scales.data,
-        zeros=None if middle else zeros.data.reshape(-1).view(np.uint8),
-        shape=TileShape(
-            inputs=groups * group, outputs=outputs, bits=bits, group=group, zeros=not middle
-        ),
-    )
-
-
-def _chain(matmul: Library) -> tuple[Library, Library, Library] | None:
-    """The constants behind a product of floats: scales, zero-points and values."""
-    attributes = {"transpose_a": False, "transpose_b": True}
-    if matmul.get_attributes() != attributes or _type(matmul) != "f32":
-        return None
-    chain = [matmul]
-    for kind in ("Convert", "Reshape", "Multiply", "Subtract", "Convert", "Constant"):
-        place = 1 if len(chain) == 1 else 0
-        node = chain[-1].input_value(place).get_node()
-        if not _is(node, kind):
-            return None
-        chain.append(node)
-    _, _, _, multiply, subtract, _, values = chain
-    converted, scales = (node.input_value(1).get_node() for node in (subtract, multiply))
-    if not _is(converted, "Convert") or not _is(scales, "Constant"):
-        return None
-    zeros = converted.input_value(0).get_node()
-    return (scales, zeros, values) if _is(zeros, "Constant") else None
-
-
-def _is_middle(zeros: Library, bits: int) -> bool:
-    """One zero-point for all, in the middle of the range: what the operation takes for none."""
-    if _dims(zeros) != [1, 1, 1]:
-        return False
-    value = int(zeros.data.reshape(-1).view(np.uint8)[0])
-    return value & ((1 << bits) - 1) == 1 << (bits - 1)
-
-
-def _dims(node: Library) -> list[int]:
-    return list(node.get_output_shape(0))
-
-
-def _type(node: Library) -> str:
-    return str(node.get_output_element_type(0).to_string())
-
-
-def _is(node: Library, kind: str) -> bool:
-    return bool(node.get_type_name() == kind)
-
-
-def _write_tiles(native: NativeLibrary, product: _Product, out: Bytes) -> None:
+def _write_tiles(native: NativeLibrary, product: Product, out: Bytes) -> None:
     native.tile(product.shape, product.values, product.scales, _zeros_by_row(product), out)
     forget_pages(product.values)
 
 
-def _zeros_by_row(product: _Product) -> Bytes | None:
+def _zeros_by_row(product: Product) -> Bytes | None:
     """Zero-points with every row beginning on a byte."""
     shape, packed = product.shape, product.zeros
     groups = shape.inputs // shape.group
@@ -215,33 +105,40 @@ def _zeros_by_row(product: _Product) -> Bytes | None:
     return np.asarray(even[:, 0::2] | even[:, 1::2] << 4)
 
 
-def _swap(product: _Product, tiles: Bytes, create: Callable[..., Library]) -> None:
+def _swap_all(
+    products: Sequence[Product], tiles: Mapping[str, Bytes], create: Callable[..., Library]
+) -> int:
+    """One operation for every gated MLP and every product beside them; how many gated MLPs."""
     import openvino.opset13 as op
 
-    matmul, shape = product.matmul, product.shape
-    inputs = [matmul.input_value(0), op.constant(tiles, shared_memory=True).output(0)]
-    end, bias = _biased(matmul, shape.outputs)
-    if bias is not None:
-        inputs.append(op.constant(bias).output(0))
-    attributes = {
-        "inputs": shape.inputs,
-        "outputs": shape.outputs,
-        "bits": shape.bits,
-        "group": shape.group,
-        "zeros": int(shape.zeros),
-    }
-    node = create("PackedLinear", inputs, attributes)
-    node.set_friendly_name(matmul.get_friendly_name())
+    places = {name: op.constant(part, shared_memory=True).output(0) for name, part in tiles.items()}
+    rest = {product.name: product for product in products}
+    mlps = find_gated_mlps(products)
+    for mlp in mlps:
+        for product in (mlp.gate_up, mlp.down):
+            del rest[product.name]
+        inputs = [
+            mlp.gate_up.matmul.input_value(0),
+            places[mlp.gate_up.name],
+            places[mlp.down.name],
+        ]
+        attributes = _numbers(mlp.gate_up) | _numbers(mlp.down, "down_") | {"gate": mlp.gate}
+        _replace(mlp.down.matmul, create("GatedMlp", inputs, attributes), mlp.down.name)
+    for product in rest.values():
+        end, bias = biased(product)
+        inputs = [product.matmul.input_value(0), places[product.name]]
+        if bias is not None:
+            inputs.append(op.constant(bias).output(0))
+        _replace(end, create("PackedLinear", inputs, _numbers(product)), product.name)
+    return len(mlps)
+
+
+def _numbers(product: Product, prefix: str = "") -> dict[str, int]:
+    """A weight's attributes."""
+    fields = asdict(product.shape)
+    return {prefix + name: int(value) for name, value in fields.items()}
+
+
+def _replace(end: Library, node: Library, name: str) -> None:
+    node.set_friendly_name(name)
     end.output(0).replace(node.output(0))
-
-
-def _biased(matmul: Library, outputs: int) -> tuple[Library, Any]:
-    """The last node of the product, and its bias if it has one."""
-    users = list(matmul.output(0).get_target_inputs())
-    add = users[0].get_node() if len(users) == 1 else None
-    if add is None or not _is(add, "Add"):
-        return matmul, None
-    bias = add.input_value(1).get_node()
-    if not _is(bias, "Constant") or list(bias.get_output_shape(0)) != [1, outputs]:
-        return matmul, None
-    return add, np.array(bias.data, np.float32).reshape(-1)
