@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tidegate.errors import ConfigError, UnavailableError
-from tidegate.link.mqtt import WINDOW_PUBLISHES, BrokerUrl, MqttTransport
+from tidegate.link.broker_url import BrokerUrl
+from tidegate.link.mqtt import MqttTransport
+from tidegate.link.mqtt_connection import WINDOW_PUBLISHES
 from tidegate.link.transport import Connected, Disconnected
 
 
@@ -135,7 +137,7 @@ def test_something_that_is_no_broker_is_survived(reply: bytes) -> None:
 
 
 def test_a_broker_that_stops_acknowledging_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tidegate.link.mqtt.ACKNOWLEDGE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("tidegate.link.mqtt_connection.ACKNOWLEDGE_TIMEOUT_S", 0.2)
     connections = 0
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -35,6 +35,8 @@ class Message:
 
     topic: str
     payload: bytes = field(repr=False)
+    retained: bool = field(default=False, compare=False)
+    """The broker kept it for us; it may be old."""
 
 
 TransportEvent = Connected | Disconnected | Message
