@@ -12,6 +12,10 @@ import os
 import pytest
 from hypothesis import settings
 
+# Matrices of tests are tiny: two processes of two threads each would wait for one another. Read
+# when numpy and torch are first imported, which no conftest does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("ci", derandomize=True, print_blob=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
