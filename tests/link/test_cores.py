@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import sqlite3
@@ -15,6 +16,7 @@ from linklab import CrashingDatabase
 
 from tidegate.errors import ConfigError, RequestError
 from tidegate.link import gateway_store, outbox
+from tidegate.link.counters import Tally
 from tidegate.link.device_core import DeviceCore
 from tidegate.link.device_session import State
 from tidegate.link.effects import (
@@ -37,14 +39,16 @@ from tidegate.link.envelope import (
 )
 from tidegate.link.fleet import add_device, pair
 from tidegate.link.gateway_core import GatewayCore
+from tidegate.link.gateway_directory import GatewayDirectory
 from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_output import Finished, Produced
 from tidegate.link.gateway_store import GatewayStore, RequestKey
-from tidegate.link.identity import DeviceRegistry, load_device, load_gateway
+from tidegate.link.identity import load_device, load_gateway
 from tidegate.link.limits import MAX_DEADLINE_S, MAX_REQUEST_BODY_BYTES
 from tidegate.link.messages import MAX_ANSWER_BYTES, MAX_PAYLOAD_BYTES, Call, Status
 from tidegate.link.outbox import Outbox, Outcome
 from tidegate.link.prekeys import VALID_FOR_S, ModelOffer, PrekeyStore
+from tidegate.link.registry import DeviceRegistry
 from tidegate.link.timing import Timing
 
 WALL_S = 1_800_000_000.0
@@ -259,7 +263,7 @@ def test_a_replayed_request_never_runs_again(ends: Ends) -> None:
     assert ends.gateway.tally.snapshot().duplicates == 1
 
 
-@pytest.mark.parametrize("shift_s", [-73 * 3600, 600])
+@pytest.mark.parametrize("shift_s", [-73 * 3600, 601])
 def test_a_request_made_too_long_ago_or_ahead_is_dropped(ends: Ends, shift_s: int) -> None:
     device, (prekey,) = load_device(ends.root / "device"), ends.prekeys.public(ends.wall_s())
     message, _ = seal_request(
@@ -288,12 +292,43 @@ def test_an_id_that_a_gateway_would_drop_is_refused_at_once(ends: Ends, name: by
         ends.device.submit(0.0, b"", request_id=RequestId(name), deadline_s=600.0, model=None)
 
 
-def test_a_revoked_device_is_dropped_from_the_next_request_on(ends: Ends) -> None:
-    ends.ask()
+def test_a_revoked_device_is_refused_by_name_from_the_next_request_on(ends: Ends) -> None:
+    name = ends.ask()
     request = ends.request()
     ends.registry.revoke(load_device(ends.root / "device").device_id)
-    assert ends.to_gateway(request) == []
-    assert ends.gateway.tally.snapshot().dropped == 1
+    (refusal,) = published(ends.to_gateway(request))
+    ended = ends.to_device(refusal)[-1]
+    assert ended == Ended(request_id=name, state=State.FAILED, code="device_revoked")
+    assert ends.gateway.load == 0.0
+
+
+def test_a_revocation_ends_what_runs_with_the_devices_next_message(ends: Ends) -> None:
+    name = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    ends.registry.revoke(load_device(ends.root / "device").device_id)
+    cancel, _ = ends.device.cancel(0.0, name)
+    assert isinstance(cancel, Publish)
+    effects = ends.to_gateway(cancel)
+    assert Stop(start.run) in effects
+    assert ends.gateway.load == 0.0
+    assert ends.gateway.tally.snapshot().refused == 1
+
+
+@pytest.mark.parametrize(("late_s", "taken"), [(-1, True), (599, True), (600, False)])
+def test_a_device_whose_certificate_ended_is_refused_ten_minutes_later(
+    ends: Ends, late_s: int, taken: bool
+) -> None:
+    device = load_device(ends.root / "device")
+    record = ends.registry.find(device.device_id)
+    assert record is not None
+    ends.registry.add(dataclasses.replace(record, expires_s=int(ends.wall_s()) - late_s))
+    name = ends.ask()
+    effects = ends.to_gateway(ends.request())
+    assert any(isinstance(one, Start) for one in effects) == taken
+    if not taken:
+        (refusal,) = published(effects)
+        ended = ends.to_device(refusal)[-1]
+        assert ended == Ended(request_id=name, state=State.FAILED, code="device_expired")
 
 
 def test_a_request_beyond_the_places_is_refused_and_runs_when_asked_again(tmp_path: Path) -> None:
@@ -689,6 +724,33 @@ def test_an_advert_under_another_gateways_topic_is_rejected(ends: Ends) -> None:
     advert = ends.gateway.advert(OFFERS, 0.1)
     ends.device.receive(0.0, "tidegate/1/home/gw/gw1/advert", advert.payload)
     assert ends.device.tally.snapshot().adverts_rejected == 1
+
+
+@pytest.mark.parametrize("off_s", [-590, 590])
+def test_a_gateway_is_alive_on_a_clock_that_is_off_as_long_as_it_advertises(
+    tmp_path: Path, off_s: int
+) -> None:
+    tally = Tally()
+    ends = Ends(tmp_path)
+    device = load_device(tmp_path / "device")
+    directory = GatewayDirectory(device, lambda: ends.wall_s() + off_s, tally)
+    for _ in range(2):
+        advert = ends.gateway.advert(OFFERS, 0.1)
+        directory.receive(advert.topic, advert.payload)
+    assert len(directory.alive()) == 1
+    ends.now_s += ends.timing.advert_valid_s + 1
+    assert directory.alive() == []
+    ends.close()
+
+
+def test_an_advert_the_broker_kept_of_a_dead_gateway_shows_none(tmp_path: Path) -> None:
+    ends = Ends(tmp_path)
+    advert = ends.gateway.advert(OFFERS, 0.1)
+    ends.now_s += ends.timing.advert_valid_s + 1
+    directory = GatewayDirectory(load_device(tmp_path / "device"), ends.wall_s, Tally())
+    directory.receive(advert.topic, advert.payload)
+    assert directory.alive() == []
+    ends.close()
 
 
 def test_a_gateway_is_forgotten_when_its_advert_expires(ends: Ends) -> None:

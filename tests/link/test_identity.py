@@ -12,13 +12,12 @@ from tidegate.errors import ConfigError, IdentityError
 from tidegate.link.envelope import DeviceId
 from tidegate.link.fleet import add_device, add_gateway, create_fleet, pair
 from tidegate.link.identity import (
-    DeviceRecord,
-    DeviceRegistry,
     load_device,
     load_gateway,
     open_certificate,
 )
 from tidegate.link.keyfiles import load_or_make_key, read_key, read_secret, write_atomic
+from tidegate.link.registry import DeviceRecord, DeviceRegistry
 from tidegate.link.statements import sign, verify
 
 

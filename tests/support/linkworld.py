@@ -34,10 +34,11 @@ from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_output import Finished, Produced
 from tidegate.link.gateway_store import GatewayStore
-from tidegate.link.identity import DeviceRegistry, load_device, load_gateway
+from tidegate.link.identity import load_device, load_gateway
 from tidegate.link.messages import Status
 from tidegate.link.outbox import Outbox, Outcome
 from tidegate.link.prekeys import ModelOffer, PrekeyStore
+from tidegate.link.registry import DeviceRegistry
 from tidegate.link.timing import Timing
 
 WALL_S = 1_800_000_000.0

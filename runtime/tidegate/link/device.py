@@ -18,10 +18,12 @@ from pathlib import Path
 from tidegate.errors import (
     CapacityError,
     ExecutionError,
+    IdentityError,
     LinkError,
     TidegateError,
     UnavailableError,
 )
+from tidegate.link import registry
 from tidegate.link.core_thread import CoreThread
 from tidegate.link.counters import LinkCounters
 from tidegate.link.device_core import DeviceCore, Standing
@@ -278,8 +280,8 @@ class DeviceLink:
         match code:
             case "no_gateway":
                 waited_s = self._timing.connect_timeout_s
-                rejected = self.counters.adverts_rejected
-                hint = f"; {rejected} adverts rejected, is this clock right?" if rejected else ""
+                rejected, why = self.counters.adverts_rejected, self._core.advert_problem
+                hint = f"; {rejected} adverts rejected, the last one: {why}" if rejected else ""
                 return UnavailableError(
                     f"no gateway is known after {waited_s:g} s; {self._transport.status}{hint}"
                 )
@@ -295,6 +297,12 @@ class DeviceLink:
                 return UnavailableError("the gateway's engine is not available")
             case ExecutionError.code:
                 return ExecutionError("the gateway could not answer this request")
+            case registry.REVOKED:
+                return IdentityError("the gateway refuses this device: it was revoked")
+            case registry.EXPIRED:
+                return IdentityError(
+                    "the gateway refuses this device: its certificate has ended; enrol it again"
+                )
             case _:
                 return LinkError(f"request failed: {code!r}")
 

@@ -80,6 +80,11 @@ class DeviceCore:
                 self._resume(now_s, request_id)
 
     @property
+    def advert_problem(self) -> str:
+        """Why the last advert was rejected, for people; empty when none was."""
+        return self._gateways.problem
+
+    @property
     def filters(self) -> tuple[str, ...]:
         """Topic filters to subscribe to before anything is sent."""
         return self._topics.every_advert, self._topics.response(self._identity.handle)

@@ -21,13 +21,12 @@ from tidegate.link.identity import (
     CERTIFICATE_LABEL,
     HANDLE_CHARACTERS,
     DeviceIdentity,
-    DeviceRecord,
-    DeviceRegistry,
     GatewayIdentity,
     load_device,
     load_gateway,
 )
 from tidegate.link.keyfiles import read_key, read_public, write_atomic
+from tidegate.link.registry import DeviceRecord, DeviceRegistry
 from tidegate.link.topics import check_name
 
 CERTIFICATE_VALID_S = 365 * 24 * 3600

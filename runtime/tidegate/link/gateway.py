@@ -30,10 +30,11 @@ from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_output import Finished, Produced
 from tidegate.link.gateway_store import GatewayStore
-from tidegate.link.identity import DeviceRegistry, load_gateway
+from tidegate.link.identity import load_gateway
 from tidegate.link.keyfiles import FolderLock
 from tidegate.link.messages import Status
 from tidegate.link.prekeys import ModelOffer, PrekeyStore
+from tidegate.link.registry import DeviceRegistry
 from tidegate.link.timing import Timing
 from tidegate.link.transport import Connected, Disconnected, Message, Transport
 

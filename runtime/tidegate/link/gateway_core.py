@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from tidegate.errors import CapacityError, LinkError, SealError
+from tidegate.link.clock import CLOCK_SKEW_S
 from tidegate.link.counters import Tally
 from tidegate.link.effects import (
     GatewayEffect,
@@ -37,11 +38,7 @@ from tidegate.link.messages import (
     ControlKind,
     Status,
 )
-from tidegate.link.prekeys import (
-    CLOCK_SKEW_S,
-    VALID_FOR_S,
-    ModelOffer,
-)
+from tidegate.link.prekeys import VALID_FOR_S, ModelOffer
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics, last_level
 
@@ -185,6 +182,8 @@ class GatewayCore:
             raise SealError
         self.tally.add("opened")
         live = self._live.find(key)
+        if (refusal := self._keys.refusal(keys.device_id)) is not None:
+            return self._refuse(key, keys, refusal) + (self._live.drop(key) if live else [])
         if live is not None:
             return self._reattach(now_s, key, live, keys, call)
         row_key = RequestKey(keys.device_id, key.request_id)
@@ -300,6 +299,8 @@ class GatewayCore:
             raise SealError
         control = Control.decode(live.keys.open_control(payload))
         self.tally.add("opened")
+        if (refusal := self._keys.refusal(live.keys.device_id)) is not None:
+            return self._refuse(key, live.keys, refusal) + self._live.drop(key)
         match control.kind:
             case ControlKind.ACK:
                 if live.session.on_ack(now_s, control):

@@ -22,6 +22,9 @@ class GatewayDirectory:
         self._wall_s = wall_s
         self._tally = tally
         self._adverts: dict[str, Advert] = {}
+        self._alive_until_s: dict[str, float] = {}
+        self.problem = ""
+        """Why the last advert was rejected, for people; empty when none was."""
 
     def receive(self, topic: str, payload: bytes) -> bool:
         """Take in an advert; True when it shows a gateway that was not alive before."""
@@ -30,7 +33,8 @@ class GatewayDirectory:
             advert = open_advert(
                 payload, root=self._identity.root, group=self._identity.group, now_s=now_s
             )
-        except (IdentityError, ValueError):
+        except (IdentityError, ValueError) as error:
+            self.problem = str(error)
             self._tally.add("adverts_rejected")
             return False
         known = self._adverts.get(advert.gateway_id)
@@ -42,9 +46,11 @@ class GatewayDirectory:
         if older or full or topic != self._topics.advert(advert.gateway_id):
             self._tally.add("adverts_rejected")
             return False
+        was_alive = known is not None and now_s < self._alive_until_s[advert.gateway_id]
         self._adverts[advert.gateway_id] = advert
+        self._alive_until_s[advert.gateway_id] = _alive_until_s(known, advert, now_s)
         self._tally.add("adverts")
-        return known is None or known.expires_s <= now_s
+        return not was_alive
 
     def alive(self) -> list[Advert]:
         """Adverts that are valid now, the least loaded first."""
@@ -52,7 +58,7 @@ class GatewayDirectory:
         valid = [
             advert
             for advert in self._adverts.values()
-            if now_s < advert.expires_s and advert.prekey(now_s) is not None
+            if now_s < self._alive_until_s[advert.gateway_id] and advert.prekey(now_s) is not None
         ]
         return sorted(valid, key=lambda advert: advert.load)
 
@@ -70,3 +76,13 @@ class GatewayDirectory:
         others = [advert for advert in fit if advert.gateway_id != before]
         ranked = others + same if moving else same + others
         return ranked[0] if ranked else None
+
+
+def _alive_until_s(known: Advert | None, advert: Advert, now_s: float) -> float:
+    """When to give a gateway up, by our clock, which may be a while off from its clock.
+
+    One that follows an older advert has just been sent, so it lasts from now. The first one may be
+    what the broker kept of a gateway that is long gone, so it also ends when it says.
+    """
+    lasts_until_s = now_s + advert.expires_s - advert.issued_s
+    return min(lasts_until_s, advert.expires_s) if known is None else lasts_until_s

@@ -8,8 +8,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tidegate.link.envelope import SUITES, DeviceId, GatewayAttempt, open_request
-from tidegate.link.identity import DeviceRegistry, GatewayIdentity
+from tidegate.link.identity import GatewayIdentity
 from tidegate.link.prekeys import Advert, ModelOffer, PrekeyStore, seal_advert
+from tidegate.link.registry import REVOKED, DeviceRegistry
 
 
 class GatewayKeys:
@@ -33,12 +34,12 @@ class GatewayKeys:
 
         Raises:
             SealError: damaged, forged, under a prekey that is gone, or from a device that is
-                unknown, revoked or not the one of this topic.
+                unknown or not the one of this topic. One that is refused, see `refusal`, opens.
         """
 
         def find_device(device_id: DeviceId) -> Ed25519PublicKey | None:
             record = self._registry.find(device_id)
-            if record is None or record.revoked or record.handle != handle:
+            if record is None or record.handle != handle:
                 return None
             return Ed25519PublicKey.from_public_bytes(record.public_key)
 
@@ -48,6 +49,15 @@ class GatewayKeys:
         return open_request(
             message, handle=handle, find_prekey=find_prekey, find_device=find_device
         )
+
+    def refusal(self, device_id: DeviceId) -> str | None:
+        """Why nothing from this device is taken any more, as a code; None when it is.
+
+        Raises:
+            CapacityError: the registry cannot be read.
+        """
+        record = self._registry.find(device_id)
+        return REVOKED if record is None else record.refusal(self._wall_s())
 
     def rotate(self) -> None:
         """Make and erase prekeys as their time comes.

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from tidegate.errors import CapacityError, IdentityError
 from tidegate.link import statements
+from tidegate.link.clock import CLOCK_SKEW_S, check_period
 from tidegate.link.envelope import SUITES
 from tidegate.link.identity import GatewayIdentity, open_certificate
 from tidegate.link.keyfiles import read_secret, write_atomic
@@ -29,8 +30,6 @@ ADVERT_LABEL = "advert"
 ROTATE_AFTER_S = 24 * 3600
 VALID_FOR_S = 72 * 3600
 MAX_ADVERT_BYTES = 64 * 1024
-CLOCK_SKEW_S = 300
-"""How far ahead of ours a peer's clock may be."""
 _SUITE = 1
 
 
@@ -74,6 +73,7 @@ class Advert:
             for prekey in self.prekeys
             if prekey.suite in SUITES
             and prekey.suite in self.suites
+            # Rotation leaves the youngest days to live, so its end needs no tolerance.
             and prekey.nbf_s - CLOCK_SKEW_S <= now_s < prekey.naf_s
         ]
         return max(usable, key=lambda prekey: prekey.nbf_s, default=None)
@@ -142,10 +142,8 @@ def open_advert(payload: bytes, *, root: Ed25519PublicKey, group: str, now_s: fl
         raise IdentityError("advert: speaks for another gateway than its certificate")
     if advert.group != group:
         raise IdentityError(f"advert: group {advert.group!r}: must be {group!r}")
-    if not certificate.nbf_s - CLOCK_SKEW_S <= now_s < certificate.naf_s:
-        raise IdentityError("advert: the gateway's certificate is not valid now")
-    if not advert.issued_s - CLOCK_SKEW_S <= now_s < advert.expires_s:
-        raise IdentityError("advert: not valid now (or this machine's clock is wrong)")
+    check_period("advert", advert.issued_s, advert.expires_s, now_s)
+    check_period("advert: the gateway's certificate", certificate.nbf_s, certificate.naf_s, now_s)
     return advert
 
 

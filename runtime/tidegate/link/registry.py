@@ -1,0 +1,274 @@
+"""The gateway's devices and their certificates: one SQLite file, `devices.sqlite`.
+
+Every message looks its sender up again, so a revocation written by another process holds from the
+next one on. A revocation is never taken back: a device that returns enrols again, under a new id.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tidegate.errors import CapacityError, IdentityError
+from tidegate.link.clock import CLOCK_SKEW_S
+from tidegate.link.envelope import DeviceId
+
+REVOKED = "device_revoked"
+EXPIRED = "device_expired"
+
+_VERSION = 1
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        # Files from before versions have this table already.
+        "CREATE TABLE IF NOT EXISTS devices (device_id BLOB PRIMARY KEY, handle TEXT"
+        " NOT NULL UNIQUE, public_key BLOB NOT NULL, revoked INTEGER NOT NULL)",
+        "ALTER TABLE devices ADD COLUMN enrolled_s INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE devices ADD COLUMN expires_s INTEGER",
+        "CREATE TABLE certificates (serial TEXT PRIMARY KEY, device_id BLOB NOT NULL,"
+        " expires_s INTEGER NOT NULL, request_digest BLOB NOT NULL, pem BLOB NOT NULL)",
+        "CREATE INDEX certificates_of ON certificates (device_id, request_digest)",
+        "CREATE TABLE tokens (token_id BLOB PRIMARY KEY, secret_digest BLOB NOT NULL,"
+        " private_key BLOB NOT NULL, expires_s INTEGER NOT NULL, failures INTEGER NOT NULL,"
+        " used_by BLOB, answer BLOB)",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceRecord:
+    """One registered device; times are Unix seconds."""
+
+    device_id: DeviceId
+    handle: str
+    public_key: bytes
+    revoked: bool
+    enrolled_s: int = 0
+    expires_s: int | None = None
+    """When its certificate ends; None for a device that never had one."""
+
+    def refusal(self, now_s: float) -> str | None:
+        """Why nothing from this device is taken, as a code; None when it is."""
+        if self.revoked:
+            return REVOKED
+        if self.expires_s is not None and now_s >= self.expires_s + CLOCK_SKEW_S:
+            return EXPIRED
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IssuedCertificate:
+    """A device's certificate and the digest of the request that it answers."""
+
+    serial: int
+    expires_s: int
+    request_digest: bytes = field(repr=False)
+    pem: bytes = field(repr=False)
+
+
+class DeviceRegistry:
+    """See the module. Used by one thread at a time, and by several processes.
+
+    Raises:
+        IdentityError: the file is no registry, or from a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = path
+        try:
+            with closing(self._open()) as db:
+                path.chmod(0o600)
+                db.execute("PRAGMA journal_mode = WAL")
+                _migrate(db, path)
+            self._db = self._open()
+            # A revocation that was reported is on the disk.
+            self._db.execute("PRAGMA synchronous = FULL")
+        except sqlite3.Error as error:
+            raise IdentityError(f"{path}: cannot be used as a registry ({error})") from error
+
+    def _open(self) -> sqlite3.Connection:
+        # One connection, used by one thread at a time (the gateway's core thread).
+        return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+
+    def add(self, record: DeviceRecord) -> None:
+        """Register a device, or replace what is known of it; one that is revoked stays so.
+
+        Raises:
+            IdentityError: another device has this handle.
+            CapacityError: the file cannot be written.
+        """
+        with self.transaction() as db:
+            insert_device(db, record)
+
+    def revoke(self, device_id: DeviceId) -> None:
+        """Refuse everything from this device from now on.
+
+        Raises:
+            IdentityError: no such device.
+            CapacityError: the file cannot be written.
+        """
+        with self.transaction() as db:
+            row = db.execute("UPDATE devices SET revoked = 1 WHERE device_id = ?", (device_id,))
+            if row.rowcount != 1:
+                raise IdentityError(f"device {device_id.hex()}: not registered here")
+
+    def find(self, device_id: DeviceId) -> DeviceRecord | None:
+        """The record of `device_id`, revoked or not.
+
+        Raises:
+            CapacityError: the file cannot be read.
+        """
+        return next(iter(self._records("WHERE device_id = ?", device_id)), None)
+
+    def find_handle(self, handle: str) -> DeviceRecord | None:
+        """The device that has `handle`, revoked or not.
+
+        Raises:
+            CapacityError: the file cannot be read.
+        """
+        return next(iter(self._records("WHERE handle = ?", handle)), None)
+
+    def devices(self) -> list[DeviceRecord]:
+        """Every device, the first enrolled first.
+
+        Raises:
+            CapacityError: the file cannot be read.
+        """
+        return self._records("ORDER BY enrolled_s, handle")
+
+    def _records(self, where: str, *values: object) -> list[DeviceRecord]:
+        columns = "device_id, handle, public_key, revoked, enrolled_s, expires_s"
+        return [
+            DeviceRecord(
+                device_id=DeviceId(row[0]),
+                handle=row[1],
+                public_key=row[2],
+                revoked=bool(row[3]),
+                enrolled_s=row[4],
+                expires_s=row[5],
+            )
+            for row in self.read(f"SELECT {columns} FROM devices {where}", *values)
+        ]
+
+    def renewed(self, device_id: DeviceId, issued: IssuedCertificate) -> None:
+        """Keep a certificate of a device, which lives as long as its youngest one.
+
+        Raises:
+            CapacityError: the file cannot be written.
+        """
+        with self.transaction() as db:
+            insert_certificate(db, device_id, issued)
+            db.execute(
+                "UPDATE devices SET expires_s = max(coalesce(expires_s, 0), ?) WHERE device_id = ?",
+                (issued.expires_s, device_id),
+            )
+
+    def certificate_for(self, device_id: DeviceId, request_digest: bytes) -> bytes | None:
+        """The certificate that a request of this device was answered with before, PEM.
+
+        Raises:
+            CapacityError: the file cannot be read.
+        """
+        query = "SELECT pem FROM certificates WHERE device_id = ? AND request_digest = ?"
+        rows = self.read(query, device_id, request_digest)
+        return bytes(rows[0][0]) if rows else None
+
+    def revoked_serials(self, now_s: float) -> list[int]:
+        """Serial numbers of revoked devices' certificates that have not ended.
+
+        Raises:
+            CapacityError: the file cannot be read.
+        """
+        query = (
+            "SELECT serial FROM certificates JOIN devices USING (device_id)"
+            " WHERE revoked = 1 AND certificates.expires_s > ?"
+        )
+        return [int(row[0], 16) for row in self.read(query, int(now_s) - CLOCK_SKEW_S)]
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One write: all of it or, after an error or a crash, none of it; others wait.
+
+        Raises:
+            CapacityError: the file cannot be written.
+        """
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            with suppress(sqlite3.Error):
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise self._unusable(error) from error
+            raise
+
+    def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """The rows of `query`.
+
+        Raises:
+            CapacityError: the file cannot be read.
+        """
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.Error) -> CapacityError:
+        return CapacityError(f"{self._path}: the registry cannot be used ({error})")
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def insert_device(db: sqlite3.Connection, record: DeviceRecord) -> None:
+    """Write `record` in a transaction of the registry's.
+
+    Raises:
+        IdentityError: another device has this handle.
+    """
+    try:
+        db.execute(
+            "INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (device_id) DO UPDATE SET"
+            " handle = excluded.handle, public_key = excluded.public_key,"
+            " revoked = max(revoked, excluded.revoked), enrolled_s = excluded.enrolled_s,"
+            " expires_s = excluded.expires_s",
+            (
+                record.device_id,
+                record.handle,
+                record.public_key,
+                record.revoked,
+                record.enrolled_s,
+                record.expires_s,
+            ),
+        )
+    except sqlite3.IntegrityError:
+        raise IdentityError(f"handle {record.handle}: is another device's") from None
+
+
+def insert_certificate(
+    db: sqlite3.Connection, device_id: DeviceId, issued: IssuedCertificate
+) -> None:
+    """Write a certificate in a transaction of the registry's."""
+    db.execute(
+        "INSERT INTO certificates VALUES (?, ?, ?, ?, ?)",
+        (f"{issued.serial:x}", device_id, issued.expires_s, issued.request_digest, issued.pem),
+    )
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring the file to this version in one transaction, whatever process comes first."""
+    db.execute("BEGIN IMMEDIATE")
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > _VERSION:
+        raise IdentityError(f"{path}: registry version {version}: this program knows {_VERSION}")
+    for steps in _MIGRATIONS[version:]:
+        for step in steps:
+            db.execute(step)
+    db.execute(f"PRAGMA user_version = {_VERSION}")
+    db.execute("COMMIT")
