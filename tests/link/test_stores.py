@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from linklab import Crash, CrashingDatabase
 
 from tidegate.errors import CapacityError, IdentityError, LinkError
 from tidegate.link import gateway_store, outbox
-from tidegate.link.at_rest import Database
+from tidegate.link.at_rest import Database, Schema
 from tidegate.link.envelope import DeviceId, RequestId, new_request_id
 from tidegate.link.gateway_store import GatewayStore, Progress, RequestKey
 from tidegate.link.messages import Status
-from tidegate.link.outbox import KEEP_RESULT_MS, Outbox, Outcome
+from tidegate.link.outbox import KEEP_RESULT_MS, Name, Outbox, OutboxFullError, Outcome
 
 DEVICE = DeviceId(b"d" * 16)
+NEVER = 2**62
 
 
 def new_id(unix_ms: int = 1_800_000_000_000) -> RequestId:
@@ -35,7 +44,8 @@ def test_a_request_and_its_answer_survive_a_restart(tmp_path: Path) -> None:
     box = Outbox.open(tmp_path / "outbox.sqlite")
     row = box.find(name)
     assert row is not None
-    assert (row.body, row.model, row.attempt, row.outcome) == (b"prompt", "m", 1, Outcome.DONE)
+    assert (row.model, row.attempt, row.outcome) == ("m", 1, Outcome.DONE)
+    assert row.body == b"", "nobody sends it again"
     assert box.payloads(name) == [b"a", b"", b"c"]
     assert box.ids() == [(name, Outcome.DONE)]
     box.remove(name)
@@ -61,7 +71,7 @@ def test_the_files_show_neither_prompt_nor_answer_nor_model(tmp_path: Path) -> N
     box.add(name, b"a secret prompt", deadline_ms=5, model="secret-model")
     box.save(name, 0, [b"a secret answer"])
     key = RequestKey(DEVICE, name)
-    store.begin(key, 0)
+    store.begin(key, 0, expires_ms=NEVER)
     store.append([Progress(key=key, first=0, payloads=[b"a secret answer"])])
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert len(content) > 10_000
@@ -174,7 +184,7 @@ def store(tmp_path: Path) -> GatewayStore:
 def test_the_gateway_keeps_rows_answers_and_attempts(store: GatewayStore) -> None:
     key = RequestKey(DEVICE, new_id())
     assert store.find(key) is None
-    store.begin(key, 2)
+    store.begin(key, 2, expires_ms=NEVER)
     store.use_attempt(key, 5)
     store.append([Progress(key=key, first=0, payloads=[b"a", b"b"])])
     store.append([Progress(key=key, first=2, payloads=[], status=Status.FAILED, code="broken")])
@@ -187,7 +197,7 @@ def test_the_gateway_keeps_rows_answers_and_attempts(store: GatewayStore) -> Non
 
 def test_a_fetched_answer_is_dropped_and_its_row_stays(store: GatewayStore) -> None:
     key = RequestKey(DEVICE, new_id())
-    store.begin(key, 0)
+    store.begin(key, 0, expires_ms=NEVER)
     store.append([Progress(key=key, first=0, payloads=[b"a"], status=Status.COMPLETE)])
     store.close_request(key)
     row = store.find(key)
@@ -199,11 +209,11 @@ def test_a_fetched_answer_is_dropped_and_its_row_stays(store: GatewayStore) -> N
 def test_the_gateways_rows_are_bounded_and_expiring_makes_room(tmp_path: Path) -> None:
     store = GatewayStore(Database(tmp_path / "r.sqlite", gateway_store.SCHEMA), max_rows=2)
     for ms in (1_000, 2_000):
-        store.begin(RequestKey(DEVICE, new_id(ms)), 0)
+        store.begin(RequestKey(DEVICE, new_id(ms)), 0, expires_ms=NEVER)
     with pytest.raises(CapacityError, match="at most 2"):
-        store.begin(RequestKey(DEVICE, new_id(3_000)), 0)
-    store.expire(1_500)
-    store.begin(RequestKey(DEVICE, new_id(3_000)), 0)
+        store.begin(RequestKey(DEVICE, new_id(3_000)), 0, expires_ms=NEVER)
+    store.expire(1_500, now_ms=0)
+    store.begin(RequestKey(DEVICE, new_id(3_000)), 0, expires_ms=NEVER)
     store.close()
 
 
@@ -211,40 +221,40 @@ def test_answers_nobody_fetched_are_bounded_in_bytes(tmp_path: Path) -> None:
     store = GatewayStore(Database(tmp_path / "r.sqlite", gateway_store.SCHEMA), max_bytes=10_000)
     first, second, third = (RequestKey(DEVICE, new_id(ms)) for ms in (1_000, 2_000, 3_000))
     for key in (first, second):
-        store.begin(key, 0)
+        store.begin(key, 0, expires_ms=NEVER)
         store.append([Progress(key=key, first=0, payloads=[bytes(6_000)])])
     with pytest.raises(CapacityError, match="10000 bytes"):
-        store.begin(third, 0)
+        store.begin(third, 0, expires_ms=NEVER)
     store.close_request(second)
-    store.begin(third, 0)
+    store.begin(third, 0, expires_ms=NEVER)
     store.append([Progress(key=third, first=0, payloads=[bytes(6_000)])])
     store.close()
     store = GatewayStore(Database(tmp_path / "r.sqlite", gateway_store.SCHEMA), max_bytes=10_000)
     with pytest.raises(CapacityError, match="10000 bytes"):
-        store.begin(RequestKey(DEVICE, new_id(4_000)), 0)
-    store.expire(1_500)
-    store.begin(RequestKey(DEVICE, new_id(4_000)), 0)
+        store.begin(RequestKey(DEVICE, new_id(4_000)), 0, expires_ms=NEVER)
+    store.expire(1_500, now_ms=0)
+    store.begin(RequestKey(DEVICE, new_id(4_000)), 0, expires_ms=NEVER)
     store.close()
 
 
 def test_rows_go_when_their_ids_are_too_old_to_be_accepted(store: GatewayStore) -> None:
     old, young = (RequestKey(DEVICE, new_id(ms)) for ms in (1_000, 2_000))
     for key in (old, young):
-        store.begin(key, 0)
+        store.begin(key, 0, expires_ms=NEVER)
         store.append([Progress(key=key, first=0, payloads=[b"a"])])
-    store.expire(1_500)
+    store.expire(1_500, now_ms=0)
     assert (store.find(old), store.payloads(old)) == (None, [])
     assert store.find(young) is not None
-    store.expire(-5)
+    store.expire(-5, now_ms=0)
     store.close()
 
 
 def test_the_same_request_id_of_two_devices_are_two_requests(store: GatewayStore) -> None:
     name = new_id()
     ours, theirs = RequestKey(DEVICE, name), RequestKey(DeviceId(b"e" * 16), name)
-    store.begin(ours, 0)
+    store.begin(ours, 0, expires_ms=NEVER)
     assert store.find(theirs) is None
-    store.begin(theirs, 0)
+    store.begin(theirs, 0, expires_ms=NEVER)
     store.append([Progress(key=ours, first=0, payloads=[b"a"])])
     assert store.payloads(theirs) == []
     store.close()
@@ -258,4 +268,191 @@ def test_advert_versions_only_grow_even_if_the_clock_goes_back(tmp_path: Path) -
     store.close()
     store = GatewayStore.open(path)
     assert store.next_advert_version(500) == 1002
+    store.close()
+
+
+def test_a_whole_answer_nobody_reads_makes_room_for_one_that_grows(tmp_path: Path) -> None:
+    box = Outbox(Database(tmp_path / "outbox.sqlite", outbox.SCHEMA), max_bytes=10_000)
+    old, unread, growing = new_id(1), new_id(2), new_id(3)
+    for name in (old, unread):
+        box.add(name, b"", deadline_ms=5, model=None)
+        box.save(name, 0, [bytes(3000)], outcome=Outcome.DONE)
+    box.add(growing, b"", deadline_ms=5, model=None)
+    box.save(growing, 0, [bytes(5000)])
+    row = box.find(old)
+    assert row is not None
+    assert (row.outcome, row.code, box.payloads(old)) == (Outcome.FAILED, "answer_dropped", [])
+    assert [held.outcome for held in box.held()] == [Outcome.FAILED, Outcome.DONE, Outcome.OPEN]
+    assert box.dropped == 1
+    with pytest.raises(OutboxFullError, match="10000 bytes"):
+        box.save(growing, 1, [bytes(6000)])
+    assert box.payloads(growing) == [bytes(5000)]
+    box.close()
+
+
+@given(st.lists(st.tuples(st.sampled_from("asder"), st.integers(0, 5), st.integers(0, 900))))
+@settings(max_examples=25)
+def test_the_outbox_knows_how_much_it_holds(acts: list[tuple[str, int, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        box = Outbox(Database(Path(folder) / "o.sqlite", outbox.SCHEMA), max_bytes=4000)
+        names = [new_id(1000 + i) for i in range(6)]
+        for act, which, size in acts:
+            name = names[which]
+            known = box.find(name)
+            with suppress(CapacityError):
+                match act:
+                    case "a" if known is None:
+                        box.add(name, bytes(size), deadline_ms=which, model=None)
+                    case "s" if known is not None:
+                        box.save(name, len(box.payloads(name)), [bytes(size)] * 2)
+                    case "d" if known is not None:
+                        box.save(name, size % 3, [b"x"], outcome=Outcome.DONE)
+                    case "e":
+                        box.expire(which + KEEP_RESULT_MS)
+                    case "r":
+                        box.remove(name)
+            held_bytes = sum(held.held_bytes for held in box.held())
+            assert held_bytes <= 4000
+            assert Outbox(box._db, max_bytes=4000)._bytes == box._bytes == held_bytes
+        box.close()
+
+
+def test_a_request_is_found_by_the_name_its_caller_gave_it(tmp_path: Path) -> None:
+    box = Outbox.open(tmp_path / "outbox.sqlite")
+    name = new_id()
+    box.add(name, b"", deadline_ms=5, model=None, name=Name("a secret word", b"digest"), priority=2)
+    box.close()
+    box = Outbox.open(tmp_path / "outbox.sqlite")
+    row = box.find_named("a secret word")
+    assert row is not None
+    assert (row.request_id, row.digest, row.priority) == (name, b"digest", 2)
+    assert box.find_named("another") is None
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"secret" not in content
+    assert b"digest" not in content.replace(b"sealed_digest", b"")
+    box.close()
+
+
+def test_what_is_removed_is_in_no_file_any_more(tmp_path: Path) -> None:
+    database = Database(tmp_path / "outbox.sqlite", outbox.SCHEMA)
+    box = Outbox(database)
+    name = new_id()
+    box.add(name, bytes(20_000), deadline_ms=5, model=None)
+    box.save(name, 0, [bytes(5000)])
+    ((body,),) = database.read("SELECT sealed_body FROM requests")
+    ((chunk,),) = database.read("SELECT sealed FROM chunks")
+    pieces = [body[:60], body[9_000:9_060], body[-60:], chunk[:60], chunk[-60:]]
+
+    def found() -> list[bool]:
+        content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        return [piece in content for piece in pieces]
+
+    assert all(found())
+    box.remove(name)
+    box.expire(0)
+    assert not any(found())
+    box.close()
+
+
+def old_outbox(folder: Path) -> tuple[Path, RequestId]:
+    """An outbox with one request, as the first release wrote it."""
+    path, name = folder / "outbox.sqlite", new_id()
+    database = Database(path, ())
+    with database.write() as db:
+        for statement in outbox.SCHEMA[0]:
+            db.execute(statement)
+        seal = database.cipher.seal
+        values = (name, 7, 3, 0, "", seal(name, "model", b"m"), seal(name, "body", b"prompt"))
+        db.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    database.close()
+    return path, name
+
+
+def test_an_outbox_of_the_first_release_is_taken_over(tmp_path: Path) -> None:
+    path, name = old_outbox(tmp_path)
+    box = Outbox.open(path)
+    row = box.find(name)
+    assert row is not None
+    assert (row.body, row.attempt, row.priority, row.digest) == (b"prompt", 3, 1, None)
+    box.close()
+
+
+def tables(path: Path) -> list[tuple[str]]:
+    with sqlite3.connect(path) as db:
+        found = db.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall()
+        ((version,),) = db.execute("PRAGMA user_version").fetchall()
+    db.close()
+    return [*found, (str(version),)]
+
+
+@pytest.mark.parametrize("schema", [outbox.SCHEMA, gateway_store.SCHEMA], ids=["outbox", "gateway"])
+def test_a_migration_that_was_interrupted_anywhere_starts_over(
+    schema: Schema, tmp_path: Path
+) -> None:
+    Database(tmp_path / "whole.sqlite", schema).close()
+    wanted = tables(tmp_path / "whole.sqlite")
+    statements = sum(map(len, schema))
+    interruptions: list[dict[str, Any]] = [{"statements": count} for count in range(statements)]
+    for fuse in range(1 + len(schema)):
+        interruptions += [{"fuse": fuse, "after_commit": late} for late in (False, True)]
+    for number, interruption in enumerate(interruptions):
+        path = tmp_path / f"{number}.sqlite"
+        with pytest.raises(Crash):
+            CrashingDatabase(path, schema, **interruption)
+        Database(path, schema).close()
+        assert tables(path) == wanted, interruption
+        assert b"".join(path.read_bytes() for path in tmp_path.glob(f"{number}.*"))
+
+
+def test_a_step_that_was_killed_with_its_process_leaves_nothing(tmp_path: Path) -> None:
+    path, name = old_outbox(tmp_path)
+    # The last statement of the step never returns: the process is killed in the middle of it.
+    script = (
+        "import os, signal, sqlite3, sys\n"
+        "from pathlib import Path\n"
+        "from tidegate.link import outbox\n"
+        "from tidegate.link.at_rest import Database\n"
+        "class Dying(Database):\n"
+        "    def _run(self, db, statement):\n"
+        "        super()._run(db, statement)\n"
+        "        if 'UNIQUE' in statement:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Dying(Path(sys.argv[1]), outbox.SCHEMA)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    box = Outbox.open(path)
+    assert box.ids() == [(name, Outcome.OPEN)]
+    box.close()
+
+
+def test_a_store_of_a_newer_release_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.sqlite"
+    Database(path, (*outbox.SCHEMA, ("CREATE TABLE later (x)",))).close()
+    with pytest.raises(LinkError, match=r"outbox\.sqlite: schema version 3: .* up to 2"):
+        Outbox.open(path)
+
+
+def test_an_answer_is_dropped_an_hour_after_its_device_stopped_waiting(store: GatewayStore) -> None:
+    key = RequestKey(DEVICE, new_id())
+    store.begin(key, 0, expires_ms=5_000)
+    store.append([Progress(key=key, first=0, payloads=[b"a"])])
+    store.expire(0, now_ms=5_000 + 3_600_000)
+    assert store.payloads(key) == [b"a"]
+    store.expire(0, now_ms=5_001 + 3_600_000)
+    row = store.find(key)
+    assert row is not None
+    assert (row.closed, row.code, store.payloads(key)) == (True, "deadline_exceeded", [])
+    store.close()
+
+
+def test_answers_that_were_begun_may_grow_until_the_store_is_full(tmp_path: Path) -> None:
+    store = GatewayStore(Database(tmp_path / "r.sqlite", gateway_store.SCHEMA), max_bytes=10_000)
+    key = RequestKey(DEVICE, new_id())
+    store.begin(key, 0, expires_ms=NEVER)
+    store.append([Progress(key=key, first=0, payloads=[bytes(7_600)])])
+    with pytest.raises(CapacityError):
+        store.begin(RequestKey(DEVICE, new_id()), 0, expires_ms=NEVER)
+    assert 0 < store.room_bytes < 2_400
     store.close()

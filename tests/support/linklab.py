@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tidegate.errors import CapacityError
-from tidegate.link.at_rest import Database
+from tidegate.link.at_rest import Database, Schema
 from tidegate.link.envelope import (
     DeviceAttempt,
     DeviceId,
@@ -104,18 +104,34 @@ class CrashingDatabase(Database):
     none, and simulations write a lot.
     """
 
-    def __init__(self, path: Path, schema: str) -> None:
-        super().__init__(path, schema)
-        self._db.execute("PRAGMA synchronous = OFF")
-        self.fuse: int | None = None
+    def __init__(
+        self,
+        path: Path,
+        schema: Schema,
+        *,
+        fuse: int | None = None,
+        after_commit: bool = False,
+        statements: int | None = None,
+    ) -> None:
+        self.fuse = fuse
         self.writes = 0
-        self.after_commit = False
+        self.after_commit = after_commit
+        self.statements = statements
+        """Of a schema that are still run."""
         self.refuse = False
         """As a full disk does, also for what takes no room."""
+        super().__init__(path, schema)
+        self._db.execute("PRAGMA synchronous = OFF")
 
     def light(self, rng: random.Random, longest: int) -> None:
         self.fuse = rng.randrange(longest)
         self.after_commit = rng.random() < 0.5
+
+    def _run(self, db: sqlite3.Connection, statement: str) -> None:
+        if self.statements == 0:
+            raise Crash
+        self.statements = None if self.statements is None else self.statements - 1
+        super()._run(db, statement)
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:

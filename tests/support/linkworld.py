@@ -166,7 +166,8 @@ class World:
 
     def read_stored(self, core: DeviceCore) -> list[DeviceEffect]:
         """The application comes back for every request it had not read to the end."""
-        for request_id, outcome in core.stored():
+        for held in core.stored():
+            request_id, outcome = held.request_id, held.outcome
             standing = core.standing(request_id)
             assert standing is not None
             self.apps[request_id] = App(next_number=len(standing.payloads))

@@ -2,14 +2,20 @@
 
 WAL with synchronous=FULL: a transaction that returned is on the disk. Content columns are sealed
 under a local 0600 key beside the file, so a copied database alone says nothing; each value is
-bound to its row and column.
+bound to its row and column. What is deleted is overwritten (`secure_delete`), and `sweep` empties
+the log, which would otherwise keep it.
+
+A schema is a sequence of steps. A file counts in `user_version` how many of them it has; each step
+and its count are one transaction, so one that was interrupted starts over.
 """
 
 from __future__ import annotations
 
+import hmac
+import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +27,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from tidegate.errors import CapacityError, LinkError
 from tidegate.link.keyfiles import load_or_make_key
+
+Schema = Sequence[Sequence[str]]
+"""Steps of SQL statements. Steps are only ever added: a released one never changes."""
 
 _NONCE_BYTES = 12
 SEALED_OVERHEAD_BYTES = _NONCE_BYTES + 16
@@ -49,6 +58,11 @@ class RestCipher:
         except InvalidTag:
             raise LinkError("a stored value is damaged or was written with another key") from None
 
+    def fingerprint(self, column: str, data: bytes) -> bytes:
+        """16 bytes that stand for `data`, to look it up by; without the key they say nothing."""
+        key = HKDFExpand(hashes.SHA256(), 32, b"tidegate/1 fingerprint").derive(self._key)
+        return hmac.digest(key, column.encode() + b"\0" + data, "sha256")[:16]
+
     def _aead(self, row: bytes) -> ChaCha20Poly1305:
         info = b"tidegate/1 rest" + row
         return ChaCha20Poly1305(HKDFExpand(hashes.SHA256(), 32, info).derive(self._key))
@@ -58,43 +72,68 @@ class Database:
     """One SQLite file and its cipher. Used by one thread at a time.
 
     Raises:
-        LinkError: the file is no database of ours, or its key is another one.
+        LinkError: the file is no database of ours, its key is another one, or a newer release
+            wrote it.
         IdentityError: the key file cannot be used.
     """
 
-    def __init__(self, path: Path, schema: str) -> None:
+    def __init__(self, path: Path, schema: Schema) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.cipher = RestCipher(load_or_make_key(path.with_suffix(".key")))
         try:
+            # Made here and not by SQLite: never, not even at first, may others read it.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            path.chmod(0o600)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise LinkError(f"{path}: cannot be used as a store ({error})") from error
         try:
-            path.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(schema)
+            for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
+                self._db.execute(f"PRAGMA {setting}")
+            version = self._version(path, schema)
             self._check_key(path)
-        except sqlite3.DatabaseError as error:
+            self._migrate(schema, version)
+        except (sqlite3.DatabaseError, CapacityError) as error:
             self._db.close()
             raise LinkError(f"{path}: cannot be used as a store ({error})") from error
         except BaseException:
             self._db.close()
             raise
 
+    def _version(self, path: Path, schema: Schema) -> int:
+        """How many steps of the schema the file has."""
+        ((version,),) = self._db.execute("PRAGMA user_version").fetchall()
+        if version > len(schema):
+            raise LinkError(
+                f"{path}: schema version {version}: this release reads up to {len(schema)};"
+                " use the newer release, or move the file away"
+            )
+        return int(version)
+
     def _check_key(self, path: Path) -> None:
-        self._db.execute("CREATE TABLE IF NOT EXISTS canary (sealed BLOB NOT NULL)")
-        row = self._db.execute("SELECT sealed FROM canary").fetchone()
-        if row is None:
-            sealed = self.cipher.seal(b"", "canary", b"")
-            self._db.execute("INSERT INTO canary VALUES (?)", (sealed,))
-            return
+        with self.write() as db:
+            db.execute("CREATE TABLE IF NOT EXISTS canary (sealed BLOB NOT NULL)")
+            row = db.execute("SELECT sealed FROM canary").fetchone()
+            if row is None:
+                sealed = self.cipher.seal(b"", "canary", b"")
+                db.execute("INSERT INTO canary VALUES (?)", (sealed,))
+                return
         try:
             self.cipher.open(b"", "canary", row[0])
         except LinkError as error:
             raise LinkError(
                 f"{path}: was written with another key than {path.with_suffix('.key').name}"
             ) from error
+
+    def _migrate(self, schema: Schema, version: int) -> None:
+        for number in range(version, len(schema)):
+            with self.write() as db:
+                for statement in schema[number]:
+                    self._run(db, statement)
+                db.execute(f"PRAGMA user_version = {number + 1}")
+
+    def _run(self, db: sqlite3.Connection, statement: str) -> None:
+        db.execute(statement)
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -125,6 +164,11 @@ class Database:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise CapacityError(f"the link's store cannot be read ({error})") from error
+
+    def sweep(self) -> None:
+        """Empty the write-ahead log, so that no copy of what was deleted stays in it."""
+        with suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
         self._db.close()

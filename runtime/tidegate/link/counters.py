@@ -22,6 +22,9 @@ CounterName = Literal[
     "publish_failures",
     "store_failures",
     "overflowed",
+    "answers_dropped",
+    "moves",
+    "out_of_turn",
 ]
 
 
@@ -61,6 +64,12 @@ class LinkCounters:
     """Writes the disk refused; what depended on them was not sent."""
     overflowed: int = 0
     """Messages the transport threw away: too large, or more than were taken off in time."""
+    answers_dropped: int = 0
+    """Whole answers that nobody had read when their room was needed (device)."""
+    moves: int = 0
+    """Requests taken to another gateway: theirs went silent or had no room."""
+    out_of_turn: int = 0
+    """Events that a session's state has no transition for; they changed nothing."""
 
 
 class Tally:

@@ -23,13 +23,13 @@ from tidegate.errors import (
     TidegateError,
     UnavailableError,
 )
-from tidegate.link import registry
+from tidegate.link import outbox, registry
 from tidegate.link.core_thread import CoreThread
 from tidegate.link.counters import LinkCounters
 from tidegate.link.device_core import DeviceCore, Standing
 from tidegate.link.device_session import State
 from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
-from tidegate.link.envelope import RequestId, new_request_id
+from tidegate.link.envelope import RequestId, new_request_id, request_time_ms
 from tidegate.link.identity import load_device
 from tidegate.link.keyfiles import FolderLock
 from tidegate.link.outbox import Outbox, Outcome
@@ -55,10 +55,15 @@ class GatewayView:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PendingRequest:
-    """A request in the outbox and how it stands."""
+    """A request in the outbox and how it stands; `held_bytes` are its prompt and its answer."""
 
     request_id: RequestId
     outcome: Outcome
+    code: str
+    age_s: float
+    held_bytes: int
+    is_read: bool
+    """Someone is reading its answer now."""
 
 
 class _NothingHeardError(UnavailableError):
@@ -145,7 +150,7 @@ class DeviceLink:
                 load=advert.load,
                 age_s=max(0.0, now_s - advert.issued_s),
             )
-            for advert in await self._thread.call(self._core.gateways)
+            for advert in await self._thread.call_now(self._core.gateways)
         )
 
     async def run(self) -> None:
@@ -220,8 +225,18 @@ class DeviceLink:
 
     async def pending(self) -> tuple[PendingRequest, ...]:
         """Every request in the outbox, oldest first: running, or finished and not read."""
-        rows = await self._thread.call(self._core.stored)
-        return tuple(PendingRequest(request_id=name, outcome=outcome) for name, outcome in rows)
+        now_ms = time.time_ns() // 1_000_000
+        return tuple(
+            PendingRequest(
+                request_id=held.request_id,
+                outcome=held.outcome,
+                code=held.code,
+                age_s=max(0.0, (now_ms - request_time_ms(held.request_id)) / 1000),
+                held_bytes=held.held_bytes,
+                is_read=held.request_id in self._readers,
+            )
+            for held in await self._thread.call(self._core.stored)
+        )
 
     async def take(self, request_id: RequestId) -> list[bytes]:
         """The whole answer of a finished request, which is then forgotten.
@@ -291,6 +306,10 @@ class DeviceLink:
                 )
             case "link_stopped":
                 return UnavailableError("the link was stopped; the request stays in the outbox")
+            case outbox.OUTBOX_FULL:
+                return CapacityError("the outbox has no room for this answer")
+            case outbox.ANSWER_DROPPED:
+                return CapacityError("nobody read the answer in time, and its room was needed")
             case CapacityError.code:
                 return CapacityError("the gateway has no room for this request now")
             case UnavailableError.code:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tidegate.errors import LinkError, SealError
+from tidegate.errors import CapacityError, LinkError, SealError
 from tidegate.link.counters import Tally
 from tidegate.link.device_live import Keeper, Live
 from tidegate.link.device_sealing import DeviceSealer
@@ -30,12 +30,22 @@ from tidegate.link.identity import DeviceIdentity
 from tidegate.link.limits import MAX_DEADLINE_S, check_request
 from tidegate.link.lingering import Lingering
 from tidegate.link.messages import Bundle, Control, ControlKind, Prefix, Status
-from tidegate.link.outbox import Outbox, Outcome
+from tidegate.link.outbox import (
+    NORMAL_PRIORITY,
+    OUTBOX_FULL,
+    Held,
+    Name,
+    Outbox,
+    OutboxRow,
+    Outcome,
+)
 from tidegate.link.prekeys import Advert
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics
 
 _SILENT_SENDS_BEFORE_MOVING = 2
+_BULK_PRIORITY = 2
+"""From this priority on, requests leave a quarter of the window to the others."""
 _EXPIRE_EVERY_S = 600.0
 
 
@@ -69,7 +79,9 @@ class DeviceCore:
         self._timing = timing
         self._rng = rng
         self._wall_s = wall_s
-        self._gateways = GatewayDirectory(identity, wall_s, self.tally)
+        self._gateways = GatewayDirectory(
+            identity, timing=timing, rng=rng, wall_s=wall_s, tally=self.tally
+        )
         self._keep = Keeper(outbox, self.tally)
         self._seal = DeviceSealer(identity=identity, timing=timing, wall_s=wall_s, tally=self.tally)
         self._live: dict[RequestId, Live] = {}
@@ -89,9 +101,9 @@ class DeviceCore:
         """Topic filters to subscribe to before anything is sent."""
         return self._topics.every_advert, self._topics.response(self._identity.handle)
 
-    def gateways(self) -> list[Advert]:
+    def gateways(self, now_s: float) -> list[Advert]:
         """Adverts that are valid now, the least loaded first."""
-        return self._gateways.alive()
+        return self._gateways.alive(now_s)
 
     def submit(
         self,
@@ -101,8 +113,12 @@ class DeviceCore:
         request_id: RequestId,
         deadline_s: float,
         model: str | None,
+        priority: int = NORMAL_PRIORITY,
+        name: Name | None = None,
     ) -> None:
         """Accept a request: it is in the outbox when this returns. `poll` sends it.
+
+        Of those that wait, the one with the lowest `priority` goes first, then the oldest.
 
         Raises:
             RequestError: see `limits.check_request`.
@@ -111,7 +127,9 @@ class DeviceCore:
         wall_ms = int(self._wall_s() * 1000)
         check_request(body, request_id, deadline_s, now_ms=wall_ms)
         deadline_ms = wall_ms + int(deadline_s * 1000)
-        self._outbox.add(request_id, body, deadline_ms=deadline_ms, model=model)
+        self._outbox.add(
+            request_id, body, deadline_ms=deadline_ms, model=model, priority=priority, name=name
+        )
         connect_by_s = now_s + self._timing.connect_timeout_s
         self._resume(now_s, request_id, connect_by_s=connect_by_s)
 
@@ -134,9 +152,17 @@ class DeviceCore:
         live = self._live.get(request_id)
         return None if live is None else live.session.deadline_s - now_s
 
-    def stored(self) -> list[tuple[RequestId, Outcome]]:
+    def stored(self) -> list[Held]:
         """Every request in the outbox, oldest first."""
-        return self._outbox.ids()
+        return self._outbox.held()
+
+    def named(self, key: str) -> OutboxRow | None:
+        """The request that was submitted under this name, if it is still here.
+
+        Raises:
+            LinkError: what is stored of it is damaged.
+        """
+        return self._outbox.find_named(key)
 
     def release(self, request_id: RequestId) -> None:
         """The application has read the whole answer, or the error."""
@@ -163,7 +189,7 @@ class DeviceCore:
     def receive(self, now_s: float, topic: str, payload: bytes) -> list[DeviceEffect]:
         """A message arrived. Never raises for anything a peer or a broker can send."""
         if self._topics.is_advert(topic):
-            if self._gateways.receive(topic, payload):
+            if self._gateways.receive(now_s, topic, payload):
                 self._nudge_queued(now_s)
             return []
         try:
@@ -182,8 +208,15 @@ class DeviceCore:
         effects: list[DeviceEffect] = []
         for live in list(self._live.values()):
             effects += self._perform(now_s, live, live.session.poll(now_s))
+        waiting = 0
+        under_way = sum(live.session.state is not State.QUEUED for live in self._live.values())
+        for live in sorted(self._live.values(), key=_turn):
+            queued = live.session.state is State.QUEUED
+            has_turn = not queued or under_way + waiting < self._window(live.row.priority)
+            # Places are counted as if those before it had theirs, whether they are due or not.
+            waiting += queued
             if live.session.due_to_send(now_s):
-                effects += self._send(now_s, live)
+                effects += self._send(now_s, live, has_turn=has_turn)
         return effects
 
     def next_wakeup_s(self) -> float:
@@ -239,27 +272,56 @@ class DeviceCore:
         if final != (bundle.status is not Status.MORE):
             raise SealError
         self.tally.add("opened")
+        self._gateways.heard(sent.gateway_id)
         session = live.session
+        if self._goes_elsewhere(now_s, live, where.attempt, bundle):
+            return []
         if bundle.payloads and bundle.end <= session.have:
             self.tally.add("duplicates")
+        if not self._keep.fits(bundle.payloads):
+            return self._perform(now_s, live, session.stop(OUTBOX_FULL))
         actions = session.on_bundle(now_s, where.attempt, number, bundle)
         return self._perform(now_s, live, actions)
+
+    def _goes_elsewhere(self, now_s: float, live: Live, attempt: int, bundle: Bundle) -> bool:
+        """A gateway without room is no reason to fail while another one may have some."""
+        refused = bundle.status is Status.FAILED and bundle.code == CapacityError.code
+        newest = attempt == live.session.next_attempt - 1
+        if not refused or not newest or live.session.have or bundle.payloads:
+            return False
+        live.refused_by.add(live.sent[attempt].gateway_id)
+        other = self._gateways.choose(now_s, live.row.model, before=None, avoid=live.refused_by)
+        if other is None:
+            return False
+        live.session.nudge(now_s)
+        return True
 
     def _on_late_response(self, now_s: float, where: Route, payload: bytes) -> list[DeviceEffect]:
         word = self._lingering.answer(now_s, where, payload)
         self.tally.add("duplicates")
         return [] if word is None else [self._seal.say(*word)]
 
-    def _send(self, now_s: float, live: Live) -> list[DeviceEffect]:
+    def _send(self, now_s: float, live: Live, *, has_turn: bool) -> list[DeviceEffect]:
+        session = live.session
+        if live.gateway_id is not None and session.silent_sends >= _SILENT_SENDS_BEFORE_MOVING:
+            self._gateways.went_silent(now_s, live.gateway_id)
         advert = None
         if self.connected:
-            moving = live.session.silent_sends >= _SILENT_SENDS_BEFORE_MOVING
-            advert = self._gateways.choose(live.row.model, before=live.gateway_id, moving=moving)
+            advert = self._gateways.choose(
+                now_s, live.row.model, before=live.gateway_id, avoid=live.refused_by
+            )
         if advert is None:
-            live.session.postpone(now_s)
+            # Whoever had no room before may have some when nobody else is left.
+            live.refused_by.clear()
+            session.postpone(now_s)
             return []
-        if live.session.next_attempt > 0:
+        if not has_turn:
+            session.wait_turn(now_s)
+            return []
+        if session.next_attempt > 0:
             self.tally.add("resends")
+        if live.gateway_id not in (None, advert.gateway_id):
+            self.tally.add("moves")
         live.gateway_id = advert.gateway_id
         attempt = live.session.send(now_s)
         request_id = live.row.request_id
@@ -269,12 +331,17 @@ class DeviceCore:
             return []
         return [self._seal.request(now_s, live, attempt, advert)]
 
+    def _window(self, priority: int) -> int:
+        """Requests under way beyond which one of `priority` waits."""
+        window = self._timing.window
+        return window if priority < _BULK_PRIORITY else window - window // 4
+
     def _perform(self, now_s: float, live: Live, actions: list[Action]) -> list[DeviceEffect]:
         effects: list[DeviceEffect] = []
         for action in actions:
             match action:
                 case Deliver(first, payloads):
-                    live.take(payloads)
+                    self._keep.take(live, payloads)
                     request_id = live.row.request_id
                     effects.append(Delivered(request_id=request_id, first=first, payloads=payloads))
                 case SendAck(rewind, done):
@@ -296,9 +363,16 @@ class DeviceCore:
         else:
             kept = self._keep.save(live)
             self.tally.add("completed" if state is State.DONE else "failed")
+        self._keep.forget(live)
+        self._nudge_queued(now_s)
         if live.sent and kept:
             kind = ControlKind.DONE if state is State.DONE else ControlKind.CANCEL
             seen, have = live.session.seen, live.session.have
             control = Control(kind=kind, have=have, credit=1, seen=seen)
             self._lingering.add(now_s, request_id, live.sent, control)
         return Ended(request_id=request_id, state=state, code=code)
+
+
+def _turn(live: Live) -> tuple[int, RequestId]:
+    """Who goes first: the more urgent, then the older."""
+    return live.row.priority, live.row.request_id

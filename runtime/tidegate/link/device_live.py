@@ -7,10 +7,11 @@ caller that gets False claims nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tidegate.errors import CapacityError
+from tidegate.link.at_rest import SEALED_OVERHEAD_BYTES
 from tidegate.link.counters import Tally
 from tidegate.link.device_session import DeviceSession, State
 from tidegate.link.lingering import Sent
@@ -32,13 +33,9 @@ class Live:
     outcome: Outcome = Outcome.OPEN
     sent: OrderedDict[int, Sent] = field(default_factory=OrderedDict)
     gateway_id: str | None = None
+    refused_by: set[str] = field(default_factory=set)
+    """Gateways that had no room for it."""
     unsaved: list[bytes] = field(default_factory=list, repr=False)
-
-    def take(self, payloads: tuple[bytes, ...]) -> None:
-        """Payloads that the application is about to get, in order."""
-        self.unsaved += payloads
-        for payload in payloads:
-            self.prefix.add(payload)
 
     def remember(self, attempt: int, sent: Sent) -> None:
         """Keep the keys of `attempt`, and of a few before it whose answers may still arrive."""
@@ -53,14 +50,42 @@ class Keeper:
     def __init__(self, outbox: Outbox, tally: Tally) -> None:
         self._outbox = outbox
         self._tally = tally
+        self._unsaved_bytes = 0
+
+    def fits(self, payloads: Sequence[bytes]) -> bool:
+        """The outbox has room for `payloads` beside all that is not saved yet."""
+        new_bytes = self._unsaved_bytes + _stored_bytes(payloads)
+        fit = True
+
+        def make_room(outbox: Outbox) -> None:
+            nonlocal fit
+            fit = outbox.make_room(new_bytes)
+
+        # A disk that refuses is another matter than a full outbox: see `save`.
+        return not self.wrote(make_room) or fit
+
+    def take(self, live: Live, payloads: tuple[bytes, ...]) -> None:
+        """Payloads that the application is about to get, in order."""
+        live.unsaved += payloads
+        self._unsaved_bytes += _stored_bytes(payloads)
+        for payload in payloads:
+            live.prefix.add(payload)
+
+    def forget(self, live: Live) -> None:
+        """What it has not saved is not worth it any more."""
+        self._unsaved_bytes -= _stored_bytes(live.unsaved)
+        live.unsaved = []
 
     def wrote(self, write: Callable[[Outbox], None]) -> bool:
         """Do `write`; False when the disk refuses, and then nothing may depend on it."""
+        dropped = self._outbox.dropped
         try:
             write(self._outbox)
         except CapacityError:
             self._tally.add("store_failures")
             return False
+        finally:
+            self._tally.add("answers_dropped", self._outbox.dropped - dropped)
         return True
 
     def save(self, live: Live) -> bool:
@@ -80,6 +105,10 @@ class Keeper:
         if not saved:
             return False
         live.saved += len(live.unsaved)
-        live.unsaved = []
+        self.forget(live)
         live.outcome = outcome
         return True
+
+
+def _stored_bytes(payloads: Sequence[bytes]) -> int:
+    return sum(map(len, payloads)) + SEALED_OVERHEAD_BYTES * len(payloads)

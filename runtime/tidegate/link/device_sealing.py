@@ -59,7 +59,7 @@ class DeviceSealer:
             handle=self._identity.handle,
         )
         topic = self._topics.request(advert.gateway_id, self._identity.handle)
-        live.remember(attempt, Sent(keys, topic))
+        live.remember(attempt, Sent(keys, topic, advert.gateway_id))
         return self._publish(topic, message)
 
     def control(self, live: Live, kind: ControlKind, *, rewind: bool = False) -> list[Publish]:

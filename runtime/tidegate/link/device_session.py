@@ -149,6 +149,15 @@ class DeviceSession:
         """The request cannot be sent now (no gateway is known): try again a little later."""
         self._send_at_s = now_s + self._timing.resend_min_s
 
+    def wait_turn(self, now_s: float) -> None:
+        """There is a gateway, but the window is full: others go first."""
+        self._connect_by_s = None
+        self.postpone(now_s)
+
+    def stop(self, code: str) -> list[Action]:
+        """End it from our side; the gateway is told if it may know of it."""
+        return [] if self.state in TERMINAL else self._stop(code)
+
     def poll(self, now_s: float) -> list[Action]:
         """Whatever is due at `now_s`, except sending, which `due_to_send` decides."""
         if self.state in TERMINAL:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from tidegate.errors import CapacityError, LinkError, SealError
-from tidegate.link.clock import CLOCK_SKEW_S
+from tidegate.link.at_rest import SEALED_OVERHEAD_BYTES
 from tidegate.link.counters import Tally
 from tidegate.link.effects import (
     GatewayEffect,
@@ -44,6 +44,9 @@ from tidegate.link.topics import Topics, last_level
 
 logger = logging.getLogger(__name__)
 _EXPIRE_EVERY_S = 60.0
+_AHEAD_S = 24 * 3600
+"""How far ahead of our clock an id may be: it only keeps its row that much longer, and a request
+made while either clock was wrong is still answered."""
 
 
 class GatewayCore:
@@ -119,14 +122,16 @@ class GatewayCore:
         effects: list[GatewayEffect] = []
         progress: list[Progress] = []
         touched: dict[LiveKey, Live] = {}
+        room_bytes = min(self._store.room_bytes, self._live.room_bytes)
         for item in batch:
             if (found := self._live.of_run(item.run)) is None:
                 continue
             key, live = found
             touched[key] = live
-            step = take_output(live, item.output)
+            step = take_output(live, item.output, room_bytes=room_bytes)
             if step is not None:
                 progress.append(step)
+                room_bytes -= sum(len(payload) + SEALED_OVERHEAD_BYTES for payload in step.payloads)
             effects += self._take(item.run, live, step)
         try:
             if progress:
@@ -166,7 +171,7 @@ class GatewayCore:
     def _expire(self) -> None:
         self._rotate()
         try:
-            self._store.expire(self._oldest_ms())
+            self._store.expire(self._oldest_ms(), now_ms=int(self._wall_s() * 1000))
         except CapacityError:
             self.tally.add("store_failures")
 
@@ -177,7 +182,7 @@ class GatewayCore:
     def _on_request(self, now_s: float, key: LiveKey, payload: bytes) -> list[GatewayEffect]:
         keys = self._keys.open(key.handle, payload)
         call = Call.decode(keys.body)
-        newest_ms = (self._wall_s() + CLOCK_SKEW_S) * 1000
+        newest_ms = (self._wall_s() + _AHEAD_S) * 1000
         if not self._oldest_ms() <= request_time_ms(key.request_id) <= newest_ms:
             raise SealError
         self.tally.add("opened")
@@ -211,7 +216,8 @@ class GatewayCore:
         try:
             if self._live.full(key.handle):
                 raise CapacityError("gateway: all places taken")
-            self._store.begin(row_key, keys.attempt)
+            expires_ms = int(self._wall_s() * 1000) + call.ttl_ms
+            self._store.begin(row_key, keys.attempt, expires_ms=expires_ms)
         except CapacityError as error:
             return self._refuse(key, keys, error.code)
         return self._open_session(now_s, key, row_key, keys, call, stored=[], ended=None)

@@ -1,88 +1,133 @@
-"""Which gateways a device knows: the newest signed advert of each, and which one to ask."""
+"""Which gateways a device knows: the newest signed advert of each, and which one to ask.
+
+Whether a gateway lives is told by our monotonic clock, from when its advert came, so that a wall
+clock that jumps neither forgets one nor keeps one. Health is what we saw ourselves: a gateway that
+left requests without any sign of life comes last until it says something, or for a while.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from tidegate.errors import IdentityError
 from tidegate.link.counters import Tally
 from tidegate.link.identity import DeviceIdentity
 from tidegate.link.prekeys import Advert, open_advert
+from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics
 
 _GATEWAYS_KEPT = 256
 
 
+@dataclass(slots=True)
+class _Known:
+    """A gateway; times are monotonic seconds."""
+
+    advert: Advert
+    until_s: float
+    suspect_until_s: float = 0.0
+
+
 class GatewayDirectory:
     """Adverts that verified against the pinned fleet root; an older version never replaces one."""
 
-    def __init__(self, identity: DeviceIdentity, wall_s: Callable[[], float], tally: Tally) -> None:
+    def __init__(
+        self,
+        identity: DeviceIdentity,
+        *,
+        timing: Timing,
+        rng: random.Random,
+        wall_s: Callable[[], float],
+        tally: Tally,
+    ) -> None:
         self._identity = identity
         self._topics = Topics(identity.group)
+        self._timing = timing
+        self._rng = rng
         self._wall_s = wall_s
         self._tally = tally
-        self._adverts: dict[str, Advert] = {}
-        self._alive_until_s: dict[str, float] = {}
+        self._known: dict[str, _Known] = {}
         self.problem = ""
         """Why the last advert was rejected, for people; empty when none was."""
 
-    def receive(self, topic: str, payload: bytes) -> bool:
+    def receive(self, now_s: float, topic: str, payload: bytes) -> bool:
         """Take in an advert; True when it shows a gateway that was not alive before."""
-        now_s = self._wall_s()
+        wall_s = self._wall_s()
         try:
             advert = open_advert(
-                payload, root=self._identity.root, group=self._identity.group, now_s=now_s
+                payload, root=self._identity.root, group=self._identity.group, now_s=wall_s
             )
         except (IdentityError, ValueError) as error:
             self.problem = str(error)
             self._tally.add("adverts_rejected")
             return False
-        known = self._adverts.get(advert.gateway_id)
-        if known is not None and advert.version == known.version:
+        known = self._known.get(advert.gateway_id)
+        if known is not None and advert.version == known.advert.version:
             # The broker repeats the retained advert after every subscription.
             return False
-        older = known is not None and advert.version < known.version
-        full = known is None and len(self._adverts) >= _GATEWAYS_KEPT
+        older = known is not None and advert.version < known.advert.version
+        full = known is None and len(self._known) >= _GATEWAYS_KEPT
         if older or full or topic != self._topics.advert(advert.gateway_id):
             self._tally.add("adverts_rejected")
             return False
-        was_alive = known is not None and now_s < self._alive_until_s[advert.gateway_id]
-        self._adverts[advert.gateway_id] = advert
-        self._alive_until_s[advert.gateway_id] = _alive_until_s(known, advert, now_s)
         self._tally.add("adverts")
-        return not was_alive
+        # One that follows an older advert has just been sent, so it lasts from now. The first one
+        # may be what the broker kept of a gateway that is long gone: it also ends when it says.
+        lives_s = float(advert.expires_s - advert.issued_s)
+        if known is None:
+            lives_s = min(lives_s, advert.expires_s - wall_s)
+            self._known[advert.gateway_id] = _Known(advert, now_s + lives_s)
+            return lives_s > 0
+        was_dead = known.until_s <= now_s
+        known.advert, known.until_s = advert, now_s + lives_s
+        return was_dead
 
-    def alive(self) -> list[Advert]:
+    def alive(self, now_s: float) -> list[Advert]:
         """Adverts that are valid now, the least loaded first."""
-        now_s = self._wall_s()
-        valid = [
-            advert
-            for advert in self._adverts.values()
-            if now_s < self._alive_until_s[advert.gateway_id] and advert.prekey(now_s) is not None
-        ]
-        return sorted(valid, key=lambda advert: advert.load)
+        return sorted(
+            (known.advert for known in self._usable(now_s)), key=lambda advert: advert.load
+        )
 
-    def choose(self, model: str | None, *, before: str | None, moving: bool) -> Advert | None:
-        """The gateway to ask: the one from `before`, or, when `moving`, rather another one.
+    def choose(
+        self, now_s: float, model: str | None, *, before: str | None, avoid: Collection[str] = ()
+    ) -> Advert | None:
+        """The gateway to ask: with `model`, if it is given, and never one of `avoid`.
 
-        Among others the least loaded. Only gateways with `model` count, if it is given.
+        The one from `before` while it is healthy; else the less loaded of two healthy ones taken
+        at random, so that devices that hear the same adverts do not all move to the same gateway;
+        else, when all went silent, the one whose silence is longest ago.
         """
         fit = [
-            advert
-            for advert in self.alive()
-            if model is None or model in {one.id for one in advert.models}
+            known
+            for known in self._usable(now_s)
+            if known.advert.gateway_id not in avoid
+            and (model is None or model in {one.id for one in known.advert.models})
         ]
-        same = [advert for advert in fit if advert.gateway_id == before]
-        others = [advert for advert in fit if advert.gateway_id != before]
-        ranked = others + same if moving else same + others
-        return ranked[0] if ranked else None
+        healthy = [known.advert for known in fit if known.suspect_until_s <= now_s]
+        for advert in healthy:
+            if advert.gateway_id == before:
+                return advert
+        if healthy:
+            two = self._rng.sample(healthy, min(2, len(healthy)))
+            return min(two, key=lambda advert: advert.load)
+        return min(fit, key=lambda known: known.suspect_until_s).advert if fit else None
 
+    def went_silent(self, now_s: float, gateway_id: str) -> None:
+        """Requests to `gateway_id` were left without a sign of life."""
+        if (known := self._known.get(gateway_id)) is not None:
+            known.suspect_until_s = now_s + self._timing.lease_s
 
-def _alive_until_s(known: Advert | None, advert: Advert, now_s: float) -> float:
-    """When to give a gateway up, by our clock, which may be a while off from its clock.
+    def heard(self, gateway_id: str) -> None:
+        """`gateway_id` sent something that opened."""
+        if (known := self._known.get(gateway_id)) is not None:
+            known.suspect_until_s = 0.0
 
-    One that follows an older advert has just been sent, so it lasts from now. The first one may be
-    what the broker kept of a gateway that is long gone, so it also ends when it says.
-    """
-    lasts_until_s = now_s + advert.expires_s - advert.issued_s
-    return min(lasts_until_s, advert.expires_s) if known is None else lasts_until_s
+    def _usable(self, now_s: float) -> list[_Known]:
+        wall_s = self._wall_s()
+        return [
+            known
+            for known in self._known.values()
+            if now_s < known.until_s and known.advert.prekey(wall_s) is not None
+        ]

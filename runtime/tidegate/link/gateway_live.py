@@ -16,6 +16,8 @@ from tidegate.link.gateway_store import RequestKey
 
 _WAITING_PER_PLACE = 4
 """Live requests, running or waiting to be fetched, per place to run one: bounds memory."""
+MAX_LIVE_BYTES = 256 * 1024 * 1024
+"""Of all answers in memory together; in the store there may be more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,14 @@ class LiveTable:
             or len(self._live) >= self._max_requests * _WAITING_PER_PLACE
             or sum(live.run is not None for live in its_own) >= share
             or len(its_own) >= share * _WAITING_PER_PLACE
+            or self.room_bytes == 0
         )
+
+    @property
+    def room_bytes(self) -> int:
+        """What the answers in memory may still grow by."""
+        held_bytes = sum(live.answer_bytes for live in self._live.values())
+        return max(0, MAX_LIVE_BYTES - held_bytes)
 
     def __iter__(self) -> Iterator[tuple[LiveKey, Live]]:
         """All of them as they are now; they may be dropped meanwhile."""

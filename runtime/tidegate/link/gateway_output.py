@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tidegate.errors import CapacityError
 from tidegate.link.effects import RunId
 from tidegate.link.gateway_live import Live
 from tidegate.link.gateway_session import DIVERGED
@@ -27,10 +28,11 @@ class Produced:
     output: bytes | Finished = field(repr=False)
 
 
-def take_output(live: Live, output: bytes | Finished) -> Progress | None:
+def take_output(live: Live, output: bytes | Finished, *, room_bytes: int) -> Progress | None:
     """What to store of `output`; None when an earlier run has stored it already.
 
-    A payload beyond the limits, or one that an earlier run contradicts, is the answer's end.
+    A payload beyond the limits or the store's room, or one that an earlier run contradicts, is
+    the answer's end.
     """
     if isinstance(output, Finished):
         return _take_ending(live, output)
@@ -39,6 +41,8 @@ def take_output(live: Live, output: bytes | Finished) -> Progress | None:
         live.answer_bytes += len(output)
         if len(output) > MAX_PAYLOAD_BYTES or live.answer_bytes > MAX_ANSWER_BYTES:
             return _take_ending(live, Finished(Status.FAILED, "answer_too_large"))
+        if len(output) > room_bytes:
+            return _take_ending(live, Finished(Status.FAILED, CapacityError.code))
     number = session.produce(output)
     if session.diverged:
         return _take_ending(live, Finished(Status.FAILED, DIVERGED))

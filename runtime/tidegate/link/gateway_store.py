@@ -17,17 +17,29 @@ from tidegate.link.at_rest import Database
 from tidegate.link.envelope import DeviceId, RequestId
 from tidegate.link.messages import Status
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS requests (
-    device_id BLOB NOT NULL, request_id BLOB NOT NULL, attempt INTEGER NOT NULL,
-    status INTEGER NOT NULL, code TEXT NOT NULL, closed INTEGER NOT NULL,
-    PRIMARY KEY (device_id, request_id)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS requests_by_age ON requests (request_id);
-CREATE TABLE IF NOT EXISTS chunks (
-    device_id BLOB NOT NULL, request_id BLOB NOT NULL, number INTEGER NOT NULL,
-    sealed BLOB NOT NULL, PRIMARY KEY (device_id, request_id, number));
-CREATE TABLE IF NOT EXISTS adverts (version INTEGER NOT NULL);
-"""
+SCHEMA = (
+    (
+        """CREATE TABLE IF NOT EXISTS requests (
+            device_id BLOB NOT NULL, request_id BLOB NOT NULL, attempt INTEGER NOT NULL,
+            status INTEGER NOT NULL, code TEXT NOT NULL, closed INTEGER NOT NULL,
+            PRIMARY KEY (device_id, request_id)) WITHOUT ROWID""",
+        "CREATE INDEX IF NOT EXISTS requests_by_age ON requests (request_id)",
+        """CREATE TABLE IF NOT EXISTS chunks (
+            device_id BLOB NOT NULL, request_id BLOB NOT NULL, number INTEGER NOT NULL,
+            sealed BLOB NOT NULL, PRIMARY KEY (device_id, request_id, number))""",
+        "CREATE TABLE IF NOT EXISTS adverts (version INTEGER NOT NULL)",
+    ),
+    (
+        # When its device stops waiting. What an older release began is kept as long as its id.
+        f"ALTER TABLE requests ADD COLUMN expires_ms INTEGER NOT NULL DEFAULT {2**62}",
+        "CREATE INDEX requests_by_expiry ON requests (closed, expires_ms)",
+    ),
+)
+"""Unix times in ms."""
+_KEEP_EXPIRED_MS = 3600 * 1000
+"""An answer outlives its device's patience by this much, for clocks that jump."""
+_FULL_SHARE = 0.75
+"""Of `max_bytes` that begun answers may fill before no new one is begun."""
 _WHERE = "WHERE device_id = ? AND request_id = ?"
 
 
@@ -62,8 +74,9 @@ class Progress:
 class GatewayStore:
     """The gateway's store.
 
-    `begin` refuses to exceed `max_rows`, which is 72 h of 19 requests a second, and to add to
-    `max_bytes` of answers that nobody fetched; those that were begun are stored to their end.
+    `begin` refuses to exceed `max_rows`, which is 72 h of 19 requests a second, and what would
+    fill more than three quarters of `max_bytes`; `room_bytes` is what the answers that were begun
+    may still grow by.
     """
 
     def __init__(
@@ -88,6 +101,11 @@ class GatewayStore:
         """
         return cls(Database(path, SCHEMA))
 
+    @property
+    def room_bytes(self) -> int:
+        """What may still be stored of answers."""
+        return max(0, self._max_bytes - self._bytes)
+
     def find(self, key: RequestKey) -> GatewayRow | None:
         rows = self._db.read(f"SELECT attempt, status, code, closed FROM requests {_WHERE}", *key)
         if not rows:
@@ -95,19 +113,23 @@ class GatewayStore:
         attempt, status, code, closed = rows[0]
         return GatewayRow(attempt=attempt, status=Status(status), code=code, closed=bool(closed))
 
-    def begin(self, key: RequestKey, attempt: int) -> None:
+    def begin(self, key: RequestKey, attempt: int, *, expires_ms: int) -> None:
         """Write the row that must exist before any work on the request.
+
+        Its answer is of no use to anyone after `expires_ms`.
 
         Raises:
             CapacityError: too many rows, or bytes of answers that nobody fetched.
         """
         if self._rows >= self._max_rows:
             raise CapacityError(f"gateway store: {self._rows} rows: at most {self._max_rows}")
-        if self._bytes >= self._max_bytes:
+        if self._bytes >= self._max_bytes * _FULL_SHARE:
             raise CapacityError(f"gateway store: at most {self._max_bytes} bytes of answers")
         with self._db.write() as db:
             db.execute(
-                "INSERT INTO requests VALUES (?, ?, ?, ?, '', 0)", (*key, attempt, Status.MORE)
+                "INSERT INTO requests (device_id, request_id, attempt, status, code, closed,"
+                " expires_ms) VALUES (?, ?, ?, ?, '', 0, ?)",
+                (*key, attempt, Status.MORE, expires_ms),
             )
         self._rows += 1
 
@@ -149,8 +171,27 @@ class GatewayStore:
         row_key = b"".join(key)
         return [self._db.cipher.open(row_key, f"chunk {number}", data) for number, data in rows]
 
-    def expire(self, oldest_ms: int) -> None:
-        """Drop everything whose request id was made before `oldest_ms` (Unix time)."""
+    def expire(self, oldest_ms: int, *, now_ms: int) -> None:
+        """Drop requests made before `oldest_ms`, and answers nobody waits for at `now_ms`.
+
+        The row of such an answer stays, closed, until its id is too old to be accepted.
+        """
+        self._drop_old(oldest_ms)
+        self._drop_late(now_ms - _KEEP_EXPIRED_MS)
+        self._db.sweep()
+
+    def _drop_late(self, before_ms: int) -> None:
+        late = [
+            RequestKey(device_id, request_id)
+            for device_id, request_id in self._db.read(
+                "SELECT device_id, request_id FROM requests WHERE closed = 0 AND expires_ms < ?",
+                before_ms,
+            )
+        ]
+        for key in late:
+            self.close_request(key, "deadline_exceeded")
+
+    def _drop_old(self, oldest_ms: int) -> None:
         oldest = max(0, oldest_ms).to_bytes(6, "big")
         old_chunks = (
             "WHERE (device_id, request_id) IN"

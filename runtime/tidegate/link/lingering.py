@@ -21,10 +21,11 @@ _KEPT = 256
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """An attempt under way: its keys, and the topic of the gateway that has it."""
+    """An attempt under way: its keys, and the gateway that has it with its topic."""
 
     keys: DeviceAttempt = field(repr=False)
     topic: str
+    gateway_id: str
 
 
 @dataclass(slots=True)

@@ -32,10 +32,14 @@ class Timing:
     advert_valid_s: float = 60.0
     credit: int = 32
     """Sealed messages in flight towards the device before it must acknowledge."""
+    window: int = 512
+    """Requests of one device under way at once; the others wait in the outbox, by priority."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.credit <= 1024:
             raise ConfigError("link.credit", self.credit, "1 to 1024")
+        if not 1 <= self.window <= 65536:
+            raise ConfigError("link.window", self.window, "1 to 65536")
         if not 0 <= self.tick_s <= 1:
             raise ConfigError("link.tick_s", self.tick_s, "0 to 1 s")
         if not 0 < self.heartbeat_s < self.silence_s < self.lease_s:
