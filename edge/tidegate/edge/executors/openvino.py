@@ -44,8 +44,8 @@ from tidegate.model.architecture import Architecture
 
 __all__ = ["OpenVinoExecutor", "OpenVinoSettings"]
 
-_MOVE_AFTER_S = 3.0
-"""Tiles move to huge pages after the first answers, which a start is waited for."""
+_HUGE_AFTER_S = 3.0
+"""Weights move to huge pages after the first answers, which a start is waited for."""
 
 
 class OpenVinoExecutor:
@@ -87,7 +87,7 @@ class OpenVinoExecutor:
             self._warm_up()
         self._run([_zeros(1, 1)])
         if swapped is not None:
-            swapped.place.move_after(_MOVE_AFTER_S)
+            swapped.place.move_after(_HUGE_AFTER_S)
         self._facts = ExecutorFacts(
             runtime=f"openvino {openvino_release()}",
             linear=self._graph.linear,
@@ -131,6 +131,12 @@ class OpenVinoExecutor:
         if self._graph is not None and self._graph.swapped is not None:
             self._graph.swapped.place.close()
         self._graph = None
+
+    @property
+    def in_huge_pages(self) -> bool:
+        """The native layer's tiles have moved to huge pages."""
+        swapped = self._graph.swapped if self._graph is not None else None
+        return swapped is not None and swapped.place.moved
 
     @property
     def facts(self) -> ExecutorFacts:
