@@ -26,9 +26,9 @@ from tidegate.engine.executor import Executor
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
 from tidegate.errors import ConfigError
+from tidegate.link.broker_access import CheckMode, gateway_transport
 from tidegate.link.gateway import Gateway
 from tidegate.link.identity import load_gateway
-from tidegate.link.mqtt import MqttTransport
 from tidegate.link.prekeys import ModelOffer
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.text_files import write_text_files
@@ -46,6 +46,8 @@ class GatewaySettings:
     """`mqtt://` or `mqtts://`, with the password in it if there is one: never logged."""
     keys: Path
     """The folder that the gateway's keys and its request table live in."""
+    broker_check: CheckMode = "auto"
+    """Whether to refuse a broker on which others' topics can be used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +160,8 @@ class CloudBackend(EngineBackend):
 
 def _open_gateway(settings: GatewaySettings, handler: LinkHandler, engine: Engine) -> Gateway:
     offer = ModelOffer(id=engine.model_id, context_tokens=engine.context_tokens)
-    return Gateway(settings.keys, MqttTransport(settings.broker), handler, models=lambda: (offer,))
+    transport = gateway_transport(settings.broker, settings.keys, check=settings.broker_check)
+    return Gateway(settings.keys, transport, handler, models=lambda: (offer,))
 
 
 def _open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:

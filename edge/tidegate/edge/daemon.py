@@ -46,8 +46,8 @@ from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
 from tidegate.errors import BundleError, ConfigError
+from tidegate.link.broker_access import CheckMode, device_transport
 from tidegate.link.device import DeviceLink
-from tidegate.link.mqtt import MqttTransport
 from tidegate.model.bundle import Bundle
 from tidegate.model.manifest import MAX_MANIFEST_BYTES, Manifest
 
@@ -62,6 +62,8 @@ class LinkSettings:
     """`mqtt://` or `mqtts://`, with the password in it if there is one: never logged."""
     keys: Path
     """The folder that the device's keys and outbox live in."""
+    broker_check: CheckMode = "auto"
+    """Whether to refuse a broker on which others' topics can be used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +184,10 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
     async with AsyncExitStack() as stack:
         link = None
         if settings.link is not None:
-            link = DeviceLink(settings.link.keys, MqttTransport(settings.link.broker))
+            transport = device_transport(
+                settings.link.broker, settings.link.keys, check=settings.link.broker_check
+            )
+            link = DeviceLink(settings.link.keys, transport)
             stack.push_async_callback(link.close)
         executor = _open_model(bundle, settings)
         stack.callback(executor.close)

@@ -47,6 +47,7 @@ class MqttTransport:
         ca_file: PEM roots for `mqtts`; the system's by default.
         files: roots and client certificate for `mqtts`, instead of `ca_file`.
         presence: topic to keep a retained sign of life on, by a last will.
+        canary: topic to keep random bytes on: see `broker_check`.
         check: looks at the broker before the first connection is used, and again after a refusal.
         mqtt5: speak MQTT 5 where the broker does, for its hints.
 
@@ -61,6 +62,7 @@ class MqttTransport:
         ca_file: Path | None = None,
         files: TlsFiles | None = None,
         presence: str | None = None,
+        canary: str | None = None,
         check: Check | None = None,
         mqtt5: bool = False,
     ) -> None:
@@ -68,6 +70,7 @@ class MqttTransport:
         context = tls_context(files or TlsFiles(ca=ca_file)) if self._url.tls else None
         self._access = Access(url=self._url, tls=context, mqtt5=mqtt5)
         self._presence = presence
+        self._canary = canary
         self._check = check
         self._filters: list[str] = []
         self._queue = EventQueue()
@@ -87,6 +90,11 @@ class MqttTransport:
     def dropped(self) -> int:
         """Messages that arrived and were thrown away: see `EventQueue`."""
         return self._queue.dropped
+
+    @property
+    def looks_first(self) -> bool:
+        """It will look at the broker before it uses it."""
+        return self._check is not None
 
     def subscribe(self, topic_filter: str) -> None:
         self._filters.append(topic_filter)
@@ -145,6 +153,8 @@ class MqttTransport:
                 raise UnavailableError("refused: not allowed to subscribe")
             if self._presence is not None:
                 await connection.publish(self._presence, HERE + session, retain=True)
+            if self._canary is not None:
+                await connection.publish(self._canary, secrets.token_bytes(32), retain=True)
             self._connection = connection
             self._queue.put(Connected())
             await connection.serve()

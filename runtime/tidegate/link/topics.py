@@ -43,6 +43,13 @@ class Topics:
     def response(self, handle: str) -> str:
         return f"{_ROOT}/{self.group}/r/{handle}"
 
+    def presence(self, handle: str) -> str:
+        return f"{_ROOT}/{self.group}/s/{handle}"
+
+    @property
+    def every_presence(self) -> str:
+        return self.presence("+")
+
     def is_advert(self, topic: str) -> bool:
         return topic.startswith(f"{_ROOT}/{self.group}/gw/") and topic.endswith("/advert")
 

@@ -104,9 +104,15 @@ class EventQueue:
             self._held_bytes += size_bytes
         self._queue.put_nowait(event)
 
+    def take_all(self) -> list[TransportEvent]:
+        """Everything that waits, without waiting."""
+        return [self._taken(self._queue.get_nowait()) for _ in range(self._queue.qsize())]
+
     async def events(self) -> AsyncIterator[TransportEvent]:
         while True:
-            event = await self._queue.get()
-            if isinstance(event, Message):
-                self._held_bytes -= len(event.payload)
-            yield event
+            yield self._taken(await self._queue.get())
+
+    def _taken(self, event: TransportEvent) -> TransportEvent:
+        if isinstance(event, Message):
+            self._held_bytes -= len(event.payload)
+        return event

@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads (default: the runtime's choice)")
     parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to listen on")
     parser.add_argument("--keys", type=Path, help="folder with the gateway's keys, for --link")
+    parser.add_argument(
+        "--broker-check",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="refuse a broker that lets one client use another's topics (default: unless it is"
+        " on loopback)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
         rows=args.rows,
         context_tokens=args.context,
         threads=args.threads,
-        gateway=None if args.link is None else GatewaySettings(broker=args.link, keys=args.keys),
+        gateway=None
+        if args.link is None
+        else GatewaySettings(broker=args.link, keys=args.keys, broker_check=args.broker_check),
     )
 
     async def main(stop: asyncio.Event) -> None:

@@ -25,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to the cloud")
     parser.add_argument("--keys", type=Path, help="folder with the device's keys, for --link")
+    parser.add_argument(
+        "--broker-check",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="refuse a broker that lets one client use another's topics (default: unless it is"
+        " on loopback)",
+    )
 
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +186,9 @@ def run(args: argparse.Namespace) -> int:
         unload_after_s=args.unload_after,
         restart_when_stuck=args.restart_when_stuck,
         trusted_signers=read_trust(args.trust),
-        link=None if args.link is None else LinkSettings(broker=args.link, keys=args.keys),
+        link=None
+        if args.link is None
+        else LinkSettings(broker=args.link, keys=args.keys, broker_check=args.broker_check),
     )
 
     async def main(stop: asyncio.Event) -> None:
