@@ -1,7 +1,9 @@
 """Making a fleet: a root, gateways certified by it, devices registered at them.
 
-Directories: a fleet has `root.key` (keep it offline) and `fleet.json`; a gateway `gateway.key`,
-`gateway.cert`, `gateway.json`, `devices.sqlite`; a device `device.key` and `device.json`.
+Directories: a fleet has `root.key` (keep it offline), `fleet.json` and the certificate authority
+of `certificates_store`; a gateway `gateway.key`, `gateway.cert`, `gateway.json`, `root.pub`,
+`devices.sqlite` and, if it enrols devices, the authority; a device `device.key`, `device.json` and,
+if it enrolled, its broker certificate.
 """
 
 from __future__ import annotations
@@ -16,24 +18,40 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tidegate.errors import IdentityError
 from tidegate.link import statements
+from tidegate.link.certificates import issue_gateway
+from tidegate.link.certificates_store import (
+    BROKER_CA,
+    BROKER_CERTIFICATE,
+    BROKER_KEY,
+    load_authority,
+    new_authority,
+    write_authority,
+)
 from tidegate.link.envelope import DeviceId
 from tidegate.link.identity import (
     CERTIFICATE_LABEL,
     HANDLE_CHARACTERS,
+    ROOT_FILE,
     DeviceIdentity,
     GatewayIdentity,
     load_device,
     load_gateway,
 )
-from tidegate.link.keyfiles import read_key, read_public, write_atomic
+from tidegate.link.keyfiles import (
+    passphrase_from_environment,
+    read_key,
+    read_public,
+    write_atomic,
+)
 from tidegate.link.registry import DeviceRecord, DeviceRegistry
 from tidegate.link.topics import check_name
+from tidegate.link.wrapping import PassphraseSource
 
 CERTIFICATE_VALID_S = 365 * 24 * 3600
 
 
-def create_fleet(fleet_dir: Path, *, group: str = "home") -> None:
-    """Make a fleet root.
+def create_fleet(fleet_dir: Path, *, group: str = "home", now_s: float | None = None) -> None:
+    """Make a fleet root and its certificate authority.
 
     Raises:
         IdentityError: there is one already.
@@ -45,12 +63,27 @@ def create_fleet(fleet_dir: Path, *, group: str = "home") -> None:
     write_atomic(fleet_dir / "root.key", root.private_bytes_raw())
     public = root.public_key().public_bytes_raw().hex()
     _write_json(fleet_dir / "fleet.json", {"group": group, "root": public})
+    write_authority(fleet_dir, new_authority(root, group, now_s=now_s))
 
 
 def add_gateway(
-    fleet_dir: Path, gateway_dir: Path, gateway_id: str, *, now_s: float | None = None
+    fleet_dir: Path,
+    gateway_dir: Path,
+    gateway_id: str,
+    *,
+    enrols: bool = True,
+    now_s: float | None = None,
+    passphrase: PassphraseSource = passphrase_from_environment,
 ) -> GatewayIdentity:
     """Make a gateway's key and have the root certify it for a year.
+
+    Args:
+        fleet_dir: the fleet's, with the root.
+        gateway_dir: gets the gateway.
+        gateway_id: its name.
+        enrols: it gets the certificate authority, too, to enrol devices and renew them.
+        now_s: the clock, Unix seconds.
+        passphrase: asked when the fleet's keys are wrapped.
 
     Raises:
         IdentityError: the fleet is missing, or `gateway_dir` has a gateway already.
@@ -58,7 +91,30 @@ def add_gateway(
     check_name("gateway", gateway_id)
     if (gateway_dir / "gateway.key").exists():
         raise IdentityError(f"{gateway_dir}: already has a gateway")
-    root, group = _root(fleet_dir)
+    root, group = read_fleet(fleet_dir, passphrase=passphrase)
+    # A fleet from before there were authorities has none.
+    if enrols and (fleet_dir / "ca.key").exists():
+        write_authority(gateway_dir, load_authority(fleet_dir, passphrase=passphrase))
+    public = root.public_key().public_bytes_raw()
+    write_atomic(gateway_dir / ROOT_FILE, public.hex().encode())
+    _write_json(gateway_dir / "gateway.json", {"group": group, "gateway": gateway_id})
+    certify_gateway(root, gateway_dir, group, gateway_id, now_s=now_s)
+    return load_gateway(gateway_dir)
+
+
+def certify_gateway(
+    root: Ed25519PrivateKey,
+    gateway_dir: Path,
+    group: str,
+    gateway_id: str,
+    *,
+    now_s: float | None = None,
+) -> None:
+    """Give a gateway a new signing key and the root's certificate for it.
+
+    Devices believe whatever the root certifies, so the old key's adverts and the new key's are
+    both good until the old certificate ends; a lost key is the reason to make a new fleet.
+    """
     key = Ed25519PrivateKey.generate()
     nbf_s = int(time.time() if now_s is None else now_s)
     certificate = statements.sign(
@@ -73,9 +129,21 @@ def add_gateway(
         },
     )
     write_atomic(gateway_dir / "gateway.cert", certificate)
-    _write_json(gateway_dir / "gateway.json", {"group": group, "gateway": gateway_id})
     write_atomic(gateway_dir / "gateway.key", key.private_bytes_raw())
-    return load_gateway(gateway_dir)
+
+
+def certify_for_broker(fleet_dir: Path, gateway_dir: Path, *, passphrase: PassphraseSource) -> None:
+    """Give a gateway the certificate with which it connects to the fleet's own broker.
+
+    Raises:
+        IdentityError: the fleet has no certificate authority, or no gateway is there.
+    """
+    authority = load_authority(fleet_dir, passphrase=passphrase)
+    gateway_id = statements.text(json.loads(read_public(gateway_dir / "gateway.json")), "gateway")
+    made = issue_gateway(authority.current, gateway_id)
+    write_atomic(gateway_dir / BROKER_CA, authority.bundle_pem)
+    write_atomic(gateway_dir / BROKER_KEY, made.key_pem)
+    write_atomic(gateway_dir / BROKER_CERTIFICATE, made.certificate_pem)
 
 
 def add_device(fleet_dir: Path, device_dir: Path, gateway_dirs: Sequence[Path]) -> DeviceIdentity:
@@ -86,7 +154,7 @@ def add_device(fleet_dir: Path, device_dir: Path, gateway_dirs: Sequence[Path]) 
     """
     if (device_dir / "device.key").exists():
         raise IdentityError(f"{device_dir}: already has a device")
-    root, group = _root(fleet_dir)
+    root, group = read_fleet(fleet_dir)
     key = Ed25519PrivateKey.generate()
     device_id = DeviceId(secrets.token_bytes(16))
     handle = secrets.token_hex(HANDLE_CHARACTERS // 2)
@@ -126,9 +194,18 @@ def pair(device_dir: Path, gateway_dir: Path) -> None:
         add_device(fleet_dir, device_dir, [gateway_dir])
 
 
-def _root(fleet_dir: Path) -> tuple[Ed25519PrivateKey, str]:
+def read_fleet(
+    fleet_dir: Path, *, passphrase: PassphraseSource = passphrase_from_environment
+) -> tuple[Ed25519PrivateKey, str]:
+    """The fleet's root and group.
+
+    Raises:
+        IdentityError: there is no fleet, or its root cannot be used.
+    """
     fields = json.loads(read_public(fleet_dir / "fleet.json"))
-    key = Ed25519PrivateKey.from_private_bytes(read_key(fleet_dir / "root.key"))
+    key = Ed25519PrivateKey.from_private_bytes(
+        read_key(fleet_dir / "root.key", passphrase=passphrase)
+    )
     return key, check_name("fleet.json group", statements.text(fields, "group"))
 
 

@@ -17,11 +17,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from tidegate.errors import IdentityError
 from tidegate.link import statements
 from tidegate.link.envelope import DeviceId
-from tidegate.link.keyfiles import read_key, read_public
+from tidegate.link.keyfiles import (
+    KEY_BYTES,
+    passphrase_from_environment,
+    read_key,
+    read_public,
+)
 from tidegate.link.topics import check_name
+from tidegate.link.wrapping import PassphraseSource
 
 CERTIFICATE_LABEL = "gateway certificate"
 HANDLE_CHARACTERS = 32
+ROOT_FILE = "root.pub"
+"""The root's public key in a gateway's folder, in hexadecimal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,8 +80,10 @@ def open_certificate(root: Ed25519PublicKey, certificate: bytes) -> GatewayCerti
     )
 
 
-def load_device(directory: Path) -> DeviceIdentity:
-    """Load what `fleet.add_device` wrote.
+def load_device(
+    directory: Path, *, passphrase: PassphraseSource = passphrase_from_environment
+) -> DeviceIdentity:
+    """Load what `fleet.add_device` or `tidegate enroll` wrote.
 
     Raises:
         IdentityError: a file is missing, damaged or readable by others.
@@ -84,12 +94,14 @@ def load_device(directory: Path) -> DeviceIdentity:
         group=check_name("device.json group", statements.text(fields, "group")),
         device_id=DeviceId(statements.hexadecimal(fields, "device_id", 16)),
         handle=check_name("device.json handle", handle),
-        key=Ed25519PrivateKey.from_private_bytes(read_key(directory / "device.key")),
+        key=_signing_key(directory / "device.key", passphrase),
         root=Ed25519PublicKey.from_public_bytes(statements.hexadecimal(fields, "root", 32)),
     )
 
 
-def load_gateway(directory: Path) -> GatewayIdentity:
+def load_gateway(
+    directory: Path, *, passphrase: PassphraseSource = passphrase_from_environment
+) -> GatewayIdentity:
     """Load what `fleet.add_gateway` wrote.
 
     Raises:
@@ -99,9 +111,29 @@ def load_gateway(directory: Path) -> GatewayIdentity:
     return GatewayIdentity(
         group=check_name("gateway.json group", statements.text(fields, "group")),
         gateway_id=check_name("gateway.json gateway", statements.text(fields, "gateway")),
-        key=Ed25519PrivateKey.from_private_bytes(read_key(directory / "gateway.key")),
+        key=_signing_key(directory / "gateway.key", passphrase),
         certificate=read_public(directory / "gateway.cert"),
     )
+
+
+def read_root(directory: Path) -> bytes:
+    """The fleet root's public key, as a gateway's folder has it.
+
+    Raises:
+        IdentityError: it is missing or damaged.
+    """
+    path = directory / ROOT_FILE
+    try:
+        root = bytes.fromhex(read_public(path).decode("ascii"))
+    except ValueError:
+        raise IdentityError(f"{path}: must be hexadecimal") from None
+    if len(root) != KEY_BYTES:
+        raise IdentityError(f"{path}: {len(root)} bytes: must be {KEY_BYTES}")
+    return root
+
+
+def _signing_key(path: Path, passphrase: PassphraseSource) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(read_key(path, passphrase=passphrase))
 
 
 def _json(path: Path) -> Mapping[str, object]:

@@ -1,4 +1,7 @@
-"""Files that hold secrets: written atomically with mode 0600, never read when others could."""
+"""Files that hold secrets: written atomically with mode 0600, never read when others could.
+
+A secret may also be wrapped by a passphrase or come from a command: see `wrapping`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import secrets
 from pathlib import Path
 
 from tidegate.errors import IdentityError, LinkError
+from tidegate.link.wrapping import PassphraseSource, unwrap
 
 KEY_BYTES = 32
 """Ed25519 seeds, X25519 scalars and local at-rest keys are all this long."""
@@ -53,12 +57,52 @@ def read_public(path: Path, *, max_bytes: int = 65536) -> bytes:
     return data
 
 
-def read_secret(path: Path, *, max_bytes: int = 65536) -> bytes:
-    """Read a secret file after checking that nobody else can.
+PASSPHRASE = "TIDEGATE_PASSPHRASE"
+PASSPHRASE_FILE = "TIDEGATE_PASSPHRASE_FILE"
+
+
+def passphrase_from_environment() -> bytes:
+    """The passphrase of a service, which has nobody to ask.
 
     Raises:
-        IdentityError: it is missing, too large, or readable by group or others.
+        IdentityError: neither variable is set, or the file cannot be read or is not private.
     """
+    if (name := os.environ.get(PASSPHRASE_FILE)) is not None:
+        return read_passphrase(Path(name))
+    if (passphrase := os.environ.get(PASSPHRASE)) is not None:
+        return passphrase.encode()
+    raise IdentityError(f"a key is wrapped by a passphrase: set {PASSPHRASE_FILE} or {PASSPHRASE}")
+
+
+def read_passphrase(path: Path) -> bytes:
+    """The first line of a private file.
+
+    Raises:
+        IdentityError: it cannot be read, or others can.
+    """
+    return _read_private(path, 4096).split(b"\n", 1)[0].rstrip(b"\r")
+
+
+def read_secret(
+    path: Path,
+    *,
+    max_bytes: int = 65536,
+    passphrase: PassphraseSource = passphrase_from_environment,
+) -> bytes:
+    """Read a secret file after checking that nobody else can.
+
+    Args:
+        path: holds the secret, plain or wrapped, or the command that prints it.
+        max_bytes: more is refused.
+        passphrase: asked when it is wrapped.
+
+    Raises:
+        IdentityError: it is missing, too large, readable by group or others, or does not unwrap.
+    """
+    return unwrap(_read_private(path, max_bytes), path.name, passphrase)
+
+
+def _read_private(path: Path, max_bytes: int) -> bytes:
     try:
         mode = path.stat().st_mode & 0o777
     except OSError as error:
@@ -70,13 +114,13 @@ def read_secret(path: Path, *, max_bytes: int = 65536) -> bytes:
     return read_public(path, max_bytes=max_bytes)
 
 
-def read_key(path: Path) -> bytes:
-    """Read a raw 32-byte key.
+def read_key(path: Path, *, passphrase: PassphraseSource = passphrase_from_environment) -> bytes:
+    """Read a 32-byte key.
 
     Raises:
-        IdentityError: as `read_secret`, or the file is not exactly 32 bytes.
+        IdentityError: as `read_secret`, or it is not exactly 32 bytes.
     """
-    data = read_secret(path)
+    data = read_secret(path, passphrase=passphrase)
     if len(data) != KEY_BYTES:
         raise IdentityError(f"{path}: {len(data)} bytes: a key file has exactly {KEY_BYTES}")
     return data

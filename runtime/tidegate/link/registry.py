@@ -87,6 +87,8 @@ class DeviceRegistry:
             self._db = self._open()
             # A revocation that was reported is on the disk.
             self._db.execute("PRAGMA synchronous = FULL")
+            # What a used token leaves is overwritten.
+            self._db.execute("PRAGMA secure_delete = ON")
         except sqlite3.Error as error:
             raise IdentityError(f"{path}: cannot be used as a registry ({error})") from error
 
