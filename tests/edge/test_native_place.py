@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from tidegate.edge.executors.native_tiles import Tiles, load_tiles
 
 SIZE = 20 << 20
 """More than two parts of what is copied at once."""
+
+
+def digest(data: Bytes) -> int:
+    return zlib.crc32(data)
 
 
 class Operations:
@@ -46,7 +51,7 @@ def tiles_of(file: Path | None) -> Tiles:
     def write(out: Bytes) -> None:
         out[:] = expected()
 
-    return load_tiles(["w"], [SIZE], [write], file)
+    return load_tiles(["w"], [SIZE], [write], digest, file)
 
 
 def wait_until_moved(place: TilePlace) -> None:

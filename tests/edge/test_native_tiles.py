@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from tidegate.edge.executors.native_tiles import Tiles, load_tiles, parts_of
 NAMES = ["k", "down", "v"]
 SIZES = [64, 17 << 20, 128]
 """The second crosses a border between two checked parts."""
+
+
+def digest(data: Bytes) -> int:
+    return zlib.crc32(data)
 
 
 def writers(record: list[int], seed: int = 0) -> list[Callable[[Bytes], None]]:
@@ -35,7 +40,7 @@ def writers(record: list[int], seed: int = 0) -> list[Callable[[Bytes], None]]:
 
 
 def load(file: Path | None, record: list[int] | None = None) -> Tiles:
-    return load_tiles(NAMES, SIZES, writers([] if record is None else record), file)
+    return load_tiles(NAMES, SIZES, writers([] if record is None else record), digest, file)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +94,9 @@ def test_a_file_of_other_weights_of_the_same_sizes_is_made_again(tmp_path: Path)
     for names in (["k", "v"], ["v", "k"]):
         write = writers([])
         given = {"k": write[0], "v": write[2]}
-        tiles = load_tiles(names, [64, 64], [given[n] for n in names], tmp_path / "model.tiles")
+        tiles = load_tiles(
+            names, [64, 64], [given[n] for n in names], digest, tmp_path / "model.tiles"
+        )
         assert tiles.source == "written to cache"
 
 
@@ -146,19 +153,19 @@ def test_a_writer_that_fails_leaves_no_file_behind(tmp_path: Path) -> None:
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError):
-        load_tiles(["k"], [64], [fail], tmp_path / "model.tiles")
+        load_tiles(["k"], [64], [fail], digest, tmp_path / "model.tiles")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_files_used_last_are_kept(tmp_path: Path) -> None:
     for age, name in enumerate(("one", "two", "three", "four")):
-        load_tiles(["k"], [64], writers([])[:1], tmp_path / f"{name}.tiles")
+        load_tiles(["k"], [64], writers([])[:1], digest, tmp_path / f"{name}.tiles")
         os.utime(tmp_path / f"{name}.tiles", (1000 - age, 1000 - age))
     (tmp_path / "other").write_text("not ours")
     load_tiles(
-        ["k"], [64], writers([])[:1], tmp_path / "three.tiles"
+        ["k"], [64], writers([])[:1], digest, tmp_path / "three.tiles"
     )  # used, so the newest of them
-    load_tiles(["k"], [64], writers([])[:1], tmp_path / "new.tiles")
+    load_tiles(["k"], [64], writers([])[:1], digest, tmp_path / "new.tiles")
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["new.tiles", "one.tiles", "other", "three.tiles", "two.tiles"]
 

@@ -57,6 +57,8 @@ class NativeLibrary:
             ctypes.c_int32,
         ]
         self._library.tidegate_native_read.restype = ctypes.c_uint64
+        self._library.tidegate_native_digest.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
+        self._library.tidegate_native_digest.restype = ctypes.c_uint64
         self._library.tidegate_native_gated_mlp.argtypes = [
             *pointers,
             ctypes.c_int64,
@@ -92,6 +94,10 @@ class NativeLibrary:
     def read(self, memory: Bytes, threads: int) -> int:
         """Read whole lines of memory once; the sum of their 64-bit words, modulo 2 ** 64."""
         return int(self._library.tidegate_native_read(pointer(memory), memory.nbytes, threads))
+
+    def digest(self, memory: Bytes) -> int:
+        """Eight bytes that tell damage; a multiple of 64 bytes."""
+        return int(self._library.tidegate_native_digest(pointer(memory), memory.nbytes))
 
     def tiled_bytes(self, inputs: int, outputs: int, bits: int, group: int, zeros: int) -> int:
         """Bytes of the tiles of such a weight."""

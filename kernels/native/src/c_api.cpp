@@ -1,4 +1,5 @@
 // The C interface of libtidegate_native: for ctypes, benchmarks and `tidegate doctor`.
+#include <cstring>
 #include <exception>
 
 #include "gated_mlp.h"
@@ -117,6 +118,27 @@ TIDEGATE_EXPORT std::int32_t tidegate_native_gated_mlp(const std::int64_t* shape
         tidegate::native::gated_mlp(mlp, gate_up, down, x, rows, y,
                                     tidegate::native::thread_pool(threads));
     });
+}
+
+// A digest of memory, to find what a disk forgot; as fast as memory is read. Over 64-bit words
+// (little-endian): eight lanes of h = h * prime + word from 0, one word to each in turn, and in the
+// end one more such sum over the lanes. `bytes` is a multiple of 64.
+TIDEGATE_EXPORT std::uint64_t tidegate_native_digest(const std::uint8_t* memory,
+                                                     std::uint64_t bytes) {
+    constexpr std::uint64_t prime = 0x9e3779b97f4a7c15u;
+    std::uint64_t lanes[8] = {};
+    for (std::uint64_t at = 0; at < bytes; at += 64) {
+        std::uint64_t words[8];
+        std::memcpy(words, memory + at, sizeof words);
+        for (int lane = 0; lane < 8; ++lane) {
+            lanes[lane] = lanes[lane] * prime + words[lane];
+        }
+    }
+    std::uint64_t digest = 0;
+    for (const std::uint64_t lane : lanes) {
+        digest = digest * prime + lane;
+    }
+    return digest;
 }
 
 // Reads memory once, as fast as it comes, and does nothing with it: what `linear` is measured

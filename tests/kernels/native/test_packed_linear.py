@@ -249,3 +249,33 @@ def test_the_plain_read_reads_every_whole_line(native: NativeLibrary, threads: i
     memory[:] = np.random.default_rng(0).integers(0, 256, memory.size, dtype=np.uint8)
     expected = int(memory[: 64 * 37].view(np.uint64).sum(dtype=np.uint64))
     assert native.read(memory, threads) == expected
+
+
+def digest_twin(data: npt.NDArray[np.uint8]) -> int:
+    """As tidegate_native_digest defines it."""
+    prime, whole = 0x9E3779B97F4A7C15, 1 << 64
+    lanes = [0] * 8
+    for place, word in enumerate(data.view("<u8").tolist()):
+        lanes[place % 8] = (lanes[place % 8] * prime + word) % whole
+    digest = 0
+    for lane in lanes:
+        digest = (digest * prime + lane) % whole
+    return digest
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2, 37])
+def test_the_digest_of_tiles_equals_its_twin_and_tells_every_flipped_bit(
+    native: NativeLibrary, lines: int
+) -> None:
+    data = aligned_bytes(64 * lines)
+    data[:] = np.random.default_rng(lines).integers(0, 256, 64 * lines, np.uint8)
+    right = native.digest(data)
+    assert right == digest_twin(data)
+    for place in range(data.nbytes):
+        for bit in (1, 16, 128):
+            data[place] ^= bit
+            assert native.digest(data) != right
+            data[place] ^= bit
+    if lines > 1:
+        swapped = data.reshape(lines, 64)[::-1].copy().reshape(-1)
+        assert native.digest(swapped) != right

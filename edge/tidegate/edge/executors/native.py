@@ -68,6 +68,15 @@ class NativeLibrary:
         """Bytes that the tiles of such a weight take; 0 if the layer cannot run it."""
         return int(self.library.tidegate_native_tiled_bytes(*_numbers(shape)))
 
+    def digest(self, data: Bytes) -> int:
+        """Eight bytes that tell damaged tiles; as fast as memory is read.
+
+        Args:
+            data: a multiple of 64 bytes.
+        """
+        assert data.nbytes % TILE_ALIGNMENT == 0
+        return int(self.library.tidegate_native_digest(data.ctypes.data, data.nbytes))
+
     def tile(
         self,
         shape: TileShape,
@@ -155,6 +164,8 @@ def _load(file: Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(file))
         library.tidegate_native_tiled_bytes.restype = ctypes.c_uint64
+        library.tidegate_native_digest.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
+        library.tidegate_native_digest.restype = ctypes.c_uint64
         for name in ("tidegate_native_error", "tidegate_native_path"):
             getattr(library, name).restype = ctypes.c_char_p
         layout = library.tidegate_native_version()

@@ -64,7 +64,8 @@ def swap_products(
         raise NativeUnavailable(f"it can run none of the model's {len(products)} packed products")
     lengths = [sizes[product.name] for product in able]
     write = [partial(_write_tiles, native, product) for product in able]
-    tiles = load_tiles([f"{one.name}: {one.shape}" for one in able], lengths, write, file)
+    names = [f"{one.name}: {one.shape}" for one in able]
+    tiles = load_tiles(names, lengths, write, native.digest, file)
     parts = parts_of(tiles.data, lengths)
     gated = _swap_all(able, {one.name: part for one, part in zip(able, parts, strict=True)}, create)
     return Swapped(
