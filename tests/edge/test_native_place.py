@@ -20,7 +20,7 @@ SIZE = 20 << 20
 
 
 def digest(data: Bytes) -> int:
-    return zlib.crc32(data)
+    return zlib.crc32(data.data)
 
 
 class Operations:

@@ -22,7 +22,7 @@ SIZES = [64, 17 << 20, 128]
 
 
 def digest(data: Bytes) -> int:
-    return zlib.crc32(data)
+    return zlib.crc32(data.data)
 
 
 def writers(record: list[int], seed: int = 0) -> list[Callable[[Bytes], None]]:
