@@ -48,10 +48,11 @@ def with_cloud(
     folder: Path,
     cloud: ScriptedCloud,
     test: Callable[[CloudLeg, LinkPair], Awaitable[None]],
-    **kwargs: int,
+    *,
+    context_tokens: int = 512,
 ) -> None:
     async def run() -> None:
-        async with linked(folder, cloud, **kwargs) as pair:
+        async with linked(folder, cloud, context_tokens=context_tokens) as pair:
             await test(CloudLeg(pair.device), pair)
 
     asyncio.run(run())

@@ -18,7 +18,7 @@ from tidegate.errors import ConfigError, RequestError
 from tidegate.link import gateway_store, outbox
 from tidegate.link.counters import Tally
 from tidegate.link.device_core import DeviceCore
-from tidegate.link.device_session import State
+from tidegate.link.device_states import State
 from tidegate.link.effects import (
     Delivered,
     DeviceEffect,
@@ -63,7 +63,7 @@ class Ends:
         pair(root / "device", root / "gateway")
         self.root = root
         self.now_s = 0.0
-        self.timing = Timing()
+        self.timing = Timing(pacing="off")
         self.registry = DeviceRegistry(root / "gateway" / "devices.sqlite")
         self.device_disk = CrashingDatabase(root / "o.sqlite", outbox.SCHEMA)
         self.gateway_disk = CrashingDatabase(root / "g.sqlite", gateway_store.SCHEMA)

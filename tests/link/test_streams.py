@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from linklab import FAST, new_peers
 
 from tidegate.errors import SealError
-from tidegate.link.device_session import Deliver, DeviceSession, State
+from tidegate.link.device_session import Deliver, DeviceSession
+from tidegate.link.device_states import State
 from tidegate.link.envelope import DeviceAttempt, GatewayAttempt
 from tidegate.link.gateway_session import GatewaySession
 from tidegate.link.messages import Bundle, Status

@@ -29,6 +29,7 @@ HANDLE = "0123456789abcdef0123456789abcdef"
 PREKEY_ID = b"prekey-0"
 DEVICE_ID = DeviceId(b"device-id-16byte")
 FAST = Timing(
+    pacing="off",
     tick_s=0.0,
     heartbeat_s=0.2,
     silence_s=0.6,

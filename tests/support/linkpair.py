@@ -19,6 +19,7 @@ from tidegate.link.fleet import pair
 from tidegate.link.gateway import Gateway, Handler
 from tidegate.link.memory import MemoryBroker, MemoryTransport
 from tidegate.link.prekeys import ModelOffer
+from tidegate.link.timing import Timing as LinkTiming
 
 HERE = Routed(route="cloud", reason="asked here", model="big", request_id="at-the-cloud")
 
@@ -82,19 +83,19 @@ class LinkPair:
 
 @asynccontextmanager
 async def linked(
-    folder: Path, handler: Handler, *, context_tokens: int = 512
+    folder: Path, handler: Handler, *, context_tokens: int = 512, timing: LinkTiming = FAST
 ) -> AsyncIterator[LinkPair]:
     """Run both ends around a block that begins when the device has heard from the gateway."""
     pair(folder / "device", folder / "gateway")
     broker = MemoryBroker()
-    device = DeviceLink(folder / "device", MemoryTransport(broker), timing=FAST)
+    device = DeviceLink(folder / "device", MemoryTransport(broker), timing=timing)
     offer = ModelOffer(id="big", context_tokens=context_tokens)
     gateway = Gateway(
         folder / "gateway",
         MemoryTransport(broker),
         handler,
         models=lambda: (offer,),
-        timing=FAST,
+        timing=timing,
     )
     running = [asyncio.create_task(gateway.run()), asyncio.create_task(device.run())]
     try:

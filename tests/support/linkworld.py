@@ -17,7 +17,7 @@ from linklab import Crash, CrashingDatabase
 
 from tidegate.link import gateway_store, outbox
 from tidegate.link.device_core import DeviceCore
-from tidegate.link.device_session import State
+from tidegate.link.device_states import State
 from tidegate.link.effects import (
     Delivered,
     DeviceEffect,

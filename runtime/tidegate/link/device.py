@@ -27,7 +27,7 @@ from tidegate.link import outbox, registry
 from tidegate.link.core_thread import CoreThread
 from tidegate.link.counters import LinkCounters
 from tidegate.link.device_core import DeviceCore, Standing
-from tidegate.link.device_session import State
+from tidegate.link.device_states import State
 from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
 from tidegate.link.envelope import RequestId, new_request_id, request_time_ms
 from tidegate.link.identity import load_device

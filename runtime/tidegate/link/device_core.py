@@ -21,8 +21,8 @@ from tidegate.link.device_session import (
     End,
     SendAck,
     SendCancel,
-    State,
 )
+from tidegate.link.device_states import State
 from tidegate.link.effects import Delivered, DeviceEffect, Ended
 from tidegate.link.envelope import RequestId, Route, route
 from tidegate.link.gateway_directory import GatewayDirectory
@@ -357,6 +357,7 @@ class DeviceCore:
     def _end(self, now_s: float, live: Live, state: State, code: str) -> Ended:
         request_id = live.row.request_id
         del self._live[request_id]
+        self.tally.add("out_of_turn", live.session.out_of_turn)
         if state is State.CANCELLED:
             kept = self._keep.wrote(lambda outbox: outbox.remove(request_id))
             self.tally.add("cancelled")

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from tidegate.errors import CapacityError
 from tidegate.link.at_rest import SEALED_OVERHEAD_BYTES
 from tidegate.link.counters import Tally
-from tidegate.link.device_session import DeviceSession, State
+from tidegate.link.device_session import DeviceSession
+from tidegate.link.device_states import State
 from tidegate.link.lingering import Sent
 from tidegate.link.messages import Prefix
 from tidegate.link.outbox import Outbox, OutboxRow, Outcome

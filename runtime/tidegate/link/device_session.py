@@ -1,6 +1,6 @@
 """One request as the device sees it: sans-I/O, driven by events and a clock value.
 
-    QUEUED -> SENT -> ACCEPTED -> STREAMING -> DONE | FAILED | CANCELLED
+    QUEUED -> SENT -> ACCEPTED -> STREAMING -> DONE | FAILED | CANCELLED      (`device_states`)
 
 Time is monotonic seconds, passed in. Every method returns what to do; whoever calls does it, in
 order, writing to the outbox before the network hears about it.
@@ -9,53 +9,14 @@ order, writing to the outbox before the network hears about it.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
-from types import MappingProxyType
 
+from tidegate.link.device_states import STEPS, TERMINAL, Event, State
 from tidegate.link.messages import MAX_ANSWER_BYTES, Bundle, Status
 from tidegate.link.timing import Timing, backoff_s
 
 MAX_ATTEMPT = 0xFFFF
 _NUDGE_S = 0.05
-
-
-class State(Enum):
-    """Where a request is."""
-
-    QUEUED = auto()
-    SENT = auto()
-    ACCEPTED = auto()
-    STREAMING = auto()
-    DONE = auto()
-    FAILED = auto()
-    CANCELLED = auto()
-
-
-class Event(Enum):
-    """What can happen to it."""
-
-    SEND = auto()
-    LIFE = auto()
-    PAYLOAD = auto()
-    COMPLETE = auto()
-    FAIL = auto()
-    CANCEL = auto()
-
-
-TERMINAL = frozenset((State.DONE, State.FAILED, State.CANCELLED))
-_ENDS = {Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELLED}
-_HEARD = {Event.PAYLOAD: State.STREAMING, Event.COMPLETE: State.DONE, **_ENDS}
-TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
-    {
-        State.QUEUED: {Event.SEND: State.SENT, **_ENDS},
-        # An answer to an earlier attempt may arrive while the next one is on its way.
-        State.SENT: {Event.SEND: State.SENT, Event.LIFE: State.ACCEPTED, **_HEARD},
-        State.ACCEPTED: {Event.SEND: State.SENT, Event.LIFE: State.ACCEPTED, **_HEARD},
-        State.STREAMING: {Event.SEND: State.SENT, Event.LIFE: State.STREAMING, **_HEARD},
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +75,8 @@ class DeviceSession:
         """One more than the highest chunk number opened of `heard_attempt`."""
         self.code = ""
         """Why it failed: an error's stable name."""
+        self.out_of_turn = 0
+        """Events that its state had no transition for; they changed nothing."""
         self.silent_sends = 0
         """Requests sent since anything was heard: the sign that a gateway has gone."""
         self._timing = timing
@@ -156,7 +119,7 @@ class DeviceSession:
 
     def stop(self, code: str) -> list[Action]:
         """End it from our side; the gateway is told if it may know of it."""
-        return [] if self.state in TERMINAL else self._stop(code)
+        return self._stop(code) if self._may(Event.FAIL) else []
 
     def poll(self, now_s: float) -> list[Action]:
         """Whatever is due at `now_s`, except sending, which `due_to_send` decides."""
@@ -176,7 +139,8 @@ class DeviceSession:
         return self.state not in TERMINAL and now_s >= self._send_at_s
 
     def send(self, now_s: float) -> int:
-        """The caller has a gateway for it: returns the attempt to seal it under."""
+        """The caller has a gateway for it, and it is due: the attempt to seal it under."""
+        assert self._may(Event.SEND), "what is over is never due"
         self._go(Event.SEND)
         self._connect_by_s = None
         self._send_at_s = now_s + backoff_s(self.silent_sends, self._rng, self._timing)
@@ -187,7 +151,7 @@ class DeviceSession:
 
     def cancel(self) -> list[Action]:
         """The application gave up."""
-        if self.state in TERMINAL:
+        if not self._may(Event.CANCEL):
             return []
         sent = self.next_attempt > 0
         self._go(Event.CANCEL)
@@ -195,7 +159,7 @@ class DeviceSession:
 
     def on_bundle(self, now_s: float, attempt: int, number: int, bundle: Bundle) -> list[Action]:
         """Chunk `number` of the stream that answers `attempt` was opened."""
-        if self.state in TERMINAL:
+        if not self._may(Event.LIFE):
             return []
         if bundle.status is Status.FAILED and attempt < self.heard_attempt:
             # A late refusal: a newer attempt has been taken up, and says itself how it ends.
@@ -281,5 +245,11 @@ class DeviceSession:
         self.code = code
         return End(State.FAILED, code)
 
+    def _may(self, event: Event) -> bool:
+        """Whether the state has a transition for it; one that has none is counted."""
+        known = event in STEPS[self.state]
+        self.out_of_turn += not known
+        return known
+
     def _go(self, event: Event) -> None:
-        self.state = TRANSITIONS[self.state][event]
+        self.state = STEPS[self.state][event].to

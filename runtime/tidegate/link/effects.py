@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NewType
 
-from tidegate.link.device_session import State
+from tidegate.link.device_states import State
 from tidegate.link.envelope import DeviceId, RequestId
 
 RunId = NewType("RunId", int)

@@ -276,10 +276,14 @@ class GatewayAttempt:
     _response: ChunkStream = field(repr=False)
     _last_control: int = field(default=0, repr=False)
 
-    def seal_response(self, data: bytes, *, final: bool) -> bytes:
-        """Seal the next chunk of the answer; its number is `sealed` before the call."""
+    def seal_response(self, data: bytes, *, final: bool, at_least_bytes: int = 0) -> bytes:
+        """Seal the next chunk of the answer; its number is `sealed` before the call.
+
+        `at_least_bytes` is a plaintext size to pad to, for chunks that must all look alike.
+        """
+        content_bytes = max(LENGTH_BYTES + len(data), at_least_bytes)
         n, ciphertext = self._response.seal(
-            data, final=final, padded_bytes=padded_chunk_bytes(LENGTH_BYTES + len(data))
+            data, final=final, padded_bytes=padded_chunk_bytes(content_bytes)
         )
         head = _RESPONSE.pack(
             MessageType.RESPONSE, self.request_id, self.attempt, self._public, n, final

@@ -29,6 +29,7 @@ from tidegate.link.effects import (
 from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_output import Finished, Produced
+from tidegate.link.gateway_pacing import next_beat_s
 from tidegate.link.gateway_store import GatewayStore
 from tidegate.link.identity import load_gateway
 from tidegate.link.keyfiles import FolderLock
@@ -47,6 +48,9 @@ request with `answer_diverged`; only the answer's very last payload may carry, s
 
 UNSENT_PAYLOADS = 256
 """How far a handler may run ahead of the device's credit window."""
+
+_LEAD_S = 0.01
+"""Before a beat: time to store what leaves on it, so that the disk does not shift the beat."""
 
 
 class Gateway:
@@ -176,10 +180,13 @@ class Gateway:
         return effects, max(0.0, self._core.next_wakeup_s() - now_s)
 
     async def _flush(self, tasks: asyncio.TaskGroup) -> None:
-        """Once per tick: store and send what the handlers yielded."""
+        """Store what the handlers yielded, shortly before the beat that it may leave on."""
         while True:
             await self._output_ready.wait()
-            await asyncio.sleep(self._timing.tick_s)
+            if self._timing.is_paced:
+                now_s = time.monotonic()
+                lead_s = min(_LEAD_S, self._timing.tick_s / 4)
+                await asyncio.sleep(next_beat_s(now_s + lead_s, self._timing) - lead_s - now_s)
             self._output_ready.clear()
             batch, self._outputs = self._outputs, []
             self._apply(await self._thread.call_now(self._core.produced, batch), tasks)

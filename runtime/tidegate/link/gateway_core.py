@@ -29,7 +29,9 @@ from tidegate.link.envelope import (
 from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_live import Live, LiveKey, LiveTable
 from tidegate.link.gateway_output import Finished, Produced, take_output
-from tidegate.link.gateway_session import TERMINAL, GatewaySession, State
+from tidegate.link.gateway_pacing import at_least_bytes
+from tidegate.link.gateway_session import GatewaySession
+from tidegate.link.gateway_states import TERMINAL, State
 from tidegate.link.gateway_store import GatewayRow, GatewayStore, Progress, RequestKey
 from tidegate.link.messages import (
     Bundle,
@@ -339,7 +341,10 @@ class GatewayCore:
         effects: list[GatewayEffect] = []
         for bundle in live.session.poll(now_s):
             final = bundle.status is not Status.MORE
-            message = live.keys.seal_response(bundle.encode(), final=final)
+            data = bundle.encode()
+            message = live.keys.seal_response(
+                data, final=final, at_least_bytes=at_least_bytes(len(data), self._timing)
+            )
             effects.append(self._publish(key, message))
         released = live.session.take_released()
         if released and live.run is not None:
@@ -347,6 +352,7 @@ class GatewayCore:
         if live.session.state is State.PARKED:
             self.tally.add("expired")
         if live.session.state in TERMINAL:
+            self.tally.add("out_of_turn", live.session.out_of_turn)
             effects += self._live.drop(key)
         return effects
 

@@ -1,6 +1,6 @@
 """One request as the gateway sees it: the mirror of `device_session`, just as sans-I/O.
 
-    ACCEPTED -> STREAMING -> FINISHED -> CLOSED          | CANCELLED | PARKED (its lease ended)
+    ACCEPTED -> STREAMING -> FINISHED -> CLOSED | CANCELLED | PARKED          (`gateway_states`)
 
 It keeps every payload until the device has acknowledged the end, so that any attempt of the
 device can be served again from any payload on.
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from enum import Enum, auto
-from types import MappingProxyType
 
+from tidegate.link.gateway_pacing import Beat, usable_bytes
+from tidegate.link.gateway_states import STEPS, TERMINAL, Event, State
 from tidegate.link.messages import (
     Bundle,
     Control,
@@ -24,44 +23,8 @@ from tidegate.link.messages import (
 )
 from tidegate.link.timing import Timing
 
-
-class State(Enum):
-    """Where a request is."""
-
-    ACCEPTED = auto()
-    STREAMING = auto()
-    FINISHED = auto()
-    CLOSED = auto()
-    CANCELLED = auto()
-    PARKED = auto()
-
-
-class Event(Enum):
-    """What can happen to it."""
-
-    PRODUCE = auto()
-    FINISH = auto()
-    DONE = auto()
-    CANCEL = auto()
-    LEASE_END = auto()
-
-
 DIVERGED = "answer_diverged"
 """Error code: a run did not repeat what an earlier one had said."""
-TERMINAL = frozenset((State.CLOSED, State.CANCELLED, State.PARKED))
-_ENDS = {
-    Event.DONE: State.CLOSED,
-    Event.CANCEL: State.CANCELLED,
-    Event.LEASE_END: State.PARKED,
-}
-_RUNS = {Event.PRODUCE: State.STREAMING, Event.FINISH: State.FINISHED, **_ENDS}
-TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
-    {
-        State.ACCEPTED: _RUNS,
-        State.STREAMING: _RUNS,
-        State.FINISHED: _ENDS,
-    }
-)
 
 
 class GatewaySession:
@@ -77,7 +40,10 @@ class GatewaySession:
     def __init__(self, *, timing: Timing, now_s: float, stored: list[bytes]) -> None:
         self.state = State.ACCEPTED
         self.payloads = stored
+        self.out_of_turn = 0
+        """Events that its state had no transition for; they changed nothing."""
         self._timing = timing
+        self._beat = Beat(timing)
         self._owed = len(stored)
         self._must_end = False
         self._claim: tuple[int, bytes] | None = None
@@ -90,6 +56,8 @@ class GatewaySession:
 
         That is a repetition, or a payload that shows the run to have `diverged`.
         """
+        if not self._may(Event.PRODUCE):
+            return None
         if self._owed:
             same = payload == self.payloads[-self._owed]
             self._owed -= 1
@@ -107,6 +75,8 @@ class GatewaySession:
 
     def finish(self, status: Status, code: str) -> tuple[Status, str]:
         """The handler ended; returns how the answer ends, which may be otherwise."""
+        if not self._may(Event.FINISH):
+            return status, code
         if self._owed and status is Status.COMPLETE:
             self._diverge(len(self.payloads))
         if self._ending is None:
@@ -144,8 +114,7 @@ class GatewaySession:
 
     def _diverge(self, have: int) -> None:
         """Fail it, and send nothing beyond the first `have` payloads."""
-        if self.state is not State.FINISHED:
-            self._go(Event.FINISH)
+        self._go(Event.FINISH)
         del self.payloads[have:]
         self._ending = (Status.FAILED, DIVERGED)
         self._final_sent = False
@@ -157,6 +126,9 @@ class GatewaySession:
 
         `proof` is `messages.Prefix.proof` of what the device has.
         """
+        if not self._may(Event.ATTACH):
+            return
+        self._go(Event.ATTACH)
         self._acked = have
         self._sent = have
         self._credit = max(1, min(credit, self._timing.credit))
@@ -172,6 +144,9 @@ class GatewaySession:
 
     def on_ack(self, now_s: float, control: Control) -> bool:
         """Acknowledgement; returns True when it sent the stream back."""
+        if not self._may(Event.ACK):
+            return False
+        self._go(Event.ACK)
         self._lease_until_s = now_s + self._timing.lease_s
         self._credit = max(1, min(control.credit, self._timing.credit))
         self._acked = max(self._acked, min(control.have, len(self.payloads)))
@@ -188,10 +163,13 @@ class GatewaySession:
 
     def on_done(self) -> None:
         """The device has stored the whole answer."""
-        self._go(Event.DONE)
+        if self._may(Event.DONE):
+            self._go(Event.DONE)
 
     def cancel(self) -> None:
-        self._go(Event.CANCEL)
+        """The device gave up."""
+        if self._may(Event.CANCEL):
+            self._go(Event.CANCEL)
 
     def poll(self, now_s: float) -> list[Bundle]:
         """Bundles to seal and publish now, in order: they are the attempt's next chunks."""
@@ -200,9 +178,7 @@ class GatewaySession:
         if now_s >= min(self._lease_until_s, self._expires_s):
             self._go(Event.LEASE_END)
             return []
-        bundles = []
-        while (bundle := self._next_bundle()) is not None:
-            bundles.append(bundle)
+        bundles = self._at_constant_rate(now_s) if self._timing.is_constant else self._ready(now_s)
         if not bundles and now_s >= self._life_at_s:
             bundles.append(self._sign_of_life())
         if bundles:
@@ -211,7 +187,33 @@ class GatewaySession:
 
     def next_wakeup_s(self) -> float:
         """When `poll` next has something to do if nothing else happens."""
-        return min(self._life_at_s, self._lease_until_s, self._expires_s)
+        due = min(self._life_at_s, self._lease_until_s, self._expires_s)
+        return due if self._beat.at_s is None else min(due, self._beat.at_s)
+
+    def _ready(self, now_s: float) -> list[Bundle]:
+        """All that the window allows, on the beat."""
+        bundles: list[Bundle] = []
+        if not self._has_next():
+            self._beat.rest()
+            return bundles
+        if not self._beat.due(now_s):
+            return bundles
+        while (bundle := self._next_bundle()) is not None:
+            bundles.append(bundle)
+        return bundles
+
+    def _at_constant_rate(self, now_s: float) -> list[Bundle]:
+        """One chunk on every beat, filled or not, until all has been sent once."""
+        all_sent = self._sent >= len(self.payloads) and not self._final_due()
+        if self._ending is not None and all_sent:
+            self._beat.rest()
+            return []
+        if not self._beat.due(now_s):
+            return []
+        bundle = self._next_bundle() or self._sign_of_life()
+        if not self._final_sent:
+            self._beat.due(now_s)
+        return [bundle]
 
     def take_released(self) -> int:
         """Payloads sent for the first time since the last call: room for the handler."""
@@ -222,10 +224,13 @@ class GatewaySession:
 
     def _next_bundle(self) -> Bundle | None:
         """The next chunk that is worth a place in the window."""
-        waiting = self._sent < len(self.payloads)
-        if len(self._in_flight) >= self._credit or not (waiting or self._final_due()):
+        if not self._has_next():
             return None
-        return self._sent_as(bundle_from(self.payloads, self._sent))
+        return self._sent_as(bundle_from(self.payloads, self._sent, usable_bytes(self._timing)))
+
+    def _has_next(self) -> bool:
+        waiting = self._sent < len(self.payloads)
+        return len(self._in_flight) < self._credit and (waiting or self._final_due())
 
     def _final_due(self) -> bool:
         return self._ending is not None and not self._final_sent
@@ -250,5 +255,11 @@ class GatewaySession:
         self._number += 1
         return Bundle(first=first, payloads=payloads, status=status, code=code)
 
+    def _may(self, event: Event) -> bool:
+        """Whether the state has a transition for it; one that has none is counted."""
+        known = event in STEPS[self.state]
+        self.out_of_turn += not known
+        return known
+
     def _go(self, event: Event) -> None:
-        self.state = TRANSITIONS[self.state][event]
+        self.state = STEPS[self.state][event].to

@@ -30,6 +30,8 @@ MAX_BUNDLE_BYTES = 80 * 1024
 """All payloads of one sealed message with their length fields."""
 MAX_BUNDLE_PAYLOADS = 1024
 MAX_CODE_BYTES = 64
+BUNDLE_OVERHEAD_BYTES = _BUNDLE.size + MAX_CODE_BYTES
+"""What a bundle may need beside its payloads and their length fields."""
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 """All payloads of one answer."""
 PROOF_BYTES = 32
@@ -180,13 +182,17 @@ class Control:
         return cls(kind=ControlKind(kind), have=have, credit=credit, seen=seen, rewind=bool(rewind))
 
 
-def bundle_from(payloads: list[bytes], first: int) -> tuple[bytes, ...]:
-    """As many of `payloads[first:]` as fit in one sealed message."""
+def bundle_from(
+    payloads: list[bytes], first: int, room_bytes: int = MAX_BUNDLE_BYTES
+) -> tuple[bytes, ...]:
+    """As many of `payloads[first:]` as fit in one sealed message with `room_bytes`, at least one.
+
+    A single payload always fits in a message, if need be in a larger one.
+    """
     taken: list[bytes] = []
-    room_bytes = MAX_BUNDLE_BYTES
     for payload in payloads[first : first + MAX_BUNDLE_PAYLOADS]:
         room_bytes -= len(payload) + _ITEM_HEAD_BYTES
-        if room_bytes < 0:
+        if room_bytes < 0 and taken:
             break
         taken.append(payload)
     return tuple(taken)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from tidegate.errors import ConfigError
+
+Pacing = Literal["off", "tick", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,8 +21,12 @@ class Timing:
     for `lease_s` ends.
     """
 
+    pacing: Pacing = "tick"
+    """When answers leave the gateway, see `gateway_pacing`."""
     tick_s: float = 0.04
-    """Answers leave the gateway on this beat (LINK.md; it blurs the timing of tokens)."""
+    """The beat of `tick` and `constant`; 0 is no beat, as `off`."""
+    chunk_bytes: int = 1024
+    """Plaintext bytes of every chunk of an answer in `constant`: 25 kB/s with the usual tick."""
     heartbeat_s: float = 2.0
     silence_s: float = 7.0
     resend_min_s: float = 1.0
@@ -35,7 +42,23 @@ class Timing:
     window: int = 512
     """Requests of one device under way at once; the others wait in the outbox, by priority."""
 
+    @property
+    def is_paced(self) -> bool:
+        """Answers leave on a beat."""
+        return self.pacing != "off" and self.tick_s > 0
+
+    @property
+    def is_constant(self) -> bool:
+        """Answers leave at a constant rate."""
+        return self.pacing == "constant" and self.tick_s > 0
+
     def __post_init__(self) -> None:
+        if self.pacing not in get_args(Pacing):
+            raise ConfigError("link.pacing", self.pacing, " | ".join(get_args(Pacing)))
+        if not 256 <= self.chunk_bytes <= 16384 or self.chunk_bytes % 64:
+            raise ConfigError(
+                "link.chunk_bytes", self.chunk_bytes, "a multiple of 64, 256 to 16384"
+            )
         if not 1 <= self.credit <= 1024:
             raise ConfigError("link.credit", self.credit, "1 to 1024")
         if not 1 <= self.window <= 65536:
