@@ -46,7 +46,9 @@ MAX_PACKET_BYTES = 2 * MAX_MESSAGE_BYTES
 """A broker that announces a larger packet is left: paho would hold up to 256 MB of it."""
 MESSAGE_EXPIRY_S = 300
 """A hint to MQTT 5 brokers: nobody wants a message after this. Retained ones have none."""
-_MISC_EVERY_S = 1.0
+_TICK_S = 1.0
+"""Between looks at the connection. Silence is counted in these, not read off a clock: a machine
+that slept has not heard anything for hours, and what it was sent may lie in its socket."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +70,9 @@ class Access:
 
 @dataclass(slots=True)
 class _Sent:
-    """A publish in flight: since when, and who wants to know whether it was allowed."""
+    """A publish in flight: since which tick, and who wants to know whether it was allowed."""
 
-    at_s: float
+    at_tick: int
     allowed: asyncio.Future[bool] | None
 
 
@@ -87,7 +89,7 @@ class Connection:
         self._all_acknowledged = asyncio.Event()
         self._all_acknowledged.set()
         self._lost = asyncio.Event()
-        self._heard_s = self._loop.time()
+        self._tick = self._heard_tick = 0
         self._most_bytes = MAX_MESSAGE_BYTES
         self._socket: Any = None
         self._accepted: asyncio.Future[str | None] = self._loop.create_future()
@@ -182,21 +184,24 @@ class Connection:
     async def serve(self) -> None:
         """Return when the connection is lost."""
         while not self._lost.is_set():
+            self._tick += 1
             self._client.loop_misc()
             self._watch_for_silence()
             try:
-                async with asyncio.timeout(_MISC_EVERY_S):
+                async with asyncio.timeout(_TICK_S):
                     await self._lost.wait()
             except TimeoutError:
                 continue
 
     def _watch_for_silence(self) -> None:
-        now_s = self._loop.time()
         oldest = next(iter(self._in_flight.values()), None)
-        if oldest is not None and now_s - oldest.at_s > ACKNOWLEDGE_TIMEOUT_S:
+        if oldest is not None and self._ticks_s(oldest.at_tick) > ACKNOWLEDGE_TIMEOUT_S:
             self._fail("the broker has stopped acknowledging")
-        elif now_s - self._heard_s > KEEPALIVE_S + PING_ANSWER_S:
+        elif self._ticks_s(self._heard_tick) > KEEPALIVE_S + PING_ANSWER_S:
             self._fail("the broker has fallen silent")
+
+    def _ticks_s(self, since_tick: int) -> float:
+        return (self._tick - since_tick) * _TICK_S
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Send at QoS 1, once the window has room.
@@ -242,7 +247,7 @@ class Connection:
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._fail(self._why())
             raise UnavailableError(self.problem)
-        self._in_flight[info.mid] = _Sent(self._loop.time(), allowed)
+        self._in_flight[info.mid] = _Sent(self._tick, allowed)
         self._all_acknowledged.clear()
 
     def _check_alive(self) -> None:
@@ -333,7 +338,7 @@ class Connection:
             self._loop.remove_writer(sock)
 
     def _readable(self, sock: Any) -> None:
-        self._heard_s = self._loop.time()
+        self._heard_tick = self._tick
         try:
             more = self._client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS
             # TLS may have decrypted more than one packet: the socket won't turn readable for it.
