@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -20,6 +20,8 @@ PARTS = ("runtime", "edge", "cloud", "kernels", "converters", "sdk", "firmware-p
 SUPPORT = ROOT / "tests" / "support"
 _PR_SET_PDEATHSIG = 1
 
+Process = subprocess.Popen[bytes]
+Output = IO[bytes] | int | None
 Role = Literal["broker", "gateway", "device"]
 ROLES: tuple[Role, ...] = ("broker", "gateway", "device")
 
@@ -33,6 +35,18 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def start(command: Sequence[str], *, stdout: Output, stderr: Output = None) -> Process:
+    """Start a process that imports from this checkout and does not outlive us."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(import_paths())}
+    return subprocess.Popen(
+        command,
+        stdout=stdout,
+        stderr=stderr,
+        env=environment,
+        preexec_fn=_die_with_parent,
+    )
+
+
 class Child:
     """One process, started again after every kill. Its words go to a log."""
 
@@ -40,7 +54,7 @@ class Child:
         self.name = name
         self._command = list(command)
         self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     @property
     def pid(self) -> int:
@@ -54,15 +68,8 @@ class Child:
 
     def start(self) -> None:
         assert self._process is None
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(import_paths())}
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                preexec_fn=_die_with_parent,
-            )
+            self._process = start(self._command, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """SIGKILL: nothing is flushed, nobody is told."""
