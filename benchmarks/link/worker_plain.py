@@ -25,7 +25,7 @@ from link.load import answer_to, body_of, expected_of, number_of
 from link.settings import Settings
 from paho.mqtt.enums import CallbackAPIVersion
 
-from tidegate.link.mqtt import BrokerUrl
+from tidegate.link.broker_url import BrokerUrl
 
 _REQUEST = struct.Struct(">I")
 _CHUNK = struct.Struct(">IHB")
@@ -43,9 +43,11 @@ def connect(
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id=name, clean_session=False)
     client.reconnect_delay_set(1, 2)
     client.on_connect = lambda client, *_: client.subscribe(topic, settings.qos)
-    client.on_message = lambda client, userdata, message: loop.call_soon_threadsafe(
-        hear, bytes(message.payload)
-    )
+
+    def on_message(client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
+        loop.call_soon_threadsafe(hear, bytes(message.payload))
+
+    client.on_message = on_message
     client.connect_async(url.host, url.port, keepalive=30)
     client.loop_start()
     return client
