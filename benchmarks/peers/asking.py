@@ -7,7 +7,7 @@ one request to the next unless a request says so, so that the order does not mat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 from tidegate.edge.executors.choice import Choice, ExecutorSettings, open_executor
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Finished, TextDelta
+from tidegate.engine.executor import Executor
 from tidegate.engine.request import Constraint, GenerationRequest, RequestId, SamplingParams
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
@@ -52,15 +53,21 @@ class Answered:
 
 @asynccontextmanager
 async def engine_on(
-    bundle: Path, choice: Choice, *, context: int, rows: int, threads: int
+    bundle: Path,
+    choice: Choice,
+    *,
+    context: int,
+    rows: int,
+    threads: int,
+    behind: Callable[[Executor], Executor] = lambda executor: executor,
 ) -> AsyncIterator[Engine]:
-    """Open a bundle and run an engine over it."""
+    """Open a bundle and run an engine over it, or over what `behind` puts before it."""
     opened = Bundle.open(bundle)
     settings = ExecutorSettings(choice=choice, context_tokens=context, rows=rows, threads=threads)
     executor = open_executor(opened, settings)
     text = TextModel.load(opened.folder, context_tokens=context)
     line = EngineSettings(most_waiting=100_000, prefix_reuse=False)
-    engine = Engine(executor, text, model_id=opened.manifest.model_id, settings=line)
+    engine = Engine(behind(executor), text, model_id=opened.manifest.model_id, settings=line)
     running = asyncio.create_task(engine.run())
     try:
         yield engine

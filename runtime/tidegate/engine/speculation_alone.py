@@ -16,7 +16,8 @@ from tidegate.engine.speculation_policy import Cell
 
 SIZES: Final = (1, 3, 7, 15)
 """Guessed tokens. With the row's own one a step of 2, 4 or 8, which is about where the executors'
-costs bend (benchmarks/edge/step_costs.py), or of 16, the most they give logits for."""
+costs bend (`STEP_COSTS` in benchmarks/edge/speculation.py), or of 16, the most they give logits
+for."""
 
 _MORE: Final = 1.1
 """A larger size must promise so much more: the last tokens of a draft hold less often than the
