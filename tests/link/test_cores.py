@@ -124,14 +124,14 @@ class Ends:
 
     def seal_as(self, device_name: str, call: Call) -> Publish:
         """A request by hand, of a device that may not be ours."""
-        device, (prekey,) = load_device(self.root / device_name), self.prekeys.public(self.wall_s())
-        message, _ = seal_request(
+        device, prekey = load_device(self.root / device_name), self.prekeys.public(self.wall_s())[0]
+        (message,), _ = seal_request(
             call.encode(),
             request_id=new_request_id(int(self.wall_s() * 1000)),
             attempt=0,
-            suite=1,
             prekey_id=prekey.prekey_id,
             prekey=prekey.public,
+            gateway_key=load_gateway(self.root / "gateway").key.public_key(),
             device_id=device.device_id,
             device_key=device.key,
             handle=device.handle,
@@ -265,14 +265,14 @@ def test_a_replayed_request_never_runs_again(ends: Ends) -> None:
 
 @pytest.mark.parametrize("shift_s", [-73 * 3600, 25 * 3600])
 def test_a_request_made_too_long_ago_or_ahead_is_dropped(ends: Ends, shift_s: int) -> None:
-    device, (prekey,) = load_device(ends.root / "device"), ends.prekeys.public(ends.wall_s())
-    message, _ = seal_request(
+    device, prekey = load_device(ends.root / "device"), ends.prekeys.public(ends.wall_s())[0]
+    (message,), _ = seal_request(
         Call(have=0, credit=1, ttl_ms=1000, body=b"").encode(),
         request_id=new_request_id(int((ends.wall_s() + shift_s) * 1000)),
         attempt=0,
-        suite=1,
         prekey_id=prekey.prekey_id,
         prekey=prekey.public,
+        gateway_key=load_gateway(ends.root / "gateway").key.public_key(),
         device_id=device.device_id,
         device_key=device.key,
         handle=device.handle,
@@ -523,7 +523,7 @@ def test_a_clock_that_jumps_back_keeps_no_request_for_ever(ends: Ends) -> None:
 def test_prekeys_are_made_and_erased_without_a_connection(tmp_path: Path) -> None:
     ends = Ends(tmp_path)
     ends.gateway.poll(0.0)
-    (prekey,) = ends.prekeys.public(ends.wall_s())
+    prekey = ends.prekeys.public(ends.wall_s())[0]
     ends.now_s = VALID_FOR_S + 1.0
     ends.gateway.poll(ends.now_s)
     assert prekey.prekey_id.hex() not in (tmp_path / "prekeys.json").read_text()
@@ -691,7 +691,12 @@ def test_a_body_over_the_limit_is_refused_with_the_limit(ends: Ends) -> None:
     with pytest.raises(RequestError, match=str(MAX_REQUEST_BODY_BYTES)):
         ends.ask(bytes(MAX_REQUEST_BODY_BYTES + 1))
     ends.ask(bytes(MAX_REQUEST_BODY_BYTES))
-    assert len(started(ends.to_gateway(ends.request())).request.body) == MAX_REQUEST_BODY_BYTES
+    effects: list[GatewayEffect] = []
+    for message in ends.device.poll(ends.now_s + 0.1):
+        assert not effects
+        assert isinstance(message, Publish)
+        effects = ends.to_gateway(message)
+    assert len(started(effects).request.body) == MAX_REQUEST_BODY_BYTES
 
 
 @pytest.mark.parametrize("deadline_s", [0.0, -1.0, math.nan, math.inf, 73 * 3600.0])

@@ -21,13 +21,14 @@ from tidegate.errors import (
 )
 from tidegate.link.device import DeviceLink
 from tidegate.link.effects import InboundRequest
-from tidegate.link.envelope import MAX_MESSAGE_BYTES, new_request_id
+from tidegate.link.envelope import new_request_id
 from tidegate.link.fleet import add_device, add_gateway, create_fleet, pair
 from tidegate.link.gateway import UNSENT_PAYLOADS, Gateway, Handler
 from tidegate.link.memory import Faults, MemoryBroker, MemoryTransport
 from tidegate.link.outbox import Outcome
 from tidegate.link.prekeys import ModelOffer
 from tidegate.link.transport import QUEUE_BYTES, EventQueue, Message
+from tidegate.link.wire import MAX_MESSAGE_BYTES
 
 ANSWER = [b"token %d " % i for i in range(60)]
 TIME_LIMIT_S = 30.0

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tidegate.errors import CapacityError, IdentityError
+from tidegate.errors import CapacityError, ConfigError, IdentityError
+from tidegate.link import statements
 from tidegate.link.fleet import add_device, add_gateway, create_fleet
 from tidegate.link.identity import DeviceIdentity, GatewayIdentity
 from tidegate.link.prekeys import (
@@ -21,6 +23,7 @@ from tidegate.link.prekeys import (
     open_advert,
     seal_advert,
 )
+from tidegate.link.suites import HYBRID, X25519
 
 NOW_S = 1_800_000_000
 
@@ -37,10 +40,11 @@ def advert_of(gateway: GatewayIdentity, store: PrekeyStore) -> Advert:
     return Advert(
         group=gateway.group,
         gateway_id=gateway.gateway_id,
+        gateway_key=gateway.key.public_key(),
         version=7,
         issued_s=NOW_S,
         expires_s=NOW_S + 60,
-        suites=(1,),
+        suites=store.suites,
         models=(ModelOffer(id="qwen3-8b", context_tokens=8192),),
         load=0.25,
         prekeys=tuple(store.public(NOW_S)),
@@ -66,9 +70,75 @@ def test_an_advert_survives_the_trip(
     prekey = opened.prekey(NOW_S)
     assert prekey is not None
     assert prekey.prekey_id == store.public(NOW_S)[0].prekey_id
-    private = store.find(1, prekey.prekey_id, NOW_S)
+    private = store.find(prekey.suite, prekey.prekey_id, NOW_S)
     assert private is not None
-    assert private.public_key() == prekey.public
+    assert private.public == prekey.public
+
+
+def test_the_first_of_a_devices_suites_that_is_advertised_is_chosen(
+    fleet: tuple[DeviceIdentity, GatewayIdentity], store: PrekeyStore
+) -> None:
+    advert = advert_of(fleet[1], store)
+    chosen = {
+        suites: None if (prekey := advert.prekey(NOW_S, suites)) is None else prekey.suite
+        for suites in ((HYBRID, X25519), (X25519, HYBRID), (HYBRID,), (X25519,))
+    }
+    assert list(chosen.values()) == [HYBRID, X25519, HYBRID, X25519]
+    only_old = dataclasses.replace(advert, suites=(X25519,))
+    default, pinned = only_old.prekey(NOW_S), only_old.prekey(NOW_S, (HYBRID,))
+    assert default is not None
+    assert (default.suite, pinned) == (X25519, None)
+
+
+def test_an_advert_from_before_the_second_suite_still_opens(
+    fleet: tuple[DeviceIdentity, GatewayIdentity], tmp_path: Path
+) -> None:
+    device, gateway = fleet
+    store = PrekeyStore(tmp_path / "prekeys.json", suites=(X25519,))
+    store.rotate(NOW_S)
+    payload = seal_advert(gateway, advert_of(gateway, store))
+    opened = open_advert(payload, root=device.root, group="home", now_s=NOW_S)
+    assert opened.suites == (X25519,)
+    prekey = opened.prekey(NOW_S)
+    assert prekey is not None
+    assert (prekey.suite, opened.gateway_key) == (X25519, gateway.key.public_key())
+
+
+def test_a_prekey_of_a_suite_that_is_newer_than_this_program_is_skipped(
+    fleet: tuple[DeviceIdentity, GatewayIdentity], store: PrekeyStore
+) -> None:
+    device, gateway = fleet
+    payload = seal_advert(gateway, advert_of(gateway, store))
+    split = 2 + int.from_bytes(payload[:2], "big")
+    fields = json.loads(payload[split + 64 :])
+    fields["suites"].append(9)
+    fields["prekeys"].append({"suite": 9, "new": "form"})
+    signed = statements.sign(gateway.key, "advert", fields)
+    opened = open_advert(payload[:split] + signed, root=device.root, group="home", now_s=NOW_S)
+    assert [prekey.suite for prekey in opened.prekeys] == [HYBRID, X25519]
+    assert opened.suites == (HYBRID, X25519, 9)
+
+
+@pytest.mark.parametrize("public", ["00" * 32, "ff" * 1216, "zz", 7])
+def test_a_signed_advert_with_a_prekey_that_is_no_key_is_refused(
+    fleet: tuple[DeviceIdentity, GatewayIdentity], store: PrekeyStore, public: object
+) -> None:
+    device, gateway = fleet
+    payload = seal_advert(gateway, advert_of(gateway, store))
+    split = 2 + int.from_bytes(payload[:2], "big")
+    fields = json.loads(payload[split + 64 :])
+    fields["prekeys"][0]["public"] = public
+    signed = statements.sign(gateway.key, "advert", fields)
+    with pytest.raises(IdentityError, match="public"):
+        open_advert(payload[:split] + signed, root=device.root, group="home", now_s=NOW_S)
+
+
+def test_an_advert_with_both_suites_is_small(
+    fleet: tuple[DeviceIdentity, GatewayIdentity], store: PrekeyStore
+) -> None:
+    for day in range(3):
+        store.rotate(NOW_S + day * ROTATE_AFTER_S)
+    assert len(seal_advert(fleet[1], advert_of(fleet[1], store))) < 4096
 
 
 def test_an_advert_with_any_byte_flipped_is_refused(
@@ -146,7 +216,7 @@ def test_an_advert_of_another_fleet_is_refused(
 def test_a_suite_we_do_not_speak_is_never_chosen(
     fleet: tuple[DeviceIdentity, GatewayIdentity], store: PrekeyStore
 ) -> None:
-    advert = dataclasses.replace(advert_of(fleet[1], store), suites=(2,))
+    advert = dataclasses.replace(advert_of(fleet[1], store), suites=(9,))
     assert advert.prekey(NOW_S) is None
 
 
@@ -155,21 +225,50 @@ def test_prekeys_are_made_daily_live_three_days_and_are_erased(tmp_path: Path) -
     store = PrekeyStore(path)
     assert store.rotate(NOW_S)
     assert not store.rotate(NOW_S + ROTATE_AFTER_S - 1)
-    first = store.public(NOW_S)[0].prekey_id
+    first = {prekey.suite: prekey.prekey_id for prekey in store.public(NOW_S)}
+    assert set(first) == {HYBRID, X25519}
     assert store.rotate(NOW_S + ROTATE_AFTER_S)
-    assert len(store.public(NOW_S + ROTATE_AFTER_S)) == 2
-    assert store.find(1, first, NOW_S + VALID_FOR_S - 1) is not None
-    assert store.find(1, first, NOW_S + VALID_FOR_S) is None
+    second = {prekey.suite: prekey.prekey_id for prekey in store.public(NOW_S + ROTATE_AFTER_S)}
+    assert set(second) == set(first)
+    assert not set(second.values()) & set(first.values())
+    privates = [store.find(suite, first[suite], NOW_S + VALID_FOR_S - 1) for suite in first]
+    assert all(private is not None for private in privates)
+    assert all(store.find(suite, first[suite], NOW_S + VALID_FOR_S) is None for suite in first)
+    written = [private.raw.hex() for private in privates if private is not None]
+    assert all(raw in path.read_text() for raw in written)
     assert store.rotate(NOW_S + VALID_FOR_S)
-    assert first.hex() not in path.read_text()
+    assert not any(raw in path.read_text() for raw in written)
+
+
+def test_a_prekey_is_found_under_its_own_suite_only(store: PrekeyStore) -> None:
+    hybrid, curve = store.public(NOW_S)
+    assert store.find(HYBRID, hybrid.prekey_id, NOW_S) is not None
+    assert store.find(X25519, hybrid.prekey_id, NOW_S) is None
+    assert store.find(HYBRID, curve.prekey_id, NOW_S) is None
+
+
+def test_prekeys_of_a_suite_that_is_given_up_are_erased(tmp_path: Path) -> None:
+    path = tmp_path / "prekeys.json"
+    PrekeyStore(path).rotate(NOW_S)
+    store = PrekeyStore(path, suites=(HYBRID,))
+    assert store.rotate(NOW_S)
+    assert [prekey.suite for prekey in store.public(NOW_S)] == [HYBRID]
+    assert '"suite": 1' not in path.read_text()
+
+
+@pytest.mark.parametrize("suites", [(), (1, 1), (3,), (2, 0)])
+def test_suites_that_cannot_be_used_are_refused_with_those_that_can(
+    tmp_path: Path, suites: tuple[int, ...]
+) -> None:
+    with pytest.raises(ConfigError, match=r"link\.suites.*2 \(MLKEM768-X25519\)"):
+        PrekeyStore(tmp_path / "prekeys.json", suites=suites)
 
 
 def test_a_prekey_from_a_clock_that_was_wrong_is_replaced(tmp_path: Path) -> None:
     store = PrekeyStore(tmp_path / "prekeys.json")
     store.rotate(NOW_S + 365 * 86400)
     assert store.rotate(NOW_S)
-    (prekey,) = store.public(NOW_S)
-    assert prekey.nbf_s == NOW_S
+    assert [prekey.nbf_s for prekey in store.public(NOW_S)] == [NOW_S, NOW_S]
 
 
 def test_a_set_of_prekeys_that_was_not_written_is_not_used(tmp_path: Path) -> None:
@@ -183,11 +282,11 @@ def test_a_set_of_prekeys_that_was_not_written_is_not_used(tmp_path: Path) -> No
 def test_prekeys_survive_a_restart(tmp_path: Path) -> None:
     store = PrekeyStore(tmp_path / "prekeys.json")
     store.rotate(NOW_S)
-    (prekey,) = store.public(NOW_S)
     again = PrekeyStore(tmp_path / "prekeys.json")
-    private = again.find(1, prekey.prekey_id, NOW_S)
-    assert private is not None
-    assert private.public_key() == prekey.public
+    for prekey in store.public(NOW_S):
+        private = again.find(prekey.suite, prekey.prekey_id, NOW_S)
+        assert private is not None
+        assert private.public == prekey.public
     assert not again.rotate(NOW_S)
 
 

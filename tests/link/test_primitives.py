@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from tidegate.link.envelope import SUITES
+from tidegate.link.suites import SUITES
 
 FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "vectors"
 X25519_KEM, HKDF_SHA256, CHACHA20_POLY1305, BASE = "32", "1", "3", "0"

@@ -103,16 +103,16 @@ def test_no_attack_on_chunks_changes_what_is_delivered(
                 receiver.take(chunk)
                 continue
             case "splice":
-                chunk = chunk[:60] + foreign[index][60:]
+                chunk = chunk[:124] + foreign[index][124:]
             case "cut":
                 chunk = chunk[: at % len(chunk)]
             case "flip":
                 place = at % len(chunk)
                 chunk = chunk[:place] + bytes((chunk[place] ^ 0x10,)) + chunk[place + 1 :]
             case "renumber":
-                chunk = chunk[:51] + (index + 1 + at).to_bytes(8, "big") + chunk[59:]
+                chunk = chunk[:19] + (index + 1 + at).to_bytes(8, "big") + chunk[27:]
             case "forge final":
-                chunk = chunk[:59] + bytes((chunk[59] ^ 1,)) + chunk[60:]
+                chunk = chunk[:27] + bytes((chunk[27] ^ 1,)) + chunk[28:]
         receiver.take(chunk)
         refused += 1
     assert receiver.refused == refused

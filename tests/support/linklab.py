@@ -20,9 +20,10 @@ from tidegate.link.envelope import (
     GatewayAttempt,
     RequestId,
     new_request_id,
-    open_request,
     seal_request,
 )
+from tidegate.link.opening import PartialRequest, open_first
+from tidegate.link.suites import X25519, PrivatePrekey
 from tidegate.link.timing import Timing
 
 HANDLE = "0123456789abcdef0123456789abcdef"
@@ -48,50 +49,67 @@ FAST = Timing(
 class Peers:
     """The keys of one device and one gateway."""
 
-    prekey: X25519PrivateKey
+    prekey: PrivatePrekey
     device_key: Ed25519PrivateKey
+    gateway_key: Ed25519PrivateKey
     device_id: DeviceId = DEVICE_ID
     handle: str = HANDLE
 
     def seal(
         self, body: bytes, *, request_id: RequestId | None = None, attempt: int = 0
     ) -> tuple[bytes, DeviceAttempt]:
+        """A request that fits into one message."""
+        (message,), keys = self.seal_all(body, request_id=request_id, attempt=attempt)
+        return message, keys
+
+    def seal_all(
+        self, body: bytes, *, request_id: RequestId | None = None, attempt: int = 0
+    ) -> tuple[list[bytes], DeviceAttempt]:
         return seal_request(
             body,
             request_id=request_id or new_request_id(1_800_000_000_000),
             attempt=attempt,
-            suite=1,
             prekey_id=PREKEY_ID,
-            prekey=self.prekey.public_key(),
+            prekey=self.prekey.public,
+            gateway_key=self.gateway_key.public_key(),
             device_id=self.device_id,
             device_key=self.device_key,
             handle=self.handle,
         )
 
-    def open(
-        self,
-        message: bytes,
-        *,
-        handle: str | None = None,
-        new_key: Callable[[], X25519PrivateKey] = X25519PrivateKey.generate,
-    ) -> GatewayAttempt:
-        def find_prekey(suite: int, prekey_id: bytes) -> X25519PrivateKey | None:
-            return self.prekey if (suite, prekey_id) == (1, PREKEY_ID) else None
+    def open_first(self, message: bytes, *, handle: str | None = None) -> PartialRequest:
+        def find_prekey(suite: int, prekey_id: bytes) -> PrivatePrekey | None:
+            known = (suite, prekey_id) == (self.prekey.public.suite, PREKEY_ID)
+            return self.prekey if known else None
 
         def find_device(device_id: DeviceId) -> Ed25519PublicKey | None:
             return self.device_key.public_key() if device_id == self.device_id else None
 
-        return open_request(
+        return open_first(
             message,
             handle=handle or self.handle,
             find_prekey=find_prekey,
             find_device=find_device,
-            new_key=new_key,
         )
 
+    def open(
+        self,
+        *messages: bytes,
+        handle: str | None = None,
+        new_key: Callable[[], X25519PrivateKey] = X25519PrivateKey.generate,
+    ) -> GatewayAttempt:
+        partial = self.open_first(messages[0], handle=handle)
+        for message in messages[1:]:
+            partial.take(message)
+        return partial.finish(self.gateway_key, new_key)
 
-def new_peers() -> Peers:
-    return Peers(prekey=X25519PrivateKey.generate(), device_key=Ed25519PrivateKey.generate())
+
+def new_peers(suite: int = X25519) -> Peers:
+    return Peers(
+        prekey=PrivatePrekey.generate(suite),
+        device_key=Ed25519PrivateKey.generate(),
+        gateway_key=Ed25519PrivateKey.generate(),
+    )
 
 
 class Crash(BaseException):

@@ -6,7 +6,9 @@ opens in one place only::
 
     key, iv   HKDF-Expand(root, "tidegate/1 key" | dir | request_id) and "... iv"        RFC 5869
     chunk n   ChaCha20-Poly1305(key, iv xor n, len u32 | data | zeros,                   RFC 8439
-              aad = "tidegate/1" | dir | request_id | attempt | topic handle | n u64 | FINAL u8)
+              aad = "tidegate/1" | dir | request_id | attempt | topic handle | n u64 | flags u8)
+
+A chunk of no data is legal: it is a filler, for an end that must not be silent.
 """
 
 from __future__ import annotations
@@ -24,20 +26,31 @@ TAG_BYTES = 16
 CHUNK_MULTIPLE = 64
 """Answer and control chunks are padded to multiples of this many bytes."""
 REQUEST_BUCKETS = (256, 1024, 4096, 16384, 65536)
-"""A request is padded to one of these, beyond them to multiples of the last."""
+"""A request is padded to one of these; one that is longer becomes several chunks of the last."""
+FINAL = 1
+"""Flag: the stream ends with this chunk."""
+SIGNED = 2
+"""Flag, in answers: this chunk carries the gateway's key W and its signature in clear."""
 
 
-def padded_request_bytes(content_bytes: int) -> int:
-    """Bucket that a request plaintext of `content_bytes` is padded to."""
+def padded_request_bytes(data_bytes: int) -> int:
+    """Plaintext bytes of a request's only chunk with `data_bytes` of data: one of the buckets.
+
+    Raises:
+        ValueError: it needs several chunks.
+    """
     for bucket in REQUEST_BUCKETS:
-        if content_bytes <= bucket:
+        if LENGTH_BYTES + data_bytes <= bucket:
             return bucket
-    return -(-content_bytes // REQUEST_BUCKETS[-1]) * REQUEST_BUCKETS[-1]
+    raise ValueError(f"{data_bytes} bytes: a chunk holds {REQUEST_BUCKETS[-1] - LENGTH_BYTES}")
 
 
-def padded_chunk_bytes(content_bytes: int) -> int:
-    """`content_bytes` rounded up to the next multiple of `CHUNK_MULTIPLE`."""
-    return -(-content_bytes // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
+def padded_chunk_bytes(data_bytes: int, at_least: int = 0) -> int:
+    """Plaintext bytes of an answer or control chunk with `data_bytes` of data.
+
+    A multiple of `CHUNK_MULTIPLE`; `at_least` makes chunks of a constant rate alike.
+    """
+    return -(-max(LENGTH_BYTES + data_bytes, at_least) // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
 
 
 class ChunkStream:
@@ -52,30 +65,35 @@ class ChunkStream:
         self._aad = LABEL + context + attempt.to_bytes(2, "big") + handle.encode("ascii")
         self.next_n = 0
 
-    def seal(self, data: bytes, *, final: bool, padded_bytes: int) -> tuple[int, bytes]:
-        """Seal the next chunk; returns its number and its ciphertext."""
+    def seal(self, data: bytes, *, flags: int, padded_bytes: int) -> tuple[int, bytes]:
+        """Seal the next chunk; returns its number and its ciphertext.
+
+        `padded_bytes` is the plaintext's length: at least `LENGTH_BYTES` more than `data`.
+        """
+        assert LENGTH_BYTES + len(data) <= padded_bytes, "padding never cuts"
         n = self.next_n
         self.next_n = n + 1
         plaintext = (len(data).to_bytes(LENGTH_BYTES, "big") + data).ljust(padded_bytes, b"\0")
-        return n, self._aead.encrypt(self._nonce(n), plaintext, self._place(n, final))
+        return n, self._aead.encrypt(self._nonce(n), plaintext, self._place(n, flags))
 
-    def open(self, n: int, final: int, ciphertext: bytes) -> bytes:
+    def open(self, n: int, flags: int, ciphertext: bytes) -> bytes:
         """Open chunk `n`.
 
         Raises:
             InvalidTag, ValueError: anything about it is wrong.
         """
-        plaintext = self._aead.decrypt(self._nonce(n), ciphertext, self._place(n, final))
+        plaintext = self._aead.decrypt(self._nonce(n), ciphertext, self._place(n, flags))
         end = LENGTH_BYTES + int.from_bytes(plaintext[:LENGTH_BYTES], "big")
-        if len(plaintext) < LENGTH_BYTES or end > len(plaintext) or any(plaintext[end:]):
+        zeros = plaintext.count(0, end)
+        if len(plaintext) < LENGTH_BYTES or end + zeros != len(plaintext):
             raise ValueError("padding")
         return plaintext[LENGTH_BYTES:end]
 
     def _nonce(self, n: int) -> bytes:
         return (self._iv ^ n).to_bytes(12, "big")
 
-    def _place(self, n: int, final: int) -> bytes:
-        return self._aad + struct.pack(">QB", n, final)
+    def _place(self, n: int, flags: int) -> bytes:
+        return self._aad + struct.pack(">QB", n, flags)
 
 
 def _expand(root: bytes, info: bytes, length_bytes: int) -> bytes:

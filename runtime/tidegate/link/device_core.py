@@ -7,7 +7,7 @@ that depends on it is returned, so dropping a core between any two writes loses 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tidegate.errors import CapacityError, LinkError, SealError
@@ -40,6 +40,7 @@ from tidegate.link.outbox import (
     Outcome,
 )
 from tidegate.link.prekeys import Advert
+from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics
 
@@ -70,6 +71,7 @@ class DeviceCore:
         rng: random.Random,
         wall_s: Callable[[], float],
         now_s: float,
+        suites: Sequence[int] = PREFERENCE,
     ) -> None:
         self.tally = Tally()
         self.connected = False
@@ -80,10 +82,16 @@ class DeviceCore:
         self._rng = rng
         self._wall_s = wall_s
         self._gateways = GatewayDirectory(
-            identity, timing=timing, rng=rng, wall_s=wall_s, tally=self.tally
+            identity, timing=timing, rng=rng, wall_s=wall_s, tally=self.tally, suites=suites
         )
         self._keep = Keeper(outbox, self.tally)
-        self._seal = DeviceSealer(identity=identity, timing=timing, wall_s=wall_s, tally=self.tally)
+        self._seal = DeviceSealer(
+            identity=identity,
+            timing=timing,
+            wall_s=wall_s,
+            tally=self.tally,
+            suites=self._gateways.suites,
+        )
         self._live: dict[RequestId, Live] = {}
         self._lingering = Lingering(timing)
         self._expire_at_s = now_s
@@ -268,6 +276,9 @@ class DeviceCore:
         if sent is None:
             raise SealError
         number, final, data = sent.keys.open_response(payload)
+        if not (data or final):
+            # A filler: it keeps the size and the beat of a stream constant and says nothing.
+            return []
         bundle = Bundle.decode(data)
         if final != (bundle.status is not Status.MORE):
             raise SealError
@@ -329,7 +340,7 @@ class DeviceCore:
             return []
         if not self._keep.wrote(lambda outbox: outbox.use_attempt(request_id, attempt)):
             return []
-        return [self._seal.request(now_s, live, attempt, advert)]
+        return [*self._seal.request(now_s, live, attempt, advert)]
 
     def _window(self, priority: int) -> int:
         """Requests under way beyond which one of `priority` waits."""

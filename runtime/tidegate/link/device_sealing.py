@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tidegate.link.counters import Tally
 from tidegate.link.device_live import Live
@@ -28,16 +28,18 @@ class DeviceSealer:
         timing: Timing,
         wall_s: Callable[[], float],
         tally: Tally,
+        suites: Sequence[int],
     ) -> None:
         self._identity = identity
         self._topics = Topics(identity.group)
         self._timing = timing
         self._wall_s = wall_s
         self._tally = tally
+        self._suites = suites
 
-    def request(self, now_s: float, live: Live, attempt: int, advert: Advert) -> Publish:
-        """`live` as its `attempt`, sealed for the gateway of `advert`."""
-        prekey = advert.prekey(self._wall_s())
+    def request(self, now_s: float, live: Live, attempt: int, advert: Advert) -> list[Publish]:
+        """`live` as its `attempt`, sealed for the gateway of `advert`: one message or several."""
+        prekey = advert.prekey(self._wall_s(), self._suites)
         assert prekey is not None, "only gateways with a valid prekey are chosen"
         ttl_ms = max(0, int((live.session.deadline_s - now_s) * 1000))
         call = Call(
@@ -47,20 +49,20 @@ class DeviceSealer:
             proof=live.prefix.proof(),
             body=live.row.body,
         )
-        message, keys = seal_request(
+        messages, keys = seal_request(
             call.encode(),
             request_id=live.row.request_id,
             attempt=attempt,
-            suite=prekey.suite,
             prekey_id=prekey.prekey_id,
             prekey=prekey.public,
+            gateway_key=advert.gateway_key,
             device_id=self._identity.device_id,
             device_key=self._identity.key,
             handle=self._identity.handle,
         )
         topic = self._topics.request(advert.gateway_id, self._identity.handle)
         live.remember(attempt, Sent(keys, topic, advert.gateway_id))
-        return self._publish(topic, message)
+        return [self._publish(topic, message) for message in messages]
 
     def control(self, live: Live, kind: ControlKind, *, rewind: bool = False) -> list[Publish]:
         """Speak under the newest attempt the gateway has shown to know, if there is one yet.

@@ -2,49 +2,65 @@
 
 One decision explains the rest: HPKE only wraps a random secret K, and everything else is derived
 from K with HKDF, so that a stream of chunks needs no HPKE context and any gateway worker that
-holds the prekey can serve any request. Big-endian everywhere::
+holds the prekey can serve any request. Big-endian everywhere; docs/link-format.md has it all::
 
     H         "TG" | version u8 = 1 | suite u8 | prekey_id[8] | request_id[16] | attempt u16
-    REQUEST   0x01 | H | wrap | chunk 0 of Q, FINAL
-    RESPONSE  0x02 | request_id[16] | attempt u16 | W_pub[32] | n u64 | FINAL u8 | chunk n of R
-    CONTROL   0x03 | request_id[16] | attempt u16 | n u64                | chunk n >= 1 of Q
+    REQUEST   0x01 | H | wrap | flags u8                                  | chunk 0 of Q
+    PART      0x04 | request_id[16] | attempt u16 | n u64 | flags u8      | chunk n of Q
+    RESPONSE  0x02 | request_id[16] | attempt u16 | n u64 | flags u8 | W? | chunk n of R
+    CONTROL   0x03 | request_id[16] | attempt u16 | n u64                 | chunk n of C
 
     wrap      HPKE[suite](K, prekey, info = "tidegate/1 wrap" | SHA256(H))               RFC 9180
-    th        SHA256(H | wrap)
-    Q         root = HKDF-Extract(th, K);     chunk 0 = device_id[16] | E[32] | sig[64] | body
-    R         root = HKDF-Extract(SHA256(th | W), K | X25519(W, E))
+    chunk 0   device_id[16] | E[32] | body_bytes u32 | SHA256(body)[32] | sig[64] | body ...
+    W?        W[32] | signature[64], in chunks whose flags say SIGNED
 
-Chunks and their keys are in `chunks`. E is fresh for every attempt and W for every attempt a
-gateway opens, so no key ever sees a nonce twice. Whatever fails to open is one `SealError` without
-a reason.
+Chunks are in `chunks`, secrets and signatures in `transcript`. E is fresh for every attempt and W
+for every attempt a gateway opens, so no key ever sees a nonce twice. Whatever fails to open is
+one `SealError` without a reason.
 """
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import struct
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from types import MappingProxyType
 from typing import NewType
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives import hashes, hpke
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tidegate.errors import RequestError, SealError
 from tidegate.link.chunks import (
-    LABEL,
-    LENGTH_BYTES,
-    REQUEST_BUCKETS,
-    TAG_BYTES,
+    FINAL,
+    SIGNED,
     ChunkStream,
     padded_chunk_bytes,
     padded_request_bytes,
+)
+from tidegate.link.suites import PublicPrekey
+from tidegate.link.transcript import (
+    device_signs,
+    gateway_signs,
+    request_root,
+    response_root,
+    sha256,
+    wrap_info,
+)
+from tidegate.link.wire import (
+    CHUNK_HEAD,
+    CONTROL_HEAD,
+    FRAGMENT_BYTES,
+    HEADER,
+    MAGIC,
+    MAX_BODY_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_MESSAGE_BYTES,
+    OPENING,
+    ROUTE,
+    VERSION,
+    WHO_ANSWERS,
 )
 
 RequestId = NewType("RequestId", bytes)
@@ -52,23 +68,8 @@ RequestId = NewType("RequestId", bytes)
 REQUEST_ID_BYTES = 16
 DeviceId = NewType("DeviceId", bytes)
 """16 random bytes, known to the two ends only."""
-
-VERSION = 1
-_HEADER = struct.Struct(">2sBB8s16sH")
-_RESPONSE = struct.Struct(">B16sH32sQB")
-_CONTROL = struct.Struct(">B16sHQ")
-_ROUTE = struct.Struct(">B16sH")
-_PREFIX_BYTES = 16 + 32 + 64
-_KIB = 1024
-
-MAX_REQUEST_BYTES = 15 * 64 * _KIB
-"""Padded request plaintext; a whole message stays under 1 MB, EMQX's default packet limit."""
-MAX_BODY_BYTES = MAX_REQUEST_BYTES - LENGTH_BYTES - _PREFIX_BYTES
-MAX_CHUNK_BYTES = 96 * _KIB
-"""Padded chunk plaintext of an answer (AWS IoT stops at 128 KB per message)."""
-
-MAX_MESSAGE_BYTES = 1 + _HEADER.size + 2048 + MAX_REQUEST_BYTES + TAG_BYTES
-"""A whole message with room for the largest wrap; nothing legal is larger, adverts included."""
+UNREADABLE = (InvalidTag, InvalidSignature, ValueError, TypeError, LookupError, struct.error)
+"""Whatever a message can make go wrong; all of it becomes the one error."""
 
 
 class MessageType(IntEnum):
@@ -77,26 +78,7 @@ class MessageType(IntEnum):
     REQUEST = 1
     RESPONSE = 2
     CONTROL = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Suite:
-    """A way to wrap K for a prekey. The number is on the wire and in the signed advert."""
-
-    number: int
-    hpke: hpke.Suite
-    wrap_bytes: int
-
-
-SUITES: Mapping[int, Suite] = MappingProxyType(
-    {
-        1: Suite(
-            1,
-            hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305),
-            wrap_bytes=32 + 32 + TAG_BYTES,
-        )
-    }
-)
+    PART = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +98,13 @@ def route(message: bytes) -> Route:
     """
     try:
         if message[0] == MessageType.REQUEST:
-            magic, version, _, _, request_id, attempt = _HEADER.unpack_from(message, 1)
-            if magic != b"TG" or version != VERSION:
+            magic, version, _, _, request_id, attempt = HEADER.unpack_from(message, 1)
+            if magic != MAGIC or version != VERSION:
                 raise SealError
             return Route(MessageType.REQUEST, RequestId(request_id), attempt)
-        kind, request_id, attempt = _ROUTE.unpack_from(message)
+        kind, request_id, attempt = ROUTE.unpack_from(message)
         return Route(MessageType(kind), RequestId(request_id), attempt)
-    except (IndexError, ValueError, struct.error):
+    except UNREADABLE:
         raise SealError from None
 
 
@@ -136,22 +118,6 @@ def request_time_ms(request_id: bytes) -> int:
     return int.from_bytes(request_id[:6], "big")
 
 
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
-def _request_root(transcript: bytes, secret: bytes) -> bytes:
-    return HKDF.extract(hashes.SHA256(), transcript, secret)
-
-
-def _response_root(transcript: bytes, gateway_public: bytes, secret: bytes, shared: bytes) -> bytes:
-    return HKDF.extract(hashes.SHA256(), _sha256(transcript + gateway_public), secret + shared)
-
-
-def _signed(transcript: bytes, ephemeral: bytes, body: bytes) -> bytes:
-    return LABEL + b" sig" + transcript + ephemeral + _sha256(body)
-
-
 @dataclass(kw_only=True, slots=True)
 class DeviceAttempt:
     """The device's keys of one attempt: seals controls, opens the answer."""
@@ -162,46 +128,61 @@ class DeviceAttempt:
     _transcript: bytes = field(repr=False)
     _secret: bytes = field(repr=False)
     _ephemeral: X25519PrivateKey = field(repr=False)
+    _gateway_key: Ed25519PublicKey = field(repr=False)
     _control: ChunkStream = field(repr=False)
-    _response: tuple[bytes, ChunkStream] | None = field(default=None, repr=False)
+    _answering: tuple[bytes, ChunkStream] | None = field(default=None, repr=False)
+    """Who answers, W and signature as verified, and the stream that follows from it."""
 
     def seal_control(self, data: bytes) -> bytes:
-        """Seal an acknowledgement or a cancellation on the request's own stream."""
+        """Seal an acknowledgement or a cancellation on a stream of its own."""
         n, ciphertext = self._control.seal(
-            data, final=False, padded_bytes=padded_chunk_bytes(LENGTH_BYTES + len(data))
+            data, flags=0, padded_bytes=padded_chunk_bytes(len(data))
         )
-        head = _CONTROL.pack(MessageType.CONTROL, self.request_id, self.attempt, n)
+        head = CONTROL_HEAD.pack(MessageType.CONTROL, self.request_id, self.attempt, n)
         return head + ciphertext
 
     def open_response(self, message: bytes) -> tuple[int, bool, bytes]:
         """Open one chunk of the answer.
 
+        Chunks without W open once one with it has been; a gateway repeats it until it has heard
+        a control.
+
         Returns:
-            Its number in this attempt's stream, the FINAL flag, and the data.
+            Its number in this attempt's stream, the FINAL flag, and the data. No data means a
+            filler: its number counts, nothing else of it does.
 
         Raises:
             SealError: anything about it is wrong.
         """
-        if not _RESPONSE.size < len(message) <= _RESPONSE.size + MAX_CHUNK_BYTES + TAG_BYTES:
-            raise SealError
-        kind, request_id, attempt, public, n, final = _RESPONSE.unpack_from(message)
-        if (kind, request_id, attempt) != (MessageType.RESPONSE, self.request_id, self.attempt):
+        if len(message) > MAX_MESSAGE_BYTES:
             raise SealError
         try:
-            stream = self._response_stream(public)
-            data = stream.open(n, final, message[_RESPONSE.size :])
-        except (InvalidTag, ValueError):
+            kind, request_id, attempt, n, flags = CHUNK_HEAD.unpack_from(message)
+            if (kind, request_id, attempt) != (MessageType.RESPONSE, self.request_id, self.attempt):
+                raise SealError
+            who, start = None, CHUNK_HEAD.size
+            if flags & SIGNED:
+                start += WHO_ANSWERS.size
+                who = message[CHUNK_HEAD.size : start]
+            answering = self._stream(who)
+            data = answering[1].open(n, flags, message[start:])
+        except UNREADABLE:
             raise SealError from None
-        self._response = (public, stream)
-        return n, bool(final), data
+        self._answering = answering
+        return n, bool(flags & FINAL), data
 
-    def _response_stream(self, public: bytes) -> ChunkStream:
+    def _stream(self, who: bytes | None) -> tuple[bytes, ChunkStream]:
         """The stream for W; only one that opened something is kept (in `open_response`)."""
-        if self._response is not None and self._response[0] == public:
-            return self._response[1]
+        if self._answering is not None and who in (None, self._answering[0]):
+            return self._answering
+        if who is None:
+            raise SealError
+        public, signature = WHO_ANSWERS.unpack(who)
+        signed = gateway_signs(self._transcript, public, self.request_id, self.attempt)
+        self._gateway_key.verify(signature, signed)
         shared = self._ephemeral.exchange(X25519PublicKey.from_public_bytes(public))
-        root = _response_root(self._transcript, public, self._secret, shared)
-        return ChunkStream(root, b"R", self.request_id, self.attempt, self.handle)
+        root = response_root(self._transcript, public, self._secret, shared)
+        return who, ChunkStream(root, b"R", self.request_id, self.attempt, self.handle)
 
 
 def seal_request(
@@ -209,28 +190,28 @@ def seal_request(
     *,
     request_id: RequestId,
     attempt: int,
-    suite: int,
     prekey_id: bytes,
-    prekey: X25519PublicKey,
+    prekey: PublicPrekey,
+    gateway_key: Ed25519PublicKey,
     device_id: DeviceId,
     device_key: Ed25519PrivateKey,
     handle: str,
-) -> tuple[bytes, DeviceAttempt]:
+) -> tuple[list[bytes], DeviceAttempt]:
     """Seal `body` for the holder of `prekey`.
 
     Args:
         body: at most `MAX_BODY_BYTES`.
         request_id: the same for every attempt.
         attempt: 0 to 65535, never used twice for one `request_id`.
-        suite: a key of `SUITES`.
         prekey_id: 8 bytes from the gateway's advert.
-        prekey: the advert's public key.
+        prekey: the advert's public key; the suite is its.
+        gateway_key: the key that signed the advert, and must sign the answer.
         device_id: known to the gateway; travels encrypted.
         device_key: signs the transcript; the signature travels encrypted.
         handle: the device's topic handle, bound into every chunk.
 
     Returns:
-        The message and the keys to follow it with.
+        The messages to send in this order, one or more, and the keys to follow them with.
 
     Raises:
         RequestError: the body is too large.
@@ -239,28 +220,45 @@ def seal_request(
         raise RequestError(
             "body", f"{len(body)} bytes: must be at most {MAX_BODY_BYTES}", status=413
         )
-    header = _HEADER.pack(b"TG", VERSION, suite, prekey_id, request_id, attempt)
+    header = HEADER.pack(MAGIC, VERSION, prekey.suite, prekey_id, request_id, attempt)
     secret = secrets.token_bytes(32)
     ephemeral = X25519PrivateKey.generate()
-    wrap = SUITES[suite].hpke.encrypt(secret, prekey, info=LABEL + b" wrap" + _sha256(header))
-    transcript = _sha256(header + wrap)
-    public = ephemeral.public_key().public_bytes_raw()
-    signature = device_key.sign(_signed(transcript, public, body))
-    stream = ChunkStream(_request_root(transcript, secret), b"Q", request_id, attempt, handle)
-    content = device_id + public + signature + body
-    _, ciphertext = stream.seal(
-        content, final=True, padded_bytes=padded_request_bytes(LENGTH_BYTES + len(content))
-    )
-    keys = DeviceAttempt(
+    wrap = prekey.wrap(secret, wrap_info(header))
+    transcript = sha256(header + wrap)
+    root = request_root(transcript, secret)
+    public, digest = ephemeral.public_key().public_bytes_raw(), sha256(body)
+    signature = device_key.sign(device_signs(transcript, public, len(body), digest))
+    opening = OPENING.pack(device_id, public, len(body), digest, signature)
+    chunks = _seal_fragments(opening + body, ChunkStream(root, b"Q", request_id, attempt, handle))
+    parts = [
+        CHUNK_HEAD.pack(MessageType.PART, request_id, attempt, n, flags) + ciphertext
+        for n, flags, ciphertext in chunks
+    ]
+    _, flags, ciphertext = chunks[0]
+    parts[0] = bytes((MessageType.REQUEST,)) + header + wrap + bytes((flags,)) + ciphertext
+    return parts, DeviceAttempt(
         request_id=request_id,
         attempt=attempt,
         handle=handle,
         _transcript=transcript,
         _secret=secret,
         _ephemeral=ephemeral,
-        _control=stream,
+        _gateway_key=gateway_key,
+        _control=ChunkStream(root, b"C", request_id, attempt, handle),
     )
-    return bytes((MessageType.REQUEST,)) + header + wrap + ciphertext, keys
+
+
+def _seal_fragments(content: bytes, stream: ChunkStream) -> list[tuple[int, int, bytes]]:
+    """Number, flags and ciphertext of every chunk; all are of full size if there are several."""
+    several = len(content) > FRAGMENT_BYTES
+    chunks = []
+    for start in range(0, len(content), FRAGMENT_BYTES):
+        data = content[start : start + FRAGMENT_BYTES]
+        flags = FINAL if start + len(data) == len(content) else 0
+        padded_bytes = padded_request_bytes(FRAGMENT_BYTES if several else len(data))
+        n, ciphertext = stream.seal(data, flags=flags, padded_bytes=padded_bytes)
+        chunks.append((n, flags, ciphertext))
+    return chunks
 
 
 @dataclass(kw_only=True, slots=True)
@@ -271,24 +269,28 @@ class GatewayAttempt:
     request_id: RequestId
     attempt: int
     body: bytes = field(repr=False)
-    _public: bytes = field(repr=False)
+    _who_answers: bytes = field(repr=False)
     _control: ChunkStream = field(repr=False)
     _response: ChunkStream = field(repr=False)
-    _last_control: int = field(default=0, repr=False)
+    _last_control: int = field(default=-1, repr=False)
 
     def seal_response(self, data: bytes, *, final: bool, at_least_bytes: int = 0) -> bytes:
         """Seal the next chunk of the answer; its number is `sealed` before the call.
 
-        `at_least_bytes` is a plaintext size to pad to, for chunks that must all look alike.
+        Args:
+            data: nothing makes a filler, which the device opens and then ignores.
+            final: the stream ends with this chunk.
+            at_least_bytes: plaintext size to pad to, for chunks that must all look alike.
         """
-        content_bytes = max(LENGTH_BYTES + len(data), at_least_bytes)
-        n, ciphertext = self._response.seal(
-            data, final=final, padded_bytes=padded_chunk_bytes(content_bytes)
-        )
-        head = _RESPONSE.pack(
-            MessageType.RESPONSE, self.request_id, self.attempt, self._public, n, final
-        )
-        return head + ciphertext
+        # A change of size would tell when the first control came.
+        alike = at_least_bytes > 0
+        who = self._who_answers if alike or self._last_control < 0 else b""
+        flags = (FINAL if final else 0) | (SIGNED if who else 0)
+        padded_bytes = padded_chunk_bytes(len(data), at_least_bytes)
+        assert padded_bytes <= MAX_CHUNK_BYTES, "answers are cut to size before they get here"
+        n, ciphertext = self._response.seal(data, flags=flags, padded_bytes=padded_bytes)
+        head = CHUNK_HEAD.pack(MessageType.RESPONSE, self.request_id, self.attempt, n, flags)
+        return head + who + ciphertext
 
     @property
     def sealed(self) -> int:
@@ -304,87 +306,16 @@ class GatewayAttempt:
         Raises:
             SealError: anything about it is wrong, or it is not newer than the last one.
         """
-        if not _CONTROL.size < len(message) <= _CONTROL.size + MAX_CHUNK_BYTES + TAG_BYTES:
-            raise SealError
-        kind, request_id, attempt, n = _CONTROL.unpack_from(message)
-        if (kind, request_id, attempt) != (MessageType.CONTROL, self.request_id, self.attempt):
-            raise SealError
-        if n <= self._last_control:
+        if len(message) > MAX_MESSAGE_BYTES:
             raise SealError
         try:
-            data = self._control.open(n, 0, message[_CONTROL.size :])
-        except (InvalidTag, ValueError):
+            kind, request_id, attempt, n = CONTROL_HEAD.unpack_from(message)
+            if (kind, request_id, attempt) != (MessageType.CONTROL, self.request_id, self.attempt):
+                raise SealError
+            if n <= self._last_control:
+                raise SealError
+            data = self._control.open(n, 0, message[CONTROL_HEAD.size :])
+        except UNREADABLE:
             raise SealError from None
         self._last_control = n
         return data
-
-
-PrekeyLookup = Callable[[int, bytes], X25519PrivateKey | None]
-"""(suite, prekey_id) -> the private prekey, or None when unknown, not yet valid or expired."""
-DeviceLookup = Callable[[DeviceId], Ed25519PublicKey | None]
-"""device_id -> its key, or None when unknown, revoked or not allowed on this topic."""
-
-
-def open_request(
-    message: bytes,
-    *,
-    handle: str,
-    find_prekey: PrekeyLookup,
-    find_device: DeviceLookup,
-    new_key: Callable[[], X25519PrivateKey] = X25519PrivateKey.generate,
-) -> GatewayAttempt:
-    """Open a request that arrived on the topic of `handle` and check who signed it.
-
-    Raises:
-        SealError: anything about it is wrong. Nothing was allocated beyond the message's size.
-    """
-    if len(message) > MAX_MESSAGE_BYTES:
-        raise SealError
-    try:
-        return _open_request(message, handle, find_prekey, find_device, new_key())
-    except (InvalidTag, InvalidSignature, ValueError, struct.error):
-        raise SealError from None
-
-
-def _open_request(
-    message: bytes,
-    handle: str,
-    find_prekey: PrekeyLookup,
-    find_device: DeviceLookup,
-    response_key: X25519PrivateKey,
-) -> GatewayAttempt:
-    kind = message[:1]
-    magic, version, number, prekey_id, request_id, attempt = _HEADER.unpack_from(message, 1)
-    suite = SUITES.get(number)
-    if kind[0] != MessageType.REQUEST or magic != b"TG" or version != VERSION or suite is None:
-        raise SealError
-    prekey = find_prekey(number, prekey_id)
-    wrap_end = 1 + _HEADER.size + suite.wrap_bytes
-    if prekey is None or len(message) < wrap_end + REQUEST_BUCKETS[0] + TAG_BYTES:
-        raise SealError
-    header = message[1 : 1 + _HEADER.size]
-    wrap = message[1 + _HEADER.size : wrap_end]
-    secret = suite.hpke.decrypt(wrap, prekey, info=LABEL + b" wrap" + _sha256(header))
-    transcript = _sha256(header + wrap)
-    control = ChunkStream(_request_root(transcript, secret), b"Q", request_id, attempt, handle)
-    content = control.open(0, 1, message[wrap_end:])
-    if len(content) < _PREFIX_BYTES:
-        raise SealError
-    device_id = DeviceId(content[:16])
-    ephemeral, signature, body = content[16:48], content[48:112], content[112:]
-    device_key = find_device(device_id)
-    if device_key is None:
-        raise SealError
-    device_key.verify(signature, _signed(transcript, ephemeral, body))
-    public = response_key.public_key().public_bytes_raw()
-    shared = response_key.exchange(X25519PublicKey.from_public_bytes(ephemeral))
-    root = _response_root(transcript, public, secret, shared)
-    return GatewayAttempt(
-        device_id=device_id,
-        request_id=RequestId(request_id),
-        attempt=attempt,
-        body=body,
-        _public=public,
-        _control=control,
-        _response=ChunkStream(root, b"R", request_id, attempt, handle),
-    )

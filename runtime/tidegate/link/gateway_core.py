@@ -105,7 +105,7 @@ class GatewayCore:
         try:
             where = route(payload)
             key = LiveKey(handle, where.request_id)
-            if where.kind is MessageType.REQUEST:
+            if where.kind in (MessageType.REQUEST, MessageType.PART):
                 return self._on_request(now_s, key, payload)
             if where.kind is MessageType.CONTROL:
                 return self._on_control(now_s, key, payload)
@@ -182,7 +182,9 @@ class GatewayCore:
         return int((self._wall_s() - VALID_FOR_S) * 1000)
 
     def _on_request(self, now_s: float, key: LiveKey, payload: bytes) -> list[GatewayEffect]:
-        keys = self._keys.open(key.handle, payload)
+        keys = self._keys.open(now_s, key.handle, payload)
+        if keys is None:
+            return []
         call = Call.decode(keys.body)
         newest_ms = (self._wall_s() + _AHEAD_S) * 1000
         if not self._oldest_ms() <= request_time_ms(key.request_id) <= newest_ms:

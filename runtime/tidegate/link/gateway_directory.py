@@ -8,13 +8,14 @@ left requests without any sign of life comes last until it says something, or fo
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from tidegate.errors import IdentityError
 from tidegate.link.counters import Tally
 from tidegate.link.identity import DeviceIdentity
 from tidegate.link.prekeys import Advert, open_advert
+from tidegate.link.suites import PREFERENCE, check_suites
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics
 
@@ -31,7 +32,13 @@ class _Known:
 
 
 class GatewayDirectory:
-    """Adverts that verified against the pinned fleet root; an older version never replaces one."""
+    """Adverts that verified against the pinned fleet root; an older version never replaces one.
+
+    `suites` are those that the device may use, preferred ones first (setting `link.suites`).
+
+    Raises:
+        ConfigError: `suites` cannot be used.
+    """
 
     def __init__(
         self,
@@ -41,7 +48,9 @@ class GatewayDirectory:
         rng: random.Random,
         wall_s: Callable[[], float],
         tally: Tally,
+        suites: Sequence[int] = PREFERENCE,
     ) -> None:
+        self.suites = check_suites(suites)
         self._identity = identity
         self._topics = Topics(identity.group)
         self._timing = timing
@@ -129,5 +138,5 @@ class GatewayDirectory:
         return [
             known
             for known in self._known.values()
-            if now_s < known.until_s and known.advert.prekey(wall_s) is not None
+            if now_s < known.until_s and known.advert.prekey(wall_s, self.suites) is not None
         ]

@@ -1,16 +1,18 @@
-"""What a gateway uses its keys for: opening requests of devices it knows, and signing adverts."""
+"""What a gateway uses its keys for: opening requests of devices it knows, signing what it says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tidegate.link.envelope import SUITES, DeviceId, GatewayAttempt, open_request
+from tidegate.link.assembly import Assembler
+from tidegate.link.envelope import DeviceId, GatewayAttempt
 from tidegate.link.identity import GatewayIdentity
+from tidegate.link.opening import PartialRequest, open_first
 from tidegate.link.prekeys import Advert, ModelOffer, PrekeyStore, seal_advert
 from tidegate.link.registry import REVOKED, DeviceRegistry
+from tidegate.link.suites import PrivatePrekey
 
 
 class GatewayKeys:
@@ -28,14 +30,22 @@ class GatewayKeys:
         self._prekeys = prekeys
         self._registry = registry
         self._wall_s = wall_s
+        self._assembler = Assembler(self._open_first)
 
-    def open(self, handle: str, message: bytes) -> GatewayAttempt:
-        """Open a request that came on the topic of `handle`.
+    def open(self, now_s: float, handle: str, message: bytes) -> GatewayAttempt | None:
+        """Open a message of a request that came on the topic of `handle`; `now_s` is monotonic.
+
+        Returns:
+            The request when it is whole, None while parts of it are missing.
 
         Raises:
             SealError: damaged, forged, under a prekey that is gone, or from a device that is
                 unknown or not the one of this topic. One that is refused, see `refusal`, opens.
         """
+        whole = self._assembler.receive(now_s, handle, message)
+        return None if whole is None else whole.finish(self.identity.key)
+
+    def _open_first(self, handle: str, message: bytes) -> PartialRequest:
 
         def find_device(device_id: DeviceId) -> Ed25519PublicKey | None:
             record = self._registry.find(device_id)
@@ -43,12 +53,10 @@ class GatewayKeys:
                 return None
             return Ed25519PublicKey.from_public_bytes(record.public_key)
 
-        def find_prekey(suite: int, prekey_id: bytes) -> X25519PrivateKey | None:
+        def find_prekey(suite: int, prekey_id: bytes) -> PrivatePrekey | None:
             return self._prekeys.find(suite, prekey_id, self._wall_s())
 
-        return open_request(
-            message, handle=handle, find_prekey=find_prekey, find_device=find_device
-        )
+        return open_first(message, handle=handle, find_prekey=find_prekey, find_device=find_device)
 
     def refusal(self, device_id: DeviceId) -> str | None:
         """Why nothing from this device is taken any more, as a code; None when it is.
@@ -75,10 +83,11 @@ class GatewayKeys:
         advert = Advert(
             group=self.identity.group,
             gateway_id=self.identity.gateway_id,
+            gateway_key=self.identity.key.public_key(),
             version=version,
             issued_s=int(now_s),
             expires_s=int(now_s + valid_s) + 1,
-            suites=tuple(SUITES),
+            suites=self._prekeys.suites,
             models=tuple(models),
             load=load,
             prekeys=tuple(self._prekeys.public(now_s)),

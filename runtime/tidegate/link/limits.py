@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from tidegate.errors import RequestError
 from tidegate.link.clock import CLOCK_SKEW_S
-from tidegate.link.envelope import MAX_BODY_BYTES, REQUEST_ID_BYTES, request_time_ms
+from tidegate.link.envelope import REQUEST_ID_BYTES, request_time_ms
 from tidegate.link.messages import CALL_BYTES
 from tidegate.link.prekeys import VALID_FOR_S
+from tidegate.link.wire import MAX_BODY_BYTES
 
 MAX_REQUEST_BODY_BYTES = MAX_BODY_BYTES - CALL_BYTES
 MAX_DEADLINE_S = VALID_FOR_S

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tidegate.errors import ConfigError
 from tidegate.link.certificates import CertifiedKey, gateway_common_name
-from tidegate.link.envelope import MAX_MESSAGE_BYTES
 from tidegate.link.keyfiles import write_atomic
 from tidegate.link.topics import Topics, check_name
+from tidegate.link.wire import MAX_MESSAGE_BYTES
 
 CONFIG, RULES = "mosquitto.conf", "acl"
 CA, CERTIFICATE, KEY, REVOKED = "ca.pem", "server.pem", "server-key.pem", "revoked.pem"

@@ -29,8 +29,8 @@ from paho.mqtt.properties import Properties
 from tidegate.errors import UnavailableError
 from tidegate.link.broker_tls import BrokerSocket, describe_ssl
 from tidegate.link.broker_url import BrokerUrl
-from tidegate.link.envelope import MAX_MESSAGE_BYTES
 from tidegate.link.transport import EventQueue, Message
+from tidegate.link.wire import MAX_MESSAGE_BYTES
 
 WINDOW_PUBLISHES = 16
 """Publishes without PUBACK; below the smallest receive maximum in common use (20)."""

@@ -1,9 +1,9 @@
 """Gateway prekeys and the signed advert that publishes them.
 
-A prekey is an X25519 key pair that devices seal to without asking first. It is made every 24 h,
-valid for 72 h and erased after that, which bounds what a stolen gateway disk can open. The advert
-also carries the suite list, so that nobody in between can talk a device into a weaker one, and is
-signed by the gateway key that the fleet root certified::
+A prekey is a key pair that devices seal to without asking first, one per suite. It is made every
+24 h, valid for 72 h and erased after that, which bounds what a stolen gateway disk can open. The
+advert also carries the suite list, so that nobody in between can talk a device into a weaker one,
+and is signed by the gateway key that the fleet root certified::
 
     advert  cert_bytes u16 | certificate | signature[64] | canonical JSON
 """
@@ -17,31 +17,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from tidegate.errors import CapacityError, IdentityError
 from tidegate.link import statements
 from tidegate.link.clock import CLOCK_SKEW_S, check_period
-from tidegate.link.envelope import SUITES
 from tidegate.link.identity import GatewayIdentity, open_certificate
 from tidegate.link.keyfiles import read_secret, write_atomic
+from tidegate.link.suites import (
+    PREFERENCE,
+    PRIVATE_BYTES,
+    SUITES,
+    PrivatePrekey,
+    PublicPrekey,
+    check_suites,
+)
 
 ADVERT_LABEL = "advert"
 ROTATE_AFTER_S = 24 * 3600
 VALID_FOR_S = 72 * 3600
 MAX_ADVERT_BYTES = 64 * 1024
-_SUITE = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prekey:
     """The public half of a prekey; times are Unix seconds."""
 
-    suite: int
     prekey_id: bytes
-    public: X25519PublicKey = field(repr=False)
+    public: PublicPrekey = field(repr=False)
     nbf_s: int
     naf_s: int
+
+    @property
+    def suite(self) -> int:
+        return self.public.suite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +62,14 @@ class ModelOffer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Advert:
-    """What a gateway says about itself: `load` is 0 (idle) to 1 (full)."""
+    """What a gateway says about itself: `load` is 0 (idle) to 1 (full).
+
+    `gateway_key` is the key that its certificate names: it signed this, and signs answers.
+    """
 
     group: str
     gateway_id: str
+    gateway_key: Ed25519PublicKey = field(repr=False, compare=False)
     version: int
     issued_s: int
     expires_s: int
@@ -66,17 +78,20 @@ class Advert:
     load: float
     prekeys: tuple[Prekey, ...]
 
-    def prekey(self, now_s: float) -> Prekey | None:
-        """The youngest prekey that is valid at `now_s` and of a suite we speak."""
-        usable = [
-            prekey
-            for prekey in self.prekeys
-            if prekey.suite in SUITES
-            and prekey.suite in self.suites
-            # Rotation leaves the youngest days to live, so its end needs no tolerance.
-            and prekey.nbf_s - CLOCK_SKEW_S <= now_s < prekey.naf_s
-        ]
-        return max(usable, key=lambda prekey: prekey.nbf_s, default=None)
+    def prekey(self, now_s: float, suites: Sequence[int] = PREFERENCE) -> Prekey | None:
+        """The youngest prekey that is valid at `now_s`, of the first of `suites` that has one."""
+        for suite in suites:
+            usable = [
+                prekey
+                for prekey in self.prekeys
+                if prekey.suite == suite
+                and suite in self.suites
+                # Rotation leaves the youngest days to live, so its end needs no tolerance.
+                and prekey.nbf_s - CLOCK_SKEW_S <= now_s < prekey.naf_s
+            ]
+            if usable:
+                return max(usable, key=lambda prekey: prekey.nbf_s)
+        return None
 
 
 def seal_advert(identity: GatewayIdentity, advert: Advert) -> bytes:
@@ -94,7 +109,7 @@ def seal_advert(identity: GatewayIdentity, advert: Advert) -> bytes:
             {
                 "suite": prekey.suite,
                 "id": prekey.prekey_id.hex(),
-                "public": prekey.public.public_bytes_raw().hex(),
+                "public": prekey.public.raw.hex(),
                 "nbf": prekey.nbf_s,
                 "naf": prekey.naf_s,
             }
@@ -120,6 +135,7 @@ def open_advert(payload: bytes, *, root: Ed25519PublicKey, group: str, now_s: fl
     advert = Advert(
         group=statements.text(fields, "group"),
         gateway_id=statements.text(fields, "gateway"),
+        gateway_key=certificate.key,
         version=statements.integer(fields, "version"),
         issued_s=statements.integer(fields, "issued"),
         expires_s=statements.integer(fields, "expires"),
@@ -162,12 +178,20 @@ def _open_offer(item: object) -> ModelOffer | None:
 
 def _open_prekey(item: object) -> Prekey | None:
     """A prekey of the advert; one of a suite that is newer than this program is skipped."""
-    if not isinstance(item, dict) or item.get("suite") != _SUITE:
+    if not isinstance(item, dict):
         return None
+    number = item.get("suite")
+    suite = SUITES.get(number) if isinstance(number, int) else None
+    if suite is None:
+        return None
+    raw = statements.hexadecimal(item, "public", suite.public_bytes)
+    try:
+        public = PublicPrekey.load(suite.number, raw)
+    except ValueError as error:
+        raise IdentityError(f"public: no key of suite {suite.number}") from error
     return Prekey(
-        suite=_SUITE,
         prekey_id=statements.hexadecimal(item, "id", 8),
-        public=X25519PublicKey.from_public_bytes(statements.hexadecimal(item, "public", 32)),
+        public=public,
         nbf_s=statements.integer(item, "nbf"),
         naf_s=statements.integer(item, "naf"),
     )
@@ -178,18 +202,23 @@ class _Held:
     """A prekey with its private half."""
 
     public: Prekey
-    private: X25519PrivateKey = field(repr=False)
+    private: PrivatePrekey = field(repr=False)
 
 
 class PrekeyStore:
-    """The gateway's private prekeys in one 0600 file, rewritten when the set changes."""
+    """The gateway's private prekeys in one 0600 file, rewritten when the set changes.
 
-    def __init__(self, path: Path) -> None:
+    Prekeys are made for every one of `suites`; those of a suite that is no longer among them are
+    erased at the next `rotate`.
+    """
+
+    def __init__(self, path: Path, *, suites: Sequence[int] = PREFERENCE) -> None:
+        self.suites = check_suites(suites)
         self._path = path
         self._held = _read(path) if path.exists() else []
 
     def rotate(self, now_s: float) -> bool:
-        """Make a prekey when the youngest is a day old and drop expired ones; True on a change.
+        """Make prekeys when the youngest are a day old and drop expired ones; True on a change.
 
         One from the future was made while the clock was wrong: no device would use it until then.
         Dropping rewrites the file. On flash the old block may outlive that; full-disk encryption
@@ -201,11 +230,14 @@ class PrekeyStore:
         held = [
             item
             for item in self._held
-            if now_s < item.public.naf_s and item.public.nbf_s <= now_s + CLOCK_SKEW_S
+            if now_s < item.public.naf_s
+            and item.public.nbf_s <= now_s + CLOCK_SKEW_S
+            and item.public.suite in self.suites
         ]
-        youngest = max((item.public.nbf_s for item in held), default=None)
-        if youngest is None or now_s >= youngest + ROTATE_AFTER_S:
-            held.append(_make(int(now_s)))
+        for suite in self.suites:
+            youngest = _youngest(held, suite)
+            if youngest is None or now_s >= youngest.public.nbf_s + ROTATE_AFTER_S:
+                held.append(_make(suite, int(now_s)))
         if held == self._held:
             return False
         try:
@@ -218,10 +250,15 @@ class PrekeyStore:
         return True
 
     def public(self, now_s: float) -> Sequence[Prekey]:
-        """The prekeys to advertise."""
-        return [item.public for item in self._held if now_s < item.public.naf_s]
+        """The prekeys to advertise: the youngest of each suite, in the order of `suites`.
 
-    def find(self, suite: int, prekey_id: bytes, now_s: float) -> X25519PrivateKey | None:
+        Older ones only open what is still under way.
+        """
+        living = [item for item in self._held if now_s < item.public.naf_s]
+        youngest = [_youngest(living, suite) for suite in self.suites]
+        return [item.public for item in youngest if item is not None]
+
+    def find(self, suite: int, prekey_id: bytes, now_s: float) -> PrivatePrekey | None:
         """The private half, or None when unknown or no longer valid."""
         for item in self._held:
             if (item.public.suite, item.public.prekey_id) == (suite, prekey_id):
@@ -229,12 +266,16 @@ class PrekeyStore:
         return None
 
 
-def _make(now_s: int) -> _Held:
-    private = X25519PrivateKey.generate()
-    public = private.public_key()
-    prekey_id = hashlib.sha256(b"tidegate/1 prekey" + public.public_bytes_raw()).digest()[:8]
+def _youngest(held: Sequence[_Held], suite: int) -> _Held | None:
+    own = [item for item in held if item.public.suite == suite]
+    return max(own, key=lambda item: item.public.nbf_s, default=None)
+
+
+def _make(suite: int, now_s: int) -> _Held:
+    private = PrivatePrekey.generate(suite)
+    prekey_id = hashlib.sha256(b"tidegate/1 prekey" + private.public.raw).digest()[:8]
     prekey = Prekey(
-        suite=_SUITE, prekey_id=prekey_id, public=public, nbf_s=now_s, naf_s=now_s + VALID_FOR_S
+        prekey_id=prekey_id, public=private.public, nbf_s=now_s, naf_s=now_s + VALID_FOR_S
     )
     return _Held(public=prekey, private=private)
 
@@ -243,7 +284,7 @@ def _write(path: Path, held: Sequence[_Held]) -> None:
     rows = [
         {
             "suite": item.public.suite,
-            "private": item.private.private_bytes_raw().hex(),
+            "private": item.private.raw.hex(),
             "id": item.public.prekey_id.hex(),
             "nbf": item.public.nbf_s,
             "naf": item.public.naf_s,
@@ -262,11 +303,12 @@ def _read(path: Path) -> list[_Held]:
 
 
 def _held(row: dict[str, object]) -> _Held:
-    private = X25519PrivateKey.from_private_bytes(statements.hexadecimal(row, "private", 32))
+    suite = statements.integer(row, "suite")
+    raw = statements.hexadecimal(row, "private", PRIVATE_BYTES)
+    private = PrivatePrekey.load(suite, raw)
     prekey = Prekey(
-        suite=statements.integer(row, "suite"),
         prekey_id=statements.hexadecimal(row, "id", 8),
-        public=private.public_key(),
+        public=private.public,
         nbf_s=statements.integer(row, "nbf"),
         naf_s=statements.integer(row, "naf"),
     )

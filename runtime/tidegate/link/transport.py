@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tidegate.link.envelope import MAX_MESSAGE_BYTES
+from tidegate.link.wire import MAX_MESSAGE_BYTES
 
 QUEUE_EVENTS = 4096
 """Events a transport holds for a slow consumer; messages beyond it are dropped and counted."""
