@@ -26,6 +26,8 @@ CATCH_UP_TOKENS: Final = 512
 
 _MOST_GRAMS: Final = 1 << 15
 """Of one request and half of its index: full, the older half goes. At most 8 MB."""
+_MOST_GRAMS_ELSEWHERE: Final = 1 << 14
+"""Of the last answers: 4 to 8 thousand tokens, in at most 4 MB that a busy device always has."""
 
 _BREAK: Final = -1
 """Between texts of an index; no token."""
@@ -158,7 +160,7 @@ class LookupDrafter:
         self._share = share
         self._indexes: dict[Key, GramIndex] = {}
         self._latest: Key | None = None
-        self._answers = GramIndex()
+        self._answers = GramIndex(most_grams=_MOST_GRAMS_ELSEWHERE)
 
     def propose(self, wishes: Sequence[Wish]) -> list[Draft]:
         """See `Drafter.propose`."""
