@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -137,6 +138,22 @@ def test_kills_and_a_treacherous_network_still_give_one_whole_answer(ends: Ends)
         assert proxy.deeds.dropped
         assert proxy.deeds.duplicated
         assert proxy.deeds.reordered
+
+
+def test_a_recorded_session_shows_times_and_sizes_and_no_word_of_it() -> None:
+    script = SUPPORT.parents[1] / "benchmarks" / "link" / "capture.py"
+    done = subprocess.run(
+        [sys.executable, "-P", str(script), "--json"], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert results["leaked"] == []
+    kinds = results["seen"]["kinds"]
+    assert set(kinds) == {"advert", "request", "response", "control"}
+    assert results["seen"]["requests"] == 2
+    assert all(kinds[kind]["count"] > 1 for kind in ("request", "response", "control"))
+    assert len(kinds["control"]["sizes_bytes"]) == 1, "an acknowledgement looks like a cancel"
+    assert len(kinds["request"]["sizes_bytes"]) == 1
 
 
 def plain_client(port: int, name: str) -> paho.Client:
