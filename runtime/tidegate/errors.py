@@ -12,6 +12,7 @@
   + LinkError             the sealed link refused something
     - SealError           a message failed authentication; dropped, counted, never retried
     - IdentityError       a key, an advert or a device is unknown, expired or revoked
+      . DeviceRefusedError  the gateway takes nothing from this device any more
 
 `retryable` is the only thing callers branch on; everything else is for people. A message names
 the setting or field, the value it had and what is allowed, and never a secret.
@@ -113,6 +114,15 @@ class IdentityError(LinkError):
     """A key, an advert or a device is unknown, expired or revoked."""
 
     code = "identity_error"
+
+
+class DeviceRefusedError(IdentityError):
+    """The gateway takes nothing from this device any more; enrol it again, or ask its owner.
+
+    Its message is for whoever calls the device, so it names no file and no key.
+    """
+
+    code = "device_refused"
 
 
 def describe_defect(error: BaseException) -> str:

@@ -428,7 +428,7 @@ def test_a_revoked_or_expired_device_renews_nothing(
     one = enrol(tmp_path / "one", gateway.make_token(), gateway.enrol, now_s=clock)
     two = enrol(tmp_path / "two", gateway.make_token(), gateway.enrol, now_s=clock)
     assert gateway.revoke(one.handle) >= 1
-    assert b"BEGIN X509 CRL" in (fleet / "gateway" / "crl.pem").read_bytes()
+    assert b"BEGIN X509 CRL" in (fleet / "gateway" / "revoked.pem").read_bytes()
     csr_pem, _ = make_request()
     with pytest.raises(IdentityError, match="device_revoked"):
         gateway.renew(one.device_id, csr_pem)

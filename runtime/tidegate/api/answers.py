@@ -15,7 +15,7 @@ from tidegate.api.backend import ModelCard, Routed
 from tidegate.api.schema_sampling import Kind
 from tidegate.api.tools import ToolCall, ToolDelta, tool_call_object
 from tidegate.engine.events import Finished, ScoredToken, Usage
-from tidegate.errors import RequestError, TidegateError
+from tidegate.errors import DeviceRefusedError, RequestError, TidegateError
 
 Json = dict[str, object]
 
@@ -29,6 +29,7 @@ _TYPE_OF_STATUS = {
 }
 _STATUS_OF_CODE = {
     "invalid_request": 400,
+    "device_refused": 403,
     "over_capacity": 429,
     "unavailable": 503,
     "cancelled": 503,
@@ -241,5 +242,6 @@ def error_answer(error: TidegateError) -> tuple[int, Json]:
         return error.status, body
     status = status_of_code(error.code)
     # A ConfigError or BundleError that surfaces in a request names files of the host.
-    message = str(error) if error.retryable else HIDDEN_MESSAGE
+    told = error.retryable or isinstance(error, DeviceRefusedError)
+    message = str(error) if told else HIDDEN_MESSAGE
     return status, error_object(message, status=status, code=error.code)

@@ -23,6 +23,7 @@ from tidegate.link.keyfiles import (
     read_public,
     read_secret,
     write_atomic,
+    write_secret,
 )
 from tidegate.link.registry import DeviceRegistry
 from tidegate.link.wrapping import PassphraseSource
@@ -30,7 +31,7 @@ from tidegate.link.wrapping import PassphraseSource
 CA_CERTIFICATE = "ca.pem"
 CA_KEY = "ca.key"
 FACTS = "fleet.facts"
-REVOKED = "crl.pem"
+REVOKED = "revoked.pem"
 BROKER_CA = "broker-ca.pem"
 BROKER_CERTIFICATE = "broker-cert.pem"
 BROKER_KEY = "broker-key.pem"
@@ -119,9 +120,19 @@ def check_facts(root: Ed25519PublicKey, facts: bytes, group: str, bundle_pem: by
             raise IdentityError("fleet facts: the root does not know this certificate authority")
 
 
-def write_authority(folder: Path, authority: Authority) -> None:
-    """Keep an authority in a fleet's or an enrolling gateway's folder."""
-    write_atomic(folder / CA_KEY, b"".join(key.key_pem for key in authority.keys))
+def write_authority(folder: Path, authority: Authority, *, passphrase: bytes | None = None) -> None:
+    """Keep an authority in a fleet's or an enrolling gateway's folder.
+
+    Args:
+        folder: a fleet's or a gateway's.
+        authority: to keep.
+        passphrase: wraps the key; None leaves it plain.
+
+    Raises:
+        IdentityError: the passphrase is too short.
+    """
+    secret = b"".join(key.key_pem for key in authority.keys)
+    write_secret(folder / CA_KEY, secret, passphrase=passphrase)
     write_atomic(folder / CA_CERTIFICATE, authority.bundle_pem)
     write_atomic(folder / FACTS, authority.facts)
 
@@ -158,7 +169,7 @@ def load_authority(
 def write_revocations(
     folder: Path, authority: Authority, registry: DeviceRegistry, *, now_s: float | None = None
 ) -> int:
-    """Write `crl.pem` for the broker, one list per authority; returns how many it revokes.
+    """Write `revoked.pem` for the broker, one list per authority; returns how many it revokes.
 
     Raises:
         CapacityError: the registry cannot be read.

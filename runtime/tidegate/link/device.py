@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tidegate.errors import (
     CapacityError,
+    DeviceRefusedError,
     ExecutionError,
-    IdentityError,
     LinkError,
     TidegateError,
     UnavailableError,
@@ -317,9 +317,9 @@ class DeviceLink:
             case ExecutionError.code:
                 return ExecutionError("the gateway could not answer this request")
             case registry.REVOKED:
-                return IdentityError("the gateway refuses this device: it was revoked")
+                return DeviceRefusedError("the gateway refuses this device: it was revoked")
             case registry.EXPIRED:
-                return IdentityError(
+                return DeviceRefusedError(
                     "the gateway refuses this device: its certificate has ended; enrol it again"
                 )
             case _:

@@ -139,7 +139,7 @@ class Enrolment:
         return self._granted(record, pem)
 
     def revoke(self, handle: str) -> int:
-        """Refuse a device from its next message on, and tell the broker by `crl.pem`.
+        """Refuse a device from its next message on, and tell the broker by `revoked.pem`.
 
         Returns:
             How many certificates the list now revokes.
@@ -155,7 +155,7 @@ class Enrolment:
         return self.write_revocations()
 
     def write_revocations(self) -> int:
-        """Write `crl.pem` as the registry has it; returns how many it revokes."""
+        """Write `revoked.pem` as the registry has it; returns how many it revokes."""
         return write_revocations(self._folder, self._authority, self.registry, now_s=self._wall_s())
 
     def _issue(self, csr_pem: bytes, handle: str, digest: bytes) -> IssuedCertificate:

@@ -42,6 +42,7 @@ from tidegate.link.keyfiles import (
     read_key,
     read_public,
     write_atomic,
+    write_secret,
 )
 from tidegate.link.registry import DeviceRecord, DeviceRegistry
 from tidegate.link.topics import check_name
@@ -50,20 +51,26 @@ from tidegate.link.wrapping import PassphraseSource
 CERTIFICATE_VALID_S = 365 * 24 * 3600
 
 
-def create_fleet(fleet_dir: Path, *, group: str = "home", now_s: float | None = None) -> None:
-    """Make a fleet root and its certificate authority.
+def create_fleet(
+    fleet_dir: Path,
+    *,
+    group: str = "home",
+    now_s: float | None = None,
+    passphrase: bytes | None = None,
+) -> None:
+    """Make a fleet root and its certificate authority, wrapped if there is a passphrase.
 
     Raises:
-        IdentityError: there is one already.
+        IdentityError: there is one already, or the passphrase is too short.
     """
     check_name("group", group)
     if (fleet_dir / "root.key").exists():
         raise IdentityError(f"{fleet_dir}: already has a fleet root; choose another directory")
     root = Ed25519PrivateKey.generate()
-    write_atomic(fleet_dir / "root.key", root.private_bytes_raw())
+    write_secret(fleet_dir / "root.key", root.private_bytes_raw(), passphrase=passphrase)
     public = root.public_key().public_bytes_raw().hex()
     _write_json(fleet_dir / "fleet.json", {"group": group, "root": public})
-    write_authority(fleet_dir, new_authority(root, group, now_s=now_s))
+    write_authority(fleet_dir, new_authority(root, group, now_s=now_s), passphrase=passphrase)
 
 
 def add_gateway(

@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 
 from tidegate.errors import IdentityError, LinkError
-from tidegate.link.wrapping import PassphraseSource, unwrap
+from tidegate.link.wrapping import PassphraseSource, unwrap, wrap
 
 KEY_BYTES = 32
 """Ed25519 seeds, X25519 scalars and local at-rest keys are all this long."""
@@ -39,6 +39,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def write_secret(path: Path, data: bytes, *, passphrase: bytes | None) -> None:
+    """Replace `path` by a secret, wrapped if there is a passphrase.
+
+    Raises:
+        IdentityError: the passphrase is too short.
+    """
+    write_atomic(path, data if passphrase is None else wrap(data, passphrase, path.name))
 
 
 def read_public(path: Path, *, max_bytes: int = 65536) -> bytes:
@@ -100,6 +109,17 @@ def read_secret(
         IdentityError: it is missing, too large, readable by group or others, or does not unwrap.
     """
     return unwrap(_read_private(path, max_bytes), path.name, passphrase)
+
+
+def rewrite_secret(path: Path, passphrase: bytes, *, before: PassphraseSource) -> None:
+    """Wrap a key file, or give it another passphrase.
+
+    On flash the old block may outlive that; wrap before a key matters.
+
+    Raises:
+        IdentityError: it cannot be read with the passphrase it had, or the new one is too short.
+    """
+    write_secret(path, read_secret(path, passphrase=before), passphrase=passphrase)
 
 
 def _read_private(path: Path, max_bytes: int) -> bytes:

@@ -217,8 +217,10 @@ class PrekeyStore:
         self._path = path
         self._held = _read(path) if path.exists() else []
 
-    def rotate(self, now_s: float) -> bool:
+    def rotate(self, now_s: float, *, at_once: bool = False) -> bool:
         """Make prekeys when the youngest are a day old and drop expired ones; True on a change.
+
+        `at_once` makes them however young the youngest are.
 
         One from the future was made while the clock was wrong: no device would use it until then.
         Dropping rewrites the file. On flash the old block may outlive that; full-disk encryption
@@ -236,7 +238,7 @@ class PrekeyStore:
         ]
         for suite in self.suites:
             youngest = _youngest(held, suite)
-            if youngest is None or now_s >= youngest.public.nbf_s + ROTATE_AFTER_S:
+            if at_once or youngest is None or now_s >= youngest.public.nbf_s + ROTATE_AFTER_S:
                 held.append(_make(suite, int(now_s)))
         if held == self._held:
             return False
@@ -248,6 +250,10 @@ class PrekeyStore:
             ) from error
         self._held = held
         return True
+
+    def __len__(self) -> int:
+        """How many are held, of all suites and ages."""
+        return len(self._held)
 
     def public(self, now_s: float) -> Sequence[Prekey]:
         """The prekeys to advertise: the youngest of each suite, in the order of `suites`.

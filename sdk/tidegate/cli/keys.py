@@ -1,7 +1,12 @@
-"""Make the keys of a device and its gateway, a key to sign bundles, or an API key for HTTP.
+"""Make and look after keys: of a fleet and its devices, to sign bundles, and API keys for HTTP.
+
+`pair` makes one device and one gateway for a trial; `init`, `token` and `tidegate enroll` make a
+fleet (docs/identity.md).
 
 Example:
   tidegate keys pair device/ gateway/
+  tidegate keys init fleet/ gateway/
+  tidegate keys token gateway/ --url http://gateway.local:8091
   tidegate keys signing maker
   tidegate keys api >> keys.txt
 """
@@ -12,13 +17,17 @@ import argparse
 import sys
 from pathlib import Path
 
+from tidegate.cli import keys_devices, keys_fleet
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="pair|signing|api")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     pair = kinds.add_parser("pair", help="make one device and one gateway that know each other")
     pair.add_argument("device", type=Path, help="folder for the device's keys")
     pair.add_argument("gateway", type=Path, help="folder for the gateway's keys")
+    keys_fleet.add_kinds(kinds)
+    keys_devices.add_kinds(kinds)
     signing = kinds.add_parser("signing", help="make a key to sign bundles with")
     signing.add_argument("name", help="write NAME.key, to keep secret, and NAME.pub, to give away")
     kinds.add_parser("api", help="print a new key on stderr, and the hash to keep on stdout")
@@ -26,27 +35,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the keys."""
-    if args.kind == "pair":
-        from tidegate.link.fleet import pair
+    commands = {"pair": _pair, "signing": _signing, "api": _api}
+    every = commands | keys_fleet.COMMANDS | keys_devices.COMMANDS
+    every[args.kind](args)
+    return 0
 
-        pair(args.device, args.gateway)
-        print(f"device keys in {args.device}, gateway keys in {args.gateway}", file=sys.stderr)
-        return 0
-    if args.kind == "signing":
-        from tidegate.errors import ConfigError
-        from tidegate.model.signature import SigningKey
 
-        public = Path(f"{args.name}.pub")
-        if public.exists():
-            raise ConfigError("public key", str(public), "a new file: a key is not replaced")
-        signing = SigningKey.generate()
-        signing.write(Path(f"{args.name}.key"))
-        public.write_text(signing.public + "\n")
-        print(f"secret in {args.name}.key, public in {args.name}.pub", file=sys.stderr)
-        return 0
+def _pair(args: argparse.Namespace) -> None:
+    from tidegate.link.fleet import pair
+
+    pair(args.device, args.gateway)
+    print(f"device keys in {args.device}, gateway keys in {args.gateway}", file=sys.stderr)
+
+
+def _signing(args: argparse.Namespace) -> None:
+    from tidegate.errors import ConfigError
+    from tidegate.model.signature import SigningKey
+
+    public = Path(f"{args.name}.pub")
+    if public.exists():
+        raise ConfigError("public key", str(public), "a new file: a key is not replaced")
+    signing = SigningKey.generate()
+    signing.write(Path(f"{args.name}.key"))
+    public.write_text(signing.public + "\n")
+    print(f"secret in {args.name}.key, public in {args.name}.pub", file=sys.stderr)
+
+
+def _api(args: argparse.Namespace) -> None:
     from tidegate.api.keys import hash_key, new_key
 
     key = new_key()
     print(f"key, shown once: {key}", file=sys.stderr)
     print(hash_key(key))
-    return 0

@@ -23,7 +23,8 @@ COMMANDS = {
     "cloud": "run the cloud service on a checkpoint",
     "broker": "run a small MQTT broker, for laptops",
     "chat": "ask a running device or cloud one question and stream the answer",
-    "keys": "make the keys of a device and its gateway, a signing key or an API key",
+    "keys": "make and look after keys: of a fleet and its devices, for bundles, for HTTP",
+    "enroll": "join a fleet with a one-time token",
 }
 
 
