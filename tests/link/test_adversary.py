@@ -237,6 +237,15 @@ def test_a_signature_of_one_answer_does_not_serve_another() -> None:
     assert other_device.open_response(foreign)[2] == b"rising"
 
 
+def test_a_chunk_that_is_robbed_of_its_signature_does_not_open() -> None:
+    device, gateway = pair(PEERS)
+    device.open_response(gateway.seal_response(b"", final=False))
+    signed = gateway.seal_response(b"rising", final=False)
+    bare = signed[: CHUNK_HEAD.size - 1] + b"\0" + signed[CHUNK_HEAD.size + 96 :]
+    assert refused(device.open_response, bare)
+    assert device.open_response(signed)[2] == b"rising"
+
+
 def test_no_message_opens_as_one_of_another_kind_or_direction() -> None:
     messages, device = PEERS.seal_all(bytes(FRAGMENT_BYTES))
     gateway, partial = PEERS.open(*messages), PEERS.open_first(messages[0])

@@ -11,7 +11,7 @@ import hmac
 import struct
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -51,6 +51,10 @@ def x25519(private: bytes, public: bytes) -> bytes:
 
 def x25519_public(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def ed25519_public(private: bytes) -> bytes:
+    return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
 def dhkem_decapsulate(private: bytes, encapsulated: bytes) -> bytes:
@@ -140,10 +144,8 @@ class Session:
             more, padded = self._chunk(root, b"Q", n, flags, message[28:])
             data += more
         need(flags == 1, "the last chunk ends the stream")
-        alone = padded in BUCKETS and padded == min(
-            b for b in BUCKETS if b >= 4 + len(data) % 65532
-        )
-        need(alone if len(messages) == 1 else padded == 65536, "bucket")
+        bucket = min((size for size in BUCKETS if size >= 4 + len(data)), default=65536)
+        need(padded == bucket, "bucket")
         need(len(messages) == -(-len(data) // FRAGMENT_BYTES), "as few chunks as can be")
         self._read_opening(data)
 
@@ -194,5 +196,5 @@ class Session:
         associated = b"tidegate/1" + place + struct.pack(">QB", n, flags)
         plain = ChaCha20Poly1305(key).decrypt(nonce, ciphertext, associated)
         (length,) = struct.unpack(">I", plain[:4])
-        need(length <= len(plain) - 4 and not any(plain[4 + length :]), "zeros")
+        need(length <= len(plain) - 4 and not plain[4 + length :].strip(b"\0"), "zeros")
         return plain[4 : 4 + length], len(plain)
