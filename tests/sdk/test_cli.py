@@ -14,7 +14,7 @@ from services import free_port
 from wordmodel import write_word_checkpoint
 
 from tidegate.cli.convert import print_notes
-from tidegate.cli.listen import parse_listen, read_hashes
+from tidegate.cli.listen import parse_listen, parse_suites, read_hashes
 from tidegate.cli.main import COMMANDS, main
 from tidegate.errors import ConfigError
 from tidegate.link.fleet import pair
@@ -512,6 +512,14 @@ def test_addresses_are_read_as_people_write_them() -> None:
     for wrong in ("", "8080", "host:", "host:x", "host:-1", "host:99999", "host:\u0661"):
         with pytest.raises(ConfigError, match="HOST:PORT"):
             parse_listen(wrong)
+
+
+def test_suites_are_read_as_numbers_in_their_order() -> None:
+    assert parse_suites("2,1") == (2, 1)
+    assert parse_suites("1") == (1,)
+    for wrong in ("", "3", "1,1", "x", "2;1", "-1", "\u0661"):
+        with pytest.raises(ConfigError, match=r"link\.suites.*2 \(MLKEM768-X25519\)"):
+            parse_suites(wrong)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1883", "mqtt+tls://me:word@127.0.0.1:8883", "a"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from tidegate.link.fleet import pair
 from tidegate.link.gateway import Gateway, Handler
 from tidegate.link.memory import MemoryBroker, MemoryTransport
 from tidegate.link.prekeys import ModelOffer
+from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Timing as LinkTiming
 
 HERE = Routed(route="cloud", reason="asked here", model="big", request_id="at-the-cloud")
@@ -83,12 +84,20 @@ class LinkPair:
 
 @asynccontextmanager
 async def linked(
-    folder: Path, handler: Handler, *, context_tokens: int = 512, timing: LinkTiming = FAST
+    folder: Path,
+    handler: Handler,
+    *,
+    context_tokens: int = 512,
+    timing: LinkTiming = FAST,
+    device_suites: Sequence[int] = PREFERENCE,
+    gateway_suites: Sequence[int] = PREFERENCE,
 ) -> AsyncIterator[LinkPair]:
     """Run both ends around a block that begins when the device has heard from the gateway."""
     pair(folder / "device", folder / "gateway")
     broker = MemoryBroker()
-    device = DeviceLink(folder / "device", MemoryTransport(broker), timing=timing)
+    device = DeviceLink(
+        folder / "device", MemoryTransport(broker), timing=timing, suites=device_suites
+    )
     offer = ModelOffer(id="big", context_tokens=context_tokens)
     gateway = Gateway(
         folder / "gateway",
@@ -96,6 +105,7 @@ async def linked(
         handler,
         models=lambda: (offer,),
         timing=timing,
+        suites=gateway_suites,
     )
     running = [asyncio.create_task(gateway.run()), asyncio.create_task(device.run())]
     try:

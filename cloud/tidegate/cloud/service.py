@@ -30,6 +30,7 @@ from tidegate.link.broker_access import CheckMode, gateway_transport
 from tidegate.link.gateway import Gateway
 from tidegate.link.identity import load_gateway
 from tidegate.link.prekeys import ModelOffer
+from tidegate.link.suites import PREFERENCE
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.text_files import write_text_files
 
@@ -48,6 +49,8 @@ class GatewaySettings:
     """The folder that the gateway's keys and its request table live in."""
     broker_check: CheckMode = "auto"
     """Whether to refuse a broker on which others' topics can be used."""
+    suites: tuple[int, ...] = PREFERENCE
+    """Those of the envelope that devices may use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +164,9 @@ class CloudBackend(EngineBackend):
 def _open_gateway(settings: GatewaySettings, handler: LinkHandler, engine: Engine) -> Gateway:
     offer = ModelOffer(id=engine.model_id, context_tokens=engine.context_tokens)
     transport = gateway_transport(settings.broker, settings.keys, check=settings.broker_check)
-    return Gateway(settings.keys, transport, handler, models=lambda: (offer,))
+    return Gateway(
+        settings.keys, transport, handler, models=lambda: (offer,), suites=settings.suites
+    )
 
 
 def _open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:

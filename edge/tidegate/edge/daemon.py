@@ -48,6 +48,7 @@ from tidegate.engine.text import TextModel
 from tidegate.errors import BundleError, ConfigError
 from tidegate.link.broker_access import CheckMode, device_transport
 from tidegate.link.device import DeviceLink
+from tidegate.link.suites import PREFERENCE
 from tidegate.model.bundle import Bundle
 from tidegate.model.manifest import MAX_MANIFEST_BYTES, Manifest
 
@@ -64,6 +65,8 @@ class LinkSettings:
     """The folder that the device's keys and outbox live in."""
     broker_check: CheckMode = "auto"
     """Whether to refuse a broker on which others' topics can be used."""
+    suites: tuple[int, ...] = PREFERENCE
+    """Those of the envelope that may be used, preferred ones first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +190,7 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
             transport = device_transport(
                 settings.link.broker, settings.link.keys, check=settings.link.broker_check
             )
-            link = DeviceLink(settings.link.keys, transport)
+            link = DeviceLink(settings.link.keys, transport, suites=settings.link.suites)
             stack.push_async_callback(link.close)
         executor = _open_model(bundle, settings)
         stack.callback(executor.close)

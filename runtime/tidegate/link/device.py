@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from tidegate.link.identity import load_device
 from tidegate.link.keyfiles import FolderLock
 from tidegate.link.outbox import Outbox, Outcome
 from tidegate.link.prekeys import ModelOffer
+from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Timing
 from tidegate.link.transport import Connected, Disconnected, Message, Transport
 
@@ -99,14 +100,21 @@ class DeviceLink:
         directory: what `fleet.add_device` made; the outbox lives there too.
         transport: how to reach the broker.
         timing: waits and windows.
+        suites: those that may be used, preferred ones first; a gateway without one is not asked.
 
     Raises:
+        ConfigError: `suites` cannot be used.
         IdentityError, LinkError: the directory's keys or outbox cannot be used, or another process
             is using them.
     """
 
     def __init__(
-        self, directory: Path, transport: Transport, *, timing: Timing | None = None
+        self,
+        directory: Path,
+        transport: Transport,
+        *,
+        timing: Timing | None = None,
+        suites: Sequence[int] = PREFERENCE,
     ) -> None:
         self._transport = transport
         self._timing = timing or Timing()
@@ -123,6 +131,7 @@ class DeviceLink:
                 rng=random.Random(),
                 wall_s=time.time,
                 now_s=time.monotonic(),
+                suites=suites,
             )
             undo.pop_all()
         self._thread = CoreThread("tidegate-device")

@@ -36,6 +36,7 @@ from tidegate.link.keyfiles import FolderLock
 from tidegate.link.messages import Status
 from tidegate.link.prekeys import ModelOffer, PrekeyStore
 from tidegate.link.registry import DeviceRegistry
+from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Timing
 from tidegate.link.transport import Connected, Disconnected, Message, Transport
 
@@ -65,6 +66,7 @@ class Gateway:
         models: for the advert, asked for at every advert.
         load: 0 to 1 for the advert; by default the share of `max_requests` that run.
         max_requests: more are refused with `over_capacity`.
+        suites: those that prekeys are made for, and requests are opened of.
 
     Raises:
         IdentityError, LinkError: the directory's keys or store cannot be used, or another process
@@ -82,6 +84,7 @@ class Gateway:
         load: Callable[[], float] | None = None,
         max_requests: int = 64,
         timing: Timing | None = None,
+        suites: Sequence[int] = PREFERENCE,
     ) -> None:
         self._transport = transport
         self._handler = handler
@@ -99,7 +102,7 @@ class Gateway:
             self._core = GatewayCore(
                 keys=GatewayKeys(
                     identity=identity,
-                    prekeys=PrekeyStore(directory / "prekeys.json"),
+                    prekeys=PrekeyStore(directory / "prekeys.json", suites=suites),
                     registry=self._registry,
                     wall_s=time.time,
                 ),

@@ -11,6 +11,8 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from tidegate.cli.listen import add_link_suites
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="refuse a broker that lets one client use another's topics (default: unless it is"
         " on loopback)",
     )
+    add_link_suites(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         announce,
         check_link,
         parse_listen,
+        parse_suites,
         read_hashes,
         run_until_signal,
     )
@@ -61,7 +65,12 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         gateway=None
         if args.link is None
-        else GatewaySettings(broker=args.link, keys=args.keys, broker_check=args.broker_check),
+        else GatewaySettings(
+            broker=args.link,
+            keys=args.keys,
+            broker_check=args.broker_check,
+            suites=parse_suites(args.link_suites),
+        ),
     )
 
     async def main(stop: asyncio.Event) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+from tidegate.cli.listen import add_link_suites
 from tidegate.cli.trust import add_trust, read_trust
 
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="refuse a broker that lets one client use another's topics (default: unless it is"
         " on loopback)",
     )
+    add_link_suites(parser)
 
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
@@ -151,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
         announce,
         check_link,
         parse_listen,
+        parse_suites,
         read_hashes,
         run_until_signal,
     )
@@ -189,7 +192,12 @@ def run(args: argparse.Namespace) -> int:
         trusted_signers=read_trust(args.trust),
         link=None
         if args.link is None
-        else LinkSettings(broker=args.link, keys=args.keys, broker_check=args.broker_check),
+        else LinkSettings(
+            broker=args.link,
+            keys=args.keys,
+            broker_check=args.broker_check,
+            suites=parse_suites(args.link_suites),
+        ),
     )
 
     async def main(stop: asyncio.Event) -> None:
