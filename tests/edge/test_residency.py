@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from memorystore import MemoryStore
 from toyengine import PAGED, SHAPES, Collected, ask, collect, serving
@@ -16,6 +17,8 @@ from toyexecutor import ToyExecutor
 from toytext import toy_text
 
 from tidegate.edge.residency import ResidentExecutor, give_back_mapped
+from tidegate.engine.drafts import Wish
+from tidegate.engine.drafts_model import ModelDrafter
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Failed
 from tidegate.engine.executor import PagedGeometry, SlotGeometry
@@ -85,6 +88,31 @@ def test_an_idle_model_is_unloaded_and_the_next_request_brings_it_back(
             assert engine.snapshot().loaded
             await until(lambda: not resident.loaded)
         assert len(loader.made) == 2
+
+    asyncio.run(test())
+
+
+def test_a_draft_model_goes_with_the_model_and_comes_back_when_it_is_asked() -> None:
+    async def test() -> None:
+        model, draft = Loader(PAGED), Loader(PAGED)
+        resident = ResidentExecutor(model(), model)
+        drafting = ResidentExecutor(draft(), draft)
+        drafter = ModelDrafter(drafting, vocab=resident.limits.vocab)
+        settings = EngineSettings(unload_after_s=GRACE_S)
+        text = toy_text(context_tokens=resident.limits.context_tokens, eos=False)
+        engine = Engine(
+            resident, text, model_id="toy", settings=settings, drafters=(), draft_model=drafter
+        )
+        async with serving(engine):
+            first = await answered(engine, "a", 7)
+            await until(lambda: not resident.loaded)
+            assert not drafting.loaded
+            assert draft.made[0].closed
+            wish = Wish(key=1, tokens=np.array([*PREFIX, 7]), most=4, remaining=9)
+            while not (guess := drafter.propose([wish])[0]).tokens:
+                assert drafter.caught_up
+            assert guess.tokens == tuple(first.tokens[:4]), "nothing of the lost KV was reused"
+            assert drafting.loaded
 
     asyncio.run(test())
 

@@ -36,6 +36,7 @@ from tidegate.edge.residency import (
     ResidentExecutor,
     give_back_freed,
     give_back_mapped,
+    open_again,
 )
 from tidegate.edge.semantic_cache import SemanticCache
 from tidegate.edge.service import EdgeBackend
@@ -209,6 +210,7 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
                 executor.limits,
                 settings.executor,
                 trusted=settings.trusted_signers,
+                unloading=settings.unload_after_s is not None,
             )
             stack.callback(draft_executor.close)
         engine = _make_engine(bundle, executor, disk, drafter, settings)
@@ -262,14 +264,10 @@ def _open_model(bundle: Bundle, settings: EdgeSettings) -> DeviceExecutor:
         give_back_freed()  # what compiling the model took
         return executor
 
-    def load_again() -> DeviceExecutor:
-        again = Bundle.open(settings.bundle, trusted=settings.trusted_signers, every_target=False)
-        if again.manifest.to_bytes() != bundle.manifest.to_bytes():
-            raise BundleError(f"{again.folder}: is another bundle now: restart to serve it")
-        return load(again)
-
     first = load(bundle)
-    return first if settings.unload_after_s is None else ResidentExecutor(first, load_again)
+    if settings.unload_after_s is None:
+        return first
+    return ResidentExecutor(first, lambda: load(open_again(bundle, settings.trusted_signers)))
 
 
 def _make_engine(

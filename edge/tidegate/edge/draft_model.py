@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
+from tidegate.edge.residency import DeviceExecutor, ResidentExecutor, open_again
 from tidegate.engine.drafts_model import ModelDrafter
 from tidegate.engine.executor import Executor, ExecutorLimits
 from tidegate.errors import BundleError
@@ -25,6 +27,7 @@ def open_draft(
     settings: ExecutorSettings,
     *,
     trusted: Set[str] | None = None,
+    unloading: bool = False,
 ) -> tuple[Executor, ModelDrafter]:
     """Load the smaller model with room for as many requests as the larger one runs.
 
@@ -34,6 +37,7 @@ def open_draft(
         limits: of the larger model's executor.
         settings: as for the larger model; a shorter context of the smaller one is no hindrance.
         trusted: as in `Bundle.open`.
+        unloading: it can be unloaded and comes back when it is asked.
 
     Returns:
         Its executor, to be closed by the caller, and the drafter.
@@ -50,7 +54,12 @@ def open_draft(
             " same tokenizer"
         )
     context = min(limits.context_tokens, bundle.manifest.context_tokens)
-    executor = open_executor(
-        bundle, replace(settings, context_tokens=context, rows=limits.step_rows)
-    )
+    wanted = replace(settings, context_tokens=context, rows=limits.step_rows)
+
+    def load(verified: Bundle) -> DeviceExecutor:
+        return cast(DeviceExecutor, open_executor(verified, wanted))
+
+    executor = load(bundle)
+    if unloading:
+        executor = ResidentExecutor(executor, lambda: load(open_again(bundle, trusted)))
     return executor, ModelDrafter(executor, vocab=limits.vocab)

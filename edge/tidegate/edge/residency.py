@@ -13,7 +13,7 @@ import gc
 import logging
 import mmap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +27,8 @@ from tidegate.engine.executor import (
 )
 from tidegate.engine.facts import Described, ExecutorFacts
 from tidegate.engine.spill import KvUnit, SpillingKv
-from tidegate.errors import TidegateError, UnavailableError, describe_defect
+from tidegate.errors import BundleError, TidegateError, UnavailableError, describe_defect
+from tidegate.model.bundle import Bundle
 
 _log = logging.getLogger(__name__)
 
@@ -144,6 +145,18 @@ class ResidentExecutor:
         self._facts = inner.facts
         _log.info("the model is loaded again after %.1f s", time.perf_counter() - began_s)
         return inner
+
+
+def open_again(bundle: Bundle, trusted: Set[str] | None) -> Bundle:
+    """Verify a bundle's folder once more.
+
+    Raises:
+        BundleError: it is damaged, or another bundle by now.
+    """
+    again = Bundle.open(bundle.folder, trusted=trusted, every_target=False)
+    if again.manifest.to_bytes() != bundle.manifest.to_bytes():
+        raise BundleError(f"{again.folder}: is another bundle now: restart to serve it")
+    return again
 
 
 def resident_bytes() -> int | None:

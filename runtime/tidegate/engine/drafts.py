@@ -96,6 +96,9 @@ class PaidDrafter(Drafter, Protocol):
     def catch_up_s(self, wish: Wish) -> float:
         """Seconds until it could guess for a request, beyond what a guess takes."""
 
+    def unload(self) -> None:
+        """Give its memory back until it is asked again, if it can; no request runs."""
+
 
 class GrammarDrafter:
     """What a request's grammar leaves no choice about."""

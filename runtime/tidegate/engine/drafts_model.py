@@ -16,7 +16,7 @@ import numpy as np
 
 from tidegate.engine.batcher import kv_for
 from tidegate.engine.drafts import NOTHING, Draft, Ended, Wish
-from tidegate.engine.executor import Executor, ExecutorStep, Row, Tokens
+from tidegate.engine.executor import Executor, ExecutorStep, Row, Tokens, Unloadable
 from tidegate.engine.kv import Match
 from tidegate.engine.scheduler import Key
 
@@ -89,6 +89,13 @@ class ModelDrafter:
     def remember(self, ended: Ended) -> None:
         """See `Drafter.remember`: its room is free."""
         self._drop(ended.key)
+
+    def unload(self) -> None:
+        """See `PaidDrafter.unload`; what is kept of earlier requests is lost with the KV."""
+        if isinstance(self._executor, Unloadable):
+            self._trails.clear()
+            self._kv = kv_for(self._executor.kv, reuse=True)
+            self._executor.unload()
 
     def _guess(self, wishes: Sequence[Wish]) -> list[list[int]]:
         began_s, gap = self._clock(), sum(self._gap(wish) for wish in wishes)

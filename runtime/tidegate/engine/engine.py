@@ -85,6 +85,7 @@ class Engine:
         self.clock = clock
         self._settings = settings or EngineSettings()
         self._disk = disk if self._settings.prefix_reuse else None
+        self._draft_model = draft_model
         self._batcher = Batcher(executor, self._settings, self._disk)
         self._speculator = self._make_speculator(executor, drafters, draft_model)
         self._stepper = Stepper(executor, self._speculator, clock)
@@ -316,11 +317,17 @@ class Engine:
         except TimeoutError:
             self._batcher.forget_kv()
             try:
-                await self._stepper.call(model.unload)
+                await self._stepper.call(partial(self._unload, model))
             except TidegateError as error:
                 _log.error("the model could not be unloaded: %s", error)
                 return
             _log.info("the model is unloaded after %g s without work", grace_s)
+
+    def _unload(self, model: Unloadable) -> None:
+        """Both models; on the thread of the steps."""
+        model.unload()
+        if self._draft_model is not None:
+            self._draft_model.unload()
 
     def _load(self, batch: Batch) -> tuple[int, ...]:
         """The units of each load that were there; on the thread of the steps."""
