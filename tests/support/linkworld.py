@@ -6,14 +6,16 @@ network and every crash come from it. Keys are random, but nothing decides by th
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from linkends import Agenda, App, GatewayEnd
 from linklab import Crash, CrashingDatabase
+from linkweather import Setting, Weather
 
 from tidegate.link import gateway_store, outbox
 from tidegate.link.device_core import DeviceCore
@@ -42,107 +44,98 @@ from tidegate.link.registry import DeviceRegistry
 from tidegate.link.timing import Timing
 
 WALL_S = 1_800_000_000.0
-TIMING = Timing(lease_s=20.0, advert_every_s=10.0, advert_valid_s=40.0, connect_timeout_s=3600.0)
+DEADLINE_S = 3 * 3600.0
+"""Longer than any clock is wrong, so that none makes a request give up."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weather:
-    """What goes wrong: chances per message, and how often things die, per simulated second."""
-
-    drop: float = 0.0
-    duplicate: float = 0.0
-    reorder: float = 0.0
-    corrupt: float = 0.0
-    outage_every_s: float = 0.0
-    device_crash_every_s: float = 0.0
-    gateway_crash_every_s: float = 0.0
-    calm_after_s: float = 60.0
-    """From then on nothing goes wrong, so that everything must end."""
-
-
-@dataclass
-class App:
-    """What one request's application has seen in this life of the device."""
-
-    next_number: int = 0
-    ends: int = 0
-
-
-@dataclass
-class World:
-    """One device, one gateway, one broker that keeps retained adverts."""
+@dataclass(kw_only=True)
+class World(Agenda):
+    """One device, one gateway or two, one broker that keeps retained adverts."""
 
     seed: int
     weather: Weather
     fleet: Path
     scratch: Path
-    now_s: float = 0.0
+    setting: Setting
     diverging: bool = False
     """The handler says something else at every run, from a random payload on."""
     runs: dict[RequestId, int] = field(default_factory=dict)
     crashes: int = 0
 
     def __post_init__(self) -> None:
-        self.rng = random.Random(self.seed)
-        self.disk = {
-            "device": CrashingDatabase(self.scratch / f"d{self.seed}.sqlite", outbox.SCHEMA),
-            "gateway": CrashingDatabase(
-                self.scratch / f"g{self.seed}.sqlite", gateway_store.SCHEMA
-            ),
-        }
+        self.begin(random.Random(self.seed))
+        self.timing = Timing(
+            lease_s=20.0,
+            advert_every_s=10.0,
+            advert_valid_s=40.0,
+            connect_timeout_s=3600.0,
+            pacing=self.setting.pacing,
+            tick_s=0.25,
+            chunk_bytes=256,
+            window=self.setting.window,
+        )
         self.registry = DeviceRegistry(self.fleet / "gateway" / "devices.sqlite")
-        self.prekeys = PrekeyStore(self.fleet / "gateway" / f"prekeys{self.seed}.json")
+        self.device_disk = CrashingDatabase(self.scratch / f"d{self.seed}.sqlite", outbox.SCHEMA)
         self.device_identity = load_device(self.fleet / "device")
-        self.gateway_identity = load_gateway(self.fleet / "gateway")
-        self.order = itertools.count()
-        self.agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self.retained: Publish | None = None
+        self.gateways = [self.new_gateway(number) for number in range(self.setting.gateways)]
         self.up = True
+        self.lost_way = ""
+        """Part of the topics on which everything is lost now."""
+        self.skew_s: dict[str, float] = {}
+        """How wrong the clock of an end is, by its name."""
         self.device: DeviceCore | None = None
-        self.gateway: GatewayCore | None = None
         self.apps: dict[RequestId, App] = {}
         self.expected: dict[RequestId, list[bytes]] = {}
         self.results: dict[RequestId, list[bytes]] = {}
         self.failures: dict[RequestId, str] = {}
         self.said: dict[RequestId, list[list[bytes]]] = {}
-        self.handlers: dict[RunId, list[bytes]] = {}
-        self.life = itertools.count()
-        self.gateway_life = 0
-        self.start_gateway()
+        self.sent: list[tuple[float, str, int]] = []
+        """When, on which topic and how many bytes: two plays of a seed are the same in this."""
+        self.life = itertools.count(1)
+        for end in self.gateways:
+            self.start_gateway(end)
         self.start_device()
         for every_s, action in (
             (self.weather.outage_every_s, self.cut),
-            (self.weather.device_crash_every_s, lambda: self.light("device")),
-            (self.weather.gateway_crash_every_s, lambda: self.light("gateway")),
+            (self.weather.partition_every_s, self.split),
+            (self.weather.clock_jump_every_s, self.jump),
+            (self.weather.device_crash_every_s, lambda: self.device_disk.light(self.rng, 6)),
+            (
+                self.weather.gateway_crash_every_s,
+                lambda: self.rng.choice(self.gateways).disk.light(self.rng, 6),
+            ),
         ):
             if every_s:
-                self.repeat(every_s, action)
+                self.repeat(every_s, action, until_s=self.weather.calm_after_s)
+
+    def new_gateway(self, number: int) -> GatewayEnd:
+        folder = self.fleet / ("gateway" if number == 0 else f"gateway{number}")
+        stem = f"{self.seed}-{number}"
+        return GatewayEnd(
+            name=f"gw{number}",
+            disk=CrashingDatabase(self.scratch / f"g{stem}.sqlite", gateway_store.SCHEMA),
+            identity=load_gateway(folder),
+            prekeys=PrekeyStore(self.scratch / f"prekeys{stem}.json"),
+        )
 
     # Time.
-
-    def after(self, delay_s: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self.agenda, (self.now_s + delay_s, next(self.order), action))
-
-    def repeat(self, every_s: float, action: Callable[[], None]) -> None:
-        def again() -> None:
-            if self.now_s < self.weather.calm_after_s:
-                action()
-                self.after(self.rng.expovariate(1 / every_s), again)
-
-        self.after(self.rng.expovariate(1 / every_s), again)
 
     def run(self, answers: int, until_s: float) -> None:
         """Let time pass until so many requests have been read, or `until_s`."""
         while self.now_s < until_s and len(self.results) + len(self.failures) < answers:
-            due = self.agenda[0][0] if self.agenda else until_s
-            for core in (self.device, self.gateway):
+            due = self.next_s(until_s)
+            for core in (self.device, *(end.core for end in self.gateways)):
                 if core is not None:
                     due = min(due, core.next_wakeup_s())
             self.now_s = max(self.now_s, due)
-            while self.agenda and self.agenda[0][0] <= self.now_s:
-                heapq.heappop(self.agenda)[2]()
+            self.act()
             self.on_device(lambda core: core.poll(self.now_s))
-            self.on_gateway(lambda core: core.poll(self.now_s))
+            for end in self.gateways:
+                self.on_gateway(end, lambda core: core.poll(self.now_s))
+
+    def wall_s(self, name: str) -> float:
+        """The clock of an end, which may be wrong."""
+        return WALL_S + self.now_s + self.skew_s.get(name, 0.0)
 
     # The two ends.
 
@@ -150,14 +143,14 @@ class World:
         try:
             self.device = DeviceCore(
                 identity=self.device_identity,
-                outbox=Outbox(self.disk["device"]),
-                timing=TIMING,
+                outbox=Outbox(self.device_disk),
+                timing=self.timing,
                 rng=self.rng,
-                wall_s=lambda: WALL_S + self.now_s,
+                wall_s=lambda: self.wall_s("device"),
                 now_s=self.now_s,
             )
         except Crash:
-            self.die("device")
+            self.die_device()
             return
         self.apps = {}
         self.on_device(self.read_stored)
@@ -178,45 +171,44 @@ class World:
     def connect_device(self) -> None:
         if self.device is not None:
             self.device.on_connected(self.now_s)
-            if self.retained is not None:
-                self.deliver(self.retained)
+            for end in self.gateways:
+                if end.advert is not None:
+                    self.deliver(end.advert)
 
-    def start_gateway(self) -> None:
-        self.gateway_life = life = next(self.life)
-        self.gateway = GatewayCore(
+    def start_gateway(self, end: GatewayEnd) -> None:
+        end.life = life = next(self.life)
+        end.core = GatewayCore(
             keys=GatewayKeys(
-                identity=self.gateway_identity,
-                prekeys=self.prekeys,
+                identity=end.identity,
+                prekeys=end.prekeys,
                 registry=self.registry,
-                wall_s=lambda: WALL_S + self.now_s,
+                wall_s=lambda: self.wall_s(end.name),
             ),
-            store=GatewayStore(self.disk["gateway"]),
-            timing=TIMING,
+            store=GatewayStore(end.disk),
+            timing=self.timing,
             max_requests=16,
-            wall_s=lambda: WALL_S + self.now_s,
+            wall_s=lambda: self.wall_s(end.name),
             now_s=self.now_s,
         )
-        self.handlers = {}
-        self.advertise(life)
+        end.handlers = {}
+        self.advertise(end, life)
 
-    def advertise(self, life: int) -> None:
-        if life == self.gateway_life and self.gateway is not None:
+    def advertise(self, end: GatewayEnd, life: int) -> None:
+        if life == end.life and end.core is not None:
             self.on_gateway(
-                lambda core: [core.advert((ModelOffer(id="m", context_tokens=2048),), None)]
+                end, lambda core: [core.advert((ModelOffer(id="m", context_tokens=2048),), None)]
             )
-            self.after(TIMING.advert_every_s, lambda: self.advertise(life))
+            self.after(self.timing.advert_every_s, lambda: self.advertise(end, life))
 
-    def die(self, name: str) -> None:
+    def die_device(self) -> None:
         self.crashes += 1
-        if name == "device":
-            self.device = None
-            self.after(self.rng.uniform(0.0, 4.0), self.start_device)
-        else:
-            self.gateway = None
-            self.after(self.rng.uniform(0.0, 4.0), self.start_gateway)
+        self.device = None
+        self.after(self.rng.uniform(0.0, 4.0), self.start_device)
 
-    def light(self, name: str) -> None:
-        self.disk[name].light(self.rng, 6)
+    def die_gateway(self, end: GatewayEnd) -> None:
+        self.crashes += 1
+        end.core = None
+        self.after(self.rng.uniform(0.0, 4.0), lambda: self.start_gateway(end))
 
     def on_device(self, act: Callable[[DeviceCore], list[DeviceEffect]]) -> None:
         if self.device is None:
@@ -235,7 +227,7 @@ class World:
                         assert self.apps[request_id].ends == 1
                         self.read(self.device, request_id, state)
         except Crash:
-            self.die("device")
+            self.die_device()
 
     def read(self, core: DeviceCore, request_id: RequestId, state: State) -> None:
         """The application keeps the answer, then lets the link forget it.
@@ -244,33 +236,36 @@ class World:
         """
         standing = core.standing(request_id)
         assert standing is not None
-        if self.diverging and standing.outcome is Outcome.FAILED:
+        if standing.outcome is Outcome.FAILED:
             self.failures[request_id] = standing.code
             core.release(request_id)
             return
         assert state is State.DONE, state
+        assert request_id not in self.failures, "answered after it had failed"
         if self.results.setdefault(request_id, standing.payloads) != standing.payloads:
             raise AssertionError("the answer changed")
         core.release(request_id)
 
-    def on_gateway(self, act: Callable[[GatewayCore], list[GatewayEffect]]) -> None:
-        if self.gateway is None:
+    def on_gateway(
+        self, end: GatewayEnd, act: Callable[[GatewayCore], list[GatewayEffect]]
+    ) -> None:
+        if end.core is None:
             return
         try:
-            for effect in act(self.gateway):
+            for effect in act(end.core):
                 match effect:
                     case Publish():
-                        self.publish(effect)
+                        self.publish(effect, end)
                     case Start(run=run, request=request):
                         self.runs[request.request_id] = self.runs.get(request.request_id, 0) + 1
-                        self.handlers[run] = list(self.answer_of_run(request.request_id))
-                        self.produce_later(run, self.gateway_life)
+                        end.handlers[run] = list(self.answer_of_run(request.request_id))
+                        self.produce_later(end, run, end.life)
                     case Stop(run):
-                        self.handlers.pop(run, None)
+                        end.handlers.pop(run, None)
                     case Release():
                         pass
         except Crash:
-            self.die("gateway")
+            self.die_gateway(end)
 
     def answer_of_run(self, request_id: RequestId) -> list[bytes]:
         answer = self.expected[request_id]
@@ -280,19 +275,19 @@ class World:
         self.said.setdefault(request_id, []).append(list(answer))
         return answer
 
-    def produce_later(self, run: RunId, life: int) -> None:
+    def produce_later(self, end: GatewayEnd, run: RunId, life: int) -> None:
         def produce() -> None:
-            left = self.handlers.get(run)
-            if left is None or life != self.gateway_life:
+            left = end.handlers.get(run)
+            if left is None or life != end.life:
                 return
             count = min(len(left), self.rng.randrange(4))
             outputs: list[bytes | Finished] = [left.pop(0) for _ in range(count)]
             if not left:
                 outputs.append(Finished(Status.COMPLETE))
             batch = [Produced(run, output) for output in outputs]
-            self.on_gateway(lambda core: core.produced(self.now_s, batch))
+            self.on_gateway(end, lambda core: core.produced(self.now_s, batch))
             if left:
-                self.produce_later(run, life)
+                self.produce_later(end, run, life)
 
         self.after(self.rng.uniform(0.0, 1.0), produce)
 
@@ -302,23 +297,49 @@ class World:
         """The broker goes away and comes back without memory of anything but its clients."""
         if not self.up:
             return
-        self.up, self.retained = False, None
+        self.up = False
+        for end in self.gateways:
+            end.advert = None
         if self.device is not None:
             self.device.on_disconnected()
 
         def restore() -> None:
             self.up = True
-            life = self.gateway_life
-            self.after(self.rng.uniform(0.0, 1.0), lambda: self.advertise(life))
+            for end in self.gateways:
+                again = partial(self.advertise, end, end.life)
+                self.after(self.rng.uniform(0.0, 1.0), again)
             self.after(self.rng.uniform(0.0, 1.0), self.connect_device)
 
         self.after(self.rng.uniform(0.1, 5.0), restore)
 
-    def publish(self, message: Publish) -> None:
-        if message.retain:
-            self.retained = message
+    def split(self) -> None:
+        """One direction, or one gateway's, loses everything for a while."""
+        ways = ["/q/", "/r/", "/advert", *(f"/gw/{end.name}/" for end in self.gateways)]
+        self.lost_way = self.rng.choice(ways)
+
+        def mend() -> None:
+            self.lost_way = ""
+
+        self.after(self.rng.uniform(0.5, 15.0), mend)
+
+    def jump(self) -> None:
+        """A clock is set wrong, and mended after a while."""
+        name = self.rng.choice(["device", *(end.name for end in self.gateways)])
+        most_s = self.rng.choice((500.0, 7200.0))
+        self.skew_s[name] = self.rng.uniform(-most_s, most_s)
+
+        def mend() -> None:
+            self.skew_s.pop(name, None)
+
+        self.after(self.rng.uniform(0.5, 20.0), mend)
+
+    def publish(self, message: Publish, end: GatewayEnd | None = None) -> None:
+        self.sent.append((self.now_s, message.topic, len(message.payload)))
+        if message.retain and end is not None and self.up:
+            end.advert = message
         bad = self.now_s < self.weather.calm_after_s
-        if not self.up or (bad and self.rng.random() < self.weather.drop):
+        lost = bool(self.lost_way) and self.lost_way in message.topic
+        if not self.up or lost or (bad and self.rng.random() < self.weather.drop):
             return
         copies = 2 if bad and self.rng.random() < self.weather.duplicate else 1
         for _ in range(copies):
@@ -338,7 +359,9 @@ class World:
             return
         topic, payload = message.topic, message.payload
         if "/q/" in topic:
-            self.on_gateway(lambda core: core.receive(self.now_s, topic, payload))
+            for end in self.gateways:
+                if f"/gw/{end.name}/" in topic:
+                    self.on_gateway(end, lambda core: core.receive(self.now_s, topic, payload))
         else:
             self.on_device(lambda core: core.receive(self.now_s, topic, payload))
 
@@ -346,7 +369,7 @@ class World:
 
     def ask(self, payloads: int) -> None:
         """Submit a request; a crash while doing so makes the application try again."""
-        request_id = new_request_id(int((WALL_S + self.now_s) * 1000))
+        request_id = new_request_id(int(self.wall_s("device") * 1000))
         answer = [b"%d:" % i + self.rng.randbytes(self.rng.randrange(80)) for i in range(payloads)]
         self.expected[request_id] = answer
         self.submit(request_id)
@@ -356,7 +379,12 @@ class World:
             over = request_id in self.results or request_id in self.failures
             if not over and core.standing(request_id) is None:
                 core.submit(
-                    self.now_s, b"prompt", request_id=request_id, deadline_s=3600, model=None
+                    self.now_s,
+                    b"prompt",
+                    request_id=request_id,
+                    deadline_s=DEADLINE_S,
+                    model=None,
+                    priority=len(self.expected[request_id]) % 3,
                 )
                 self.apps[request_id] = App()
             return []
@@ -366,6 +394,6 @@ class World:
             self.after(1.0, lambda: self.submit(request_id))
 
     def close(self) -> None:
-        for disk in self.disk.values():
+        for disk in (self.device_disk, *(end.disk for end in self.gateways)):
             disk.close()
         self.registry.close()

@@ -33,6 +33,7 @@ from tidegate.link.gateway_pacing import at_least_bytes
 from tidegate.link.gateway_session import GatewaySession
 from tidegate.link.gateway_states import TERMINAL, State
 from tidegate.link.gateway_store import GatewayRow, GatewayStore, Progress, RequestKey
+from tidegate.link.limits import MAX_AHEAD_S
 from tidegate.link.messages import (
     Bundle,
     Call,
@@ -46,9 +47,6 @@ from tidegate.link.topics import Topics, last_level
 
 logger = logging.getLogger(__name__)
 _EXPIRE_EVERY_S = 60.0
-_AHEAD_S = 24 * 3600
-"""How far ahead of our clock an id may be: it only keeps its row that much longer, and a request
-made while either clock was wrong is still answered."""
 
 
 class GatewayCore:
@@ -186,7 +184,7 @@ class GatewayCore:
         if keys is None:
             return []
         call = Call.decode(keys.body)
-        newest_ms = (self._wall_s() + _AHEAD_S) * 1000
+        newest_ms = (self._wall_s() + MAX_AHEAD_S) * 1000
         if not self._oldest_ms() <= request_time_ms(key.request_id) <= newest_ms:
             raise SealError
         self.tally.add("opened")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tidegate.errors import RequestError
-from tidegate.link.clock import CLOCK_SKEW_S
 from tidegate.link.envelope import REQUEST_ID_BYTES, request_time_ms
 from tidegate.link.messages import CALL_BYTES
 from tidegate.link.prekeys import VALID_FOR_S
@@ -12,6 +11,11 @@ from tidegate.link.wire import MAX_BODY_BYTES
 MAX_REQUEST_BODY_BYTES = MAX_BODY_BYTES - CALL_BYTES
 MAX_DEADLINE_S = VALID_FOR_S
 """A gateway refuses ids older than its prekeys live."""
+
+
+MAX_AHEAD_S = 24 * 3600
+"""How far ahead of a clock an id may be: it only keeps its row at the gateway that much longer,
+and a request that was made while a clock was wrong is still answered."""
 
 
 def check_request(body: bytes, request_id: bytes, deadline_s: float, *, now_ms: int) -> None:
@@ -27,5 +31,5 @@ def check_request(body: bytes, request_id: bytes, deadline_s: float, *, now_ms: 
         problem = f"{len(body)} bytes: must be at most {MAX_REQUEST_BODY_BYTES}"
         raise RequestError("body", problem, status=413)
     age_s = (now_ms - request_time_ms(request_id)) / 1000
-    if len(request_id) != REQUEST_ID_BYTES or not -CLOCK_SKEW_S < age_s < VALID_FOR_S:
+    if len(request_id) != REQUEST_ID_BYTES or not -MAX_AHEAD_S < age_s < VALID_FOR_S:
         raise RequestError("request_id", "must be a fresh one from envelope.new_request_id")

@@ -1,0 +1,80 @@
+"""The parts of a simulated world of the link that outlive their processes."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from linklab import CrashingDatabase
+
+from tidegate.link.effects import Publish, RunId
+from tidegate.link.fleet import add_gateway, pair
+from tidegate.link.gateway_core import GatewayCore
+from tidegate.link.identity import GatewayIdentity
+from tidegate.link.prekeys import PrekeyStore
+
+
+def make_fleet(root: Path) -> None:
+    """One device and two gateways that know it, for any number of worlds."""
+    pair(root / "device", root / "gateway")
+    add_gateway(root / "gateway" / "fleet", root / "gateway1", "gw1")
+
+
+@dataclass
+class App:
+    """What one request's application has seen in this life of the device."""
+
+    next_number: int = 0
+    ends: int = 0
+
+
+@dataclass(eq=False)
+class GatewayEnd:
+    """A gateway that may be dead, and its disk, which outlives it."""
+
+    name: str
+    disk: CrashingDatabase
+    identity: GatewayIdentity
+    prekeys: PrekeyStore
+    life: int = 0
+    core: GatewayCore | None = None
+    advert: Publish | None = None
+    """What the broker keeps of it."""
+    handlers: dict[RunId, list[bytes]] = field(default_factory=dict)
+
+
+class Agenda:
+    """A virtual clock and what happens when."""
+
+    now_s: float
+    rng: random.Random
+
+    def begin(self, rng: random.Random) -> None:
+        self.now_s, self.rng = 0.0, rng
+        self._order = itertools.count()
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+
+    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (self.now_s + delay_s, next(self._order), action))
+
+    def repeat(self, every_s: float, action: Callable[[], None], *, until_s: float) -> None:
+        """At random times, `every_s` apart on average."""
+
+        def again() -> None:
+            if self.now_s < until_s:
+                action()
+                self.after(self.rng.expovariate(1 / every_s), again)
+
+        self.after(self.rng.expovariate(1 / every_s), again)
+
+    def next_s(self, until_s: float) -> float:
+        return self._due[0][0] if self._due else until_s
+
+    def act(self) -> None:
+        """Do what is due now."""
+        while self._due and self._due[0][0] <= self.now_s:
+            heapq.heappop(self._due)[2]()
