@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.link.broker_tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsFiles
+from tidegate.link.broker_tls import TlsFiles
 from tidegate.link.certificate_facts import read_facts
 from tidegate.link.certificates import (
     CertifiedKey,
@@ -26,6 +26,7 @@ from tidegate.link.certificates import (
     make_request,
     revocation_list,
 )
+from tidegate.link.certificates_store import BROKER_CA, BROKER_CERTIFICATE, BROKER_KEY
 from tidegate.link.keyfiles import write_atomic
 from tidegate.link.mosquitto import CONFIG, MosquittoSettings, write_folder
 
@@ -160,10 +161,10 @@ class SecureBroker:
 
     def _write_files(self, name: str, key: CertifiedKey | None) -> TlsFiles:
         folder = self.files / name
-        write_atomic(folder / CA_FILE, self.ca.certificate_pem)
+        write_atomic(folder / BROKER_CA, self.ca.certificate_pem)
         if key is not None:
-            write_atomic(folder / CERTIFICATE_FILE, key.certificate_pem)
-            write_atomic(folder / KEY_FILE, key.key_pem)
+            write_atomic(folder / BROKER_CERTIFICATE, key.certificate_pem)
+            write_atomic(folder / BROKER_KEY, key.key_pem)
         return TlsFiles.in_folder(folder)
 
 

@@ -21,8 +21,9 @@ from tidegate.link.broker_check import (
     find_breaches,
     gateway_plan,
 )
-from tidegate.link.broker_tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, TlsFiles, tls_context
+from tidegate.link.broker_tls import TlsFiles, tls_context
 from tidegate.link.broker_url import BrokerUrl
+from tidegate.link.certificates_store import BROKER_CA, BROKER_CERTIFICATE, BROKER_KEY
 from tidegate.link.fleet import pair
 from tidegate.link.identity import load_device
 from tidegate.link.mosquitto import RULES
@@ -309,9 +310,9 @@ def test_on_an_open_mqtt_3_1_1_broker_what_is_written_and_read_shows(tmp_path: P
 def install(files: TlsFiles, keys: Path) -> None:
     """Put TLS files into a folder of keys."""
     for source, name in (
-        (files.ca, CA_FILE),
-        (files.certificate, CERTIFICATE_FILE),
-        (files.key, KEY_FILE),
+        (files.ca, BROKER_CA),
+        (files.certificate, BROKER_CERTIFICATE),
+        (files.key, BROKER_KEY),
     ):
         assert source is not None
         (keys / name).write_bytes(source.read_bytes())

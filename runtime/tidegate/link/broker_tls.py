@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.errors import ConfigError
-
-CA_FILE = "broker-ca.pem"
-CERTIFICATE_FILE = "broker-cert.pem"
-KEY_FILE = "broker-key.pem"
+from tidegate.link.certificates_store import BROKER_CA, BROKER_CERTIFICATE, BROKER_KEY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +29,9 @@ class TlsFiles:
         Raises:
             ConfigError: it has a certificate or its key, but not both.
         """
-        ca, certificate, key = (folder / name for name in (CA_FILE, CERTIFICATE_FILE, KEY_FILE))
+        ca, certificate, key = (
+            folder / name for name in (BROKER_CA, BROKER_CERTIFICATE, BROKER_KEY)
+        )
         if certificate.exists() != key.exists():
             missing = key if certificate.exists() else certificate
             raise ConfigError("keys", str(missing), "there: a certificate and its key go together")

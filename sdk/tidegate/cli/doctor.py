@@ -1,8 +1,12 @@
 """Show what this machine can run and, given a bundle, load it and say how it runs.
 
+`tidegate doctor link` looks at the way to the cloud instead: names, TLS, certificates, the broker's
+access rules, the clock, the gateway. (A bundle that is called so is ./link.)
+
 Example:
   tidegate doctor
   tidegate doctor assistant --rows 8 --json
+  tidegate doctor link --link mqtts://broker.example --keys device/
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidegate.cli import doctor_link
 from tidegate.cli.trust import add_trust, read_trust
 from tidegate.errors import TidegateError
 
@@ -31,7 +36,9 @@ Facts = Mapping[str, object]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("bundle", type=Path, nargs="?", help="folder of a bundle to load")
+    parser.add_argument(
+        "bundle", type=Path, nargs="?", help="folder of a bundle to load, or the word `link`"
+    )
     parser.add_argument(
         "--executor",
         choices=("auto", "onnx", "openvino"),
@@ -46,10 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", type=Path, help="folder of re-tiled weights, as in `serve`")
     add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print as JSON")
+    doctor_link.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Look, maybe load, print; status 1 where the bundle cannot run."""
+    if args.bundle == Path("link"):
+        return doctor_link.run(args)
     from tidegate.edge.machine import read_gb_per_s, read_machine
     from tidegate.model.bundle import Bundle
 
