@@ -25,11 +25,13 @@ from tidegate.link.device import DeviceLink
 from tidegate.link.effects import InboundRequest
 from tidegate.link.fleet import pair
 from tidegate.link.gateway import Gateway
+from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.identity import load_device, load_gateway
 from tidegate.link.memory import MemoryBroker, MemoryTransport
 from tidegate.link.mosquitto import RULES
 from tidegate.link.mqtt_connection import Access, Connection
-from tidegate.link.prekeys import Advert, ModelOffer, PrekeyStore, seal_advert
+from tidegate.link.prekeys import ModelOffer, PrekeyStore
+from tidegate.link.registry import DeviceRegistry
 from tidegate.link.topics import Topics
 from tidegate.link.transport import EventQueue
 
@@ -112,22 +114,15 @@ async def leave_advert(place: Place, *, off_s: float = 0.0, prekey_age_s: float 
     identity = load_gateway(place.gateway)
     prekeys = PrekeyStore(place.gateway / f"prekeys-{off_s}-{prekey_age_s}.json")
     prekeys.rotate(now_s - prekey_age_s)
-    advert = Advert(
-        group=identity.group,
-        gateway_id=identity.gateway_id,
-        version=int(now_s * 1000),
-        issued_s=int(now_s),
-        expires_s=int(now_s) + 60,
-        suites=(1,),
-        models=(),
-        load=0.0,
-        prekeys=tuple(prekeys.public(now_s)),
-    )
+    registry = DeviceRegistry(place.gateway / "devices.sqlite")
+    keys = GatewayKeys(identity=identity, prekeys=prekeys, registry=registry, wall_s=lambda: now_s)
+    advert = keys.advert(version=int(now_s * 1000), models=(), load=0.0, valid_s=60)
+    registry.close()
     files = TlsFiles.in_folder(place.gateway)
     where = Access(url=BrokerUrl.parse(place.broker.url), tls=tls_context(files))
     connection = Connection(where, EventQueue())
     await connection.open()
-    await connection.publish(TOPICS.advert("gw0"), seal_advert(identity, advert), retain=True)
+    await connection.publish(TOPICS.advert("gw0"), advert, retain=True)
     assert await connection.drain(5)
     await connection.close()
 
