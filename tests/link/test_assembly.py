@@ -123,6 +123,49 @@ def test_room_is_taken_for_the_whole_announced_length_at_once(
     assert assembler.held_bytes == len(FOUR_PARTS)
 
 
+TWO_REQUESTS = [
+    PEERS.seal_all(bytes((n,)) * (2 * FRAGMENT_BYTES), request_id=RequestId(bytes((n,)) * 16))[0]
+    for n in range(2)
+]
+attacks = st.lists(
+    st.tuples(
+        st.sampled_from(["pass", "pass", "flip", "cut", "splice", "rename", "renumber"]),
+        st.integers(0, 1),
+        st.integers(0, 2),
+        st.integers(1, 10**6),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(attacks)
+def test_no_attack_on_parts_makes_another_body(attack: list[tuple[str, int, int, int]]) -> None:
+    assembler = new_assembler()
+    bodies = []
+    for act, request, n, at in attack:
+        right = TWO_REQUESTS[request][n]
+        other = TWO_REQUESTS[1 - request][n]
+        damaged = {
+            "pass": right,
+            "flip": right[: at % len(right)] + b"!" + right[at % len(right) + 1 :],
+            "cut": right[: at % len(right)],
+            "splice": right[:28] + other[28:],
+            "rename": right[:1] + other[1:17] + right[17:],
+            "renumber": right[:26] + bytes((at % 4,)) + right[27:],
+        }[act]
+        try:
+            whole = assembler.receive(0.0, HANDLE, damaged)
+        except SealError:
+            continue
+        # What was not refused is a message as it was sent, or "!" in place of "!".
+        assert damaged in TWO_REQUESTS[request]
+        if whole is not None:
+            bodies.append((request, body_of(whole)))
+    for request, body in bodies:
+        assert body == bytes((request,)) * (2 * FRAGMENT_BYTES)
+
+
 def test_a_body_that_is_not_the_signed_one_is_refused() -> None:
     partial = PEERS.open_first(PEERS.seal(b"what was signed")[0])
     partial._digest = bytes(32)

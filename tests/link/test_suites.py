@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from linkdecoder import hpke_open
 
 from tidegate.errors import ConfigError
+from tidegate.link import suites
 from tidegate.link.suites import (
     HYBRID,
     PREFERENCE,
     PRIVATE_BYTES,
     SUITES,
     X25519,
+    HpkePrivateKey,
     PrivatePrekey,
     PublicPrekey,
     check_suites,
+    works,
 )
 
 every_suite = pytest.mark.parametrize("suite", list(SUITES))
@@ -73,6 +77,22 @@ def test_a_lattice_key_with_coefficients_out_of_range_is_refused() -> None:
     # FIPS 203, section 7.2: the modulus check.
     with pytest.raises(ValueError, match=r".*"):
         PublicPrekey.load(HYBRID, b"\xff" * 1216)
+
+
+def test_a_suite_that_this_build_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(raw: bytes) -> tuple[HpkePrivateKey, bytes]:
+        raise UnsupportedAlgorithm("ML-KEM-768 is not supported by this backend.")
+
+    lacking = replace(SUITES[HYBRID], load_private=lacks)
+    monkeypatch.setattr(suites, "SUITES", {X25519: SUITES[X25519], HYBRID: lacking})
+    works.cache_clear()
+    try:
+        assert (works(X25519), works(HYBRID)) == (True, False)
+        assert check_suites([X25519]) == (X25519,)
+        with pytest.raises(ConfigError, match=r"without 2: .*ML-KEM"):
+            check_suites(PREFERENCE)
+    finally:
+        works.cache_clear()
 
 
 def test_the_strongest_suite_is_preferred() -> None:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 LABEL = b"tidegate/1"
 """Starts every label and all associated data of version 1."""
+_PLACE = struct.Struct(">QB")
 LENGTH_BYTES = 4
 TAG_BYTES = 16
 CHUNK_MULTIPLE = 64
@@ -93,7 +94,7 @@ class ChunkStream:
         return (self._iv ^ n).to_bytes(12, "big")
 
     def _place(self, n: int, flags: int) -> bytes:
-        return self._aad + struct.pack(">QB", n, flags)
+        return self._aad + _PLACE.pack(n, flags)
 
 
 def _expand(root: bytes, info: bytes, length_bytes: int) -> bytes:

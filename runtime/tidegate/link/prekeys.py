@@ -30,6 +30,7 @@ from tidegate.link.suites import (
     PrivatePrekey,
     PublicPrekey,
     check_suites,
+    works,
 )
 
 ADVERT_LABEL = "advert"
@@ -177,12 +178,12 @@ def _open_offer(item: object) -> ModelOffer | None:
 
 
 def _open_prekey(item: object) -> Prekey | None:
-    """A prekey of the advert; one of a suite that is newer than this program is skipped."""
+    """A prekey of the advert; one of a suite that this program cannot do is skipped."""
     if not isinstance(item, dict):
         return None
     number = item.get("suite")
     suite = SUITES.get(number) if isinstance(number, int) else None
-    if suite is None:
+    if suite is None or not works(suite.number):
         return None
     raw = statements.hexadecimal(item, "public", suite.public_bytes)
     try:

@@ -18,8 +18,10 @@ import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -163,13 +165,27 @@ class PrivatePrekey:
         return SUITES[self.public.suite].hpke.decrypt(wrap, self._key, info=info)
 
 
+@cache
+def works(suite: int) -> bool:
+    """Whether `cryptography` can do `suite` here: one built on an old OpenSSL lacks ML-KEM."""
+    try:
+        SUITES[suite].load_private(bytes(PRIVATE_BYTES))
+    except UnsupportedAlgorithm:
+        return False
+    return True
+
+
 def check_suites(suites: Sequence[int]) -> tuple[int, ...]:
     """Return a usable setting of suites, preferred ones first.
 
     Raises:
-        ConfigError: empty, with repetitions, or with a suite there is not.
+        ConfigError: empty, with repetitions, or with a suite there is not, here or at all.
     """
     if not suites or len(set(suites)) != len(suites) or not set(suites) <= set(SUITES):
         allowed = ", ".join(f"{suite.number} ({suite.name})" for suite in SUITES.values())
         raise ConfigError("link.suites", list(suites), f"each at most once, of: {allowed}")
+    for suite in suites:
+        if not works(suite):
+            lacking = f"without {suite}: `cryptography` was built without ML-KEM here"
+            raise ConfigError("link.suites", list(suites), lacking)
     return tuple(suites)
