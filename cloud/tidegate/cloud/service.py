@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.http import create_app
-from tidegate.api.lifecycle import run_service
+from tidegate.api.lifecycle import Part, kept_alive, run_service
 from tidegate.api.metrics import Metrics, render_counters
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
@@ -27,7 +27,10 @@ from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
 from tidegate.errors import ConfigError
 from tidegate.link.broker_access import CheckMode, gateway_transport
-from tidegate.link.gateway import Gateway
+from tidegate.link.certificates_store import has_authority
+from tidegate.link.enrolment_gateway import Enrolment
+from tidegate.link.enrolment_renewal import RenewingHandler
+from tidegate.link.gateway import Gateway, Handler
 from tidegate.link.identity import load_gateway
 from tidegate.link.prekeys import ModelOffer
 from tidegate.link.suites import PREFERENCE
@@ -84,6 +87,7 @@ class Cloud:
     server: BoundServer
     gateway: Gateway | None
     handler: LinkHandler
+    renewing: RenewingHandler | None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then drain."""
@@ -91,10 +95,16 @@ class Cloud:
             engine=self.engine,
             server=self.server,
             stop=stop,
-            parts=[] if self.gateway is None else [self.gateway.run],
+            parts=self._parts(),
             settle=None if self.gateway is None else self._settle,
             drain_s=self.settings.drain_s,
         )
+
+    def _parts(self) -> list[Part]:
+        parts: list[Part] = [] if self.gateway is None else [self.gateway.run]
+        if self.renewing is not None:
+            parts.append(kept_alive("certificate renewal", self.renewing.keep_own))
+        return parts
 
     async def _settle(self) -> None:
         """Until the gateway has stored and sent the ends of its answers, on its next ticks."""
@@ -120,8 +130,13 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
         metrics = Metrics()
         backend = CloudBackend(engine, created_s=int(time.time()))
         handler = LinkHandler(backend, metrics)
+        renewing = None
         if settings.gateway is not None:
-            gateway = _open_gateway(settings.gateway, handler, engine)
+            if has_authority(settings.gateway.keys):
+                enrolment = Enrolment(settings.gateway.keys)
+                stack.callback(enrolment.close)
+                renewing = RenewingHandler(handler, enrolment)
+            gateway = _open_gateway(settings.gateway, renewing or handler, engine)
             stack.push_async_callback(gateway.close)
             backend.gateway = gateway
         app = create_app(backend, settings=surface, metrics=metrics)
@@ -133,6 +148,7 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
             server=server,
             gateway=backend.gateway,
             handler=handler,
+            renewing=renewing,
         )
 
 
@@ -161,7 +177,7 @@ class CloudBackend(EngineBackend):
         return super().metrics() + render_counters("tidegate_link", asdict(self.gateway.counters))
 
 
-def _open_gateway(settings: GatewaySettings, handler: LinkHandler, engine: Engine) -> Gateway:
+def _open_gateway(settings: GatewaySettings, handler: Handler, engine: Engine) -> Gateway:
     offer = ModelOffer(id=engine.model_id, context_tokens=engine.context_tokens)
     transport = gateway_transport(settings.broker, settings.keys, check=settings.broker_check)
     return Gateway(

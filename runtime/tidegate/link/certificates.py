@@ -104,10 +104,27 @@ def issue_gateway(
         ConfigError: `gateway_id` is no name, or `days` is out of range.
         IdentityError: `ca` cannot be read.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = gateway_common_name(gateway_id)
-    usage = ExtendedKeyUsageOID.CLIENT_AUTH
-    return _certified(_issue(ca, name, key.public_key(), usage, days, now_s), key)
+    key_pem = _key_pem(ec.generate_private_key(ec.SECP256R1()))
+    pem = reissue_gateway(ca, key_pem, gateway_id, days, now_s=now_s)
+    return CertifiedKey(certificate_pem=pem, key_pem=key_pem)
+
+
+def reissue_gateway(
+    ca: CertifiedKey,
+    key_pem: bytes,
+    gateway_id: str,
+    days: int = GATEWAY_DAYS,
+    *,
+    now_s: float | None = None,
+) -> bytes:
+    """A new certificate for the key that a gateway has, PEM.
+
+    Raises:
+        ConfigError, IdentityError: as `issue_gateway`; or the key cannot be read.
+    """
+    name, public = gateway_common_name(gateway_id), load_private_key(key_pem).public_key()
+    certificate = _issue(ca, name, public, ExtendedKeyUsageOID.CLIENT_AUTH, days, now_s)
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def gateway_common_name(gateway_id: str) -> str:

@@ -16,9 +16,15 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tidegate.errors import IdentityError
-from tidegate.link.certificate_facts import read_facts
-from tidegate.link.certificates import DEVICE_DAYS, issue_device
-from tidegate.link.certificates_store import check_facts, load_authority, write_revocations
+from tidegate.link.certificate_facts import read_facts, renewal_due_s
+from tidegate.link.certificates import DEVICE_DAYS, issue_device, reissue_gateway
+from tidegate.link.certificates_store import (
+    BROKER_CERTIFICATE,
+    BROKER_KEY,
+    check_facts,
+    load_authority,
+    write_revocations,
+)
 from tidegate.link.enrolment import (
     TOKEN_VALID_S,
     Granted,
@@ -28,7 +34,12 @@ from tidegate.link.enrolment import (
 )
 from tidegate.link.envelope import DeviceId
 from tidegate.link.identity import HANDLE_CHARACTERS, load_gateway, open_certificate, read_root
-from tidegate.link.keyfiles import passphrase_from_environment
+from tidegate.link.keyfiles import (
+    passphrase_from_environment,
+    read_public,
+    read_secret,
+    write_atomic,
+)
 from tidegate.link.registry import (
     DeviceRecord,
     DeviceRegistry,
@@ -137,6 +148,23 @@ class Enrolment:
             self.registry.renewed(device_id, issued)
             pem = issued.pem
         return self._granted(record, pem)
+
+    def renew_own(self) -> bool:
+        """Renew the gateway's own broker certificate if it has one and it is due; True if so.
+
+        The key stays: two files cannot be replaced at once, and a connection reads both.
+        """
+        path = self._folder / BROKER_CERTIFICATE
+        if not path.exists() or self._wall_s() < renewal_due_s(read_public(path)):
+            return False
+        pem = reissue_gateway(
+            self._authority.current,
+            read_secret(self._folder / BROKER_KEY),
+            self._identity.gateway_id,
+            now_s=self._wall_s(),
+        )
+        write_atomic(path, pem)
+        return True
 
     def revoke(self, handle: str) -> int:
         """Refuse a device from its next message on, and tell the broker by `revoked.pem`.

@@ -11,11 +11,12 @@ import asyncio
 import logging
 import random
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tidegate.errors import LinkError, UnavailableError
+from tidegate.errors import ConfigError, LinkError, UnavailableError
 from tidegate.link.broker_tls import TlsFiles, tls_context
 from tidegate.link.broker_url import BrokerUrl
 from tidegate.link.mqtt_connection import GOODBYE_S, Access, Connection, Will
@@ -67,7 +68,8 @@ class MqttTransport:
         mqtt5: bool = False,
     ) -> None:
         self._url = BrokerUrl.parse(url)
-        context = tls_context(files or TlsFiles(ca=ca_file)) if self._url.tls else None
+        self._files = files or TlsFiles(ca=ca_file)
+        context = tls_context(self._files) if self._url.tls else None
         self._access = Access(url=self._url, tls=context, mqtt5=mqtt5)
         self._presence = presence
         self._canary = canary
@@ -132,6 +134,16 @@ class MqttTransport:
                 wait_s = RECHECK_S
             await asyncio.sleep(wait_s)
 
+    def _fresh_tls(self) -> ssl.SSLContext | None:
+        """The files as they are now: a certificate may have been renewed. A half is not used."""
+        if self._access.tls is None:
+            return None
+        try:
+            return tls_context(self._files)
+        except ConfigError as error:
+            logger.warning("the broker's TLS files are not used: %s", error)
+            return self._access.tls
+
     async def _serve_once(self) -> None:
         """One connection from its first byte to its end.
 
@@ -142,6 +154,7 @@ class MqttTransport:
         if self._check is not None:
             await self._check(self._access)
             self._check = None
+        self._access = replace(self._access, tls=self._fresh_tls())
         session = secrets.token_bytes(16)
         will = (
             None if self._presence is None else Will(topic=self._presence, payload=GONE + session)
