@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from link.children import import_paths  # noqa: E402
-from link.mutations import mutate  # noqa: E402
+from link.mutations import json_value, mutate  # noqa: E402
 
 sys.path[1:1] = import_paths()
 
@@ -157,7 +157,11 @@ def fuzz_adverts(rng: random.Random, result: Result, cores: Cores) -> None:
     split = 2 + int.from_bytes(right[:2], "big")
     insider = rng.random() < 0.5
     if insider:
-        mutation, fields = mutate(rng, right[split + statements.SIGNATURE_BYTES :], right)
+        fields = right[split + statements.SIGNATURE_BYTES :]
+        if rng.random() < 0.5:
+            mutation, fields = "json_value", json_value(rng, fields)
+        else:
+            mutation, fields = mutate(rng, fields, right)
         # Whoever holds a gateway's key may sign anything, JSON or not.
         signature = cores.gateway_identity.key.sign(b"tidegate/1 advert\0" + fields)
         data = right[:split] + signature + fields
@@ -176,6 +180,8 @@ def fuzz_adverts(rng: random.Random, result: Result, cores: Cores) -> None:
         result.outcomes["adverts: refused"] += 1
     except Exception as error:
         result.wrong("advert", repr(error), data)
+    if problem := cores.take_advert(data):
+        result.wrong("advert at a device", problem, data)
 
 
 def fuzz_cores(rng: random.Random, result: Result, cores: Cores) -> None:

@@ -137,6 +137,15 @@ class Cores:
         answer = self._asked.seal_response(data, final=rng.random() < 0.5)
         return mutation, data, self._give(self._down, answer)
 
+    def take_advert(self, data: bytes) -> str:
+        """The device hears an advert, then asks whoever it thinks is best; what was raised."""
+        try:
+            self._device.receive(self.now_s, self._advert_topic, data)
+            self._device.gateways(self.now_s)
+        except Exception as error:
+            return repr(error)
+        return ""
+
     def _to_gateway(self, message: bytes) -> str:
         return self._give(self._up, message)
 

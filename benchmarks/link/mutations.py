@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 
 _INTERESTING = (0, 1, 2, 3, 4, 5, 9, 0x54, 0x7B, 0x7F, 0x80, 0xFE, 0xFF)
@@ -76,6 +77,33 @@ def replace(rng: random.Random, message: bytes, _: bytes) -> bytes:
     """Noise behind a head that may be right."""
     kept = rng.choice((0, 1, 27, 28, 31, 60, 111, 112, 124, 1199, 1200))
     return message[:kept] + rng.randbytes(rng.randrange(300))
+
+
+_VALUES = re.compile(rb'"[^"]*"|-?[0-9.]+|\[|\{')
+_NONSENSE = (
+    b"-1",
+    b"0.5",
+    b"1e400",
+    b"NaN",
+    b"true",
+    b"null",
+    b"{}",
+    b"[]",
+    b'"\ud800"',
+    b"9" * 400,
+    b"9" * 5000,
+    b"[" * 9000,
+)
+
+
+def json_value(rng: random.Random, text: bytes) -> bytes:
+    """A value, or a key, of a JSON text becomes another one."""
+    places = list(_VALUES.finditer(text))
+    if not places:
+        return text
+    place = rng.choice(places)
+    value = rng.choice((*_NONSENSE, rng.choice(places).group()))
+    return text[: place.start()] + value + text[place.end() :]
 
 
 MUTATIONS: Sequence[Mutation] = (

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from tidegate.errors import IdentityError
 
 SIGNATURE_BYTES = 64
+MOST = 2**53 - 1
+"""The largest number that every reader of JSON agrees on (RFC 8259, section 6)."""
 
 
 def canonical_json(fields: Mapping[str, object]) -> bytes:
@@ -41,8 +43,11 @@ def verify(key: Ed25519PublicKey, label: str, statement: bytes) -> dict[str, obj
     try:
         key.verify(statement[:SIGNATURE_BYTES], _labelled(label, data))
         fields = json.loads(data)
-    except (InvalidSignature, ValueError) as error:
+    except InvalidSignature as error:
         raise IdentityError(f"{label}: signature does not match the pinned key") from error
+    except (ValueError, RecursionError) as error:
+        # Signed by the right key, and still nothing that may stop us.
+        raise IdentityError(f"{label}: must be JSON") from error
     if not isinstance(fields, dict):
         raise IdentityError(f"{label}: must be a JSON object")
     return fields
@@ -61,22 +66,26 @@ def text(fields: Mapping[str, object], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
         raise IdentityError(f"{name}: must be a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise IdentityError(f"{name}: must be text that UTF-8 can write") from error
     return value
 
 
 def integer(fields: Mapping[str, object], name: str) -> int:
-    """Field `name` as an integer that is not negative."""
+    """Field `name` as an integer from 0 to `MOST`."""
     value = fields.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise IdentityError(f"{name}: must be an integer, 0 or more")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
+        raise IdentityError(f"{name}: must be an integer from 0 to {MOST}")
     return value
 
 
 def number(fields: Mapping[str, object], name: str) -> float:
-    """Field `name` as a float."""
+    """Field `name` as a finite float."""
     value = fields.get(name)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise IdentityError(f"{name}: must be a number")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= MOST:
+        raise IdentityError(f"{name}: must be a number of at most {MOST}")
     return float(value)
 
 
