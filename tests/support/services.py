@@ -139,19 +139,23 @@ class Services:
         common = ("--listen", "127.0.0.1:0", "--threads", "1")
         return self.tidegate("cloud", "cloud", str(checkpoint), *common, *arguments)
 
-    def mosquitto(self, port: int | None = None) -> Service:
+    def mosquitto(self, port: int | None = None, *, config: Path | None = None) -> Service:
         """The broker that production runs, without persistence: what it forgets is forgotten.
 
-        Skips the test where mosquitto is not installed.
+        Or with the `config` of `tidegate broker config`, which listens on `port` with TLS. Skips
+        the test where mosquitto is not installed.
         """
         program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
         if not Path(program).exists():
             pytest.skip("mosquitto is not installed (Debian package mosquitto)")
         port = port or free_port()
-        config = self.folder / f"mosquitto-{port}.conf"
-        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+        scheme = "mqtt" if config is None else "mqtts"
+        if config is None:
+            config = self.folder / f"mosquitto-{port}.conf"
+            lines = ("allow_anonymous true", "persistence false", "")
+            config.write_text("\n".join((f"listener {port} 127.0.0.1", *lines)))
         service = self._start("mosquitto", [program, "-c", str(config)], announces=False)
-        service.url = f"mqtt://127.0.0.1:{port}"
+        service.url = f"{scheme}://127.0.0.1:{port}"
         until(lambda: _accepts(port), "mosquitto listens")
         return service
 

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--revoked",
         type=Path,
         metavar="FILE",
-        help="the crl.pem of a gateway's folder, once a device has been revoked",
+        help="the revoked.pem of a gateway's folder, once a device has been revoked",
     )
 
 
