@@ -53,8 +53,6 @@ from report import report  # noqa: E402
 
 from tidegate.link.fleet import pair  # noqa: E402
 
-CALM_REQUESTS = 60
-"""To learn how many bytes a request needs."""
 LOOK_S = 0.02
 START_S = 20.0
 RECOVERY_S = 30.0
@@ -287,7 +285,7 @@ async def measure(way: Way, args: argparse.Namespace, work: Path) -> Outcome:
         folder=work / f"{way}-calm",
         url="",
         way=way,
-        requests=CALM_REQUESTS,
+        requests=args.calm,
         together=args.together,
         words=args.words,
         word_s=args.word_ms / 1000,
@@ -297,7 +295,7 @@ async def measure(way: Way, args: argparse.Namespace, work: Path) -> Outcome:
     shutil.rmtree(settings.folder, ignore_errors=True)
     calm, _ = await run_way(settings, args.seed, Faults(), (), limit_s=120.0)
     needed = calm.outcome(1.0, True)
-    if needed.tally.answered_once != CALM_REQUESTS:
+    if needed.tally.answered_once != args.calm:
         raise SystemExit(f"{way}: the calm run went wrong: {needed.tally}; see {settings.folder}")
     faults = Faults(
         drop=args.drop,
@@ -309,7 +307,7 @@ async def measure(way: Way, args: argparse.Namespace, work: Path) -> Outcome:
     planned = schedule(args.seed, args.requests, args.kills)
     settings = replace(settings, folder=work / way, requests=args.requests)
     run, finished = await run_way(settings, args.seed, faults, planned, args.limit_s)
-    return run.outcome(needed.deeds.bytes_up / CALM_REQUESTS, finished)
+    return run.outcome(needed.deeds.bytes_up / args.calm, finished)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -361,6 +359,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--calm", type=int, default=60, help="requests to learn what is needed")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--together", type=int, default=16, help="requests at a time")

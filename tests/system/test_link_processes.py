@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as paho
 import pytest
@@ -140,13 +141,21 @@ def test_kills_and_a_treacherous_network_still_give_one_whole_answer(ends: Ends)
         assert proxy.deeds.reordered
 
 
-def test_a_recorded_session_shows_times_and_sizes_and_no_word_of_it() -> None:
-    script = SUPPORT.parents[1] / "benchmarks" / "link" / "capture.py"
+def benchmark(name: str, *arguments: str) -> Any:
+    """Results of a program in `benchmarks/link`."""
+    script = SUPPORT.parents[1] / "benchmarks" / "link" / f"{name}.py"
     done = subprocess.run(
-        [sys.executable, "-P", str(script), "--json"], capture_output=True, text=True, timeout=100
+        [sys.executable, "-P", str(script), "--json", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=110,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads(done.stdout)["results"]
+    return json.loads(done.stdout)["results"]
+
+
+def test_a_recorded_session_shows_times_and_sizes_and_no_word_of_it() -> None:
+    results = benchmark("capture")
     assert results["leaked"] == []
     kinds = results["seen"]["kinds"]
     assert set(kinds) == {"advert", "request", "response", "control"}
@@ -154,6 +163,28 @@ def test_a_recorded_session_shows_times_and_sizes_and_no_word_of_it() -> None:
     assert all(kinds[kind]["count"] > 1 for kind in ("request", "response", "control"))
     assert len(kinds["control"]["sizes_bytes"]) == 1, "an acknowledgement looks like a cancel"
     assert len(kinds["request"]["sizes_bytes"]) == 1
+
+
+def test_many_requests_and_kills_are_counted_beside_a_plain_client(tmp_path: Path) -> None:
+    plan = (
+        "--requests",
+        "30",
+        "--kills",
+        "3",
+        "--waits",
+        "fast",
+        "--patience-s",
+        "4",
+        "--calm",
+        "10",
+    )
+    ways = ("--ways", "sealed", "qos1", "--work", str(tmp_path / "work"))
+    sealed, plain = benchmark("kills", *plan, *ways)["ways"]
+    assert sealed["tally"]["answered_once"] + sealed["tally"]["failed"] == 30
+    assert (sealed["kills"], plain["kills"]) == (3, 3)
+    assert plain["tally"]["submitted"] == 30
+    assert plain["tally"]["lost"] > 0, "the schedule is one that loses messages"
+    assert sealed["sent_over_needed"] > 1
 
 
 def plain_client(port: int, name: str) -> paho.Client:
