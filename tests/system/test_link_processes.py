@@ -181,7 +181,8 @@ def test_many_requests_and_kills_are_counted_beside_a_plain_client(tmp_path: Pat
     ways = ("--ways", "sealed", "qos1", "--work", str(tmp_path / "work"))
     sealed, plain = benchmark("kills", *plan, *ways)["ways"]
     assert sealed["tally"]["answered_once"] + sealed["tally"]["failed"] == 30
-    assert (sealed["kills"], plain["kills"]) == (3, 3)
+    assert sealed["kills"] == 3
+    assert plain["kills"] >= 1, "the last ones are left out when nothing is under way any more"
     assert plain["tally"]["submitted"] == 30
     assert plain["tally"]["lost"] > 0, "the schedule is one that loses messages"
     assert sealed["sent_over_needed"] > 1
