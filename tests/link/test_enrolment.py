@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tidegate.errors import CapacityError, IdentityError, SealError
+from tidegate.link import certificates_store
 from tidegate.link.certificate_facts import common_name
 from tidegate.link.certificates import make_request
-from tidegate.link.certificates_store import check_facts, new_authority, write_authority
+from tidegate.link.certificates_store import (
+    check_facts,
+    load_authority,
+    new_authority,
+    without_oldest,
+    write_authority,
+)
 from tidegate.link.clock import CLOCK_SKEW_S
 from tidegate.link.enrolment import (
     TOKEN_VALID_S,
@@ -30,8 +39,9 @@ from tidegate.link.enrolment import (
 )
 from tidegate.link.enrolment_device import begin, enrol, fingerprint, finish
 from tidegate.link.enrolment_gateway import Enrolment
-from tidegate.link.fleet import add_gateway, create_fleet, pair
+from tidegate.link.fleet import add_gateway, create_fleet, pair, read_fleet
 from tidegate.link.identity import load_device
+from tidegate.link.keyfiles import write_atomic
 from tidegate.link.registry_tokens import MOST_FAILURES, AttemptLimit
 
 
@@ -262,7 +272,7 @@ def test_a_wrong_secret_is_refused_like_an_unknown_token_and_spends_it_in_the_en
         gateway.enrol(good)
 
 
-def test_attempts_over_all_tokens_are_limited(fleet: Path, clock: Clock) -> None:
+def test_attempts_of_one_source_over_all_tokens_are_limited(fleet: Path, clock: Clock) -> None:
     gateway = Enrolment(fleet / "gateway", wall_s=clock, limit=AttemptLimit(most=3))
     for _ in range(3):
         with pytest.raises(IdentityError, match="refused"):
@@ -270,6 +280,8 @@ def test_attempts_over_all_tokens_are_limited(fleet: Path, clock: Clock) -> None
     with pytest.raises(CapacityError, match="too many failed attempts") as full:
         gateway.enrol(b"junk")
     assert full.value.retry_after_s == 60
+    with pytest.raises(IdentityError, match="refused"):
+        gateway.enrol(b"junk", source="somebody else")
     clock.now_s += 60
     with pytest.raises(IdentityError, match="refused"):
         gateway.enrol(b"junk")
@@ -390,6 +402,56 @@ def test_a_folder_whose_authority_the_root_does_not_know_makes_no_tokens(tmp_pat
         check_facts(root, known.facts, "home", known.bundle_pem + other.bundle_pem)
     with pytest.raises(IdentityError, match="another group"):
         check_facts(root, known.facts, "lab", known.bundle_pem)
+
+
+@pytest.mark.parametrize("dies_at", range(1, 6))
+@pytest.mark.parametrize("dropping", [False, True])
+def test_an_authority_that_is_half_written_still_enrols(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int, dropping: bool
+) -> None:
+    create_fleet(tmp_path / "fleet")
+    gateway = tmp_path / "gateway"
+    add_gateway(tmp_path / "fleet", gateway, "gw0")
+    root, group = read_fleet(tmp_path / "fleet")
+    one = load_authority(gateway)
+    two = new_authority(root, group, before=one.keys)
+    before, after = (two, without_oldest(two, root, group)) if dropping else (one, two)
+    write_authority(gateway, before)
+    writes = [0]
+
+    def dying(path: Path, data: bytes, *, passphrase: bytes | None = None) -> None:
+        writes[0] += 1
+        if writes[0] == dies_at:
+            raise KeyboardInterrupt
+        write_atomic(path, data)
+
+    monkeypatch.setattr(certificates_store, "write_atomic", dying)
+    monkeypatch.setattr(certificates_store, "write_secret", dying)
+    with suppress(KeyboardInterrupt):
+        write_authority(gateway, after)
+    monkeypatch.undo()
+    enrolment = Enrolment(gateway)
+    enrol(tmp_path / "device", enrolment.make_token(), enrolment.enrol, now_s=time.time)
+    enrolment.close()
+
+
+def test_an_answer_key_that_is_no_point_is_refused_before_the_token_is_used(
+    gateway: Enrolment, clock: Clock, tmp_path: Path
+) -> None:
+    token, private = _boxed(gateway)
+    hollow = dataclasses.replace(KEYS, answer_key=HollowKey())  # type: ignore[arg-type]
+    with pytest.raises(SealError):
+        open_request(seal_request(token, hollow), private)
+
+
+class HollowKey:
+    """A key whose public half is of low order."""
+
+    def public_key(self) -> HollowKey:
+        return self
+
+    def public_bytes_raw(self) -> bytes:
+        return bytes(32)
 
 
 def test_a_gateway_without_an_authority_says_what_to_do(tmp_path: Path) -> None:

@@ -21,7 +21,12 @@ from tidegate.link.clock import (
     utc,
 )
 from tidegate.link.envelope import DeviceId
-from tidegate.link.registry import DeviceRecord, DeviceRegistry, IssuedCertificate
+from tidegate.link.registry import (
+    MOST_CERTIFICATES,
+    DeviceRecord,
+    DeviceRegistry,
+    IssuedCertificate,
+)
 
 NOW_S = 1_800_000_000
 
@@ -97,7 +102,7 @@ def test_a_revoked_device_lends_its_live_certificates_to_the_list(
         issued = IssuedCertificate(
             serial=2**150 + number, expires_s=expires_s, request_digest=b"d", pem=b"pem"
         )
-        registry.renewed(_record(number).device_id, issued)
+        registry.renewed(_record(number).device_id, issued, now_s=NOW_S - 10**6)
     assert registry.revoked_serials(NOW_S) == []
     registry.revoke(_record(1).device_id)
     registry.revoke(_record(3).device_id)
@@ -113,7 +118,7 @@ def test_a_renewal_moves_the_end_of_a_device_and_answers_its_request_again(
         issued = IssuedCertificate(
             serial=serial, expires_s=expires_s, request_digest=bytes([serial]), pem=b"%d" % serial
         )
-        registry.renewed(name, issued)
+        registry.renewed(name, issued, now_s=NOW_S)
     found = registry.find(name)
     assert found is not None
     assert found.expires_s == NOW_S + 50
@@ -172,3 +177,24 @@ def test_durations_and_times_are_written_for_people() -> None:
     assert shown == ["0 s", "0 s", "59 s", "1 min", "1 d 1 h", "2 d"]
     assert utc(0) == "1970-01-01 00:00:00 UTC"
     assert utc(1e30) == "1e+30 s"
+
+
+def test_a_device_has_few_certificates_at_a_time_and_ended_ones_make_room(
+    registry: DeviceRegistry,
+) -> None:
+    name = _record().device_id
+    registry.add(_record(expires_s=NOW_S))
+
+    def renew(serial: int, now_s: int) -> None:
+        issued = IssuedCertificate(
+            serial=serial, expires_s=now_s + 100, request_digest=b"%d" % serial, pem=b"pem"
+        )
+        registry.renewed(name, issued, now_s=now_s)
+
+    for serial in range(MOST_CERTIFICATES):
+        renew(serial, NOW_S)
+    with pytest.raises(IdentityError, match="8 certificates that have not ended"):
+        renew(99, NOW_S)
+    assert registry.certificate_for(name, b"99") is None
+    renew(99, NOW_S + 100 + CLOCK_SKEW_S)
+    assert registry.read("SELECT count(*) FROM certificates") == [(1,)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tidegate.cli.keys_endpoint import endpoint
+from tidegate.cli.keys_endpoint import endpoint, network_of
 from tidegate.cli.main import main
 from tidegate.link.certificate_facts import read_facts, split_bundle
 from tidegate.link.enrolment import MOST_MESSAGE_BYTES, Token
@@ -66,6 +66,9 @@ def _every_secret(folder: Path) -> list[str]:
     for path in folder.rglob("*.key"):
         data = path.read_bytes()
         lines = data.splitlines()[1:-1] if data.startswith(b"-----") else [data]
+        if data.startswith(b"-----"):
+            # A certificate follows the key; its lines are no secret.
+            lines = lines[: lines.index(b"-----END PRIVATE KEY-----")]
         secrets += [one.decode() if data.startswith(b"-----") else one.hex() for one in lines]
     return secrets
 
@@ -269,6 +272,18 @@ def test_an_endpoint_that_is_not_there_is_named(tidegate: Tidegate, fleet: Path)
     status, _, told = tidegate("enroll", token, "--keys", fleet / "device")
     assert status == 1
     assert "http://127.0.0.1:9/enrol" in told
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_a_source_is_a_machine_whatever_address_it_takes(host: str, network: str) -> None:
+    assert network_of(host) == network
 
 
 def test_the_endpoint_answers_and_refuses_by_status(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """The certificate authority in a folder: `ca.pem`, `ca.key`, `fleet.facts`, and what it writes.
 
-Both PEM files hold one authority or, while one takes over from another, several, the newest first:
-it signs, and what the older ones signed stays good until they are dropped. `fleet.facts` is the
-root's statement of which authorities the fleet has, so that no gateway can add one.
+`ca.key` holds key and certificate of one authority or, while one takes over from another, of
+several, the newest first: it signs, and what the older ones signed stays good until they are
+dropped. `ca.pem` is the public half of it. `fleet.facts` is the root's statement of which
+authorities the fleet has, so that no gateway can add one.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,7 +41,8 @@ BROKER_KEY = "broker-key.pem"
 
 FACTS_LABEL = "fleet facts"
 MOST_AUTHORITIES = 4
-_KEY_END = b"-----END PRIVATE KEY-----\n"
+_CERTIFICATE = b"-----BEGIN CERTIFICATE-----\n"
+_CERTIFICATE_END = b"-----END CERTIFICATE-----\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,10 +134,21 @@ def write_authority(folder: Path, authority: Authority, *, passphrase: bytes | N
     Raises:
         IdentityError: the passphrase is too short.
     """
-    secret = b"".join(key.key_pem for key in authority.keys)
+    secret = b"".join(key.key_pem + key.certificate_pem for key in authority.keys)
+    # The root vouches for an authority before it is there, and until it is gone: a crash at any
+    # point leaves a folder that works.
+    path, facts = folder / FACTS, authority.facts
+    if not path.exists() or _count(read_public(path)) <= _count(facts):
+        write_atomic(path, facts)
     write_secret(folder / CA_KEY, secret, passphrase=passphrase)
     write_atomic(folder / CA_CERTIFICATE, authority.bundle_pem)
-    write_atomic(folder / FACTS, authority.facts)
+    write_atomic(path, facts)
+
+
+def _count(facts: bytes) -> int:
+    """How many authorities a statement names; it is our own file, so it is not verified."""
+    fields = json.loads(facts[statements.SIGNATURE_BYTES :])
+    return len(statements.items(fields, "authorities", most=MOST_AUTHORITIES))
 
 
 def has_authority(folder: Path) -> bool:
@@ -153,16 +167,16 @@ def load_authority(
     if not has_authority(folder):
         raise IdentityError(f"{folder}: has no certificate authority (tidegate keys init)")
     secret = read_secret(folder / CA_KEY, passphrase=passphrase)
-    key_pems = [part + _KEY_END for part in secret.split(_KEY_END) if part]
-    certificates = split_bundle(read_public(folder / CA_CERTIFICATE))
-    if len(key_pems) != len(certificates):
-        raise IdentityError(
-            f"{folder / CA_KEY}: {len(key_pems)} keys for {len(certificates)} certificates"
-        )
     keys = tuple(
-        CertifiedKey(certificate_pem=certificate, key_pem=key)
-        for certificate, key in zip(certificates, key_pems, strict=True)
+        CertifiedKey(
+            certificate_pem=part[part.index(_CERTIFICATE) :],
+            key_pem=part[: part.index(_CERTIFICATE)],
+        )
+        for part in (one + _CERTIFICATE_END for one in secret.split(_CERTIFICATE_END))
+        if _CERTIFICATE in part
     )
+    if not keys:
+        raise IdentityError(f"{folder / CA_KEY}: damaged")
     return Authority(keys=keys, facts=read_public(folder / FACTS))
 
 

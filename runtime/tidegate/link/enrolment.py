@@ -178,7 +178,8 @@ def open_request(request: bytes, box: X25519PrivateKey) -> OpenedRequest:
         if statements.hexadecimal(fields, "token", 16) != token_id:
             raise SealError
         answer_key = statements.hexadecimal(fields, "answer_key", 32)
-        X25519PublicKey.from_public_bytes(answer_key)
+        # A point of low order would fail only when the answer is sealed.
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(answer_key))
         csr_pem = statements.text(fields, "csr").encode("ascii")
     except (InvalidTag, ValueError, IdentityError):
         raise SealError from None

@@ -102,15 +102,17 @@ class Enrolment:
             valid_s=valid_s,
         )
 
-    def enrol(self, request: bytes) -> bytes:
+    def enrol(self, request: bytes, *, source: str = "") -> bytes:
         """Answer a device's request; the same request again has the same answer.
+
+        `source` is where it came from: one that fails too often is turned away for a while.
 
         Raises:
             IdentityError: its token is unknown, used, expired or spent, or its certificate
                 request is not sound.
             CapacityError: too many attempts failed lately, or the registry cannot be written.
         """
-        return self._tokens.use(request, self._grant, now_s=self._wall_s())
+        return self._tokens.use(request, self._grant, now_s=self._wall_s(), source=source)
 
     def _grant(self, db: sqlite3.Connection, request: OpenedRequest) -> bytes:
         now_s = self._wall_s()
@@ -134,7 +136,8 @@ class Enrolment:
         """A new certificate for a device that the link has just recognised by its key.
 
         Raises:
-            IdentityError: it is unknown, revoked or expired, or its request is not sound.
+            IdentityError: it is unknown, revoked or expired, has renewed too often, or its
+                request is not sound.
             CapacityError: the registry cannot be used.
         """
         record = self.registry.find(device_id)
@@ -145,7 +148,7 @@ class Enrolment:
         pem = self.registry.certificate_for(device_id, digest)
         if pem is None:
             issued = self._issue(csr_pem, record.handle, digest)
-            self.registry.renewed(device_id, issued)
+            self.registry.renewed(device_id, issued, now_s=self._wall_s())
             pem = issued.pem
         return self._granted(record, pem)
 

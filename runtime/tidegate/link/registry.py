@@ -19,6 +19,8 @@ from tidegate.link.envelope import DeviceId
 
 REVOKED = "device_revoked"
 EXPIRED = "device_expired"
+MOST_CERTIFICATES = 8
+"""Of one device at a time; one that renews when it is due has two."""
 
 _VERSION = 1
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -156,14 +158,26 @@ class DeviceRegistry:
             for row in self.read(f"SELECT {columns} FROM devices {where}", *values)
         ]
 
-    def renewed(self, device_id: DeviceId, issued: IssuedCertificate) -> None:
+    def renewed(self, device_id: DeviceId, issued: IssuedCertificate, *, now_s: float) -> None:
         """Keep a certificate of a device, which lives as long as its youngest one.
 
         Raises:
+            IdentityError: the device has too many that have not ended; nothing is kept.
             CapacityError: the file cannot be written.
         """
         with self.transaction() as db:
+            ended_s = int(now_s) - CLOCK_SKEW_S
+            db.execute(
+                "DELETE FROM certificates WHERE device_id = ? AND expires_s <= ?",
+                (device_id, ended_s),
+            )
             insert_certificate(db, device_id, issued)
+            query = "SELECT count(*) FROM certificates WHERE device_id = ?"
+            (count,) = db.execute(query, (device_id,)).fetchone()
+            if count > MOST_CERTIFICATES:
+                raise IdentityError(
+                    f"renewal: this device has {MOST_CERTIFICATES} certificates that have not ended"
+                )
             db.execute(
                 "UPDATE devices SET expires_s = max(coalesce(expires_s, 0), ?) WHERE device_id = ?",
                 (issued.expires_s, device_id),

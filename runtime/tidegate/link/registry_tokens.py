@@ -32,6 +32,7 @@ from tidegate.link.registry import DeviceRegistry
 MOST_FAILURES = 10
 """Wrong requests for one token, after which it is spent."""
 REFUSED = "enrolment: refused: unknown token, or a damaged request"
+_MOST_REMEMBERED = 4096
 _KEPT_AFTER_S = 7 * 24 * 3600
 """An expired token is known for this long, so that its holder is told why."""
 
@@ -40,24 +41,29 @@ Grant = Callable[[sqlite3.Connection, OpenedRequest], bytes]
 
 
 class AttemptLimit:
-    """At most so many failed attempts in any minute, over all tokens."""
+    """At most so many failed attempts of one source in any minute, over all tokens.
+
+    By source, so that a stranger's junk does not keep devices out. It spares the machine; what
+    keeps strangers out is the token's 128 bits.
+    """
 
     def __init__(self, most: int = 30, within_s: float = 60.0) -> None:
         self._most, self._within_s = most, within_s
-        self._failed_s: deque[float] = deque()
+        self._failed: deque[tuple[float, str]] = deque(maxlen=_MOST_REMEMBERED)
 
-    def check(self, now_s: float) -> None:
+    def check(self, now_s: float, source: str = "") -> None:
         """Raise `CapacityError` when there were too many."""
-        while self._failed_s and not now_s - self._within_s < self._failed_s[0] <= now_s:
-            self._failed_s.popleft()
-        if len(self._failed_s) >= self._most:
-            wait_s = self._failed_s[0] + self._within_s - now_s
+        while self._failed and not now_s - self._within_s < self._failed[0][0] <= now_s:
+            self._failed.popleft()
+        own = [at_s for at_s, who in self._failed if who == source]
+        if len(own) >= self._most:
             raise CapacityError(
-                "enrolment: too many failed attempts; wait a minute", retry_after_s=wait_s
+                "enrolment: too many failed attempts; wait a minute",
+                retry_after_s=own[0] + self._within_s - now_s,
             )
 
-    def failed(self, now_s: float) -> None:
-        self._failed_s.append(now_s)
+    def failed(self, now_s: float, source: str = "") -> None:
+        self._failed.append((now_s, source))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,18 +125,18 @@ class TokenTable:
             db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, 0, NULL, NULL)", kept)
         return token
 
-    def use(self, request: bytes, grant: Grant, *, now_s: float) -> bytes:
+    def use(self, request: bytes, grant: Grant, *, now_s: float, source: str = "") -> bytes:
         """Answer an enrolment request, using its token up.
 
         Raises:
             IdentityError: there is no such token, or it is used, expired or spent.
             CapacityError: too many attempts failed lately, or the registry cannot be written.
         """
-        self._limit.check(now_s)
+        self._limit.check(now_s, source)
         try:
             token_id = token_id_of(request)
         except SealError:
-            self._limit.failed(now_s)
+            self._limit.failed(now_s, source)
             raise IdentityError(REFUSED) from None
         with self._registry.transaction() as db:
             row = _find(db, token_id)
@@ -144,7 +150,7 @@ class TokenTable:
                 )
                 return answer
             db.execute("UPDATE tokens SET failures = failures + 1 WHERE token_id = ?", (token_id,))
-        self._limit.failed(now_s)
+        self._limit.failed(now_s, source)
         raise IdentityError(problem)
 
     def _decide(

@@ -7,6 +7,7 @@ what goes is sealed to the device and signed. A refusal is a short JSON error in
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 
 from starlette.applications import Starlette
@@ -35,9 +36,10 @@ def endpoint(enrolment: Enrolment) -> Starlette:
             return _refusal(IdentityError("enrolment: the request did not arrive"), 408)
         if body is None:
             return _refusal(IdentityError("enrolment: the request is too large"), 413)
+        source = "" if request.client is None else network_of(request.client.host)
         try:
             async with one_at_a_time:
-                answer = await asyncio.to_thread(enrolment.enrol, body)
+                answer = await asyncio.to_thread(enrolment.enrol, body, source=source)
         except (IdentityError, ConfigError) as error:
             return _refusal(error, 403)
         except CapacityError as error:
@@ -46,6 +48,17 @@ def endpoint(enrolment: Enrolment) -> Starlette:
         return Response(answer, media_type="application/octet-stream")
 
     return Starlette(routes=[Route(PATH, enrol, methods=["POST"])])
+
+
+def network_of(host: str) -> str:
+    """Whose address it is: of IPv6 the first 64 bits, since one machine has all the rest."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.version == 4:
+        return host
+    return str(ipaddress.ip_network(f"{address}/64", strict=False))
 
 
 async def _read(request: Request) -> bytes | None:
