@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -17,8 +18,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from tidegate.api.backend import AnswerEvent
 from tidegate.api.http import HttpSettings, create_app
 from tidegate.api.keys import KeyRing, hash_key, new_key
+from tidegate.api.schema import Call
 from tidegate.engine.events import Cancelled, Failed, Usage
 from tidegate.errors import (
     CapacityError,
@@ -88,6 +91,33 @@ def test_a_chat_is_answered_whole_with_usage_and_where_it_ran() -> None:
         "tokens_per_s": 2.0,
     }
     assert response.headers["x-request-id"] == "r1"
+
+
+class Kept(EchoBackend):
+    """Remembers the keys that calls came with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: list[str | None] = []
+
+    def answer(self, call: Call) -> AsyncIterator[AnswerEvent]:
+        self.keys.append(call.retry_key)
+        return super().answer(call)
+
+
+def test_an_idempotency_key_comes_with_the_call_and_several_answers_have_none() -> None:
+    backend = Kept()
+    for n in (1, 2):
+        ask(backend, "POST", CHAT, json={**HELLO, "n": n}, headers={"Idempotency-Key": "abc-1"})
+    chat(backend)
+    assert backend.keys == ["abc-1", None, None, None]
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\tb"])
+def test_a_key_that_is_no_key_is_refused_by_name(key: str) -> None:
+    response = ask(EchoBackend(), "POST", CHAT, json=HELLO, headers={"Idempotency-Key": key})
+    assert response.status_code == 400
+    assert "1 to 255 printable ASCII" in error_of(response)["message"]
 
 
 def test_a_completion_is_answered_whole() -> None:

@@ -37,7 +37,7 @@ from tidegate.link.envelope import (
     route,
     seal_request,
 )
-from tidegate.link.fleet import add_device, pair
+from tidegate.link.fleet import add_device, add_gateway, pair
 from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_directory import GatewayDirectory
 from tidegate.link.gateway_keys import GatewayKeys
@@ -59,11 +59,13 @@ OFFERS = (ModelOffer(id="m", context_tokens=2048),)
 class Ends:
     """Both cores with nothing but our hands between them."""
 
-    def __init__(self, root: Path, *, max_requests: int = 4) -> None:
+    other: GatewayCore
+
+    def __init__(self, root: Path, *, max_requests: int = 4, timing: Timing | None = None) -> None:
         pair(root / "device", root / "gateway")
         self.root = root
         self.now_s = 0.0
-        self.timing = Timing(pacing="off")
+        self.timing = timing or Timing(pacing="off")
         self.registry = DeviceRegistry(root / "gateway" / "devices.sqlite")
         self.device_disk = CrashingDatabase(root / "o.sqlite", outbox.SCHEMA)
         self.gateway_disk = CrashingDatabase(root / "g.sqlite", gateway_store.SCHEMA)
@@ -107,9 +109,18 @@ class Ends:
         self.device.receive(self.now_s, advert.topic, advert.payload)
         self.device.on_connected(self.now_s)
 
-    def ask(self, body: bytes = b"prompt", model: str | None = None) -> RequestId:
+    def ask(
+        self, body: bytes = b"prompt", model: str | None = None, priority: int = 1
+    ) -> RequestId:
         request_id = new_request_id(int(self.wall_s() * 1000))
-        self.device.submit(self.now_s, body, request_id=request_id, deadline_s=600.0, model=model)
+        self.device.submit(
+            self.now_s,
+            body,
+            request_id=request_id,
+            deadline_s=600.0,
+            model=model,
+            priority=priority,
+        )
         return request_id
 
     def request(self) -> Publish:
@@ -782,3 +793,128 @@ def test_nothing_is_sent_while_disconnected(ends: Ends) -> None:
 def test_a_gateway_needs_at_least_one_place(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="max_requests = 0"):
         Ends(tmp_path, max_requests=0)
+
+
+def asked(effects: list[DeviceEffect]) -> list[RequestId]:
+    """The requests that were sent, in order."""
+    sent = [effect.payload for effect in effects if isinstance(effect, Publish)]
+    return [route(payload).request_id for payload in sent if payload[0] == MessageType.REQUEST]
+
+
+def test_urgent_requests_leave_the_outbox_before_others_and_older_ones_first(ends: Ends) -> None:
+    ends.device.on_disconnected()
+    names = [ends.ask(priority=priority) for priority in (2, 1, 0, 1, 0)]
+    ends.device.poll(0.0)
+    ends.device.on_connected(1.0)
+    first, second, third, fourth, fifth = names
+    assert asked(ends.device.poll(1.1)) == [third, fifth, second, fourth, first]
+
+
+def test_a_full_window_keeps_the_others_waiting_and_a_quarter_free_of_bulk(tmp_path: Path) -> None:
+    ends = Ends(tmp_path, max_requests=16, timing=Timing(pacing="off", window=4, resend_min_s=20.0))
+    ends.meet()
+    bulk = [ends.ask(priority=2) for _ in range(5)]
+    assert asked(ends.device.poll(0.1)) == bulk[:3]
+    urgent = [ends.ask(priority=0) for _ in range(2)]
+    assert asked(ends.device.poll(0.2)) == urgent[:1]
+    assert asked(ends.device.poll(0.8)) == []
+    ends.device.cancel(0.9, bulk[0])
+    assert asked(ends.device.poll(0.98)) == urgent[1:]
+    assert ends.device.poll(11.0), "waiting for the window is not waiting for a gateway"
+    assert ends.device.remaining_s(11.0, bulk[4]) is not None
+    ends.close()
+
+
+def second_gateway(ends: Ends) -> Publish:
+    """Another gateway of the fleet, as busy as can be: it refuses everything."""
+    identity = add_gateway(ends.root / "gateway" / "fleet", ends.root / "gateway1", "gw1")
+    prekeys = PrekeyStore(ends.root / "prekeys1.json")
+    ends.other = GatewayCore(
+        keys=GatewayKeys(
+            identity=identity, prekeys=prekeys, registry=ends.registry, wall_s=ends.wall_s
+        ),
+        store=GatewayStore(CrashingDatabase(ends.root / "g1.sqlite", gateway_store.SCHEMA)),
+        timing=ends.timing,
+        max_requests=1,
+        wall_s=ends.wall_s,
+        now_s=ends.now_s,
+    )
+    return ends.other.advert(OFFERS, 0.9)
+
+
+def test_a_gateway_without_room_is_left_for_another_one(tmp_path: Path) -> None:
+    ends = Ends(tmp_path, max_requests=1)
+    ends.meet()
+    busy = ends.seal_as("device", Call(have=0, credit=1, ttl_ms=9000, body=b""))
+    started(ends.to_gateway(busy))
+    other = second_gateway(ends)
+    request_id = ends.ask()
+    refused = ends.request()
+    ends.to_device(other)
+    (refusal,) = published(ends.to_gateway(refused))
+    assert ends.to_device(refusal) == []
+    moved = ends.request()
+    assert "/gw/gw1/" in moved.topic
+    assert started(ends.other.receive(0.0, moved.topic, moved.payload)).request.body == b"prompt"
+    assert ends.device.tally.snapshot().moves == 1
+    assert ends.device.remaining_s(0.0, request_id) is not None
+    ends.close()
+
+
+def test_a_gateway_that_left_requests_unanswered_comes_last_until_it_is_heard(
+    tmp_path: Path,
+) -> None:
+    ends = Ends(tmp_path)
+    ends.meet()
+    ends.ask()
+    for wait_s in (0.1, 5.0):
+        assert "/gw/gw0/" in ends.device.poll(wait_s)[0].topic  # type: ignore[union-attr]
+    ends.to_device(second_gateway(ends))
+    ends.now_s = 15.0
+    (moved,) = ends.device.poll(15.0)
+    assert isinstance(moved, Publish)
+    assert "/gw/gw1/" in moved.topic
+    ends.ask()
+    (fresh,) = ends.device.poll(15.1)
+    assert isinstance(fresh, Publish)
+    assert "/gw/gw1/" in fresh.topic, "a new request does not try the silent one either"
+    ends.close()
+
+
+def test_an_answer_that_outgrows_the_outbox_fails_by_name_and_tells_the_gateway(
+    tmp_path: Path,
+) -> None:
+    ends = Ends(tmp_path)
+    ends.outbox = Outbox(ends.device_disk, max_bytes=2500)
+    ends.start_device()
+    ends.meet()
+    request_id = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    for number in range(3):
+        outputs = [Produced(start.run, bytes(900))]
+        for chunk in published(ends.gateway.produced(0.0, outputs)):
+            effects = ends.to_device(chunk)
+        assert (len(effects) > 1) == (number == 2)
+    cancel, ended = effects
+    assert ended == Ended(request_id=request_id, state=State.FAILED, code="outbox_full")
+    assert isinstance(cancel, Publish)
+    assert ends.to_gateway(cancel) == [Stop(start.run)]
+    standing = ends.device.standing(request_id)
+    assert standing is not None
+    assert (standing.outcome, standing.code) == (Outcome.FAILED, "outbox_full")
+    ends.close()
+
+
+def test_answers_together_stop_growing_at_the_gateways_room(tmp_path: Path) -> None:
+    ends = Ends(tmp_path)
+    ends.store = GatewayStore(ends.gateway_disk, max_bytes=2000)
+    ends.start_gateway()
+    ends.meet()
+    request_id = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    batch = [Produced(start.run, bytes(900))] * 3
+    effects = ends.gateway.produced(0.0, batch)
+    assert Stop(start.run) in effects
+    ended = [effect for one in published(effects) for effect in ends.to_device(one)][-1]
+    assert ended == Ended(request_id=request_id, state=State.FAILED, code="over_capacity")
+    ends.close()

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, replace
+from hashlib import sha256
 
 from tidegate.api.backend import AnswerEvent, Routed
 from tidegate.api.metrics import render_counters
@@ -29,6 +30,7 @@ from tidegate.errors import (
 )
 from tidegate.link.device import DeviceLink
 from tidegate.link.envelope import RequestId
+from tidegate.link.outbox import Name
 from tidegate.link.prekeys import ModelOffer
 
 DEFAULT_PATIENCE_S = 120.0
@@ -82,6 +84,15 @@ class CloudLeg:
             "counters": asdict(self._link.counters),
         }
 
+    async def holds(self, call: Call) -> bool:
+        """An answer to this very call is on its way, or here and unread: a caller asks again.
+
+        Raises:
+            RequestError: its `Idempotency-Key` belongs to another call, or to one in progress.
+        """
+        name = _name(call)
+        return name is not None and await self._link.holds(name)
+
     async def answer(
         self, call: Call, request_id: str, reason: str
     ) -> AsyncGenerator[AnswerEvent, None]:
@@ -104,7 +115,14 @@ class CloudLeg:
         # The widest model's gateway: `signals` promised the router that context.
         offers = await self.models()
         model = max(offers, key=lambda one: one.context_tokens).id if offers else None
-        answer = self._link.request(body, deadline_s=patience_s, request_id=link_id, model=model)
+        answer = self._link.request(
+            body,
+            deadline_s=patience_s,
+            request_id=link_id,
+            model=model,
+            priority=int(call.options.priority),
+            name=_name(call),
+        )
         heading: Routed | None = None
         first_s, ended = None, False
         async with aclosing(answer):
@@ -161,6 +179,14 @@ def _as_seen_here(event: Finished, first_token_s: float, total_s: float) -> Fini
         decode_s=event.timing.decode_s,
     )
     return replace(event, timing=timing)
+
+
+def _name(call: Call) -> Name | None:
+    """What a call is found by again; one of several answers cannot be told from the others."""
+    if call.retry_key is None or call.n != 1:
+        return None
+    said = json.dumps(call_to_json(replace(call, stream=False)), sort_keys=True)
+    return Name(call.retry_key, sha256(said.encode()).digest())
 
 
 def _outgoing(call: Call) -> Call:

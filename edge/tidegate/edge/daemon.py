@@ -28,6 +28,7 @@ from tidegate.edge.draft_model import open_draft
 from tidegate.edge.embedder import BundleEmbedder, open_embedder
 from tidegate.edge.executors.choice import ExecutorSettings, choose_target, open_executor
 from tidegate.edge.executors.encoder import EncoderSettings
+from tidegate.edge.link_answers import answer_routes
 from tidegate.edge.machine import read_machine
 from tidegate.edge.memory import MemoryNeed, check_memory, memory_need
 from tidegate.edge.prefix_store import MOST_QUEUED_BYTES, open_store
@@ -223,7 +224,8 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         if embedder is not None:
             stack.callback(embedder.close)
         backend = _make_backend(engine, executor, link, embedder, memory, settings)
-        app = create_app(backend, settings=surface, embedder=embedder)
+        answers = [] if link is None else answer_routes(link)
+        app = create_app(backend, settings=surface, embedder=embedder, extra_routes=answers)
         server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
         stack.callback(server.close)
         yield Edge(settings=settings, engine=engine, server=server, link=link, renewal=renewal)

@@ -56,6 +56,7 @@ NO_CLOUD = CloudSignals(
 _FIRST_GUESS_TOKENS = 64.0
 """Length of an answer before any was seen; the smoothed mean replaces it within a few."""
 _WEIGHT = 0.2
+_ASKED_AGAIN = "asked again: its answer was on its way from the cloud"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +146,11 @@ class EdgeBackend:
         if work.recall.hit is not None:
             for event in _replay(work, work.recall.hit, self.models()[0].id):
                 yield event
+            return
+        if self._cloud is not None and await self._cloud.holds(work.call):
+            async with aclosing(self._cloud_or_edge(work, _ASKED_AGAIN)) as events:
+                async for event in events:
+                    yield event
             return
         decision = await self._decide(work)
         if decision.place == "edge":
@@ -245,7 +251,7 @@ class EdgeBackend:
         assert self._cloud is not None
         context = self._local.engine.context_tokens
         reason = f"continued in the cloud: the device's {context} tokens are full"
-        call = continuation(work.call, text, end.usage)
+        call = replace(continuation(work.call, text, end.usage), retry_key=None)
         begun = False
         # A request of its own on the link: the id of the answer stays the same for the caller.
         link_id = new_request_id(time.time_ns() // 1_000_000).hex()

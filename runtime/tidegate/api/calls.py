@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -70,6 +72,7 @@ class CallEndpoint:
         async with self._active:
             call = self._read(await read_json(scope, receive, self._settings))
             self._check_model(call.model)
+            call = replace(call, retry_key=_retry_key(scope) if call.n == 1 else None)
             await unless_gone(receive, self._answer(call, scope, receive, send))
 
     def _check_model(self, model: str | None) -> None:
@@ -115,6 +118,14 @@ class CallEndpoint:
                 # The status is sent: what is left is to say it in the stream and to close it.
                 await outlet.write(b"data: " + bytes(error_response(error, scope).body) + b"\n\n")
         await outlet.finish()
+
+
+def _retry_key(scope: Scope) -> str | None:
+    """The `Idempotency-Key`, which OpenAI's clients send with every call and its retries."""
+    key = Headers(scope=scope).get("idempotency-key")
+    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise RequestError("Idempotency-Key", "must be 1 to 255 printable ASCII characters")
+    return key
 
 
 async def _whole(call: Call, progress: Progress) -> Response:

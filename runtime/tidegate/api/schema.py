@@ -102,6 +102,8 @@ class Call:
     stream: bool = False
     include_usage: bool = False
     options: Options = field(default_factory=Options)
+    retry_key: str | None = field(default=None, repr=False)
+    """`Idempotency-Key`: a call with the same one is the same call, asked again. Not in JSON."""
 
 
 def read_chat(data: object) -> Call:

@@ -16,30 +16,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.errors import (
-    CapacityError,
-    DeviceRefusedError,
-    ExecutionError,
     LinkError,
+    RequestError,
     TidegateError,
     UnavailableError,
 )
-from tidegate.link import outbox, registry
 from tidegate.link.core_thread import CoreThread
 from tidegate.link.counters import LinkCounters
-from tidegate.link.device_core import DeviceCore, Standing
+from tidegate.link.device_core import DeviceCore
+from tidegate.link.device_reader import NothingHeardError, Reader
 from tidegate.link.device_states import State
 from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
 from tidegate.link.envelope import RequestId, new_request_id, request_time_ms
+from tidegate.link.failures import LINK_STOPPED, error_of
 from tidegate.link.identity import load_device
 from tidegate.link.keyfiles import FolderLock
-from tidegate.link.outbox import Outbox, Outcome
+from tidegate.link.outbox import IDEMPOTENCY_KEY, NORMAL_PRIORITY, Name, Outbox, Outcome
 from tidegate.link.prekeys import ModelOffer
 from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Timing
 from tidegate.link.transport import Connected, Disconnected, Message, Transport
 
 logger = logging.getLogger(__name__)
-_STOPPED = "link_stopped"
 _GRACE_S = 5.0
 """The core ends a request at its deadline; a caller waits this much longer for it to say so."""
 
@@ -65,32 +63,6 @@ class PendingRequest:
     held_bytes: int
     is_read: bool
     """Someone is reading its answer now."""
-
-
-class _NothingHeardError(UnavailableError):
-    """The core has not even said that the deadline has passed."""
-
-
-class _Reader:
-    """The queue between the core's effects and one caller of `request`."""
-
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[Delivered | Ended] = asyncio.Queue()
-        self._next = 0
-
-    def start_with(self, known: Standing) -> None:
-        """Begin with what the outbox has; what arrived meanwhile overlaps it."""
-        stored = tuple(known.payloads)
-        early = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
-        self.queue.put_nowait(Delivered(request_id=RequestId(b""), first=0, payloads=stored))
-        for output in early:
-            self.queue.put_nowait(output)
-
-    def fresh(self, output: Delivered) -> tuple[bytes, ...]:
-        """The payloads of `output` that have not been read yet."""
-        payloads = output.payloads[self._next - output.first :]
-        self._next += len(payloads)
-        return payloads
 
 
 class DeviceLink:
@@ -137,7 +109,7 @@ class DeviceLink:
         self._thread = CoreThread("tidegate-device")
         self._outgoing: asyncio.Queue[Publish] = asyncio.Queue()
         self._wake = asyncio.Event()
-        self._readers: dict[RequestId, _Reader] = {}
+        self._readers: dict[RequestId, Reader] = {}
         self._running = False
 
     @property
@@ -176,7 +148,7 @@ class DeviceLink:
         finally:
             self._running = False
             for request_id in self._readers:
-                self._apply([Ended(request_id=request_id, state=State.FAILED, code=_STOPPED)])
+                self._apply([Ended(request_id=request_id, state=State.FAILED, code=LINK_STOPPED)])
 
     async def request(
         self,
@@ -185,6 +157,8 @@ class DeviceLink:
         deadline_s: float,
         request_id: RequestId | None = None,
         model: str | None = None,
+        priority: int = NORMAL_PRIORITY,
+        name: Name | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Send `body` and yield the answer's payloads: in order, each once, to the last.
 
@@ -197,22 +171,30 @@ class DeviceLink:
             deadline_s: from now, in seconds; a request from the outbox keeps the one it has.
             request_id: from `envelope.new_request_id`, for one request only; made here by default.
             model: only a gateway that advertises this model will do.
+            priority: of those that wait the lowest goes first.
+            name: takes up the request that was sent under it and whose answer nobody has read,
+                unless that failed; otherwise it names this one.
 
         Raises:
-            RequestError: see `limits.check_request`.
+            RequestError: see `limits.check_request`; or `name` is another request's (422), or one
+                whose answer is being read (409).
             CapacityError: the outbox or the gateway is full.
             UnavailableError: no gateway in time, or no whole answer before the deadline.
             ExecutionError: the gateway could not answer.
             LinkError: someone else reads this request's answer, or it makes no sense.
         """
         request_id = request_id or new_request_id(time.time_ns() // 1_000_000)
+        if name is not None:
+            request_id = await self._named(name) or request_id
         if request_id in self._readers:
             raise LinkError(f"request {request_id.hex()}: someone is reading its answer already")
-        reader = self._readers[request_id] = _Reader()
+        reader = self._readers[request_id] = Reader()
         ended: Ended | None = None
         leave = False
         try:
-            left_s = await self._open(request_id, body, deadline_s, model, reader)
+            left_s = await self._open(
+                reader, request_id, body, deadline_s, model=model, priority=priority, name=name
+            )
             while ended is None:
                 output = await self._next(reader, deadline_s if left_s is None else left_s)
                 if isinstance(output, Delivered):
@@ -220,17 +202,39 @@ class DeviceLink:
                         yield payload
                 else:
                     ended = output
-        except _NothingHeardError:
+        except NothingHeardError:
             leave = left_s is not None
             raise
         finally:
             del self._readers[request_id]
             if ended is None and self._running and not leave:
                 self._apply(await self._thread.call_now(self._core.cancel, request_id))
-        if ended.code != _STOPPED:
+        if ended.code != LINK_STOPPED:
             await self._thread.call(self._core.release, request_id)
         if ended.state is not State.DONE:
             raise self._error(ended.code)
+
+    async def holds(self, name: Name) -> bool:
+        """An answer is on its way, or here and unread, for the request that has this name.
+
+        Raises:
+            RequestError: see `request`.
+        """
+        return await self._named(name) is not None
+
+    async def _named(self, name: Name) -> RequestId | None:
+        row = await self._thread.call(self._core.named, name.key)
+        if row is None:
+            return None
+        if row.digest != name.digest:
+            raise RequestError(IDEMPOTENCY_KEY, "was used for another request", status=422)
+        if row.request_id in self._readers:
+            problem = "the answer to this request is being read already"
+            raise RequestError(IDEMPOTENCY_KEY, problem, status=409)
+        if row.outcome is Outcome.FAILED:
+            await self._thread.call(self._core.release, row.request_id)
+            return None
+        return row.request_id
 
     async def pending(self) -> tuple[PendingRequest, ...]:
         """Every request in the outbox, oldest first: running, or finished and not read."""
@@ -246,6 +250,21 @@ class DeviceLink:
             )
             for held in await self._thread.call(self._core.stored)
         )
+
+    async def peek(self, request_id: RequestId) -> list[bytes]:
+        """What there is of an answer, which stays.
+
+        Raises:
+            LinkError: no such request.
+        """
+        known = await self._thread.call(self._core.standing, request_id)
+        if known is None:
+            raise LinkError(f"request {request_id.hex()}: is not in the outbox")
+        return known.payloads
+
+    async def discard(self, request_id: RequestId) -> None:
+        """Forget an answer; a request that still runs is cancelled."""
+        self._apply(await self._thread.call_now(self._core.cancel, request_id))
 
     async def take(self, request_id: RequestId) -> list[bytes]:
         """The whole answer of a finished request, which is then forgotten.
@@ -270,17 +289,26 @@ class DeviceLink:
 
     async def _open(
         self,
+        reader: Reader,
         request_id: RequestId,
         body: bytes,
         deadline_s: float,
+        *,
         model: str | None,
-        reader: _Reader,
+        priority: int,
+        name: Name | None,
     ) -> float | None:
         """Submit it, or take it up; returns how long one that is taken up still has."""
         known = await self._thread.call(self._core.standing, request_id)
         if known is None:
             await self._thread.call_now(
-                self._core.submit, body, request_id=request_id, deadline_s=deadline_s, model=model
+                self._core.submit,
+                body,
+                request_id=request_id,
+                deadline_s=deadline_s,
+                model=model,
+                priority=priority,
+                name=name,
             )
             self._wake.set()
             return None
@@ -292,47 +320,23 @@ class DeviceLink:
         left_s = await self._thread.call_now(self._core.remaining_s, request_id)
         return 0.0 if left_s is None else left_s
 
-    async def _next(self, reader: _Reader, deadline_s: float) -> Delivered | Ended:
+    async def _next(self, reader: Reader, deadline_s: float) -> Delivered | Ended:
         try:
             async with asyncio.timeout(deadline_s + _GRACE_S):
                 return await reader.queue.get()
         except TimeoutError:
-            raise _NothingHeardError("the link is not running: start DeviceLink.run()") from None
+            raise NothingHeardError("the link is not running: start DeviceLink.run()") from None
 
     def _error(self, code: str) -> TidegateError:
         """The exception for a failure's stable name."""
-        match code:
-            case "no_gateway":
-                waited_s = self._timing.connect_timeout_s
-                rejected, why = self.counters.adverts_rejected, self._core.advert_problem
-                hint = f"; {rejected} adverts rejected, the last one: {why}" if rejected else ""
-                return UnavailableError(
-                    f"no gateway is known after {waited_s:g} s; {self._transport.status}{hint}"
-                )
-            case "deadline_exceeded":
-                return UnavailableError(
-                    f"no whole answer before the deadline; {self._transport.status}"
-                )
-            case "link_stopped":
-                return UnavailableError("the link was stopped; the request stays in the outbox")
-            case outbox.OUTBOX_FULL:
-                return CapacityError("the outbox has no room for this answer")
-            case outbox.ANSWER_DROPPED:
-                return CapacityError("nobody read the answer in time, and its room was needed")
-            case CapacityError.code:
-                return CapacityError("the gateway has no room for this request now")
-            case UnavailableError.code:
-                return UnavailableError("the gateway's engine is not available")
-            case ExecutionError.code:
-                return ExecutionError("the gateway could not answer this request")
-            case registry.REVOKED:
-                return DeviceRefusedError("the gateway refuses this device: it was revoked")
-            case registry.EXPIRED:
-                return DeviceRefusedError(
-                    "the gateway refuses this device: its certificate has ended; enrol it again"
-                )
-            case _:
-                return LinkError(f"request failed: {code!r}")
+        rejected, why = self.counters.adverts_rejected, self._core.advert_problem
+        hint = f"; {rejected} adverts rejected, the last one: {why}" if rejected else ""
+        return error_of(
+            code,
+            transport=self._transport.status,
+            hint=hint,
+            waited_s=self._timing.connect_timeout_s,
+        )
 
     async def _receive(self) -> None:
         async for event in self._transport.events():

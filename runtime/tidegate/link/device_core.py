@@ -218,7 +218,8 @@ class DeviceCore:
             effects += self._perform(now_s, live, live.session.poll(now_s))
         waiting = 0
         under_way = sum(live.session.state is not State.QUEUED for live in self._live.values())
-        for live in sorted(self._live.values(), key=_turn):
+        # Sorting is stable: of the same priority the first that was submitted goes first.
+        for live in sorted(self._live.values(), key=lambda live: live.row.priority):
             queued = live.session.state is State.QUEUED
             has_turn = not queued or under_way + waiting < self._window(live.row.priority)
             # Places are counted as if those before it had theirs, whether they are due or not.
@@ -383,8 +384,3 @@ class DeviceCore:
             control = Control(kind=kind, have=have, credit=1, seen=seen)
             self._lingering.add(now_s, request_id, live.sent, control)
         return Ended(request_id=request_id, state=state, code=code)
-
-
-def _turn(live: Live) -> tuple[int, RequestId]:
-    """Who goes first: the more urgent, then the older."""
-    return live.row.priority, live.row.request_id

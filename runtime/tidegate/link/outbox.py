@@ -17,7 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tidegate.errors import CapacityError
+from tidegate.errors import CapacityError, RequestError
 from tidegate.link.at_rest import Database
 from tidegate.link.envelope import RequestId
 
@@ -26,6 +26,8 @@ NORMAL_PRIORITY = 1
 """Lower goes first, as in `tidegate.engine.request.Priority`."""
 ANSWER_DROPPED = "answer_dropped"
 """Error code: it was whole, nobody read it, and its room was needed."""
+IDEMPOTENCY_KEY = "Idempotency-Key"
+"""What errors call a request's name: the header that it comes from."""
 OUTBOX_FULL = "outbox_full"
 """Error code: the answer is larger than the room that is left."""
 SCHEMA = (
@@ -141,8 +143,11 @@ class Outbox:
         """Store a new request.
 
         Raises:
+            RequestError: another request has this name.
             CapacityError: the outbox is full.
         """
+        if name is not None and self.find_named(name.key) is not None:
+            raise RequestError(IDEMPOTENCY_KEY, "is another request's, too", status=409)
         ((rows,),) = self._db.read("SELECT COUNT(*) FROM requests")
         if rows >= self._max_rows:
             raise CapacityError(f"outbox: {rows} requests: at most {self._max_rows} may wait")
