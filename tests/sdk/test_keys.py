@@ -221,6 +221,23 @@ def test_devices_are_listed_and_revoked_by_their_handle(tidegate: Tidegate, flee
     assert "with devices" in tidegate("keys", "revoke", fleet / "none", "nobody")[2]
 
 
+def test_a_device_and_its_revocation_reach_another_gateway_by_a_list(
+    tidegate: Tidegate, fleet: Path
+) -> None:
+    other = fleet / "other"
+    assert tidegate("keys", "gateway", fleet / "fleet", other, "--name", "gw1")[0] == 0
+    handle = _enrolled(tidegate, fleet)
+    for state, told_of in (("active", "1 devices added, 0"), ("revoked", "0 devices added, 1")):
+        assert tidegate("keys", "export", fleet / "gateway", fleet / "list")[0] == 0
+        assert (fleet / "list").stat().st_mode & 0o077 == 0
+        status, _, told = tidegate("keys", "import", other, fleet / "list")
+        assert status == 0
+        assert told_of in told
+        (line,) = tidegate("keys", "devices", other)[1].splitlines()
+        assert line.split()[:2] == [handle, state]
+        tidegate("keys", "revoke", fleet / "gateway", handle)
+
+
 def test_revoking_works_where_there_is_no_authority(tidegate: Tidegate, fleet: Path) -> None:
     handle = _enrolled(tidegate, fleet)
     (fleet / "gateway" / "ca.key").unlink()

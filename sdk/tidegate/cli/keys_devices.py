@@ -1,4 +1,4 @@
-"""`tidegate keys token|serve|answer|devices|revoke`: who may use a gateway."""
+"""`tidegate keys token|serve|answer|devices|revoke|export|import`: who may use a gateway."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ def add_kinds(kinds: Kinds) -> None:
     _add(kinds, "devices", "list a gateway's devices")
     revoke = _add(kinds, "revoke", "refuse a device from its next message on")
     revoke.add_argument("handle", help="as 'keys devices' shows it")
+    export = _add(kinds, "export", "write a gateway's devices to a file, for other gateways")
+    export.add_argument("file", type=Path, help="signed; keep it as private as a key")
+    taking = _add(kinds, "import", "add the devices and revocations that another gateway exported")
+    taking.add_argument("file", type=Path, help="from 'keys export' of a gateway of this fleet")
 
 
 def _add(kinds: Kinds, name: str, summary: str) -> argparse.ArgumentParser:
@@ -148,6 +152,44 @@ def revoke(args: argparse.Namespace) -> None:
     _say(f"{args.gateway / REVOKED} lists {count} certificates: give it to the broker")
 
 
+def export(args: argparse.Namespace) -> None:
+    """Write the list of devices."""
+    from tidegate.link.identity import load_gateway
+    from tidegate.link.keyfiles import write_atomic
+    from tidegate.link.registry import DeviceRegistry
+    from tidegate.link.registry_exchange import export_devices
+
+    identity = load_gateway(args.gateway, passphrase=passphrase_source(args))
+    with closing(DeviceRegistry(args.gateway / "devices.sqlite")) as registry:
+        data = export_devices(identity, registry, now_s=time.time())
+        count = len(registry.devices())
+    write_atomic(args.file, data)
+    _say(f"{count} devices in {args.file}; it is private")
+
+
+def take(args: argparse.Namespace) -> None:
+    """Take in a list of devices."""
+    from tidegate.link.certificates_store import has_authority
+    from tidegate.link.identity import load_gateway, read_root
+    from tidegate.link.keyfiles import read_public
+    from tidegate.link.registry import DeviceRegistry
+    from tidegate.link.registry_exchange import MOST_LIST_BYTES, import_devices
+
+    identity = load_gateway(args.gateway, passphrase=passphrase_source(args))
+    with closing(DeviceRegistry(args.gateway / "devices.sqlite")) as registry:
+        done = import_devices(
+            read_public(args.file, max_bytes=MOST_LIST_BYTES),
+            root=read_root(args.gateway),
+            group=identity.group,
+            registry=registry,
+            now_s=time.time(),
+        )
+    if has_authority(args.gateway):
+        with closing(_open(args)) as enrolment:
+            enrolment.write_revocations()
+    _say(f"{done.added} devices added, {done.revoked} revoked")
+
+
 def _open(args: argparse.Namespace) -> Enrolment:
     from tidegate.link.enrolment_gateway import Enrolment
 
@@ -164,4 +206,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "answer": answer,
     "devices": devices,
     "revoke": revoke,
+    "export": export,
+    "import": take,
 }
