@@ -23,6 +23,7 @@ from tidegate.link.fleet import pair
 
 HERE = Path(__file__).resolve().parent
 LOOK_S = 0.02
+REMEMBER_S = 1.0
 START_S = 20.0
 RECOVERY_S = 30.0
 """The next kill waits so long for an answer after the last one."""
@@ -114,6 +115,7 @@ class Run:
         self._entries: list[Entry] = []
         self._reader = LedgerReader(settings.ledger)
         self._began_s = time.monotonic()
+        self._remembered_s = self._began_s
         self._restarted_s: float | None = None
         """Of the last death, while nothing has been answered since."""
 
@@ -186,6 +188,8 @@ class Run:
         """
         while submitted is None or self._submitted < submitted or self._recovering:
             self._look()
+            if time.monotonic() > self._remembered_s + REMEMBER_S:
+                self._remember()
             status = self._children["device"].ended
             if status == 0:
                 return False
@@ -231,6 +235,7 @@ class Run:
         fresh = self._past.with_suffix(".new")
         fresh.write_text(json.dumps(past), encoding="utf-8")
         fresh.replace(self._past)
+        self._remembered_s = time.monotonic()
 
 
 async def run_way(
