@@ -178,3 +178,24 @@ def test_an_acknowledgement_of_more_than_exists_is_taken_for_what_exists() -> No
     session.on_ack(0.1, ack(2**32 - 1, 2**63))
     session.produce(b"b")
     assert session.poll(0.1) == [Bundle(first=1, payloads=(b"b",))]
+
+
+def test_a_device_said_to_be_gone_has_its_lease_shortened_and_one_word_restores_it() -> None:
+    gone, back = new_session(), new_session()
+    for session in (gone, back):
+        session.poll(0.0)
+        session.hint_gone(10.0)
+    back.on_ack(12.0, ack(0, 0))
+    for session in (gone, back):
+        session.poll(16.9)
+        assert session.state is not State.PARKED
+        session.poll(17.0)
+    assert gone.state is State.PARKED
+    assert back.state is not State.PARKED
+
+
+def test_a_hint_never_makes_a_lease_longer() -> None:
+    session = new_session()
+    session.hint_gone(58.0)
+    session.poll(60.0)
+    assert session.state is State.PARKED

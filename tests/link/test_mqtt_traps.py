@@ -12,8 +12,9 @@ import pytest
 from mqttpeer import CONNECT, DISCONNECT, PINGREQ, PUBLISH, MqttPeer, publish_frame, serving
 
 from tidegate.errors import LinkError, UnavailableError
-from tidegate.link.mqtt import GONE, HERE, MqttTransport, pause_s
+from tidegate.link.mqtt import MqttTransport, pause_s
 from tidegate.link.mqtt_connection import WINDOW_PUBLISHES, Access
+from tidegate.link.topics import GONE, HERE
 from tidegate.link.transport import Connected, Disconnected, Message, TransportEvent
 from tidegate.link.wire import MAX_MESSAGE_BYTES
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from linkbrokers import BrokerProcess, SecureBroker
+from linklab import FAST
 
 from tidegate.errors import LinkError, UnavailableError
 from tidegate.link.broker_access import device_transport, gateway_transport
@@ -24,7 +25,10 @@ from tidegate.link.broker_check import (
 from tidegate.link.broker_tls import TlsFiles, tls_context
 from tidegate.link.broker_url import BrokerUrl
 from tidegate.link.certificates_store import BROKER_CA, BROKER_CERTIFICATE, BROKER_KEY
+from tidegate.link.device import DeviceLink
+from tidegate.link.effects import InboundRequest
 from tidegate.link.fleet import pair
+from tidegate.link.gateway import Gateway
 from tidegate.link.identity import load_device
 from tidegate.link.mosquitto import RULES
 from tidegate.link.mqtt import MqttTransport
@@ -385,3 +389,48 @@ def test_an_open_broker_is_refused_with_how_to_mend_it(tmp_path: Path) -> None:
         run(main)
     finally:
         broker.kill()
+
+
+def test_a_device_that_vanishes_frees_its_generation_long_before_its_lease_ends(
+    broker: SecureBroker, tmp_path: Path
+) -> None:
+    device_keys, gateway_keys = tmp_path / "device", tmp_path / "gateway"
+    pair(device_keys, gateway_keys)
+    install(broker.device(load_device(device_keys).handle), device_keys)
+    install(broker.gateway("gw0"), gateway_keys)
+    timing = replace(FAST, lease_s=300.0)
+    freed = asyncio.Event()
+
+    async def endless(request: InboundRequest) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"token"
+                await asyncio.sleep(0.05)
+        finally:
+            freed.set()
+
+    async def main() -> None:
+        gateway = Gateway(
+            gateway_keys, gateway_transport(broker.url, gateway_keys), endless, timing=timing
+        )
+        transport = device_transport(broker.url, device_keys)
+        device = DeviceLink(device_keys, transport, timing=timing)
+        serving, asking = asyncio.create_task(gateway.run()), asyncio.create_task(device.run())
+        answer = device.request(b"prompt", deadline_s=30)
+        for _ in range(3):
+            assert await anext(answer) == b"token"
+        assert transport._connection is not None
+        transport._connection._socket.shutdown(2)  # no goodbye
+        asking.cancel()
+        async with asyncio.timeout(10):
+            await freed.wait()
+        assert gateway.counters.expired == 1
+        with pytest.raises(UnavailableError):
+            async for _ in answer:
+                pass
+        serving.cancel()
+        await asyncio.wait([serving, asking])
+        await gateway.close()
+        await device.close()
+
+    run(main)

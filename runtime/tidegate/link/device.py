@@ -33,6 +33,7 @@ from tidegate.link.identity import load_device
 from tidegate.link.keyfiles import FolderLock
 from tidegate.link.outbox import IDEMPOTENCY_KEY, NORMAL_PRIORITY, Name, Outbox, Outcome
 from tidegate.link.prekeys import ModelOffer
+from tidegate.link.sending import DRAIN_S, Outgoing
 from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Timing
 from tidegate.link.transport import Connected, Disconnected, Message, Transport
@@ -107,7 +108,7 @@ class DeviceLink:
             )
             undo.pop_all()
         self._thread = CoreThread("tidegate-device")
-        self._outgoing: asyncio.Queue[Publish] = asyncio.Queue()
+        self._outgoing = Outgoing(transport, self._core.tally)
         self._wake = asyncio.Event()
         self._readers: dict[RequestId, Reader] = {}
         self._running = False
@@ -135,16 +136,20 @@ class DeviceLink:
         )
 
     async def run(self) -> None:
-        """Send, receive and resend until cancelled."""
+        """Send, receive and resend until cancelled; what is ready by then is still sent."""
         for topic_filter in self._core.filters:
             self._transport.subscribe(topic_filter)
         self._running = True
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._transport.run())
-                tasks.create_task(self._receive())
-                tasks.create_task(self._send())
-                tasks.create_task(self._keep_time())
+            async with asyncio.TaskGroup() as carrying:
+                carrying.create_task(self._transport.run())
+                carrying.create_task(self._outgoing.run())
+                try:
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(self._receive())
+                        tasks.create_task(self._keep_time())
+                finally:
+                    await self._outgoing.drain(DRAIN_S)
         finally:
             self._running = False
             for request_id in self._readers:
@@ -351,14 +356,6 @@ class DeviceLink:
                     await self._thread.call(self._core.on_disconnected)
             self._wake.set()
 
-    async def _send(self) -> None:
-        while True:
-            message = await self._outgoing.get()
-            try:
-                await self._transport.publish(message.topic, message.payload)
-            except UnavailableError:
-                self._core.tally.add("publish_failures")
-
     async def _keep_time(self) -> None:
         while True:
             self._wake.clear()
@@ -377,6 +374,6 @@ class DeviceLink:
     def _apply(self, effects: list[DeviceEffect]) -> None:
         for effect in effects:
             if isinstance(effect, Publish):
-                self._outgoing.put_nowait(effect)
+                self._outgoing.put(effect)
             elif (reader := self._readers.get(effect.request_id)) is not None:
                 reader.queue.put_nowait(effect)

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 
-from tidegate.errors import CapacityError, ExecutionError, TidegateError, UnavailableError
+from tidegate.errors import CapacityError, ExecutionError, TidegateError
 from tidegate.link.core_thread import CoreThread
 from tidegate.link.counters import LinkCounters
 from tidegate.link.effects import (
@@ -36,6 +36,7 @@ from tidegate.link.keyfiles import FolderLock
 from tidegate.link.messages import Status
 from tidegate.link.prekeys import ModelOffer, PrekeyStore
 from tidegate.link.registry import DeviceRegistry
+from tidegate.link.sending import DRAIN_S, Outgoing
 from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Timing
 from tidegate.link.transport import Connected, Disconnected, Message, Transport
@@ -114,7 +115,7 @@ class Gateway:
             )
             undo.pop_all()
         self._thread = CoreThread("tidegate-gateway")
-        self._outgoing: asyncio.Queue[Publish] = asyncio.Queue()
+        self._outgoing = Outgoing(transport, self._core.tally)
         self._wake = asyncio.Event()
         self._advertise_now = asyncio.Event()
         self._outputs: list[Produced] = []
@@ -132,16 +133,20 @@ class Gateway:
         return self._core.tally.snapshot(overflowed=self._transport.dropped)
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled; what is ready by then is still sent."""
         for topic_filter in self._core.filters:
             self._transport.subscribe(topic_filter)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._transport.run())
-            tasks.create_task(self._receive(tasks))
-            tasks.create_task(self._send())
-            tasks.create_task(self._keep_time(tasks))
-            tasks.create_task(self._flush(tasks))
-            tasks.create_task(self._advertise())
+        async with asyncio.TaskGroup() as carrying:
+            carrying.create_task(self._transport.run())
+            carrying.create_task(self._outgoing.run())
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._receive(tasks))
+                    tasks.create_task(self._keep_time(tasks))
+                    tasks.create_task(self._flush(tasks))
+                    tasks.create_task(self._advertise())
+            finally:
+                await self._outgoing.drain(DRAIN_S)
 
     async def close(self) -> None:
         """Close the store. Call it after `run` has ended."""
@@ -163,14 +168,6 @@ class Gateway:
                 case Disconnected():
                     logger.warning("disconnected: %s", self._transport.status)
 
-    async def _send(self) -> None:
-        while True:
-            message = await self._outgoing.get()
-            try:
-                await self._transport.publish(message.topic, message.payload, retain=message.retain)
-            except UnavailableError:
-                self._core.tally.add("publish_failures")
-
     async def _keep_time(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             self._wake.clear()
@@ -190,6 +187,7 @@ class Gateway:
                 now_s = time.monotonic()
                 lead_s = min(_LEAD_S, self._timing.tick_s / 4)
                 await asyncio.sleep(next_beat_s(now_s + lead_s, self._timing) - lead_s - now_s)
+            await self._outgoing.room()
             self._output_ready.clear()
             batch, self._outputs = self._outputs, []
             self._apply(await self._thread.call_now(self._core.produced, batch), tasks)
@@ -205,14 +203,14 @@ class Gateway:
                 except CapacityError as error:
                     logger.warning("no advert sent: %s", error)
                 else:
-                    self._outgoing.put_nowait(advert)
+                    self._outgoing.put(advert)
             await _wait(self._advertise_now, self._timing.advert_every_s)
 
     def _apply(self, effects: list[GatewayEffect], tasks: asyncio.TaskGroup) -> None:
         for effect in effects:
             match effect:
                 case Publish():
-                    self._outgoing.put_nowait(effect)
+                    self._outgoing.put(effect)
                 case Start(run=run, request=request):
                     self._room[run] = asyncio.Semaphore(UNSENT_PAYLOADS)
                     self._handlers[run] = tasks.create_task(self._handle(run, request))

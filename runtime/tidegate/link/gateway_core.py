@@ -43,7 +43,7 @@ from tidegate.link.messages import (
 )
 from tidegate.link.prekeys import VALID_FOR_S, ModelOffer
 from tidegate.link.timing import Timing
-from tidegate.link.topics import Topics, last_level
+from tidegate.link.topics import GONE, Topics, last_level
 
 logger = logging.getLogger(__name__)
 _EXPIRE_EVERY_S = 60.0
@@ -74,7 +74,8 @@ class GatewayCore:
     @property
     def filters(self) -> tuple[str, ...]:
         """Topic filters to subscribe to."""
-        return (self._topics.every_request(self._keys.identity.gateway_id),)
+        own = self._topics.every_request(self._keys.identity.gateway_id)
+        return (own, self._topics.every_presence)
 
     @property
     def load(self) -> float:
@@ -100,6 +101,8 @@ class GatewayCore:
     def receive(self, now_s: float, topic: str, payload: bytes) -> list[GatewayEffect]:
         """A message arrived. Never raises for anything a peer or a broker can send."""
         handle = last_level(topic)
+        if topic == self._topics.presence(handle):
+            return self._on_presence(now_s, handle, payload)
         try:
             where = route(payload)
             key = LiveKey(handle, where.request_id)
@@ -112,6 +115,14 @@ class GatewayCore:
             self.tally.add("dropped")
         except CapacityError:
             self.tally.add("store_failures")
+        return []
+
+    def _on_presence(self, now_s: float, handle: str, payload: bytes) -> list[GatewayEffect]:
+        """The broker says a device is gone. It may be wrong or lie: a hint, see `hint_gone`."""
+        if payload[:1] == GONE:
+            for key, live in self._live:
+                if key.handle == handle:
+                    live.session.hint_gone(now_s)
         return []
 
     def produced(self, now_s: float, batch: Sequence[Produced]) -> list[GatewayEffect]:

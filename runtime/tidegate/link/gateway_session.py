@@ -142,6 +142,13 @@ class GatewaySession:
         self._claim = None if proof is None or have == 0 else (have, proof)
         self._check_claim()
 
+    def hint_gone(self, now_s: float) -> None:
+        """Somebody who need not know says that the device is gone: believe it if it stays quiet.
+
+        A device that is there acknowledges every sign of life, and that restores its lease.
+        """
+        self._lease_until_s = min(self._lease_until_s, now_s + self._timing.silence_s)
+
     def on_ack(self, now_s: float, control: Control) -> bool:
         """Acknowledgement; returns True when it sent the stream back."""
         if not self._may(Event.ACK):

@@ -20,6 +20,7 @@ from tidegate.errors import ConfigError, LinkError, UnavailableError
 from tidegate.link.broker_tls import TlsFiles, tls_context
 from tidegate.link.broker_url import BrokerUrl
 from tidegate.link.mqtt_connection import GOODBYE_S, Access, Connection, Will
+from tidegate.link.topics import GONE, HERE
 from tidegate.link.transport import Connected, Disconnected, EventQueue, TransportEvent
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,6 @@ RECHECK_S = 60.0
 _RECONNECT_MIN_S = 0.2
 _RECONNECT_MAX_S = 15.0
 _FLOOR_S = 0.05
-
-GONE, HERE = b"\0", b"\1"
-"""First byte of a presence message; a random number of this connection follows."""
 
 
 class MqttTransport:

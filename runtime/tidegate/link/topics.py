@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tidegate.errors import ConfigError
 
+GONE, HERE = b"\0", b"\1"
+"""First byte of a presence message; a random number of the connection follows."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ROOT = "tidegate/1"
 
