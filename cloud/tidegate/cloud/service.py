@@ -166,6 +166,7 @@ class CloudBackend(EngineBackend):
         if self.gateway is not None:
             link = {
                 "connected": self.gateway.connected,
+                "broker": self.gateway.status,
                 "counters": asdict(self.gateway.counters),
             }
         return {"engine": await super().status(), "link": link}

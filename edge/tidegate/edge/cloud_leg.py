@@ -80,6 +80,7 @@ class CloudLeg:
         return {
             "reachable": now.reachable,
             "detail": now.detail,
+            "broker": self._link.status,
             "answer_s": self._answer_s,
             "counters": asdict(self._link.counters),
         }

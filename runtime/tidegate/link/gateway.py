@@ -129,6 +129,11 @@ class Gateway:
         return self._transport.connected
 
     @property
+    def status(self) -> str:
+        """One line for people: the broker and what is wrong with it, without secrets."""
+        return self._transport.status
+
+    @property
     def counters(self) -> LinkCounters:
         return self._core.tally.snapshot(overflowed=self._transport.dropped)
 
