@@ -300,7 +300,8 @@ def test_several_answers_from_the_cloud_are_as_many_requests_of_one(tmp_path: Pa
     async def test(here: Device) -> None:
         asked = call(n=3, temperature=1, seed=5, tidegate={"route": "cloud"})
         events = [event async for event in side_by_side(asked, here.answer_well)]
-        assert [index for index, event in events if isinstance(event, Finished)] == [0, 1, 2]
+        ended = [index for index, event in events if isinstance(event, Finished)]
+        assert sorted(ended) == [0, 1, 2]
         bodies = [json.loads(body) for body in cloud.bodies]
         assert [body["seed"] for body in bodies] == [5, seed_of(5, 1), seed_of(5, 2)]
         assert not any("n" in body for body in bodies)

@@ -39,7 +39,7 @@ def device_transport(url: str, keys: Path, *, check: CheckMode = "auto") -> Mqtt
         files=TlsFiles.in_folder(keys),
         presence=Topics(identity.group).presence(identity.handle),
         check=_check(url, check, device_plan(identity.group, identity.handle)),
-        mqtt5=True,
+        mqtt5=_hints(url),
     )
 
 
@@ -56,8 +56,13 @@ def gateway_transport(url: str, keys: Path, *, check: CheckMode = "auto") -> Mqt
         files=TlsFiles.in_folder(keys),
         canary=Topics(identity.group).response(CANARY_HANDLE),
         check=_check(url, check, gateway_plan(identity.group, identity.gateway_id)),
-        mqtt5=True,
+        mqtt5=_hints(url),
     )
+
+
+def _hints(url: str) -> bool:
+    """Whether to try MQTT 5. amqtt, the laptop's broker, waits 5 s for the rest of such a will."""
+    return not BrokerUrl.parse(url).loopback
 
 
 def _check(url: str, mode: CheckMode, plan: Plan) -> Check | None:

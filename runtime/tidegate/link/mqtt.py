@@ -157,9 +157,8 @@ class MqttTransport:
         will = (
             None if self._presence is None else Will(topic=self._presence, payload=GONE + session)
         )
-        connection = Connection(self._access, self._queue, will=will)
+        connection = await self._open(will)
         try:
-            await self._open(connection)
             if self._filters and not all(await connection.subscribe(self._filters)):
                 raise UnavailableError("refused: not allowed to subscribe")
             if self._presence is not None:
@@ -179,14 +178,31 @@ class MqttTransport:
                 self._problem = connection.problem
                 self._queue.put(Disconnected())
 
-    async def _open(self, connection: Connection) -> None:
+    async def _open(self, will: Will | None) -> Connection:
+        """A connection that stands; in MQTT 3.1.1 where the broker has never heard of 5.
+
+        Raises:
+            UnavailableError: there is none.
+        """
+        connection = Connection(self._access, self._queue, will=will)
         try:
             await connection.open()
-        except UnavailableError:
-            # A broker that has never heard of MQTT 5 may say so, or just hang up.
-            if connection.answered and self._access.mqtt5:
-                self._access = replace(self._access, mqtt5=False)
+        except BaseException as error:
+            await connection.close()
+            # Such a broker says so, or just hangs up.
+            known = connection.answered and self._access.mqtt5
+            if not (known and isinstance(error, UnavailableError)):
+                raise
+        else:
+            return connection
+        self._access = replace(self._access, mqtt5=False)
+        connection = Connection(self._access, self._queue, will=will)
+        try:
+            await connection.open()
+        except BaseException:
+            await connection.close()
             raise
+        return connection
 
     async def _leave(self, connection: Connection, session: bytes) -> None:
         """Let what is in flight arrive, then go; a goodbye cancels the will: say it ourselves."""
