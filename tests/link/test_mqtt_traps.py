@@ -197,21 +197,13 @@ def test_what_a_broker_says_it_can_take_is_kept_to() -> None:
     run(main)
 
 
-def test_a_broker_that_knows_no_mqtt_5_is_spoken_to_in_3_1_1() -> None:
-    peer = MqttPeer(connack=b"\x20\x02\x00\x01")  # unacceptable protocol version
+def test_a_broker_that_knows_no_mqtt_5_is_spoken_to_in_3_1_1_at_once() -> None:
+    peer = MqttPeer(refuse_mqtt5=True)
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url, mqtt5=True)
-            task = asyncio.create_task(transport.run())
-            await until(lambda: peer.connections == 1)
-            peer.connack = b"\x20\x02\x00\x00"
-            assert await anext(transport.events()) == Connected()
+        async with serving(peer) as url, running(MqttTransport(url, mqtt5=True)):
             levels = [body[6] for kind, body in peer.received if kind == CONNECT]
-            assert levels[0] == 5
-            assert levels[-1] == 4
-            task.cancel()
-            await asyncio.wait([task])
+            assert levels == [5, 4]
 
     run(main)
 

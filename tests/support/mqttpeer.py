@@ -24,6 +24,7 @@ class MqttPeer:
     after_subscribe: bytes = b""
     """Sent to a client that has subscribed, once."""
     connack: bytes = b"\x20\x02\x00\x00"
+    refuse_mqtt5: bool = False
     hang_up_after_connect: bool = False
     read: bool = True
     """Take bytes off the wire; otherwise TCP's buffers fill."""
@@ -54,7 +55,8 @@ class MqttPeer:
 
     def answer(self, kind: int, body: bytes) -> bytes | None:
         if kind == CONNECT:
-            return self.connack
+            unknown = self.refuse_mqtt5 and body[6] == 5
+            return b"\x20\x02\x00\x01" if unknown else self.connack
         if kind == PINGREQ and self.pong:
             return b"\xd0\x00"
         if kind == SUBSCRIBE:
