@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from linklab import FAST, new_peers
 from linkpair import linked
@@ -81,6 +81,7 @@ payload_times = st.lists(
 
 
 @given(payload_times, st.integers(0, 10))
+@settings(max_examples=40, deadline=None)  # a hundred sealed chunks each
 def test_at_a_constant_rate_every_beat_has_one_chunk_of_one_size_until_the_end(
     payloads: list[tuple[int, int]], pause: int
 ) -> None:

@@ -290,8 +290,11 @@ def test_a_whole_answer_nobody_reads_makes_room_for_one_that_grows(tmp_path: Pat
     box.close()
 
 
-@given(st.lists(st.tuples(st.sampled_from("asder"), st.integers(0, 5), st.integers(0, 900))))
-@settings(max_examples=25)
+acts = st.tuples(st.sampled_from("asder"), st.integers(0, 5), st.integers(0, 900))
+
+
+@given(st.lists(acts, max_size=25))
+@settings(max_examples=20, deadline=None)  # the disk takes its time
 def test_the_outbox_knows_how_much_it_holds(acts: list[tuple[str, int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         box = Outbox(Database(Path(folder) / "o.sqlite", outbox.SCHEMA), max_bytes=4000)

@@ -34,6 +34,7 @@ from tidegate.link.gateway import Gateway, Handler
 from tidegate.link.identity import load_gateway
 from tidegate.link.prekeys import ModelOffer
 from tidegate.link.suites import PREFERENCE
+from tidegate.link.timing import Pacing, Timing
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.text_files import write_text_files
 
@@ -54,6 +55,8 @@ class GatewaySettings:
     """Whether to refuse a broker on which others' topics can be used."""
     suites: tuple[int, ...] = PREFERENCE
     """Those of the envelope that devices may use."""
+    pacing: Pacing = "tick"
+    """When chunks of answers leave, see `tidegate.link.gateway_pacing`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +185,12 @@ def _open_gateway(settings: GatewaySettings, handler: Handler, engine: Engine) -
     offer = ModelOffer(id=engine.model_id, context_tokens=engine.context_tokens)
     transport = gateway_transport(settings.broker, settings.keys, check=settings.broker_check)
     return Gateway(
-        settings.keys, transport, handler, models=lambda: (offer,), suites=settings.suites
+        settings.keys,
+        transport,
+        handler,
+        models=lambda: (offer,),
+        timing=Timing(pacing=settings.pacing),
+        suites=settings.suites,
     )
 
 

@@ -216,6 +216,8 @@ class DeviceCore:
         effects: list[DeviceEffect] = []
         for live in list(self._live.values()):
             effects += self._perform(now_s, live, live.session.poll(now_s))
+        if not any(live.session.due_to_send(now_s) for live in self._live.values()):
+            return effects
         waiting = 0
         under_way = sum(live.session.state is not State.QUEUED for live in self._live.values())
         # Sorting is stable: of the same priority the first that was submitted goes first.

@@ -155,10 +155,15 @@ class GatewayStore:
 
     def close_request(self, key: RequestKey, code: str = "already_answered") -> None:
         """Drop the answer and keep the row; `code` is what a later attempt is told."""
-        freed_bytes = self._chunk_bytes(_WHERE, *key)
+        self._close([key], code)
+
+    def _close(self, keys: Sequence[RequestKey], code: str) -> None:
+        freed_bytes = sum(self._chunk_bytes(_WHERE, *key) for key in keys)
         with self._db.write() as db:
-            db.execute(f"DELETE FROM chunks {_WHERE}", key)
-            db.execute(f"UPDATE requests SET closed = 1, code = ? {_WHERE}", (code, *key))
+            db.executemany(f"DELETE FROM chunks {_WHERE}", keys)
+            db.executemany(
+                f"UPDATE requests SET closed = 1, code = ? {_WHERE}", [(code, *key) for key in keys]
+            )
         self._bytes -= freed_bytes
 
     def payloads(self, key: RequestKey) -> list[bytes]:
@@ -188,8 +193,8 @@ class GatewayStore:
                 before_ms,
             )
         ]
-        for key in late:
-            self.close_request(key, "deadline_exceeded")
+        if late:
+            self._close(late, "deadline_exceeded")
 
     def _drop_old(self, oldest_ms: int) -> None:
         oldest = max(0, oldest_ms).to_bytes(6, "big")

@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="refuse a broker that lets one client use another's topics (default: unless it is"
         " on loopback)",
     )
+    parser.add_argument(
+        "--link-pacing",
+        choices=("off", "tick", "constant"),
+        default="tick",
+        help="when chunks of answers leave: at once, every 40 ms, or every 40 ms in one size with"
+        " fillers, so that neither their times nor their sizes follow the text (default tick)",
+    )
     add_link_suites(parser)
 
 
@@ -70,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             keys=args.keys,
             broker_check=args.broker_check,
             suites=parse_suites(args.link_suites),
+            pacing=args.link_pacing,
         ),
     )
 
