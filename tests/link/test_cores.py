@@ -325,6 +325,26 @@ def test_a_revocation_ends_what_runs_with_the_devices_next_message(ends: Ends) -
     assert ends.gateway.tally.snapshot().refused == 1
 
 
+def test_a_stream_ends_with_the_reason_when_its_device_is_revoked_in_its_middle(
+    ends: Ends,
+) -> None:
+    name = ends.ask()
+    start = started(ends.to_gateway(ends.request()))
+    ends.now_s += 0.1
+    (chunk,) = published(ends.gateway.produced(ends.now_s, [Produced(start.run, b"half")]))
+    (delivered,) = ends.to_device(chunk)
+    assert isinstance(delivered, Delivered)
+    ends.registry.revoke(load_device(ends.root / "device").device_id)
+    ends.now_s += 1.0
+    (acknowledgement,) = ends.device.poll(ends.now_s)
+    assert isinstance(acknowledgement, Publish)
+    effects = ends.to_gateway(acknowledgement)
+    assert Stop(start.run) in effects
+    (refusal,) = published(effects)
+    ended = ends.to_device(refusal)[-1]
+    assert ended == Ended(request_id=name, state=State.FAILED, code="device_revoked")
+
+
 @pytest.mark.parametrize(("late_s", "taken"), [(-1, True), (599, True), (600, False)])
 def test_a_device_whose_certificate_ended_is_refused_ten_minutes_later(
     ends: Ends, late_s: int, taken: bool
