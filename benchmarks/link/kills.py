@@ -64,6 +64,8 @@ async def measure(way: Way, args: argparse.Namespace, work: Path) -> Outcome:
         reorder=args.reorder,
         corrupt=args.corrupt,
         cut=args.cut,
+        delay=args.delay,
+        partition=args.partition,
     )
     planned = schedule(args.seed, args.requests, args.kills)
     settings = replace(settings, folder=work / way, requests=args.requests)
@@ -131,6 +133,8 @@ def main() -> int:
     parser.add_argument("--reorder", type=float, default=0.05)
     parser.add_argument("--corrupt", type=float, default=0.0)
     parser.add_argument("--cut", type=float, default=0.0005)
+    parser.add_argument("--delay", type=float, default=0.0, help="by up to 50 ms")
+    parser.add_argument("--partition", type=float, default=0.0, help="of one second")
     parser.add_argument("--waits", choices=TIMINGS, default="default", help="the link's Timing")
     parser.add_argument("--deadline-s", type=float, default=300.0, help="of the sealed way")
     parser.add_argument("--patience-s", type=float, default=20.0, help="of the plain ways")
