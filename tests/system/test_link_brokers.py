@@ -167,6 +167,30 @@ def test_a_broker_that_keeps_dying_costs_time_only(broker: BrokerProcess, root: 
     run(main)
 
 
+def test_a_broker_that_hangs_in_mid_answer_is_left_and_costs_time_only(
+    broker: BrokerProcess, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.link.mqtt_connection.ACKNOWLEDGE_TIMEOUT_S", 1.0)
+
+    async def main() -> None:
+        handler = Gated(40)
+        async with linked(root, broker.url, handler) as device:
+            got: list[bytes] = []
+            async for part in device.request(PROMPT, deadline_s=60.0):
+                got.append(part)
+                if len(got) == 40:
+                    broker.pause()
+                    handler.gates[40].set()
+                    while device.connected:
+                        await asyncio.sleep(0.05)
+                    await asyncio.to_thread(broker.kill)
+                    await asyncio.to_thread(broker.start)
+            assert got == ANSWER
+
+    broker.start()
+    run(main)
+
+
 def test_without_a_broker_callers_hear_so_and_the_link_recovers(
     broker: BrokerProcess, root: Path
 ) -> None:

@@ -19,7 +19,6 @@ from tidegate.errors import (
     LinkError,
     RequestError,
     TidegateError,
-    UnavailableError,
 )
 from tidegate.link.core_thread import CoreThread
 from tidegate.link.counters import LinkCounters

@@ -8,6 +8,7 @@ they do not name is refused.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tidegate.link.wire import MAX_MESSAGE_BYTES
 CONFIG, RULES = "mosquitto.conf", "acl"
 CA, CERTIFICATE, KEY, REVOKED = "ca.pem", "server.pem", "server-key.pem", "revoked.pem"
 
+_ADDRESS = re.compile(r"[A-Za-z0-9.:%_-]{1,253}")
 _TOPIC_BYTES = 256
 _HEADER_BYTES = 64
 """Fixed header, packet id and the properties of an MQTT 5 PUBLISH, generously."""
@@ -45,6 +47,8 @@ class MosquittoSettings:
             raise ConfigError("gateways", "", "at least one gateway's name")
         if not 1 <= self.port <= 65535:
             raise ConfigError("port", self.port, "1 to 65535")
+        if self.bind is not None and not _ADDRESS.fullmatch(self.bind):
+            raise ConfigError("bind", self.bind, "an address or a host name")
         for name, folder in (("installed_at", self.installed_at), ("data", self.data)):
             if not folder.is_absolute() or not str(folder).isprintable():
                 raise ConfigError(name, str(folder), "an absolute path that can be printed")
