@@ -82,8 +82,16 @@ class BrokerProcess:
         raise AssertionError("the broker does not listen")
 
     def reload(self) -> None:
-        """SIGHUP: read the rules, the certificates and the list of revoked ones again."""
+        """SIGHUP: read the rules, the certificates and the list of revoked ones again.
+
+        mosquitto listens a moment before it handles signals; until then this one would kill it.
+        """
         assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status")
+        deadline_s = time.monotonic() + 10
+        while not _caught_signals(status.read_text()) & 1 << (signal.SIGHUP - 1):
+            assert time.monotonic() < deadline_s, "mosquitto does not handle SIGHUP"
+            time.sleep(0.01)
         self._process.send_signal(signal.SIGHUP)
 
     def pause(self) -> None:
@@ -166,6 +174,12 @@ class SecureBroker:
             write_atomic(folder / BROKER_CERTIFICATE, key.certificate_pem)
             write_atomic(folder / BROKER_KEY, key.key_pem)
         return TlsFiles.in_folder(folder)
+
+
+def _caught_signals(status: str) -> int:
+    """The mask of signals with a handler, from /proc/PID/status."""
+    line = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return int(line.split()[1], 16)
 
 
 def find_mosquitto() -> str:
