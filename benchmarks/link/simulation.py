@@ -6,7 +6,7 @@ gateway or two, the pacing and the window, and four requests of 0, 1, 12 and 60 
 minute the weather is calm; whatever has not ended 14 minutes later is lost. Then, in calm weather,
 either end is killed once before and once after every single write it makes.
 
-    python benchmarks/link/simulation.py --schedules 20000 --keep benchmarks/results
+    python benchmarks/link/simulation.py --schedules 20000 --keep FILE
     python benchmarks/link/simulation.py --seed 4711        # play one again and show it
 
 `link_...` are the counters of the processes that lived at the end of each history. With --work DIR
@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, help="play this history only and show it")
     parser.add_argument("--work", type=Path, help="where an interrupted run goes on")
-    parser.add_argument("--keep", type=Path, help="write link-simulation.json here")
+    parser.add_argument("--keep", type=Path, help="write the results to this file")
     options = parser.parse_args()
     if options.seed is not None:
         with place() as (fleet, stores):
@@ -158,7 +158,7 @@ def main() -> int:
     text = report("link/simulation.py", ("cryptography", "paho-mqtt"), results)
     print(text)
     if options.keep is not None:
-        (options.keep / "link-simulation.json").write_text(text + "\n")
+        options.keep.write_text(text + "\n")
     return bool(results["bad"])
 
 

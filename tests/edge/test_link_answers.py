@@ -182,6 +182,23 @@ def test_two_callers_with_one_key_at_once_are_one_and_a_conflict(tmp_path: Path)
     play(tmp_path, Slow(SCRIPT), test)
 
 
+def test_of_callers_who_come_back_at_the_same_moment_one_gets_the_answer(tmp_path: Path) -> None:
+    async def test(home: Home) -> None:
+        await dies_while_asking(home, call())
+        async with home.device() as link:
+            leg = CloudLeg(link)
+            results = await asyncio.gather(
+                *(ask(leg, call()) for _ in range(3)), return_exceptions=True
+            )
+        refused = [one for one in results if isinstance(one, RequestError)]
+        answered = [one for one in results if isinstance(one, list)]
+        assert [one.status for one in refused] == [409, 409]
+        assert [text_of(one) for one in answered] == ["high tide"]
+        assert len(home.cloud.bodies) == 1
+
+    play(tmp_path, Slow(SCRIPT), test)
+
+
 def test_after_a_failure_the_same_key_asks_anew(tmp_path: Path) -> None:
     async def test(home: Home) -> None:
         await dies_while_asking(home, call())

@@ -38,6 +38,7 @@ from tidegate.link.timing import Timing
 from tidegate.link.transport import Connected, Disconnected, Message, Transport
 
 logger = logging.getLogger(__name__)
+_BEING_READ = "the answer to this request is being read already"
 _GRACE_S = 5.0
 """The core ends a request at its deadline; a caller waits this much longer for it to say so."""
 
@@ -195,6 +196,8 @@ class DeviceLink:
         request_id = request_id or new_request_id(time.time_ns() // 1_000_000)
         if name is not None:
             request_id = await self._named(name) or request_id
+        if request_id in self._readers and name is not None:
+            raise RequestError(IDEMPOTENCY_KEY, _BEING_READ, status=409)
         if request_id in self._readers:
             raise LinkError(f"request {request_id.hex()}: someone is reading its answer already")
         reader = self._readers[request_id] = Reader()
@@ -238,8 +241,7 @@ class DeviceLink:
         if row.digest != name.digest:
             raise RequestError(IDEMPOTENCY_KEY, "was used for another request", status=422)
         if row.request_id in self._readers:
-            problem = "the answer to this request is being read already"
-            raise RequestError(IDEMPOTENCY_KEY, problem, status=409)
+            raise RequestError(IDEMPOTENCY_KEY, _BEING_READ, status=409)
         if row.outcome is Outcome.FAILED:
             await self._thread.call(self._core.release, row.request_id)
             return None
