@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from linklab import FAST
+from linkpair import ScriptedCloud
+from toyengine import toy_engine
+
 from tidegate.api.metrics import render_counters
+from tidegate.cloud.service import CloudBackend
+from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.link.counters import LinkCounters
+from tidegate.link.device import DeviceLink
+from tidegate.link.fleet import pair
+from tidegate.link.gateway import Gateway
+from tidegate.link.memory import MemoryBroker, MemoryTransport
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
@@ -22,3 +33,22 @@ def test_what_is_exposed_bears_the_names_of_the_page() -> None:
     for name in re.findall(r"`(tidegate_link_[a-z_]+_total)`", PAGE):
         assert f"\n{name} " in text
     assert "tidegate_link_sent_total 3.0" in text
+
+
+def test_both_ends_expose_every_counter_of_the_page(tmp_path: Path) -> None:
+    names = re.findall(r"`(tidegate_link_[a-z_]+_total)`", PAGE)
+
+    async def main() -> None:
+        pair(tmp_path / "device", tmp_path / "gateway")
+        broker = MemoryBroker()
+        device = DeviceLink(tmp_path / "device", MemoryTransport(broker), timing=FAST)
+        backend = CloudBackend(toy_engine(), created_s=0)
+        backend.gateway = Gateway(
+            tmp_path / "gateway", MemoryTransport(broker), ScriptedCloud(()), timing=FAST
+        )
+        for text in (CloudLeg(device).metrics().decode(), backend.metrics().decode()):
+            assert all(f"\n{name} 0.0\n" in text for name in names)
+        await backend.gateway.close()
+        await device.close()
+
+    asyncio.run(main())

@@ -68,10 +68,13 @@ class Gated:
 
 
 @asynccontextmanager
-async def linked(root: Path, url: str, handler: Handler = answer) -> AsyncIterator[DeviceLink]:
+async def linked(
+    root: Path, url: str, handler: Handler = answer, *, mqtt5: bool = False
+) -> AsyncIterator[DeviceLink]:
     """A device and a gateway, running, on the broker at `url`."""
-    gateway = Gateway(root / "gateway", MqttTransport(url), handler, timing=FAST)
-    device = DeviceLink(root / "device", MqttTransport(url), timing=FAST)
+    there, here = MqttTransport(url, mqtt5=mqtt5), MqttTransport(url, mqtt5=mqtt5)
+    gateway = Gateway(root / "gateway", there, handler, timing=FAST)
+    device = DeviceLink(root / "device", here, timing=FAST)
     tasks = [asyncio.create_task(gateway.run()), asyncio.create_task(device.run())]
     try:
         yield device
@@ -124,6 +127,16 @@ def test_a_subscriber_to_everything_sees_none_of_it(broker: BrokerProcess, root:
         assert len(everything) > sum(map(len, ANSWER))
         for part in (b"secret", b"prompt", b"plaintext", b"token"):
             assert part not in everything
+
+    broker.start()
+    run(main)
+
+
+def test_it_works_the_same_where_mqtt_5_is_wanted(broker: BrokerProcess, root: Path) -> None:
+    async def main() -> None:
+        async with linked(root, broker.url, mqtt5=True) as device:
+            got = [part async for part in device.request(PROMPT, deadline_s=30.0)]
+            assert got == ANSWER
 
     broker.start()
     run(main)
