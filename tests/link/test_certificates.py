@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tidegate.errors import ConfigError, IdentityError
 from tidegate.link.certificate_facts import (
@@ -35,6 +39,7 @@ from tidegate.link.certificates import (
 
 NOW_S = 1_790_000_000
 HANDLE = "0f" * 16
+REQUEST, _ = make_request(HANDLE)
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +194,33 @@ def test_openssl_agrees_on_purpose_and_revocation(ca: CertifiedKey, tmp_path: Pa
     assert "purpose" in verify("sslserver", "none.crl", "device.pem")
     assert "purpose" in verify("sslclient", "none.crl", "server.pem")
     assert "revoked" in verify("sslclient", "one.crl", "device.pem")
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_damaged_certificates_and_requests_are_an_identity_error_or_still_read(
+    ca: CertifiedKey, data: st.DataObject
+) -> None:
+    certificate = x509.load_pem_x509_certificate(ca.certificate_pem)
+    request = x509.load_pem_x509_csr(REQUEST)
+    for name, whole, read in (
+        ("CERTIFICATE", certificate.public_bytes(serialization.Encoding.DER), read_facts),
+        ("CERTIFICATE REQUEST", request.public_bytes(serialization.Encoding.DER), check_request),
+    ):
+        der = bytearray(whole)
+        for _ in range(data.draw(st.integers(1, 3))):
+            der[data.draw(st.integers(0, len(der) - 1))] = data.draw(st.integers(0, 255))
+        body = base64.encodebytes(bytes(der)).decode()
+        with suppress(IdentityError):
+            read(f"-----BEGIN {name}-----\n{body}-----END {name}-----\n".encode())
+
+
+def test_a_request_of_an_unknown_version_is_refused() -> None:
+    request = x509.load_pem_x509_csr(make_request(HANDLE)[0])
+    der = request.public_bytes(serialization.Encoding.DER)
+    odd = der.replace(b"\x02\x01\x00", b"\x02\x01\x07", 1)
+    assert odd != der
+    body = base64.encodebytes(odd).decode()
+    name = "CERTIFICATE REQUEST"
+    with pytest.raises(IdentityError, match="cannot be read"):
+        check_request(f"-----BEGIN {name}-----\n{body}-----END {name}-----\n".encode())

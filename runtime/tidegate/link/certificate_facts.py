@@ -17,6 +17,9 @@ from cryptography.x509.oid import NameOID
 
 from tidegate.errors import IdentityError
 
+DAMAGED = (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion)
+"""All that `cryptography` raises over X.509 from strangers; not all of it is a `ValueError`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CertificateFacts:
@@ -37,17 +40,21 @@ def read_facts(certificate_pem: bytes) -> CertificateFacts:
         IdentityError: it is damaged or has no common name.
     """
     certificate = load_certificate(certificate_pem)
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    try:
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        nbf, naf = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        der = certificate.public_bytes(serialization.Encoding.DER)
+    except DAMAGED:
+        # A certificate is parsed as far as it is looked at.
+        raise IdentityError("certificate: is damaged") from None
     if len(names) != 1:
         raise IdentityError("certificate: must have one common name")
     return CertificateFacts(
         common_name=str(names[0].value),
         serial=certificate.serial_number,
-        nbf_s=int(certificate.not_valid_before_utc.timestamp()),
-        naf_s=int(certificate.not_valid_after_utc.timestamp()),
-        fingerprint=hashlib.sha256(
-            certificate.public_bytes(serialization.Encoding.DER)
-        ).hexdigest(),
+        nbf_s=int(nbf.timestamp()),
+        naf_s=int(naf.timestamp()),
+        fingerprint=hashlib.sha256(der).hexdigest(),
     )
 
 
@@ -91,7 +98,7 @@ def check_issued(certificate_pem: bytes, ca_bundle_pem: bytes, key_pem: bytes | 
     for authority in load_certificates(ca_bundle_pem):
         try:
             certificate.verify_directly_issued_by(authority)
-        except (ValueError, TypeError, InvalidSignature):
+        except DAMAGED:
             continue
         return
     raise IdentityError("certificate: not signed by the fleet's certificate authority")
@@ -114,7 +121,7 @@ def load_certificates(bundle_pem: bytes) -> list[x509.Certificate]:
     """
     try:
         return x509.load_pem_x509_certificates(bundle_pem)
-    except ValueError:
+    except DAMAGED:
         raise IdentityError("certificate: cannot be read as PEM") from None
 
 
@@ -135,7 +142,7 @@ def load_private_key(key_pem: bytes) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(key_pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except DAMAGED:
         raise IdentityError("certificate key: cannot be read as PEM") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise IdentityError("certificate key: must be ECDSA P-256")

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tidegate.errors import ConfigError, IdentityError
-from tidegate.link.certificate_facts import load_certificate, load_private_key
+from tidegate.link.certificate_facts import DAMAGED, load_certificate, load_private_key
 from tidegate.link.topics import check_name
 
 CA_DAYS = 3650
@@ -194,7 +193,7 @@ def _requested_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
         request = x509.load_pem_x509_csr(csr_pem)
         public = request.public_key()
         sound = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
+    except DAMAGED:
         raise IdentityError("certificate request: cannot be read") from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name != "secp256r1":
         raise IdentityError("certificate request: its key must be ECDSA P-256")
