@@ -91,7 +91,7 @@ def test_a_reconnect_repeats_nothing() -> None:
                     await transport.publish("a", b"")
                 await until(lambda: peer.count(PUBLISH) == 5)
                 assert transport._connection is not None
-                transport._connection._socket.shutdown(2)  # as a cut cable shows
+                transport._connection._socket._socket.shutdown(2)  # as a cut cable shows
                 assert await anext(events) == Disconnected()
                 assert await anext(events) == Connected()
                 await asyncio.sleep(0.1)

@@ -420,7 +420,7 @@ def test_a_device_that_vanishes_frees_its_generation_long_before_its_lease_ends(
         for _ in range(3):
             assert await anext(answer) == b"token"
         assert transport._connection is not None
-        transport._connection._socket.shutdown(2)  # no goodbye
+        transport._connection._socket._socket.shutdown(2)  # no goodbye
         asking.cancel()
         async with asyncio.timeout(10):
             await freed.wait()

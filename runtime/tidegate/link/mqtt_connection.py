@@ -1,9 +1,9 @@
 """One MQTT connection: a paho client and its socket on the asyncio loop, never reused.
 
-The one file that knows paho 2.x, whose traps (its issues #492, #365, #894, #346, #183) shape it:
+This file and `mqtt_socket` know paho 2.x, whose traps (its issues #492, #365, #894, #346, #183)
+shape them:
 
-* no paho thread and no `select`: the loop watches the socket, so a file descriptor above 1023 or
-  a dead thread cannot silence us, and a packet that paho trips over ends the connection;
+* no paho thread and no `select`: see `mqtt_socket`;
 * a fresh client per connection: paho repeats its whole backlog at a reconnect, and the link
   repeats what matters itself;
 * our own window of publishes in flight, because paho ignores what a broker can take;
@@ -27,8 +27,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from tidegate.errors import UnavailableError
-from tidegate.link.broker_tls import BrokerSocket, describe_ssl
+from tidegate.link.broker_tls import describe_ssl
 from tidegate.link.broker_url import BrokerUrl
+from tidegate.link.mqtt_socket import PahoSocket
 from tidegate.link.transport import EventQueue, Message
 from tidegate.link.wire import MAX_MESSAGE_BYTES
 
@@ -42,8 +43,6 @@ PING_ANSWER_S = 10.0
 """After `KEEPALIVE_S` of silence paho pings; a broker silent for this much longer is left."""
 GOODBYE_S = 1.0
 """How long a closing connection waits for what is in flight to be acknowledged."""
-MAX_PACKET_BYTES = 2 * MAX_MESSAGE_BYTES
-"""A broker that announces a larger packet is left: paho would hold up to 256 MB of it."""
 MESSAGE_EXPIRY_S = 300
 """A hint to MQTT 5 brokers: nobody wants a message after this. Retained ones have none."""
 _TICK_S = 1.0
@@ -91,10 +90,10 @@ class Connection:
         self._lost = asyncio.Event()
         self._tick = self._heard_tick = 0
         self._most_bytes = MAX_MESSAGE_BYTES
-        self._socket: Any = None
         self._accepted: asyncio.Future[str | None] = self._loop.create_future()
         self._subscribed: asyncio.Future[tuple[bool, ...]] | None = None
         self._client = self._make_client(will)
+        self._socket = PahoSocket(self._client, heard=self._on_heard, broken=self._fail)
 
     def _make_client(self, will: Will | None) -> paho.Client:
         mqtt5 = self._access.mqtt5
@@ -114,10 +113,6 @@ class Connection:
             client.tls_set_context(self._access.tls)
         if will is not None:
             client.will_set(will.topic, will.payload, qos=1, retain=True)
-        client.on_socket_open = self._on_socket_open
-        client.on_socket_close = self._on_socket_close
-        client.on_socket_register_write = self._on_register_write
-        client.on_socket_unregister_write = self._on_unregister_write
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
@@ -146,7 +141,7 @@ class Connection:
     @property
     def answered(self) -> bool:
         """The connection stood, whatever the broker then said to our CONNECT."""
-        return self._socket is not None
+        return self._socket.opened
 
     async def _finish(self, connecting: asyncio.Future[None]) -> None:
         """Wait for the thread even when cancelled: its socket would be left open otherwise."""
@@ -270,19 +265,15 @@ class Connection:
         if client.is_connected():
             client.disconnect()
             client.loop_write()
-        sock = client.socket()
-        if sock is not None:
-            self._forget(sock)
-        client.on_socket_open = client.on_socket_close = None
-        client.on_socket_register_write = client.on_socket_unregister_write = None
-        if sock is not None:
-            sock.close()
+        self._socket.close()
 
     def _why(self) -> str:
         """What ended it, as far as TLS told."""
-        if isinstance(self._socket, BrokerSocket) and self._socket.failure is not None:
-            return f"connection lost (TLS: {self._socket.failure})"
-        return "connection lost"
+        told = self._socket.tls_failure
+        return "connection lost" if told is None else f"connection lost (TLS: {told})"
+
+    def _on_heard(self) -> None:
+        self._heard_tick = self._tick
 
     def _fail(self, problem: str) -> None:
         """Wake everyone who waits for this connection."""
@@ -290,6 +281,7 @@ class Connection:
             return
         self.problem = problem
         self._lost.set()
+        self._socket.stop()
         if not self._accepted.done():
             self._accepted.set_result(problem)
         if self._subscribed is not None and not self._subscribed.done():
@@ -301,66 +293,6 @@ class Connection:
         self._all_acknowledged.set()
         # A publisher waiting for room gets it, finds the connection lost and passes it on.
         self._window.release()
-
-    # Socket callbacks. `connect` runs in a worker thread, so these may too.
-
-    def _on_socket_open(self, client: paho.Client, userdata: Any, sock: Any) -> None:
-        # Two small packets in a row would otherwise wait for a delayed ACK: 40 ms per answer.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = sock
-        self._loop.call_soon_threadsafe(self._watch, sock)
-
-    def _watch(self, sock: Any) -> None:
-        if not self._lost.is_set() and sock.fileno() >= 0:
-            self._loop.add_reader(sock, self._readable, sock)
-
-    def _on_socket_close(self, client: paho.Client, userdata: Any, sock: Any) -> None:
-        self._forget(sock)
-
-    def _forget(self, sock: Any) -> None:
-        if sock.fileno() >= 0:
-            self._loop.remove_reader(sock)
-            self._loop.remove_writer(sock)
-
-    def _on_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:
-        self._loop.call_soon_threadsafe(self._watch_writable, sock)
-
-    def _watch_writable(self, sock: Any) -> None:
-        if not self._lost.is_set() and sock.fileno() >= 0 and self._client.want_write():
-            self._loop.add_writer(sock, self._writable)
-
-    def _on_unregister_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:
-        if sock.fileno() >= 0:
-            self._loop.call_soon_threadsafe(self._unwatch_writable, sock)
-
-    def _unwatch_writable(self, sock: Any) -> None:
-        if sock.fileno() >= 0 and not self._client.want_write():
-            self._loop.remove_writer(sock)
-
-    def _readable(self, sock: Any) -> None:
-        self._heard_tick = self._tick
-        try:
-            more = self._client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS
-            # TLS may have decrypted more than one packet: the socket won't turn readable for it.
-            while more and isinstance(sock, ssl.SSLSocket) and sock.fileno() >= 0:
-                if not sock.pending():
-                    break
-                more = self._client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS
-        except Exception as error:
-            # paho's parser raises whatever a malformed packet leads it to. The loop would go on
-            # calling us for ever, with a client that is in an unknown state.
-            self._fail(f"the broker sent a packet that makes no sense ({type(error).__name__})")
-            return
-        # paho has no limit of its own and no public way to ask.
-        announced_bytes = self._client._in_packet["remaining_length"]
-        if announced_bytes > MAX_PACKET_BYTES:
-            self._fail(f"the broker sends a packet of {announced_bytes} bytes")
-
-    def _writable(self) -> None:
-        try:
-            self._client.loop_write()
-        except Exception as error:
-            self._fail(f"connection lost ({type(error).__name__})")
 
     # Protocol callbacks, on the loop. They only record.
 
