@@ -9,6 +9,8 @@ either end is killed once before and once after every single write it makes.
     python benchmarks/link/simulation.py --schedules 20000 --keep FILE
     python benchmarks/link/simulation.py --seed 4711        # play one again and show it
 
+`failed_by_name` are requests that their caller was told an error for: `deadline_exceeded`, when a
+device died between two clocks that were wrong in opposite ways by more than the deadline together.
 `link_...` are the counters of the processes that lived at the end of each history. With --work DIR
 an interrupted run goes on where it was.
 """

@@ -45,7 +45,8 @@ from tidegate.link.timing import Timing
 
 WALL_S = 1_800_000_000.0
 DEADLINE_S = 3 * 3600.0
-"""Longer than any clock is wrong, so that none makes a request give up."""
+"""More than a clock is wrong. A device that was asked while two hours slow and started again while
+two hours fast gives up all the same: `deadline_exceeded`, which is told and not lost."""
 
 
 @dataclass(kw_only=True)
