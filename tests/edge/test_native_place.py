@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import re
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -74,6 +76,31 @@ def test_mapped_tiles_move_to_memory_and_are_the_same(tmp_path: Path) -> None:
     place.close()
     assert operations.to == {}
     np.testing.assert_array_equal(operations.read(tiles.data), expected())
+
+
+def resident_kib(tiles: Bytes) -> int:
+    """Of the mapping that the tiles lie in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= tiles.ctypes.data < int(found[2], 16)
+        elif inside and line.startswith("Rss:"):
+            return int(line.split()[1])
+    raise AssertionError("not mapped")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is mapped")
+def test_a_file_that_steps_read_until_the_move_leaves_memory_after_it(tmp_path: Path) -> None:
+    operations, tiles = Operations(), tiles_of(tmp_path / "model.tiles")
+    place = TilePlace(tiles, operations.place, step_s=0.05)
+    place.move_after(0)
+    while not operations.to:
+        operations.read(tiles.data)  # as a step does that runs meanwhile
+    deadline = time.monotonic() + 20
+    while resident_kib(tiles.data) > 1024:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    place.close()
 
 
 def test_tiles_in_memory_stay_where_they_are() -> None:

@@ -43,7 +43,11 @@ class TilePlace:
     """The place of one model's tiles; must outlive every model compiled with them."""
 
     def __init__(
-        self, tiles: Tiles, place: Place, available: Callable[[], int] = _available_bytes
+        self,
+        tiles: Tiles,
+        place: Place,
+        available: Callable[[], int] = _available_bytes,
+        step_s: float = 2.0,
     ) -> None:
         """Start with the tiles where they are.
 
@@ -51,8 +55,9 @@ class TilePlace:
             tiles: of the model.
             place: tells the operations.
             available: bytes of memory that may be taken.
+            step_s: after which any step has ended that began before.
         """
-        self.tiles = tiles
+        self.tiles, self._step_s = tiles, step_s
         self._place, self._available = place, available
         self._closing = threading.Event()
         self._mover: threading.Thread | None = None
@@ -106,11 +111,12 @@ class TilePlace:
             for at in range(0, tiles.nbytes, _PART_BYTES):
                 if self._closing.is_set():
                     return
-                part = slice(at, at + _PART_BYTES)
-                memory[part] = tiles[part]
-                forget_pages(tiles[part], never_written=True)
+                memory[at : at + _PART_BYTES] = tiles[at : at + _PART_BYTES]
             self._moved.append(memory)
             _read_at(self._place, self.tiles, memory)
+            # Only now: a step that ran meanwhile would have read the pages in again.
+            self._closing.wait(self._step_s)
+            forget_pages(tiles, never_written=True)
 
 
 def _read_at(place: Place, tiles: Tiles, memory: Bytes | None) -> None:
