@@ -3,8 +3,9 @@
 Two executors of one bundle take turns step by step; a ratio is within a pair of neighbouring steps,
 and the median of those counts.
 
-    huge pages, native   the native layer's tiles in huge pages, instead of the mapped file
-    huge pages, ONNX     ONNX Runtime's weights in huge pages, instead of where it put them
+    huge pages, native   the native layer's tiles in huge pages, instead of the mapped file; what it
+                         is worth depends on the pages that the system keeps the file in, so try one
+                         that was written just now and, by --cache-dir, one that was read back
     gated MLP            one operation for gate, up, activation and down, instead of separate ones
 
     python benchmarks/edge/choices.py BUNDLE --keep benchmarks/results/choices.json
@@ -25,9 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tidegate.edge.executors import onnx, openvino, openvino_native
+from tidegate.edge.executors import openvino, openvino_native
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
-from tidegate.edge.executors.onnx import OnnxExecutor
 from tidegate.edge.executors.openvino import OpenVinoExecutor
 from tidegate.engine.executor import Executor, ExecutorStep, Row
 from tidegate.model.bundle import Bundle
@@ -63,10 +63,10 @@ def setting(module: object, name: str, value: object) -> Iterator[None]:
         setattr(module, name, before)
 
 
-def opened(bundle: Bundle, choice: str, cache: Path | None) -> Executor:
+def opened(bundle: Bundle, cache: Path | None) -> Executor:
     """The executor, warmed up."""
     settings = ExecutorSettings(
-        choice="onnx" if choice == "onnx" else "openvino",
+        choice="openvino",
         context_tokens=CONTEXT_TOKENS,
         rows=ROWS,
         threads=THREADS,
@@ -78,46 +78,32 @@ def opened(bundle: Bundle, choice: str, cache: Path | None) -> Executor:
 def native_in_huge_pages(bundle: Bundle, cache: Path) -> tuple[Executor, Executor]:
     """Without and with."""
     with setting(openvino, "_HUGE_AFTER_S", NEVER_S):
-        opened(bundle, "openvino", cache).close()  # the file is there from now on
-        mapped = opened(bundle, "openvino", cache)
+        opened(bundle, cache).close()  # the file is there from now on
+        mapped = opened(bundle, cache)
     with setting(openvino, "_HUGE_AFTER_S", 0.0):
-        moved = opened(bundle, "openvino", cache)
+        moved = opened(bundle, cache)
     assert isinstance(moved, OpenVinoExecutor)
     while not moved.in_huge_pages:
         time.sleep(0.05)
     return mapped, moved
 
 
-def onnx_in_huge_pages(bundle: Bundle, cache: Path) -> tuple[Executor, Executor]:
-    """Without and with; the first is made last, or it would be moved with the other."""
-    with setting(onnx, "_COLLAPSE_AFTER_S", 1.0):
-        moved = opened(bundle, "onnx", cache)
-    assert isinstance(moved, OnnxExecutor)
-    moved.wait_for_huge_pages()
-    with setting(onnx, "_COLLAPSE_AFTER_S", NEVER_S):
-        plain = opened(bundle, "onnx", cache)
-    return plain, moved
-
-
 def gated_mlp(bundle: Bundle, cache: Path) -> tuple[Executor, Executor]:
     """Without and with; both from memory in huge pages."""
     with setting(openvino_native, "find_gated_mlps", lambda products: []):
-        single = opened(bundle, "openvino", None)
-    return single, opened(bundle, "openvino", None)
+        single = opened(bundle, None)
+    return single, opened(bundle, None)
 
 
 CHOICES: dict[str, Callable[[Bundle, Path], tuple[Executor, Executor]]] = {
     "huge pages, native": native_in_huge_pages,
-    "huge pages, ONNX": onnx_in_huge_pages,
     "gated MLP": gated_mlp,
 }
 
 
-def make_row(executor: Executor, place: int, tokens: int, past: int) -> Row:
+def make_row(place: int, tokens: int, past: int) -> Row:
     """A row of arbitrary tokens in KV of its own."""
     ids = np.random.default_rng(place).integers(5, 1000, tokens)
-    if executor.kv.kind == "slots":
-        return Row(tokens=ids, past=past, slot=place)
     each = CONTEXT_TOKENS // BLOCK_TOKENS
     blocks = np.arange(each * place, each * (place + 1), dtype=np.int32)
     return Row(tokens=ids, past=past, blocks=blocks)
@@ -126,7 +112,7 @@ def make_row(executor: Executor, place: int, tokens: int, past: int) -> Row:
 def step_ms(executor: Executor, rows: int, tokens: int) -> float:
     """One step on the clock."""
     past = 128 if tokens == 1 else 0
-    step = ExecutorStep(rows=tuple(make_row(executor, i, tokens, past) for i in range(rows)))
+    step = ExecutorStep(rows=tuple(make_row(i, tokens, past) for i in range(rows)))
     began_s = time.perf_counter()
     executor.execute(step)
     return 1000 * (time.perf_counter() - began_s)
@@ -168,13 +154,14 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--choices", nargs="+", choices=[*CHOICES], default=[*CHOICES])
+    parser.add_argument("--cache-dir", type=Path, help="tiles kept there by an earlier start")
     parser.add_argument("--keep", type=Path)
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle)
     found: list[Worth] = []
     for choice in args.choices:
-        with tempfile.TemporaryDirectory() as cache:
-            pair = CHOICES[choice](bundle, Path(cache))
+        with tempfile.TemporaryDirectory() as fresh:
+            pair = CHOICES[choice](bundle, args.cache_dir or Path(fresh))
             some = compared(choice, pair, args.rounds)
             for executor in pair:
                 executor.close()
@@ -187,7 +174,7 @@ def main() -> int:
         found += some
     if args.keep is not None:
         steps = [asdict(one) for one in found]
-        kept = report("edge/choices.py", ("openvino", "onnxruntime", "numpy"), steps)
+        kept = report("edge/choices.py", ("openvino", "numpy"), steps)
         args.keep.write_text(kept + "\n")
     return 0
 

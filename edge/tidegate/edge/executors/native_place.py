@@ -1,7 +1,8 @@
 """Where the native operations read a model's tiles: in the mapped file, and later in huge pages.
 
-A mapped file costs nothing at the start. But it lies in pages of 4 KiB, and a decode step, which
-reads every tile once, is 1.11 times as fast from huge ones (see `huge_pages`). To take so much
+A mapped file costs nothing at the start. But where the system keeps it in pages of 4 KiB, a decode
+step, which reads every tile once, is up to 1.1 times as fast from huge ones (see `huge_pages`; how
+much is for benchmarks/edge/choices.py to say). To take so much
 memory from the system would make up a good part of a cold start (1.1 B weights: 0.3 s where it is
 at hand, 1.5 s in a virtual machine that gets it from its host). So a start reads the file, and a
 thread copies the tiles a little later, tells the operations, and gives the file's pages back.

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.edge.executors.huge_pages import Collapse
 from tidegate.edge.executors.onnx_providers import Providers
 from tidegate.edge.executors.onnx_run import OnnxRun
 from tidegate.edge.executors.onnx_session import (
@@ -49,9 +48,6 @@ if TYPE_CHECKING:
 
 MAX_RUNS = 64
 """Kept for reuse, one for each place that requests were at."""
-
-_COLLAPSE_AFTER_S = 3.0
-"""Weights move to huge pages after the first answers, which a start is waited for."""
 
 UNIT_TOKENS = 32
 """Of a unit of KV that can be copied out, as large as OpenVINO's blocks."""
@@ -106,7 +102,6 @@ class OnnxExecutor:
         _check_settings(settings, arch)
         self._arch, self._settings = arch, settings
         path = folder / (EXACT_GRAPH if settings.exact else GRAPHS[settings.kv])
-        self._collapse = Collapse()
         session = open_session(
             path,
             threads=settings.threads,
@@ -120,11 +115,6 @@ class OnnxExecutor:
         self._runs: dict[tuple[int, int], OnnxRun] = {}
         self._warm_up()
         self._load_s = time.perf_counter() - began_s
-        self._collapse.begin_after(_COLLAPSE_AFTER_S)
-
-    def wait_for_huge_pages(self) -> int:
-        """Until what can move has moved: bytes that lie in huge pages by it."""
-        return self._collapse.wait()
 
     @property
     def facts(self) -> ExecutorFacts:
@@ -199,7 +189,6 @@ class OnnxExecutor:
 
     def close(self) -> None:
         """See `Executor.close`."""
-        self._collapse.close()
         self._runs.clear()
         self._session = None
         self._buffers = self._slots(0)
