@@ -26,7 +26,7 @@ def command(script: str, arguments: Sequence[str]) -> str:
     for argument in arguments:
         name = argument.partition("=")[0]
         if not skip and name not in ("--work", "--keep"):
-            kept.append(argument)
+            kept.append(Path(argument).name if Path(argument).is_absolute() else argument)
         skip = argument in ("--work", "--keep")
     return " ".join(["python", f"benchmarks/{script}", *kept])
 

@@ -106,7 +106,7 @@ def test_a_draft_model_goes_with_the_model_and_comes_back_when_it_is_asked() -> 
         async with serving(engine):
             first = await answered(engine, "a", 7)
             await until(lambda: not resident.loaded)
-            assert not drafting.loaded
+            await until(lambda: not drafting.loaded)
             assert draft.made[0].closed
             wish = Wish(key=1, tokens=np.array([*PREFIX, 7]), most=4, remaining=9)
             while not (guess := drafter.propose([wish])[0]).tokens:

@@ -19,6 +19,7 @@ import numpy as np
 from measure import Spec, main
 
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
+from tidegate.edge.executors.openvino import OpenVinoExecutor
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Finished, TextDelta
 from tidegate.engine.executor import Executor, ExecutorStep, Row
@@ -56,6 +57,14 @@ def kv_bytes(executor: Executor) -> int:
     return tokens * kv.bytes_per_token
 
 
+def wait_for_huge_pages(executor: Executor) -> None:
+    """Weights that were mapped move a few seconds after a start: streams come after that."""
+    if isinstance(executor, OpenVinoExecutor) and executor.facts.cache.endswith("cache"):
+        deadline_s = time.monotonic() + 10
+        while not executor.in_huge_pages and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+
+
 class TidegateSession:
     """See `measure.Session`."""
 
@@ -78,6 +87,7 @@ class TidegateSession:
 
     def decode(self, prompts: Sequence[Sequence[int]], warm: int, tokens: int) -> float:
         """See `Session.decode`."""
+        wait_for_huge_pages(self._executor)
         if self._through == "engine":
             return self._runner.run(self._decode_in_engine(prompts, warm, tokens))
         newest = np.array([self._read(i, prompt) for i, prompt in enumerate(prompts)])
