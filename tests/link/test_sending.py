@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,8 @@ async def endless(request: InboundRequest) -> AsyncIterator[bytes]:
 
 def test_a_slow_broker_stops_the_engine_and_memory_stays_where_it_is(tmp_path: Path) -> None:
     pair(tmp_path / "device", tmp_path / "gateway")
+    # What a device asks for again comes on top, more often the busier the machine: not here.
+    patient = replace(FAST, silence_s=4.0, resend_min_s=4.0, resend_max_s=4.0)
     endless.yielded = 0  # type: ignore[attr-defined]
 
     def yielded() -> int:
@@ -104,8 +107,8 @@ def test_a_slow_broker_stops_the_engine_and_memory_stays_where_it_is(tmp_path: P
         broker = MemoryBroker()
         slow = SlowTransport(broker)
         slow.flowing.set()
-        gateway = Gateway(tmp_path / "gateway", slow, endless, timing=FAST)
-        device = DeviceLink(tmp_path / "device", MemoryTransport(broker), timing=FAST)
+        gateway = Gateway(tmp_path / "gateway", slow, endless, timing=patient)
+        device = DeviceLink(tmp_path / "device", MemoryTransport(broker), timing=patient)
         tasks = [asyncio.create_task(gateway.run()), asyncio.create_task(device.run())]
         while not await device.gateways():
             await asyncio.sleep(0.01)
@@ -118,8 +121,7 @@ def test_a_slow_broker_stops_the_engine_and_memory_stays_where_it_is(tmp_path: P
         await asyncio.sleep(0.5)
         assert yielded() - before <= FAST.credit, "it has stopped, but for what was asked again"
         assert yielded() <= 2 * UNSENT_PAYLOADS
-        # Above it, what was asked for again before the engine stopped: more on a busy machine.
-        assert gateway._outgoing.waiting_bytes < 4 * PAUSE_BYTES
+        assert gateway._outgoing.waiting_bytes < 2 * PAUSE_BYTES
         slow.flowing.set()
         assert await reading
         await answer.aclose()
