@@ -15,6 +15,12 @@ from hypothesis import settings
 # Matrices of tests are tiny: two processes of two threads each would wait for one another. Read
 # when numpy and torch are first imported, which no conftest does.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton decides when a kernel is defined whether it is compiled or interpreted. Without a GPU it
+# is interpreted here; what has to be compiled is compiled in processes of its own.
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+# Its default changes with 3.10, and 3.9 warns as long as nothing is said.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 settings.register_profile("ci", derandomize=True, print_blob=True)
 if os.environ.get("CI"):
