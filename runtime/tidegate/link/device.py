@@ -193,13 +193,7 @@ class DeviceLink:
             ExecutionError: the gateway could not answer.
             LinkError: someone else reads this request's answer, or it makes no sense.
         """
-        request_id = request_id or new_request_id(time.time_ns() // 1_000_000)
-        if name is not None:
-            request_id = await self._named(name) or request_id
-        if request_id in self._readers and name is not None:
-            raise RequestError(IDEMPOTENCY_KEY, _BEING_READ, status=409)
-        if request_id in self._readers:
-            raise LinkError(f"request {request_id.hex()}: someone is reading its answer already")
+        request_id = await self._claim(request_id, name)
         reader = self._readers[request_id] = Reader()
         ended: Ended | None = None
         leave = False
@@ -225,6 +219,21 @@ class DeviceLink:
             await self._thread.call(self._core.release, request_id)
         if ended.state is not State.DONE:
             raise self._error(ended.code)
+
+    async def _claim(self, request_id: RequestId | None, name: Name | None) -> RequestId:
+        """The id to go by: of the request that has this name, the caller's, or a new one.
+
+        Raises:
+            RequestError, LinkError: someone is reading its answer; see `request`.
+        """
+        if name is not None:
+            request_id = await self._named(name) or request_id
+        request_id = request_id or new_request_id(time.time_ns() // 1_000_000)
+        if request_id in self._readers and name is not None:
+            raise RequestError(IDEMPOTENCY_KEY, _BEING_READ, status=409)
+        if request_id in self._readers:
+            raise LinkError(f"request {request_id.hex()}: someone is reading its answer already")
+        return request_id
 
     async def holds(self, name: Name) -> bool:
         """An answer is on its way, or here and unread, for the request that has this name.

@@ -226,17 +226,16 @@ def seal_request(
     wrap = prekey.wrap(secret, wrap_info(header))
     transcript = sha256(header + wrap)
     root = request_root(transcript, secret)
-    public, digest = ephemeral.public_key().public_bytes_raw(), sha256(body)
-    signature = device_key.sign(device_signs(transcript, public, len(body), digest))
-    opening = OPENING.pack(device_id, public, len(body), digest, signature)
+    public = ephemeral.public_key().public_bytes_raw()
+    opening = _opening(transcript, public, body, device_id, device_key)
     chunks = _seal_fragments(opening + body, ChunkStream(root, b"Q", request_id, attempt, handle))
     parts = [
         CHUNK_HEAD.pack(MessageType.PART, request_id, attempt, n, flags) + ciphertext
-        for n, flags, ciphertext in chunks
+        for n, flags, ciphertext in chunks[1:]
     ]
     _, flags, ciphertext = chunks[0]
-    parts[0] = bytes((MessageType.REQUEST,)) + header + wrap + bytes((flags,)) + ciphertext
-    return parts, DeviceAttempt(
+    first = bytes((MessageType.REQUEST,)) + header + wrap + bytes((flags,)) + ciphertext
+    return [first, *parts], DeviceAttempt(
         request_id=request_id,
         attempt=attempt,
         handle=handle,
@@ -246,6 +245,19 @@ def seal_request(
         _gateway_key=gateway_key,
         _control=ChunkStream(root, b"C", request_id, attempt, handle),
     )
+
+
+def _opening(
+    transcript: bytes,
+    ephemeral: bytes,
+    body: bytes,
+    device_id: DeviceId,
+    device_key: Ed25519PrivateKey,
+) -> bytes:
+    """What stream Q begins with: who speaks, E, and the signature over both and the body."""
+    digest = sha256(body)
+    signature = device_key.sign(device_signs(transcript, ephemeral, len(body), digest))
+    return OPENING.pack(device_id, ephemeral, len(body), digest, signature)
 
 
 def _seal_fragments(content: bytes, stream: ChunkStream) -> list[tuple[int, int, bytes]]:

@@ -11,32 +11,18 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from tidegate.cli.listen import add_link_suites
+from tidegate.cli.service import add_link, add_service, read_service
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("checkpoint", type=Path, help="folder with config.json and safetensors")
-    parser.add_argument("--listen", default="127.0.0.1:8090", help="HOST:PORT of the HTTP API")
     parser.add_argument("--name", help="model id to serve it under (default: the folder's name)")
-    parser.add_argument(
-        "--api-key-file",
-        type=Path,
-        help="file with one SHA-256 per line of the keys that may call (see: tidegate keys api);"
-        " beyond loopback required",
-    )
+    add_service(parser, listen="127.0.0.1:8090")
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
     parser.add_argument("--rows", type=int, default=8, help="requests that run at once (default 8)")
     parser.add_argument("--threads", type=int, help="threads (default: the runtime's choice)")
-    parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to listen on")
-    parser.add_argument("--keys", type=Path, help="folder with the gateway's keys, for --link")
-    parser.add_argument(
-        "--broker-check",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="refuse a broker that lets one client use another's topics (default: unless it is"
-        " on loopback)",
-    )
+    add_link(parser, end="gateway", broker="to listen on")
     parser.add_argument(
         "--link-pacing",
         choices=("off", "tick", "constant"),
@@ -44,41 +30,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="when chunks of answers leave: at once, every 40 ms, or every 40 ms in one size with"
         " fillers, so that neither their times nor their sizes follow the text (default tick)",
     )
-    add_link_suites(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Open the checkpoint, then serve until SIGTERM or SIGINT."""
-    from tidegate.cli.listen import (
-        announce,
-        check_link,
-        parse_listen,
-        parse_suites,
-        read_hashes,
-        run_until_signal,
-    )
+    from tidegate.cli.listen import announce, run_until_signal
     from tidegate.cloud.service import CloudSettings, GatewaySettings, open_cloud
 
-    check_link(args.link, args.keys)
-    host, port = parse_listen(args.listen)
+    service = read_service(args)
+    gateway = None
+    if service.link is not None:
+        gateway = GatewaySettings(
+            broker=service.link.broker,
+            keys=service.link.keys,
+            broker_check=service.link.broker_check,
+            suites=service.link.suites,
+            pacing=args.link_pacing,
+        )
     settings = CloudSettings(
         checkpoint=args.checkpoint,
         model_id=args.name or args.checkpoint.resolve().name,
-        host=host,
-        port=port,
-        api_key_hashes=() if args.api_key_file is None else read_hashes(args.api_key_file),
+        host=service.host,
+        port=service.port,
+        api_key_hashes=service.api_key_hashes,
         rows=args.rows,
         context_tokens=args.context,
         threads=args.threads,
-        gateway=None
-        if args.link is None
-        else GatewaySettings(
-            broker=args.link,
-            keys=args.keys,
-            broker_check=args.broker_check,
-            suites=parse_suites(args.link_suites),
-            pacing=args.link_pacing,
-        ),
+        gateway=gateway,
     )
 
     async def main(stop: asyncio.Event) -> None:

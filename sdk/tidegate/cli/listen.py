@@ -1,8 +1,7 @@
-"""Reads `host:port`, and runs a service until a signal says stop."""
+"""Reads `host:port` and other flags of services, and runs one until a signal says stop."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import sys
@@ -26,17 +25,6 @@ def check_link(link: str | None, keys: Path | None) -> None:
         raise ConfigError("keys", None, "the folder of the keys for --link (tidegate keys pair)")
     if keys is not None and link is None:
         raise ConfigError("link", None, "the broker's URL, as --keys is given")
-
-
-def add_link_suites(parser: argparse.ArgumentParser) -> None:
-    """Declare `--link-suites`."""
-    parser.add_argument(
-        "--link-suites",
-        default="2,1",
-        metavar="N,N",
-        help="what may seal requests, preferred first: 1 X25519, 2 ML-KEM-768 with X25519"
-        " (default 2,1; both ends need one in common)",
-    )
 
 
 def parse_suites(text: str) -> tuple[int, ...]:

@@ -11,9 +11,14 @@ import argparse
 import asyncio
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tidegate.cli.listen import add_link_suites
+from tidegate.cli.service import LinkFlags, ServiceFlags, add_link, add_service, read_service
 from tidegate.cli.trust import add_trust, read_trust
+
+if TYPE_CHECKING:
+    from tidegate.edge.daemon import EdgeSettings, LinkSettings
+    from tidegate.edge.executors.choice import ExecutorSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,27 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_guessing(parser)
     _add_memory(parser)
     add_trust(parser)
-    parser.add_argument("--link", metavar="URL", help="mqtt://... of the broker to the cloud")
-    parser.add_argument("--keys", type=Path, help="folder with the device's keys, for --link")
-    parser.add_argument(
-        "--broker-check",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="refuse a broker that lets one client use another's topics (default: unless it is"
-        " on loopback)",
-    )
-    add_link_suites(parser)
+    add_link(parser, end="device", broker="to the cloud")
 
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
     """What is served, where, and to whom."""
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
-    parser.add_argument("--listen", default="127.0.0.1:8080", help="HOST:PORT of the HTTP API")
-    parser.add_argument(
-        "--api-key-file",
-        type=Path,
-        help="file with one SHA-256 per line of the keys that may call; beyond loopback required",
-    )
+    add_service(parser, listen="127.0.0.1:8080")
     parser.add_argument("--queue", type=int, default=32, help="requests that may wait (default 32)")
 
 
@@ -149,34 +140,33 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the bundle, then serve until SIGTERM or SIGINT."""
-    from tidegate.cli.listen import (
-        announce,
-        check_link,
-        parse_listen,
-        parse_suites,
-        read_hashes,
-        run_until_signal,
-    )
-    from tidegate.edge.daemon import EdgeSettings, LinkSettings, open_edge
-    from tidegate.edge.executors.choice import ExecutorSettings
+    from tidegate.cli.listen import announce, run_until_signal
+    from tidegate.edge.daemon import open_edge
 
-    check_link(args.link, args.keys)
-    host, port = parse_listen(args.listen)
-    settings = EdgeSettings(
+    settings = _settings(args, read_service(args))
+
+    async def main(stop: asyncio.Event) -> None:
+        async with open_edge(settings) as edge:
+            facts = edge.engine.executor_facts
+            if facts is not None:
+                line = f"tidegate serve: {facts.runtime}, products by {facts.linear}"
+                print(line, file=sys.stderr)
+            announce(f"tidegate serve: {edge.engine.model_id} on {edge.server.url}")
+            await edge.run(stop)
+
+    return run_until_signal(main)
+
+
+def _settings(args: argparse.Namespace, service: ServiceFlags) -> EdgeSettings:
+    """Everything that the flags say."""
+    from tidegate.edge.daemon import EdgeSettings
+
+    return EdgeSettings(
         bundle=args.bundle,
-        host=host,
-        port=port,
-        api_key_hashes=() if args.api_key_file is None else read_hashes(args.api_key_file),
-        executor=ExecutorSettings(
-            choice=args.executor,
-            context_tokens=args.context,
-            rows=args.rows,
-            threads=args.threads,
-            exact=args.exact,
-            kv_precision=args.kv_precision,
-            native=args.native,
-            cache_dir=args.cache_dir,
-        ),
+        host=service.host,
+        port=service.port,
+        api_key_hashes=service.api_key_hashes,
+        executor=_executor(args),
         queue_limit=args.queue,
         context_policy=args.context_policy,
         embedder=args.embedder,
@@ -190,23 +180,31 @@ def run(args: argparse.Namespace) -> int:
         unload_after_s=args.unload_after,
         restart_when_stuck=args.restart_when_stuck,
         trusted_signers=read_trust(args.trust),
-        link=None
-        if args.link is None
-        else LinkSettings(
-            broker=args.link,
-            keys=args.keys,
-            broker_check=args.broker_check,
-            suites=parse_suites(args.link_suites),
-        ),
+        link=None if service.link is None else _link(service.link),
     )
 
-    async def main(stop: asyncio.Event) -> None:
-        async with open_edge(settings) as edge:
-            facts = edge.engine.executor_facts
-            if facts is not None:
-                line = f"tidegate serve: {facts.runtime}, products by {facts.linear}"
-                print(line, file=sys.stderr)
-            announce(f"tidegate serve: {edge.engine.model_id} on {edge.server.url}")
-            await edge.run(stop)
 
-    return run_until_signal(main)
+def _executor(args: argparse.Namespace) -> ExecutorSettings:
+    from tidegate.edge.executors.choice import ExecutorSettings
+
+    return ExecutorSettings(
+        choice=args.executor,
+        context_tokens=args.context,
+        rows=args.rows,
+        threads=args.threads,
+        exact=args.exact,
+        kv_precision=args.kv_precision,
+        native=args.native,
+        cache_dir=args.cache_dir,
+    )
+
+
+def _link(flags: LinkFlags) -> LinkSettings:
+    from tidegate.edge.daemon import LinkSettings
+
+    return LinkSettings(
+        broker=flags.broker,
+        keys=flags.keys,
+        broker_check=flags.broker_check,
+        suites=flags.suites,
+    )

@@ -1,0 +1,88 @@
+"""The flags that `tidegate serve` and `tidegate cloud` share: where they listen, and their link."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tidegate.cli.listen import check_link, parse_listen, parse_suites, read_hashes
+
+if TYPE_CHECKING:
+    from tidegate.link.broker_access import CheckMode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkFlags:
+    """How an end reaches its broker."""
+
+    broker: str = field(repr=False)
+    keys: Path
+    broker_check: CheckMode
+    suites: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceFlags:
+    """What either service was told; `link` is None without `--link`."""
+
+    host: str
+    port: int
+    api_key_hashes: tuple[str, ...]
+    link: LinkFlags | None
+
+
+def add_service(parser: argparse.ArgumentParser, *, listen: str) -> None:
+    """Declare where the HTTP API listens and who may call it; `listen` is the default."""
+    parser.add_argument("--listen", default=listen, help="HOST:PORT of the HTTP API")
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        help="file with one SHA-256 per line of the keys that may call (see: tidegate keys api);"
+        " beyond loopback required",
+    )
+
+
+def add_link(parser: argparse.ArgumentParser, *, end: str, broker: str) -> None:
+    """Declare the link of `end` (device or gateway); `broker` says what it does with one."""
+    parser.add_argument("--link", metavar="URL", help=f"mqtt://... of the broker {broker}")
+    parser.add_argument("--keys", type=Path, help=f"folder with the {end}'s keys, for --link")
+    parser.add_argument(
+        "--broker-check",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="refuse a broker that lets one client use another's topics (default: unless it is"
+        " on loopback)",
+    )
+    parser.add_argument(
+        "--link-suites",
+        default="2,1",
+        metavar="N,N",
+        help="what may seal requests, preferred first: 1 X25519, 2 ML-KEM-768 with X25519"
+        " (default 2,1; both ends need one in common)",
+    )
+
+
+def read_service(args: argparse.Namespace) -> ServiceFlags:
+    """Read what `add_service` and `add_link` declared.
+
+    Raises:
+        ConfigError: a value is not allowed, or one of `--link` and `--keys` is missing.
+    """
+    check_link(args.link, args.keys)
+    host, port = parse_listen(args.listen)
+    link = None
+    if args.link is not None:
+        link = LinkFlags(
+            broker=args.link,
+            keys=args.keys,
+            broker_check=args.broker_check,
+            suites=parse_suites(args.link_suites),
+        )
+    return ServiceFlags(
+        host=host,
+        port=port,
+        api_key_hashes=() if args.api_key_file is None else read_hashes(args.api_key_file),
+        link=link,
+    )
