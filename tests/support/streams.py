@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,11 +53,17 @@ class Stream:
 
 
 @contextmanager
-def streamed(url: str, body: dict[str, object], *, timeout_s: float = 60.0) -> Iterator[Stream]:
+def streamed(
+    url: str,
+    body: dict[str, object],
+    *,
+    timeout_s: float = 60.0,
+    headers: Mapping[str, str] | None = None,
+) -> Iterator[Stream]:
     """Begin a streamed chat; leaving the block hangs up."""
     asked = body | {"stream": True, "stream_options": {"include_usage": True}}
     with (
-        httpx.Client(timeout=timeout_s) as client,
+        httpx.Client(timeout=timeout_s, headers=headers) as client,
         client.stream("POST", f"{url}/v1/chat/completions", json=asked) as response,
     ):
         assert response.status_code == 200, response.read()
