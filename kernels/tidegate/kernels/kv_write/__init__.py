@@ -1,0 +1,1 @@
+"""What happens to query, key and value before attention: norm, clip, rotation, the cache write."""
