@@ -132,7 +132,7 @@ def test_a_topic_that_no_device_has_is_refused_like_any_other(handle: str) -> No
             message,
             handle=handle,
             find_prekey=lambda suite, prekey_id: stranger.prekey,
-            find_device=lambda device_id: stranger.device_key.public_key(),
+            find_device=lambda device_id: [stranger.device_key.public_key()],
         )
     )
 
@@ -144,7 +144,7 @@ def test_a_request_from_an_unknown_or_revoked_device_does_not_open() -> None:
             message,
             handle=HANDLE,
             find_prekey=lambda suite, prekey_id: PEERS.prekey,
-            find_device=lambda device_id: None,
+            find_device=lambda device_id: [],
         )
     )
 
@@ -167,7 +167,7 @@ def test_a_request_under_a_prekey_that_is_gone_does_not_open(peers: Peers) -> No
             message,
             handle=HANDLE,
             find_prekey=lambda suite, prekey_id: None,
-            find_device=lambda device_id: peers.device_key.public_key(),
+            find_device=lambda device_id: [peers.device_key.public_key()],
         )
     )
 
@@ -188,7 +188,7 @@ def test_another_suite_byte_does_not_open_whatever_prekey_is_found(
                 message[:4] + bytes((suite,)) + message[5:],
                 handle=HANDLE,
                 find_prekey=lambda suite, prekey_id: prekey,
-                find_device=lambda device_id: peers.device_key.public_key(),
+                find_device=lambda device_id: [peers.device_key.public_key()],
             )
         )
 

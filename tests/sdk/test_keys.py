@@ -179,6 +179,23 @@ def test_no_key_is_replaced_under_a_running_gateway(tidegate: Tidegate, fleet: P
     lock.release()
 
 
+def test_a_devices_new_key_waits_beside_the_old_one_for_the_daemon(
+    tidegate: Tidegate, fleet: Path
+) -> None:
+    _enrolled(tidegate, fleet)
+    device = fleet / "device"
+    key = (device / "device.key").read_bytes()
+    assert "key rotation" not in tidegate("keys", "show", device)[1]
+    assert "brings it into use" in tidegate("keys", "rotate", "device", device)[2]
+    assert "on its way already" in tidegate("keys", "rotate", "device", device)[2]
+    shown = tidegate("keys", "show", device)[1]
+    assert "key rotation" in shown
+    staged = (device / "device.next.key").read_bytes()
+    assert staged != key == (device / "device.key").read_bytes()
+    assert staged.hex() not in shown
+    assert (device / "device.next.key").stat().st_mode & 0o777 == 0o600
+
+
 def test_prekeys_rotate_at_once_but_not_without_end(tidegate: Tidegate, fleet: Path) -> None:
     rotate = ("keys", "rotate", "prekeys", fleet / "gateway")
     told = [tidegate(*rotate) for _ in range(33)]

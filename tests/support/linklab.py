@@ -82,8 +82,8 @@ class Peers:
             known = (suite, prekey_id) == (self.prekey.public.suite, PREKEY_ID)
             return self.prekey if known else None
 
-        def find_device(device_id: DeviceId) -> Ed25519PublicKey | None:
-            return self.device_key.public_key() if device_id == self.device_id else None
+        def find_device(device_id: DeviceId) -> list[Ed25519PublicKey]:
+            return [self.device_key.public_key()] if device_id == self.device_id else []
 
         return open_first(
             message,

@@ -20,7 +20,7 @@ import paho.mqtt.client as paho
 import pytest
 from deployment import LONG, SAID, Deployment, ask, directly, reachable, text_of, to_cloud
 from paho.mqtt.enums import CallbackAPIVersion
-from services import STOP_S, Services, until
+from services import STOP_S, Services, run_tidegate, until
 from streams import chat, streamed
 
 from tidegate.link.fleet import add_device, pair
@@ -163,6 +163,22 @@ def test_two_devices_get_their_own_answers(deployment: Deployment) -> None:
     assert texts == [directly(deployment, body) for body in bodies]
     assert len(set(texts)) == 4
     assert second.stop() == 0
+
+
+def test_a_device_changes_its_signing_key_while_it_streams(
+    deployment: Deployment, expected: str
+) -> None:
+    folder = deployment.folder / "device"
+    before = (folder / "device.key").read_bytes()
+    with streamed(deployment.device.url, to_cloud()) as stream:
+        stream.read(5)
+        done = run_tidegate("keys", "rotate", "device", str(folder))
+        assert done.returncode == 0, done.stderr
+        stream.read()
+    assert stream.text == expected
+    until(lambda: not (folder / "device.next.key").exists(), "the key is replaced")
+    assert (folder / "device.key").read_bytes() != before
+    assert ask(deployment.device, to_cloud(max_tokens=9))["tidegate"]["route"] == "cloud"
 
 
 def test_an_answer_survives_the_death_of_the_broker(deployment: Deployment, expected: str) -> None:

@@ -32,7 +32,9 @@ from tidegate.link.enrolment_gateway import Enrolment
 from tidegate.link.enrolment_renewal import RenewingHandler
 from tidegate.link.gateway import Gateway, Handler
 from tidegate.link.identity import load_gateway
+from tidegate.link.key_rotation import KeyRegistrar
 from tidegate.link.prekeys import ModelOffer
+from tidegate.link.registry import DeviceRegistry
 from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Pacing, Timing
 from tidegate.model.checkpoint import Checkpoint
@@ -139,7 +141,10 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
                 enrolment = Enrolment(settings.gateway.keys)
                 stack.callback(enrolment.close)
                 renewing = RenewingHandler(handler, enrolment)
-            gateway = _open_gateway(settings.gateway, renewing or handler, engine)
+            registry = DeviceRegistry(settings.gateway.keys / "devices.sqlite")
+            stack.callback(registry.close)
+            registrar = KeyRegistrar(renewing or handler, registry)
+            gateway = _open_gateway(settings.gateway, registrar, engine)
             stack.push_async_callback(gateway.close)
             backend.gateway = gateway
         app = create_app(backend, settings=surface, metrics=metrics)

@@ -51,6 +51,7 @@ from tidegate.errors import BundleError, ConfigError
 from tidegate.link.broker_access import CheckMode, device_transport
 from tidegate.link.device import DeviceLink
 from tidegate.link.enrolment_renewal import CertificateRenewal
+from tidegate.link.key_rotation import KeyRotation
 from tidegate.link.suites import PREFERENCE
 from tidegate.model.bundle import Bundle
 from tidegate.model.manifest import MAX_MANIFEST_BYTES, Manifest
@@ -158,15 +159,15 @@ class Edge:
     engine: Engine
     server: BoundServer
     link: DeviceLink | None
-    renewal: CertificateRenewal | None
+    upkeep: tuple[tuple[str, Part], ...]
+    """Parts that look after the link's keys, with their names."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then drain. Without its link a device still answers."""
         parts: list[Part] = []
         if self.link is not None:
             parts.append(kept_alive("the link", self.link.run))
-        if self.renewal is not None:
-            parts.append(kept_alive("certificate renewal", self.renewal.run))
+        parts += [kept_alive(name, part) for name, part in self.upkeep]
         if self.settings.restart_when_stuck:
             parts.append(partial(exit_when_stuck, self.engine))
         await run_service(
@@ -191,14 +192,18 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
     bundle = Bundle.open(settings.bundle, trusted=settings.trusted_signers, every_target=False)
     memory = _check_memory(bundle, settings)
     async with AsyncExitStack() as stack:
-        link = renewal = None
+        link = None
+        upkeep: tuple[tuple[str, Part], ...] = ()
         if settings.link is not None:
             transport = device_transport(
                 settings.link.broker, settings.link.keys, check=settings.link.broker_check
             )
             link = DeviceLink(settings.link.keys, transport, suites=settings.link.suites)
             stack.push_async_callback(link.close)
-            renewal = CertificateRenewal(settings.link.keys, link)
+            upkeep = (
+                ("certificate renewal", CertificateRenewal(settings.link.keys, link).run),
+                ("key rotation", KeyRotation(settings.link.keys, link).run),
+            )
         executor = _open_model(bundle, settings)
         stack.callback(executor.close)
         disk = None
@@ -228,7 +233,7 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         app = create_app(backend, settings=surface, embedder=embedder, extra_routes=answers)
         server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
         stack.callback(server.close)
-        yield Edge(settings=settings, engine=engine, server=server, link=link, renewal=renewal)
+        yield Edge(settings=settings, engine=engine, server=server, link=link, upkeep=upkeep)
 
 
 def _check_memory(bundle: Bundle, settings: EdgeSettings) -> MemoryNeed:

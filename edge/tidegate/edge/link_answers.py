@@ -21,7 +21,8 @@ from starlette.routing import BaseRoute, Route
 from tidegate.api.wire import read_event
 from tidegate.engine.events import Finished, TextDelta
 from tidegate.errors import LinkError
-from tidegate.link.device import DeviceLink, PendingRequest
+from tidegate.link.device import DeviceLink
+from tidegate.link.device_views import PendingRequest
 from tidegate.link.envelope import REQUEST_ID_BYTES, RequestId
 from tidegate.link.outbox import Outcome
 

@@ -12,8 +12,9 @@ import random
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tidegate.errors import (
     LinkError,
@@ -25,13 +26,13 @@ from tidegate.link.counters import LinkCounters
 from tidegate.link.device_core import DeviceCore
 from tidegate.link.device_reader import NothingHeardError, Reader
 from tidegate.link.device_states import State
+from tidegate.link.device_views import GatewayView, PendingRequest
 from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
-from tidegate.link.envelope import RequestId, new_request_id, request_time_ms
+from tidegate.link.envelope import RequestId, new_request_id
 from tidegate.link.failures import LINK_STOPPED, error_of
 from tidegate.link.identity import load_device
 from tidegate.link.keyfiles import FolderLock
 from tidegate.link.outbox import IDEMPOTENCY_KEY, NORMAL_PRIORITY, Name, Outbox, Outcome
-from tidegate.link.prekeys import ModelOffer
 from tidegate.link.sending import DRAIN_S, Outgoing
 from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Timing
@@ -41,29 +42,6 @@ logger = logging.getLogger(__name__)
 _BEING_READ = "the answer to this request is being read already"
 _GRACE_S = 5.0
 """The core ends a request at its deadline; a caller waits this much longer for it to say so."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GatewayView:
-    """A live gateway, as its last signed advert describes it."""
-
-    gateway_id: str
-    models: tuple[ModelOffer, ...]
-    load: float
-    age_s: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PendingRequest:
-    """A request in the outbox and how it stands; `held_bytes` are its prompt and its answer."""
-
-    request_id: RequestId
-    outcome: Outcome
-    code: str
-    age_s: float
-    held_bytes: int
-    is_read: bool
-    """Someone is reading its answer now."""
 
 
 class DeviceLink:
@@ -130,15 +108,8 @@ class DeviceLink:
     async def gateways(self) -> tuple[GatewayView, ...]:
         """Gateways whose advert is valid now, the least loaded first."""
         now_s = time.time()
-        return tuple(
-            GatewayView(
-                gateway_id=advert.gateway_id,
-                models=advert.models,
-                load=advert.load,
-                age_s=max(0.0, now_s - advert.issued_s),
-            )
-            for advert in await self._thread.call_now(self._core.gateways)
-        )
+        adverts = await self._thread.call_now(self._core.gateways)
+        return tuple(GatewayView.of(advert, now_s) for advert in adverts)
 
     async def run(self) -> None:
         """Send, receive and resend until cancelled; what is ready by then is still sent."""
@@ -169,6 +140,7 @@ class DeviceLink:
         model: str | None = None,
         priority: int = NORMAL_PRIORITY,
         name: Name | None = None,
+        gateway: str | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Send `body` and yield the answer's payloads: in order, each once, to the last.
 
@@ -184,6 +156,7 @@ class DeviceLink:
             priority: of those that wait the lowest goes first.
             name: takes up the request that was sent under it and whose answer nobody has read,
                 unless that failed; otherwise it names this one.
+            gateway: the only one to ask, as long as this process lives; by default any.
 
         Raises:
             RequestError: see `limits.check_request`; or `name` is another request's (422), or one
@@ -199,7 +172,14 @@ class DeviceLink:
         leave = False
         try:
             left_s = await self._open(
-                reader, request_id, body, deadline_s, model=model, priority=priority, name=name
+                reader,
+                request_id,
+                body,
+                deadline_s,
+                model=model,
+                priority=priority,
+                name=name,
+                gateway=gateway,
             )
             while ended is None:
                 output = await self._next(reader, deadline_s if left_s is None else left_s)
@@ -260,14 +240,7 @@ class DeviceLink:
         """Every request in the outbox, oldest first: running, or finished and not read."""
         now_ms = time.time_ns() // 1_000_000
         return tuple(
-            PendingRequest(
-                request_id=held.request_id,
-                outcome=held.outcome,
-                code=held.code,
-                age_s=max(0.0, (now_ms - request_time_ms(held.request_id)) / 1000),
-                held_bytes=held.held_bytes,
-                is_read=held.request_id in self._readers,
-            )
+            PendingRequest.of(held, now_ms, is_read=held.request_id in self._readers)
             for held in await self._thread.call(self._core.stored)
         )
 
@@ -301,6 +274,10 @@ class DeviceLink:
             raise self._error(known.code)
         return known.payloads
 
+    async def use_key(self, key: Ed25519PrivateKey) -> None:
+        """Sign requests with this key of the device from their next attempt on."""
+        await self._thread.call(self._core.use_key, key)
+
     async def close(self) -> None:
         """Close the outbox. Call it after `run` has ended."""
         await self._thread.call(self._outbox.close)
@@ -317,6 +294,7 @@ class DeviceLink:
         model: str | None,
         priority: int,
         name: Name | None,
+        gateway: str | None,
     ) -> float | None:
         """Submit it, or take it up; returns how long one that is taken up still has."""
         known = await self._thread.call(self._core.standing, request_id)
@@ -329,6 +307,7 @@ class DeviceLink:
                 model=model,
                 priority=priority,
                 name=name,
+                gateway=gateway,
             )
             self._wake.set()
             return None

@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from tidegate.errors import CapacityError, LinkError, SealError
 from tidegate.link.counters import Tally
 from tidegate.link.device_live import Keeper, Live
@@ -123,10 +125,12 @@ class DeviceCore:
         model: str | None,
         priority: int = NORMAL_PRIORITY,
         name: Name | None = None,
+        gateway: str | None = None,
     ) -> None:
         """Accept a request: it is in the outbox when this returns. `poll` sends it.
 
         Of those that wait, the one with the lowest `priority` goes first, then the oldest.
+        `gateway` is the only one to ask; after a restart any will do.
 
         Raises:
             RequestError: see `limits.check_request`.
@@ -140,6 +144,8 @@ class DeviceCore:
         )
         connect_by_s = now_s + self._timing.connect_timeout_s
         self._resume(now_s, request_id, connect_by_s=connect_by_s)
+        if (live := self._live.get(request_id)) is not None:
+            live.only = gateway
 
     def standing(self, request_id: RequestId) -> Standing | None:
         """What is known of `request_id`, or None.
@@ -184,6 +190,10 @@ class DeviceCore:
             self.release(request_id)
             return []
         return self._perform(now_s, live, live.session.cancel())
+
+    def use_key(self, key: Ed25519PrivateKey) -> None:
+        """Sign requests with this key of the device from their next attempt on."""
+        self._seal.use_key(key)
 
     def on_connected(self, now_s: float) -> None:
         """The broker can be reached and our subscriptions stand."""
@@ -304,8 +314,7 @@ class DeviceCore:
         if not refused or not newest or live.session.have or bundle.payloads:
             return False
         live.refused_by.add(live.sent[attempt].gateway_id)
-        other = self._gateways.choose(now_s, live.row.model, before=None, avoid=live.refused_by)
-        if other is None:
+        if self._choose(now_s, live, before=None) is None:
             return False
         live.session.nudge(now_s)
         return True
@@ -321,9 +330,7 @@ class DeviceCore:
             self._gateways.went_silent(now_s, live.gateway_id)
         advert = None
         if self.connected:
-            advert = self._gateways.choose(
-                now_s, live.row.model, before=live.gateway_id, avoid=live.refused_by
-            )
+            advert = self._choose(now_s, live, before=live.gateway_id)
         if advert is None:
             # Whoever had no room before may have some when nobody else is left.
             live.refused_by.clear()
@@ -344,6 +351,11 @@ class DeviceCore:
         if not self._keep.wrote(lambda outbox: outbox.use_attempt(request_id, attempt)):
             return []
         return [*self._seal.request(now_s, live, attempt, advert)]
+
+    def _choose(self, now_s: float, live: Live, *, before: str | None) -> Advert | None:
+        return self._gateways.choose(
+            now_s, live.row.model, before=before, avoid=live.refused_by, only=live.only
+        )
 
     def _window(self, priority: int) -> int:
         """Requests under way beyond which one of `priority` waits."""

@@ -36,6 +36,8 @@ class Live:
     gateway_id: str | None = None
     refused_by: set[str] = field(default_factory=set)
     """Gateways that had no room for it."""
+    only: str | None = None
+    """The gateway that it is for; None for any. Another process of ours does not know it."""
     unsaved: list[bytes] = field(default_factory=list, repr=False)
 
     def remember(self, attempt: int, sent: Sent) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tidegate.link.counters import Tally
 from tidegate.link.device_live import Live
@@ -36,6 +39,10 @@ class DeviceSealer:
         self._wall_s = wall_s
         self._tally = tally
         self._suites = suites
+
+    def use_key(self, key: Ed25519PrivateKey) -> None:
+        """Sign with this key of the device from now on."""
+        self._identity = replace(self._identity, key=key)
 
     def request(self, now_s: float, live: Live, attempt: int, advert: Advert) -> list[Publish]:
         """`live` as its `attempt`, sealed for the gateway of `advert`: one message or several."""

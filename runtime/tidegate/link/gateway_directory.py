@@ -100,9 +100,17 @@ class GatewayDirectory:
         )
 
     def choose(
-        self, now_s: float, model: str | None, *, before: str | None, avoid: Collection[str] = ()
+        self,
+        now_s: float,
+        model: str | None,
+        *,
+        before: str | None,
+        avoid: Collection[str] = (),
+        only: str | None = None,
     ) -> Advert | None:
         """The gateway to ask: with `model`, if it is given, and never one of `avoid`.
+
+        `only` names the one gateway that will do.
 
         The one from `before` while it is healthy; else the less loaded of two healthy ones taken
         at random, so that devices that hear the same adverts do not all move to the same gateway;
@@ -112,6 +120,7 @@ class GatewayDirectory:
             known
             for known in self._usable(now_s)
             if known.advert.gateway_id not in avoid
+            and only in (None, known.advert.gateway_id)
             and (model is None or model in {one.id for one in known.advert.models})
         ]
         healthy = [known.advert for known in fit if known.suspect_until_s <= now_s]

@@ -47,11 +47,11 @@ class GatewayKeys:
 
     def _open_first(self, handle: str, message: bytes) -> PartialRequest:
 
-        def find_device(device_id: DeviceId) -> Ed25519PublicKey | None:
+        def find_device(device_id: DeviceId) -> list[Ed25519PublicKey]:
             record = self._registry.find(device_id)
             if record is None or record.handle != handle:
-                return None
-            return Ed25519PublicKey.from_public_bytes(record.public_key)
+                return []
+            return [Ed25519PublicKey.from_public_bytes(key) for key in record.keys]
 
         def find_prekey(suite: int, prekey_id: bytes) -> PrivatePrekey | None:
             return self._prekeys.find(suite, prekey_id, self._wall_s())

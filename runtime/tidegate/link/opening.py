@@ -8,9 +8,10 @@ its digest is the signed one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -47,8 +48,9 @@ from tidegate.link.wire import (
 
 PrekeyLookup = Callable[[int, bytes], PrivatePrekey | None]
 """(suite, prekey_id) -> the private prekey, or None when unknown, not yet valid or expired."""
-DeviceLookup = Callable[[DeviceId], Ed25519PublicKey | None]
-"""device_id -> its key, or None when unknown, revoked or not allowed on this topic."""
+DeviceLookup = Callable[[DeviceId], Sequence[Ed25519PublicKey]]
+"""device_id -> its keys, two while one replaces the other; none when unknown or on a topic that is
+not its own."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -161,6 +163,14 @@ def open_first(
         raise SealError from None
 
 
+def _signed(key: Ed25519PublicKey, signature: bytes, data: bytes) -> bool:
+    try:
+        key.verify(signature, data)
+    except InvalidSignature:
+        return False
+    return True
+
+
 def _open_first(
     message: bytes, handle: str, find_prekey: PrekeyLookup, find_device: DeviceLookup
 ) -> PartialRequest:
@@ -180,10 +190,10 @@ def _open_first(
     stream = ChunkStream(root, b"Q", request_id, attempt, handle)
     content = stream.open(0, flags, message[wrap_end + 1 :])
     device_id, ephemeral, body_bytes, digest, signature = OPENING.unpack_from(content)
-    device_key = find_device(DeviceId(device_id))
-    if device_key is None or body_bytes > MAX_BODY_BYTES:
+    signed = device_signs(transcript, ephemeral, body_bytes, digest)
+    known = find_device(DeviceId(device_id))
+    if body_bytes > MAX_BODY_BYTES or not any(_signed(key, signature, signed) for key in known):
         raise SealError
-    device_key.verify(signature, device_signs(transcript, ephemeral, body_bytes, digest))
     partial = PartialRequest(
         device_id=DeviceId(device_id),
         request_id=RequestId(request_id),

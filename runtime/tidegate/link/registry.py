@@ -7,7 +7,7 @@ next one on. A revocation is never taken back: a device that returns enrols agai
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,6 @@ EXPIRED = "device_expired"
 MOST_CERTIFICATES = 8
 """Of one device at a time; one that renews when it is due has two."""
 
-_VERSION = 1
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         # Files from before versions have this table already.
@@ -36,6 +35,10 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE tokens (token_id BLOB PRIMARY KEY, secret_digest BLOB NOT NULL,"
         " private_key BLOB NOT NULL, expires_s INTEGER NOT NULL, failures INTEGER NOT NULL,"
         " used_by BLOB, answer BLOB)",
+    ),
+    (
+        "ALTER TABLE devices ADD COLUMN next_key BLOB",
+        "ALTER TABLE devices ADD COLUMN history BLOB NOT NULL DEFAULT x''",
     ),
 )
 
@@ -51,6 +54,17 @@ class DeviceRecord:
     enrolled_s: int = 0
     expires_s: int | None = None
     """When its certificate ends; None for a device that never had one."""
+    next_key: bytes | None = None
+    """The key that the device is changing to: good beside `public_key` until it confirms it."""
+    history: bytes = field(default=b"", repr=False)
+    """How it came to its newest key, for other gateways: see `device_keys`."""
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """The keys that it may sign with."""
+        if self.next_key is None:
+            return (self.public_key,)
+        return self.public_key, self.next_key
 
     def refusal(self, now_s: float) -> str | None:
         """Why nothing from this device is taken, as a code; None when it is."""
@@ -120,6 +134,26 @@ class DeviceRegistry:
             if row.rowcount != 1:
                 raise IdentityError(f"device {device_id.hex()}: not registered here")
 
+    def change_key(
+        self, device_id: DeviceId, change: Callable[[DeviceRecord], DeviceRecord]
+    ) -> DeviceRecord:
+        """Replace a record's keys by what `change` makes of it, while nobody else writes.
+
+        Raises:
+            IdentityError: no such device, or what `change` raises; nothing is written then.
+            CapacityError: the file cannot be written.
+        """
+        with self.transaction() as db:
+            record = self.find(device_id)
+            if record is None:
+                raise IdentityError(f"device {device_id.hex()}: not registered here")
+            changed = change(record)
+            db.execute(
+                "UPDATE devices SET public_key = ?, next_key = ?, history = ? WHERE device_id = ?",
+                (changed.public_key, changed.next_key, changed.history, device_id),
+            )
+        return changed
+
     def find(self, device_id: DeviceId) -> DeviceRecord | None:
         """The record of `device_id`, revoked or not.
 
@@ -145,7 +179,7 @@ class DeviceRegistry:
         return self._records("ORDER BY enrolled_s, handle")
 
     def _records(self, where: str, *values: object) -> list[DeviceRecord]:
-        columns = "device_id, handle, public_key, revoked, enrolled_s, expires_s"
+        columns = "device_id, handle, public_key, revoked, enrolled_s, expires_s, next_key, history"
         return [
             DeviceRecord(
                 device_id=DeviceId(row[0]),
@@ -154,6 +188,8 @@ class DeviceRegistry:
                 revoked=bool(row[3]),
                 enrolled_s=row[4],
                 expires_s=row[5],
+                next_key=row[6],
+                history=row[7],
             )
             for row in self.read(f"SELECT {columns} FROM devices {where}", *values)
         ]
@@ -250,10 +286,13 @@ def insert_device(db: sqlite3.Connection, record: DeviceRecord) -> None:
     """
     try:
         db.execute(
-            "INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (device_id) DO UPDATE SET"
+            "INSERT INTO devices (device_id, handle, public_key, revoked, enrolled_s, expires_s,"
+            " next_key, history) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (device_id) DO UPDATE SET"
             " handle = excluded.handle, public_key = excluded.public_key,"
             " revoked = max(revoked, excluded.revoked), enrolled_s = excluded.enrolled_s,"
-            " expires_s = excluded.expires_s",
+            " expires_s = excluded.expires_s, next_key = excluded.next_key,"
+            " history = excluded.history",
             (
                 record.device_id,
                 record.handle,
@@ -261,6 +300,8 @@ def insert_device(db: sqlite3.Connection, record: DeviceRecord) -> None:
                 record.revoked,
                 record.enrolled_s,
                 record.expires_s,
+                record.next_key,
+                record.history,
             ),
         )
     except sqlite3.IntegrityError:
@@ -281,10 +322,12 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
     """Bring the file to this version in one transaction, whatever process comes first."""
     db.execute("BEGIN IMMEDIATE")
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > _VERSION:
-        raise IdentityError(f"{path}: registry version {version}: this program knows {_VERSION}")
+    if version > len(_MIGRATIONS):
+        raise IdentityError(
+            f"{path}: registry version {version}: this program knows {len(_MIGRATIONS)}"
+        )
     for steps in _MIGRATIONS[version:]:
         for step in steps:
             db.execute(step)
-    db.execute(f"PRAGMA user_version = {_VERSION}")
+    db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
     db.execute("COMMIT")

@@ -1,7 +1,8 @@
 """Telling one gateway which devices another one knows: a list that the other one signs.
 
 What a list says can only be added: a device it does not name stays, one that either side has
-revoked is revoked, and an old list brings nothing back. It holds device ids, which no broker may
+revoked is revoked, a key gives way only to one that follows from it, and an old list brings
+nothing back. It holds device ids, which no broker may
 learn, so it travels like a key::
 
     certificate_bytes u16 | certificate | statement of the gateway key
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tidegate.errors import IdentityError
 from tidegate.link import statements
 from tidegate.link.clock import check_period
+from tidegate.link.device_keys import merged_keys
 from tidegate.link.envelope import DeviceId
 from tidegate.link.identity import GatewayIdentity, open_certificate
 from tidegate.link.registry import DeviceRecord, DeviceRegistry, insert_device
@@ -38,7 +40,7 @@ def export_devices(identity: GatewayIdentity, registry: DeviceRegistry, *, now_s
     """Every device of a registry, signed.
 
     Raises:
-        IdentityError: there are more than `MOST_DEVICES`.
+        IdentityError: there are more than `MOST_DEVICES`, or they make too long a list.
         CapacityError: the registry cannot be read.
     """
     records = registry.devices()
@@ -57,12 +59,17 @@ def export_devices(identity: GatewayIdentity, registry: DeviceRegistry, *, now_s
                 "enrolled": one.enrolled_s,
                 # 0 for a device that never had a certificate.
                 "expires": one.expires_s or 0,
+                "next": "" if one.next_key is None else one.next_key.hex(),
+                "history": one.history.hex(),
             }
             for one in records
         ],
     }
     signed = statements.sign(identity.key, _LABEL, fields)
-    return len(identity.certificate).to_bytes(2, "big") + identity.certificate + signed
+    data = len(identity.certificate).to_bytes(2, "big") + identity.certificate + signed
+    if len(data) > MOST_LIST_BYTES:
+        raise IdentityError(f"device list: {len(data)} bytes: at most {MOST_LIST_BYTES} are read")
+    return data
 
 
 def import_devices(
@@ -107,17 +114,29 @@ def _record(item: object) -> DeviceRecord:
         revoked=statements.integer(item, "revoked") != 0,
         enrolled_s=statements.integer(item, "enrolled"),
         expires_s=statements.integer(item, "expires") or None,
+        # Lists from before keys could change have neither.
+        next_key=statements.hexadecimal(item, "next", 32) if item.get("next") else None,
+        history=_history(item),
     )
+
+
+def _history(item: dict[str, object]) -> bytes:
+    try:
+        return bytes.fromhex(statements.text(item, "history")) if "history" in item else b""
+    except ValueError:
+        raise IdentityError("device list: history: must be hexadecimal") from None
 
 
 def _merged(theirs: DeviceRecord, ours: DeviceRecord | None) -> DeviceRecord:
     if ours is None:
         return theirs
-    if (ours.handle, ours.public_key) != (theirs.handle, theirs.public_key):
-        raise IdentityError(f"device list: handle {theirs.handle}: is known here with another key")
+    if ours.handle != theirs.handle:
+        raise IdentityError(
+            f"device list: handle {theirs.handle}: is known here with another key or handle"
+        )
     ends = [one for one in (ours.expires_s, theirs.expires_s) if one is not None]
     return replace(
-        ours,
+        merged_keys(ours, theirs),
         revoked=ours.revoked or theirs.revoked,
         expires_s=max(ends, default=None),
     )

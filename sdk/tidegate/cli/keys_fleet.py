@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from tidegate.cli.keys_passphrase import add_passphrase, new_passphrase, passphr
 from tidegate.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tidegate.link.wrapping import PassphraseSource
+
     Kinds = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -34,9 +36,9 @@ def add_kinds(kinds: Kinds) -> None:
     show = kinds.add_parser("show", help="show what a folder of keys is, never a secret")
     show.add_argument("folder", type=Path, help="a fleet's, a gateway's or a device's")
     rotate = kinds.add_parser("rotate", help="replace a key, the old one good for a while")
-    rotate.add_argument("what", choices=("gateway", "prekeys", "ca"), help="which key")
+    rotate.add_argument("what", choices=("gateway", "prekeys", "ca", "device"), help="which key")
     rotate.add_argument("--fleet", type=Path, help="folder of the fleet, for gateway and ca")
-    rotate.add_argument("gateways", type=Path, nargs="+", metavar="gateway", help="their folders")
+    rotate.add_argument("folders", type=Path, nargs="+", metavar="folder", help="whose keys")
     rotate.add_argument(
         "--drop-old", action="store_true", help="ca: forget the old ones, when all have renewed"
     )
@@ -98,22 +100,35 @@ def rotate(args: argparse.Namespace) -> None:
     from tidegate.link import fleet_rotation
 
     source = passphrase_source(args)
+    if args.what == "device":
+        _rotate_devices(args.folders, source)
+        return
     if args.what == "prekeys":
-        for folder in args.gateways:
+        for folder in args.folders:
             fleet_rotation.rotate_prekeys(folder)
             _say(f"{folder}: a new prekey; the old ones end by themselves within 72 h")
         return
     if args.fleet is None:
         raise ConfigError("fleet", None, f"the fleet's folder, to rotate its {args.what}")
     if args.what == "gateway":
-        for folder in args.gateways:
+        for folder in args.folders:
             fleet_rotation.rotate_gateway(args.fleet, folder, passphrase=source)
             _say(f"{folder}: a new signing key, in use from the gateway's next start on")
         return
     turn = fleet_rotation.drop_old_authorities if args.drop_old else fleet_rotation.rotate_authority
-    authority = turn(args.fleet, args.gateways, passphrase=source)
+    authority = turn(args.fleet, args.folders, passphrase=source)
     _say(f"{len(authority.keys)} certificate authorities, the newest signs")
     _say("give the broker the new ca.pem and revoked.pem, and start the gateways again")
+
+
+def _rotate_devices(folders: Sequence[Path], source: PassphraseSource) -> None:
+    from tidegate.link.key_rotation import stage
+
+    for folder in folders:
+        if stage(folder, passphrase=source):
+            _say(f"{folder}: a new signing key; the daemon brings it into use at every gateway")
+        else:
+            _say(f"{folder}: a new key is on its way already; the daemon's log says what it lacks")
 
 
 def wrap(args: argparse.Namespace) -> None:

@@ -83,7 +83,9 @@ def _device(folder: Path) -> Iterator[tuple[str, str]]:
     yield "group", fields["group"]
     yield "handle", fields["handle"]
     yield "root", _fingerprint(fields["root"])
-    yield from _keys(folder, "device.key")
+    yield from _keys(folder, "device.key", "device.next.key")
+    if (folder / "device.next.key").exists():
+        yield "key rotation", "under way: the daemon tells every gateway that it hears"
     yield from _certificates(folder / "broker-cert.pem", "broker certificate")
 
 
