@@ -1,4 +1,4 @@
-"""What the experts' kernels compute, in plain torch: each expert alone, on the tokens that chose it.
+"""What the experts' kernels compute, in plain torch: each expert alone, on those who chose it.
 
 Kept apart as the kernels are: `route` chooses, `moe` computes what was chosen. Products are in
 float32; what lies between them is rounded to the type of `x`, as it is written to memory.
