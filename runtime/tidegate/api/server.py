@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -31,34 +32,61 @@ class BoundServer:
 
     No lifespan events: parts of the process are started by its task group, not by its HTTP app.
 
+    Args:
+        app: what answers.
+        host: a name or address of this machine.
+        port: 0 takes any free one.
+        drain_s: how long calls in flight may take once it drains.
+        tls: for HTTPS; it may be given another certificate while it is used.
+        most_connections: more are answered with 503; None for any number.
+        gone_after_s: a peer that acknowledges nothing for so long is hung up on, where the system
+            can tell (Linux).
+
     Raises:
         ConfigError: `host` is no address of this machine, or `port` is taken or not allowed.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int, *, drain_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        drain_s: float = 30.0,
+        tls: ssl.SSLContext | None = None,
+        most_connections: int | None = None,
+        gone_after_s: float | None = None,
+    ) -> None:
         self._socket = _bind(host, port)
+        if gone_after_s is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Connections inherit it from the socket that accepts them.
+            wait_ms = round(gone_after_s * 1000)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, wait_ms)
         self.host = host
+        self._tls = tls
         self.port = int(self._socket.getsockname()[1])
         """The real port, also when 0 was asked for."""
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                log_level="critical",  # the door logs what the app did; the rest is line noise
-                lifespan="off",
-                access_log=False,
-                server_header=False,
-                ws="none",
-                timeout_keep_alive=30,
-                timeout_graceful_shutdown=max(1, round(drain_s)),
-            )
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="critical",  # the door logs what the app did; the rest is line noise
+            lifespan="off",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            limit_concurrency=most_connections,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=max(1, round(drain_s)),
         )
+        config.load()
+        config.ssl = tls  # ours, and not one made of file names
+        self._server = _Server(config)
 
     @property
     def url(self) -> str:
-        """`http://host:port`."""
+        """`http://host:port`, or `https://`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self.port}"
 
     def close(self) -> None:
         """Give the port back; for a server that never ran."""

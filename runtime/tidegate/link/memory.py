@@ -123,6 +123,10 @@ class MemoryTransport:
         return "memory broker: " + ("connected" if self._connected else "stopped")
 
     @property
+    def path(self) -> str:
+        return "memory" if self._connected else ""
+
+    @property
     def dropped(self) -> int:
         return self._queue.dropped
 

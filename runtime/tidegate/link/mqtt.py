@@ -87,6 +87,10 @@ class MqttTransport:
         return f"broker {self._url}: " + ("connected" if self.connected else self._problem)
 
     @property
+    def path(self) -> str:
+        return "mqtt" if self.connected else ""
+
+    @property
     def dropped(self) -> int:
         """Messages that arrived and were thrown away: see `EventQueue`."""
         return self._queue.dropped

@@ -43,7 +43,7 @@ TransportEvent = Connected | Disconnected | Message
 
 
 class Transport(Protocol):
-    """The contract between the link and MQTT."""
+    """The contract between the link and what carries it."""
 
     @property
     def connected(self) -> bool: ...
@@ -51,6 +51,11 @@ class Transport(Protocol):
     @property
     def status(self) -> str:
         """One line for people: where the broker is and what is wrong, without secrets."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """What carries messages now: `mqtt`, `http`, or empty when nothing does."""
         ...
 
     @property
