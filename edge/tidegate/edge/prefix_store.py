@@ -11,10 +11,12 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
 from tidegate.edge.prefix_store_files import OVERHEAD_BYTES, DamagedUnitError, UnitFolder
+from tidegate.engine.exit_threads import start_until_exit
 from tidegate.engine.prefix_disk import StoreNumbers
 from tidegate.errors import LinkError
 
@@ -106,7 +108,7 @@ class FolderStore:
         self._remove(gone)
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tidegate-prefixes", daemon=True)
-        self._thread.start()
+        start_until_exit(self._thread, partial(self._work.put, None))
 
     def holds(self, key: bytes) -> bool:
         """See `PrefixStore.holds`."""

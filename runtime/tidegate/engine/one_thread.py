@@ -10,8 +10,11 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Generic, TypeVar
+
+from tidegate.engine.exit_threads import start_until_exit
 
 T = TypeVar("T")
 
@@ -28,9 +31,8 @@ class OneThread(Generic[T]):
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run `work` after what was submitted before; to be called from a running loop."""
         if self._thread is None:
-            # Not waited for at exit: who has to, waits for its future.
             self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-            self._thread.start()
+            start_until_exit(self._thread, partial(self._queue.put, None))
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._queue.put((future, work))
         return future

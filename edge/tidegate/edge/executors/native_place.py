@@ -24,6 +24,7 @@ from tidegate.edge.executors.huge_pages import huge_memory
 from tidegate.edge.executors.native import Bytes
 from tidegate.edge.executors.native_tiles import Tiles
 from tidegate.edge.machine import read_machine
+from tidegate.engine.exit_threads import start_until_exit
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class TilePlace:
             self._mover = threading.Thread(
                 target=self._move, args=(seconds,), name="tidegate-tiles", daemon=True
             )
-            self._mover.start()
+            start_until_exit(self._mover, self._closing.set)
 
     @property
     def moved(self) -> bool:
