@@ -84,9 +84,9 @@ def choose(logits: Logits, asks: Sequence[Ask]) -> tuple[Choice, ...]:
         alone = ask.guide is not None or len(asks) == 1
         if len(ask.draft) or (alone and _is_likeliest(ask.draw)):
             rows = logits[starts[i] : starts[i + 1]]
-            choices[i] = _guarded(partial(_follow, rows, ask))
+            choices[i] = guarded(partial(_follow, rows, ask))
         else:
-            draw = _guarded(partial(_masked, ask.draw, ask.guide))
+            draw = guarded(partial(_masked, ask.draw, ask.guide))
             if isinstance(draw, Choice):
                 choices[i] = draw
             else:
@@ -95,7 +95,7 @@ def choose(logits: Logits, asks: Sequence[Ask]) -> tuple[Choice, ...]:
     rows = logits if len(draws) == len(logits) else logits[[starts[i] for i in draws]]
     for i, one in zip(draws, _sampled(rows, list(draws.values())), strict=True):
         choices[i] = (
-            one if isinstance(one, Choice) else _guarded(partial(_accepted, one, asks[i].guide))
+            one if isinstance(one, Choice) else guarded(partial(accepted, one, asks[i].guide))
         )
     return tuple(choices[i] for i in range(len(asks)))
 
@@ -103,7 +103,7 @@ def choose(logits: Logits, asks: Sequence[Ask]) -> tuple[Choice, ...]:
 _T = TypeVar("_T")
 
 
-def _guarded(work: Callable[[], _T]) -> _T | Choice:
+def guarded(work: Callable[[], _T]) -> _T | Choice:
     """What `work` returns; what goes wrong in it is the trouble of one row."""
     try:
         return work()
@@ -116,11 +116,11 @@ def _guarded(work: Callable[[], _T]) -> _T | Choice:
 
 def _sampled(logits: Logits, draws: Sequence[Draw]) -> Sequence[Sampled | Choice | None]:
     """A token for each row; if that fails for all together, row by row."""
-    together = _guarded(partial(sample, logits, draws))
+    together = guarded(partial(sample, logits, draws))
     if not isinstance(together, Choice):
         return together
     alone = [
-        _guarded(partial(sample, logits[i : i + 1], draws[i : i + 1])) for i in range(len(draws))
+        guarded(partial(sample, logits[i : i + 1], draws[i : i + 1])) for i in range(len(draws))
     ]
     return [one if isinstance(one, Choice) else one[0] for one in alone]
 
@@ -129,7 +129,8 @@ def _masked(draw: Draw, guide: Guide | None) -> Draw:
     return draw if guide is None else replace(draw, allowed=guide.mask())
 
 
-def _accepted(one: Sampled | None, guide: Guide | None) -> Choice:
+def accepted(one: Sampled | None, guide: Guide | None) -> Choice:
+    """What a row gets of a token, None for logits that are not numbers; moves its guide on."""
     if one is None:
         return Choice(error=ExecutionError("the model gave logits that are not numbers"))
     if guide is not None:
@@ -150,7 +151,7 @@ def _follow(logits: Logits, ask: Ask) -> Choice:
     for taken in found:
         draw = draw.after(taken.token)
     for place in range(len(found), len(logits)):
-        one = _guarded(partial(_next, logits[place : place + 1], draw, ask.guide))
+        one = guarded(partial(_next, logits[place : place + 1], draw, ask.guide))
         if isinstance(one, Choice):
             return Choice(sampled=tuple(found)) if found else one
         found.append(one)
@@ -186,7 +187,7 @@ def _likeliest(logits: Logits, ask: Ask) -> list[Sampled]:
 
 def _next(logits: Logits, draw: Draw, guide: Guide | None) -> Sampled:
     (one,) = sample(logits, [_masked(draw, guide)])
-    choice = _accepted(one, guide)
+    choice = accepted(one, guide)
     if choice.error is not None:
         raise choice.error
     return choice.sampled[0]

@@ -15,8 +15,9 @@ from functools import partial
 import numpy as np
 
 from tidegate.engine.choosing import Ask, Choice, choose
+from tidegate.engine.device_sampling import DeviceChoosing, SamplingExecutor
 from tidegate.engine.drafts import Draft
-from tidegate.engine.executor import Executor, ExecutorStep, Logits, Row, StepResult
+from tidegate.engine.executor import Executor, ExecutorStep, Row, StepResult
 from tidegate.engine.one_thread import OneThread
 from tidegate.engine.speculation import Guessing, Speculator
 from tidegate.errors import ExecutionError, TidegateError, describe_defect
@@ -26,6 +27,11 @@ _log = logging.getLogger(__name__)
 
 def no_loads() -> tuple[int, ...]:
     """For a step that loads nothing."""
+    return ()
+
+
+def no_choices() -> tuple[Choice, ...]:
+    """For a step that asks for no token."""
     return ()
 
 
@@ -71,6 +77,7 @@ class Stepper:
     ) -> None:
         """Run `executor`; without a `speculator` nothing is guessed."""
         self._executor = executor
+        self._sampling = executor if isinstance(executor, SamplingExecutor) else None
         self._speculator = speculator
         self._clock = clock
         self._thread: OneThread[Outcome] = OneThread("tidegate-step")
@@ -107,13 +114,13 @@ class Stepper:
         drafts: Sequence[Draft] = ()
         try:
             work, drafts = self._with_guesses(work)
-            logits = self._execute(work.step) if work.step.rows or work.step.copies else None
+            pick = self._execute(work) if work.step.rows or work.step.copies else no_choices
             executed_s = self._clock() - started_s
             # After the copies of the step, which may be to the same slots, and before choosing:
             # choosing moves guides on, so from there on the step must not fail.
             loaded = work.load()
             started_s = self._clock()
-            choices = choose(logits, work.asks) if logits is not None and work.asks else ()
+            choices = pick()
             elapsed_s = executed_s + self._clock() - started_s
         except TidegateError as error:
             _log.warning("a step of the model failed: %s", error)
@@ -132,10 +139,14 @@ class Stepper:
         drafts = self._speculator.draft(work.guessing)
         return _with_drafts(work, drafts), drafts
 
-    def _execute(self, step: ExecutorStep) -> Logits:
-        result = self._executor.execute(step)
-        _check(result, step, self._executor.limits.vocab)
-        return result.logits
+    def _execute(self, work: Work) -> Callable[[], tuple[Choice, ...]]:
+        """Run the step; what comes back chooses its tokens."""
+        if self._sampling is not None and work.asks:
+            device = DeviceChoosing(self._sampling, work.asks)
+            return partial(device.choices, device.run(self._sampling, work.step))
+        result = self._executor.execute(work.step)
+        _check(result, work.step, self._executor.limits.vocab)
+        return partial(choose, result.logits, work.asks) if work.asks else no_choices
 
     def _learn(self, work: Work, drafts: Sequence[Draft], choices: Sequence[Choice]) -> None:
         if self._speculator is None or work.guessing is None or not any(work.guessed):

@@ -1,0 +1,140 @@
+"""What the GPU executor needs of the device's memory, part by part. Pure arithmetic.
+
+Weights and KV follow from the architecture; buffers of steps are measured by the executor, which
+runs the worst one at start. What is left becomes KV.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tidegate.cloud.gpu_settings import GpuSettings
+from tidegate.errors import ConfigError
+from tidegate.model.architecture import Architecture
+
+_MIB: Final = 1 << 20
+_SCALE_BYTES: Final = 4
+LEFT_ALONE: Final = 0.1
+"""Share of the free memory that is not taken: the driver, libraries' workspaces, recordings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryPart:
+    """One line of the sum."""
+
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemorySum:
+    """All parts, as people see them."""
+
+    parts: tuple[MemoryPart, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """All parts together."""
+        return sum(part.nbytes for part in self.parts)
+
+    def lines(self) -> str:
+        """One line per part and the sum last, in MiB."""
+        rows = [*self.parts, MemoryPart(name="sum", nbytes=self.nbytes)]
+        width = max(len(row.name) for row in rows)
+        return "\n".join(f"  {row.name:<{width}} {_mib(row.nbytes):>9,} MiB" for row in rows)
+
+
+def kv_bytes_per_token(arch: Architecture, settings: GpuSettings) -> int:
+    """Keys and values of one token over all layers, and their scales if they have any."""
+    if settings.kv_precision == "same":
+        return arch.kv_values_per_token * settings.dtype.itemsize
+    scales = 2 * arch.layers * arch.kv_heads * _SCALE_BYTES
+    return arch.kv_values_per_token + scales
+
+
+def block_bytes(arch: Architecture, settings: GpuSettings) -> int:
+    """One block of the cache over all layers."""
+    return kv_bytes_per_token(arch, settings) * settings.block_tokens
+
+
+def least_blocks(context_tokens: int, settings: GpuSettings) -> int:
+    """Blocks that one request of the whole context needs, and nobody's block."""
+    return -(-context_tokens // settings.block_tokens) + 1
+
+
+def weight_bytes(arch: Architecture, settings: GpuSettings) -> int:
+    """Of the weights, when none is packed: what to expect before any was read."""
+    return arch.parameters * settings.dtype.itemsize
+
+
+def kv_blocks(
+    arch: Architecture,
+    settings: GpuSettings,
+    *,
+    context_tokens: int,
+    used: MemorySum,
+    limit_bytes: int | None,
+) -> int:
+    """Blocks of the KV cache, nobody's among them.
+
+    Args:
+        arch: the model.
+        settings: of the executor.
+        context_tokens: of one request.
+        used: by all else.
+        limit_bytes: what the executor may take; None where it has to say how many tokens it keeps.
+
+    Raises:
+        ConfigError: not even one request would fit; the sum is written out.
+    """
+    least, each = least_blocks(context_tokens, settings), block_bytes(arch, settings)
+    asked = None if settings.kv_tokens is None else -(-settings.kv_tokens // settings.block_tokens)
+    if asked is not None and asked + 1 < least:
+        allowed = f"at least {context_tokens}, the context of one request"
+        raise ConfigError("kv_tokens", settings.kv_tokens, allowed)
+    if limit_bytes is None:
+        if asked is None:
+            raise ConfigError("kv_tokens", None, "given where the memory has no limit of its own")
+        return asked + 1
+    fitting = (limit_bytes - used.nbytes) // each
+    blocks = fitting if asked is None else asked + 1
+    if blocks < least or blocks > fitting:
+        wanted = max(least, 0 if asked is None else asked + 1)
+        kv = MemoryPart(
+            name=f"KV, {(wanted - 1) * settings.block_tokens} tokens in {precision_name(settings)}",
+            nbytes=wanted * each,
+        )
+        whole = MemorySum(parts=(*used.parts, kv))
+        setting = "memory_mib" if settings.memory_mib is not None else "MiB of memory available"
+        raise ConfigError(
+            setting,
+            limit_bytes // _MIB,
+            f"at least {_mib(whole.nbytes)}, which is\n{whole.lines()}",
+        )
+    return blocks
+
+
+def check_weights(arch: Architecture, settings: GpuSettings, limit_bytes: int | None) -> None:
+    """Refuse a model whose weights alone are too many, before an hour of reading them.
+
+    Raises:
+        ConfigError: with the arithmetic.
+    """
+    nbytes = weight_bytes(arch, settings)
+    if limit_bytes is not None and nbytes > limit_bytes:
+        raise ConfigError(
+            "MiB of memory available",
+            limit_bytes // _MIB,
+            f"at least {_mib(nbytes)}, the weights alone: {arch.parameters:,} in "
+            f"{settings.activations}",
+        )
+
+
+def precision_name(settings: GpuSettings) -> str:
+    """What keys and values are kept in, for people."""
+    return settings.activations if settings.kv_precision == "same" else settings.kv_precision
+
+
+def _mib(nbytes: int) -> int:
+    return -(-nbytes // _MIB)

@@ -1,0 +1,191 @@
+"""A step's numbers on their way to the device: one staging buffer, one copy, views of it there.
+
+What a step of a given shape brings always lies at the same place, so a graph that was captured for
+the shape finds it there. Rows are padded to the shape with requests of length 0 that have no
+tokens or, when every row has one, a token in nobody's block. The engine's block `b` is the cache's
+block `b + 1`, since block 0 is nobody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tidegate.engine.executor import Row
+from tidegate.kernels.paged_kv import StepTensors
+
+Tensor = torch.Tensor
+
+_ALIGNED = 16
+"""Bytes that every part begins at a multiple of, as vector loads like it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepShape:
+    """What a step is padded to; equal shapes have equal addresses."""
+
+    rows: int
+    tokens: int
+    width: int
+    """Blocks of the longest row."""
+    logits: int
+    most_tokens: int
+    """Of one row."""
+    most_length: int
+    """Of one row, cache and step together."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class DeviceStep:
+    """A step on the device."""
+
+    tensors: StepTensors
+    wanted: Tensor
+    """int64 [logits], the tokens whose logits are asked for; those of padding are token 0's."""
+
+
+class StepBuffers:
+    """Staging on the host and its twin on the device, large enough for every step."""
+
+    def __init__(
+        self, *, rows: int, tokens: int, logits: int, width: int, device: torch.device
+    ) -> None:
+        """Allocate both.
+
+        Args:
+            rows: of the largest step.
+            tokens: of the largest step.
+            logits: of the largest step.
+            width: blocks of the longest request.
+            device: where steps run; for CUDA the staging is pinned.
+        """
+        largest = StepShape(
+            rows=rows, tokens=tokens, width=width, logits=logits, most_tokens=1, most_length=1
+        )
+        nbytes = _layout(largest)[1]
+        on_gpu = device.type == "cuda"
+        self._staging = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=on_gpu)
+        self._device = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+        self._host = self._staging.numpy()
+        self._steps: dict[StepShape, DeviceStep] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """On the device."""
+        return self._device.nbytes
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where both lie, for tests that they stay there."""
+        return self._staging.data_ptr(), self._device.data_ptr()
+
+    def load(self, rows: Sequence[Row], shape: StepShape, block_tokens: int) -> DeviceStep:
+        """Bring the rows to the device, padded to `shape`."""
+        layout, used = _layout(shape)
+        views: _Views = {
+            name: self._host[start:end].view(dtype) for name, (start, end, dtype) in layout.items()
+        }
+        _fill(views, rows, shape, block_tokens)
+        self._device[:used].copy_(self._staging[:used], non_blocking=True)
+        found = self._steps.get(shape)
+        return self._views(shape) if found is None else found
+
+    def keep(self, shape: StepShape) -> None:
+        """Make the views of a shape once and for all; for those that come again and again."""
+        self._steps[shape] = self._views(shape)
+
+    def _views(self, shape: StepShape) -> DeviceStep:
+        parts = {
+            name: self._device[start:end].view(_TORCH[dtype])
+            for name, (start, end, dtype) in _layout(shape)[0].items()
+        }
+        tensors = StepTensors(
+            tokens=parts["tokens"],
+            positions=parts["positions"],
+            starts=parts["starts"],
+            lengths=parts["lengths"],
+            blocks=parts["blocks"].view(shape.rows, shape.width),
+            places=parts["places"],
+            most_tokens=shape.most_tokens,
+            most_length=shape.most_length,
+        )
+        return DeviceStep(tensors=tensors, wanted=parts["wanted"])
+
+
+_TORCH = {np.int32: torch.int32, np.int64: torch.int64}
+_Part = tuple[int, int, type[np.int32] | type[np.int64]]
+
+
+def _layout(shape: StepShape) -> tuple[dict[str, _Part], int]:
+    """First and last byte and type of each part, and the bytes of all."""
+    counts: tuple[tuple[str, int, type[np.int32] | type[np.int64]], ...] = (
+        ("places", shape.tokens, np.int64),
+        ("wanted", shape.logits, np.int64),
+        ("tokens", shape.tokens, np.int32),
+        ("positions", shape.tokens, np.int32),
+        ("starts", shape.rows + 1, np.int32),
+        ("lengths", shape.rows, np.int32),
+        ("blocks", shape.rows * shape.width, np.int32),
+    )
+    parts, at = {}, 0
+    for name, count, dtype in counts:
+        end = at + count * np.dtype(dtype).itemsize
+        parts[name] = (at, end, dtype)
+        at = -(-end // _ALIGNED) * _ALIGNED
+    return parts, at
+
+
+_Views = dict[str, npt.NDArray[np.signedinteger]]
+
+
+def _fill(views: _Views, rows: Sequence[Row], shape: StepShape, block_tokens: int) -> None:
+    counts = np.array([len(row.tokens) for row in rows])
+    past = np.array([row.past for row in rows])
+    total, count = int(counts.sum()), len(rows)
+    ends = np.cumsum(counts)
+    starts, lengths = views["starts"], views["lengths"]
+    starts[0] = 0
+    starts[1 : count + 1] = ends
+    # Where all rows have one token, those of padding have one too.
+    starts[count + 1 :] = np.arange(total + 1, total + 1 + shape.rows - count).clip(
+        max=shape.tokens
+    )
+    lengths[:count] = past + counts
+    lengths[count:] = 0
+    np.concatenate([row.tokens for row in rows], out=views["tokens"][:total], casting="unsafe")
+    views["tokens"][total:] = 0
+    # The place of a token in its request: its place in the step, less where its request begins.
+    positions = np.arange(total) + np.repeat(past - (ends - counts), counts)
+    views["positions"][:total] = positions
+    views["positions"][total:] = 0
+    _fill_blocks(views, rows, shape)
+    table = views["blocks"].reshape(shape.rows, shape.width)
+    owner = np.repeat(np.arange(count), counts)
+    block = table[owner, positions // block_tokens].astype(np.int64)
+    views["places"][:total] = block * block_tokens + positions % block_tokens
+    views["places"][total:] = 0
+    _fill_wanted(views["wanted"], rows, ends)
+
+
+def _fill_blocks(views: _Views, rows: Sequence[Row], shape: StepShape) -> None:
+    table = views["blocks"].reshape(shape.rows, shape.width)
+    table[:] = 0
+    for line, row in zip(table, rows, strict=False):
+        assert row.blocks is not None, "the engine places rows in blocks for a PagedGeometry"
+        used = row.blocks[: shape.width]
+        line[: len(used)] = used
+        line[: len(used)] += 1
+
+
+def _fill_wanted(
+    wanted: npt.NDArray[np.signedinteger], rows: Sequence[Row], ends: npt.NDArray[np.int64]
+) -> None:
+    at = 0
+    for row, end in zip(rows, ends.tolist(), strict=True):
+        if row.logits:
+            wanted[at : at + row.logits] = np.arange(end - row.logits, end)
+            at += row.logits
+    wanted[at:] = 0

@@ -1,0 +1,268 @@
+"""`PagedOps`: the walk over the paged cache, by kernels or by the references that define them.
+
+What may be fused is fused in here, and the walk does not know: a sum and the norm behind it; the
+norms of query and key, the cut, the rotation and the write into the cache; weights that share
+their input. Results lie in buffers that `Scratch` keeps, so a step allocates nothing and can be
+captured as a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from tidegate.kernels.device_weights import DeviceWeights, Product
+from tidegate.kernels.kernel_set import Kernels
+from tidegate.kernels.kv_write.rope_tables import RopeTables
+from tidegate.kernels.linear.weights import GpuLinear, LowRankWeight
+from tidegate.kernels.paged_kv import KvLayer, StepTensors
+from tidegate.kernels.paged_values import Clip, Done, Norm, Sum, Value
+from tidegate.kernels.scratch import Scratch
+from tidegate.model.architecture import Activation, AttentionSpec, Experts
+from tidegate.model.ops import GatedMlp
+from tidegate.model.packed import Array, Linear
+from tidegate.model.rope import Rope
+
+Tensor = torch.Tensor
+
+
+class Group(Protocol):
+    """Devices that each hold a part of every weight and run the same steps together."""
+
+    def sum(self, partial: Tensor) -> Tensor:
+        """The sum of what every device computed, in place."""
+
+    def gather(self, logits: Tensor) -> Tensor:
+        """Logits [rows, V] of which every device computed some columns, in order of rank."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Device:
+    """What all steps of one model share."""
+
+    kernels: Kernels
+    weights: DeviceWeights
+    layers: Sequence[KvLayer]
+    """The cache of every layer."""
+    scratch: Scratch
+    ropes: Mapping[Rope, RopeTables]
+    """Of every rotation that a layer has."""
+    deterministic: bool = False
+    """Sums in an order that does not depend on what else is in the step."""
+    group: Group | None = None
+
+
+class PagedOps:
+    """One step of `tidegate.model.ops.Ops[Value]`."""
+
+    def __init__(self, device: Device, step: StepTensors, wanted: Tensor) -> None:
+        """Bind a step.
+
+        Args:
+            device: weights, cache and kernels.
+            step: its tokens and where they go.
+            wanted: int64 [rows], the tokens whose logits are asked for.
+        """
+        self._device, self._step, self._wanted = device, step, wanted
+        self._kernels, self._scratch = device.kernels, device.scratch
+
+    def embed(self, table: Linear) -> Value:
+        """See `Ops.embed`."""
+        rows = self._device.weights.table(table)
+        out = self._take("sum", len(self._step.tokens), rows.shape[1], rows)
+        return Done(self._kernels.embed_rows(rows, self._step.tokens, out=out))
+
+    def linears(self, x: Value, weights: Sequence[Linear]) -> list[Value]:
+        """See `Ops.linears`; one product where the weights are merged."""
+        numbers = self.numbers(x)
+        product = self._device.weights.product(weights)
+        if product is None:
+            return [one for weight in weights for one in self.linears(Done(numbers), [weight])]
+        whole = self._product(numbers, product)
+        return [Done(part) for part in torch.split_with_sizes(whole, product.outputs, dim=-1)]
+
+    def rms_norm(self, x: Value, weight: Array, eps: float) -> Value:
+        """See `Ops.rms_norm`."""
+        return Norm(x=x, weight=weight, eps=eps)
+
+    def scale(self, x: Value, factor: float) -> Value:
+        """See `Ops.scale`."""
+        numbers = self.numbers(x)
+        out = self._like("scaled", numbers)
+        return Done(torch.mul(numbers, factor, out=out))
+
+    def clip(self, x: Value, limit: float) -> Value:
+        """See `Ops.clip`."""
+        return Clip(x=x, limit=limit)
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        """See `Ops.softcap`; in place, since nobody else has the logits."""
+        return Done(self.numbers(x).div_(cap).tanh_().mul_(cap))
+
+    def attention(self, q: Value, k: Value, v: Value, spec: AttentionSpec) -> Value:
+        """See `Ops.attention`."""
+        query, key, value = (_unfused(one, self.numbers) for one in (q, k, v))
+        alike = query.clip == key.clip == value.clip and query.eps == key.eps
+        if not alike or value.weight is not None:  # not what one kernel can do in its order
+            query, key, value = (_Plain(numbers=self.numbers(one)) for one in (q, k, v))
+        cache = self._device.layers[spec.layer]
+        rotated = self._kernels.write_kv(
+            _heads(query.numbers, spec.heads),
+            _heads(key.numbers, spec.kv_heads),
+            _heads(value.numbers, spec.kv_heads),
+            cache,
+            self._step,
+            rope=None if spec.rope is None else self._device.ropes[spec.rope],
+            q_norm=self._norm(query.weight),
+            k_norm=self._norm(key.weight),
+            eps=query.eps,
+            clip=query.clip,
+        )
+        out = self._take("attended", len(rotated), spec.heads * spec.head_size, rotated)
+        self._kernels.paged_attention(
+            rotated,
+            cache,
+            self._step,
+            scale=spec.scale,
+            window=spec.window,
+            softcap=spec.softcap,
+            deterministic=self._device.deterministic,
+            out=_heads(out, spec.heads),
+        )
+        return Done(out)
+
+    def gated_mlp(self, x: Value, gate: Linear, up: Linear, down: Linear, act: Activation) -> Value:
+        """See `Ops.gated_mlp`."""
+        numbers = self.numbers(x)
+        product = self._device.weights.product([gate, up])
+        if product is None:
+            halves = [self.numbers(one) for one in self.linears(Done(numbers), [gate, up])]
+            gate_up = torch.cat(halves, dim=-1)
+        else:
+            gate_up = self._product(numbers, product)
+        out = self._take("act", len(gate_up), gate_up.shape[1] // 2, gate_up)
+        (narrowed,) = self.linears(
+            Done(self._kernels.gated_activation(gate_up, act, out=out)), [down]
+        )
+        return narrowed
+
+    def moe(
+        self,
+        x: Value,
+        router: Linear,
+        expert: Callable[[int], GatedMlp],
+        experts: Experts,
+        act: Activation,
+    ) -> Value:
+        """See `Ops.moe`; the experts' weights lie together already."""
+        numbers = self.numbers(x)
+        (routed,) = self.linears(Done(numbers), [router])
+        chosen, shares = self._kernels.route(
+            self.numbers(routed), chosen=experts.chosen, normalised=experts.normalised
+        )
+        weights = self._device.weights.experts(router)
+        out = self._like("moe", numbers)
+        mixed = self._kernels.moe(numbers, chosen, shares, weights, act, out=out)
+        return Done(mixed if self._device.group is None else self._device.group.sum(mixed))
+
+    def add(self, x: Value, y: Value) -> Value:
+        """See `Ops.add`."""
+        return Sum(x=x, y=y)
+
+    def gather_rows(self, x: Value) -> Value:
+        """See `Ops.gather_rows`; a sum is gathered before it is computed."""
+        if isinstance(x, Sum) and x.tensor is None:
+            return Sum(x=self.gather_rows(x.x), y=self.gather_rows(x.y))
+        return Done(self.numbers(x).index_select(0, self._wanted))
+
+    def head(self, x: Value, table: Linear) -> Value:
+        """See `Ops.head`; float32."""
+        product = self._device.weights.product([table])
+        assert product is not None, "one weight is always a product"
+        numbers = self.numbers(x)
+        logits = self._apply(numbers, product.weight, "head").float()
+        group = self._device.group
+        return Done(logits if group is None else group.gather(logits))
+
+    def numbers(self, value: Value) -> Tensor:
+        """Compute a value, unless it was."""
+        if value.tensor is None:
+            value.tensor = self._compute(value)
+        return value.tensor
+
+    def _compute(self, value: Sum | Norm | Clip) -> Tensor:
+        if isinstance(value, Sum):
+            x, y = self.numbers(value.x), self.numbers(value.y)
+            return torch.add(x, y, out=self._like("sum", x))
+        if isinstance(value, Clip):
+            return self.numbers(value.x).clamp(-value.limit, value.limit)
+        return self._normed(value)
+
+    def _normed(self, value: Norm) -> Tensor:
+        weight, inner = self._device.weights.norm(value.weight), value.x
+        if isinstance(inner, Sum) and inner.tensor is None:
+            x, y = self.numbers(inner.x), self.numbers(inner.y)
+            normed, inner.tensor = self._kernels.rms_norm(
+                y,
+                weight,
+                value.eps,
+                residual=x,
+                out=self._like("normed", y),
+            )
+            return normed
+        x = self.numbers(inner)
+        if len(weight) == x.shape[1]:
+            normed, _ = self._kernels.rms_norm(x, weight, value.eps, out=self._like("normed", x))
+            return normed
+        runs = x.reshape(-1, len(weight))
+        normed, _ = self._kernels.rms_norm(runs, weight, value.eps)
+        return normed.view_as(x)
+
+    def _product(self, x: Tensor, product: Product) -> Tensor:
+        result = self._apply(x, product.weight, product.purpose)
+        if product.partial and self._device.group is not None:
+            return self._device.group.sum(result)
+        return result
+
+    def _apply(self, x: Tensor, weight: GpuLinear, purpose: str) -> Tensor:
+        if isinstance(weight, LowRankWeight):
+            first = self._apply(x, weight.first, purpose + ".first")
+            return self._apply(first, weight.second, purpose)
+        out = self._take(purpose, len(x), weight.outputs, x)
+        return self._kernels.linear(x, weight, out=out)
+
+    def _norm(self, weight: Array | None) -> Tensor | None:
+        return None if weight is None else self._device.weights.norm(weight)
+
+    def _take(self, purpose: str, rows: int, width: int, like: Tensor) -> Tensor:
+        return self._scratch.take(purpose, (rows, width), like.dtype)
+
+    def _like(self, purpose: str, like: Tensor) -> Tensor:
+        return self._take(purpose, like.shape[0], like.shape[1], like)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Plain:
+    """Numbers, and the norm and the cut that they still lack, in this order."""
+
+    numbers: Tensor
+    weight: Array | None = None
+    eps: float = 0.0
+    clip: float | None = None
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """[T, heads * H], whose rows may be parts of longer ones, as [T, heads, H]."""
+    return x.view(x.shape[0], heads, -1)
+
+
+def _unfused(value: Value, numbers: Callable[[Value], Tensor]) -> _Plain:
+    clip = None
+    if isinstance(value, Clip) and value.tensor is None:
+        clip, value = value.limit, value.x
+    if isinstance(value, Norm) and value.tensor is None:
+        return _Plain(numbers=numbers(value.x), weight=value.weight, eps=value.eps, clip=clip)
+    return _Plain(numbers=numbers(value), clip=clip)

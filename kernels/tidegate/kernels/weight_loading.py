@@ -1,0 +1,152 @@
+"""`load_weights`: a model's weights to a device, in the order of the walk, one product at a time.
+
+Packed weights stay packed and are tiled on the device. Those that share their input are merged
+where they are packed alike. The embedding table is always rows in the activations' type, since it
+is gathered from; a tied head that is packed is kept beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tidegate.kernels.device_weights import MERGED, DeviceWeights, Product
+from tidegate.kernels.linear.retile import can_merge, retile, to_gpu
+from tidegate.kernels.linear.weights import DenseWeight, GpuLinear
+from tidegate.kernels.moe.weights import ExpertWeights, stack_experts
+from tidegate.model.architecture import Architecture
+from tidegate.model.ops import GatedMlp
+from tidegate.model.packed import Array, DenseLinear, Linear, PackedLinear, dense_weight
+from tidegate.model.roles import Role, roles
+from tidegate.model.walk import Weights
+
+Tensor = torch.Tensor
+
+
+def load_weights(
+    arch: Architecture, source: Weights, *, dtype: torch.dtype, device: torch.device | str
+) -> DeviceWeights:
+    """Read every role of `arch` once and put it on the device.
+
+    Args:
+        arch: the model.
+        source: may be closed afterwards.
+        dtype: of weights that are not packed, and of the activations; norms are float32.
+        device: where they go.
+
+    Raises:
+        ConfigError: a weight is packed in groups that the kernels do not have.
+    """
+    return _Loading(arch=arch, source=source, dtype=dtype, device=device).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loading:
+    arch: Architecture
+    source: Weights
+    dtype: torch.dtype
+    device: torch.device | str
+
+    def run(self) -> DeviceWeights:
+        found, known = DeviceWeights(), roles(self.arch)
+        for names in _groups(known):
+            role = known[names[0]]
+            if ".experts." in names[0]:
+                self._name(found, names, known)  # they are read with their router
+            elif role.is_linear:
+                self._linears(found, names, known)
+            else:
+                weight = torch.from_numpy(self.source.vector(names[0])).float()
+                found.add_norm(names[0], weight.to(self.device))
+        return found
+
+    def _linears(self, found: DeviceWeights, names: Sequence[str], known: dict[str, Role]) -> None:
+        shells = self._name(found, names, known)
+        linears = [self.source.linear(name) for name in names]
+        if len(names) == 1 or can_merge(linears):
+            found.add_product(shells, self._product(names, linears))
+        else:
+            for name, shell, linear in zip(names, shells, linears, strict=True):
+                found.add_product([shell], self._product([name], [linear]))
+        if names[0] == "embed":
+            found.add_table(shells[0], self._table(found, shells[0], linears[0]))
+        if names[0].endswith(".router"):
+            found.add_experts(shells[0], self._experts(names[0].removesuffix("router")))
+
+    def _name(
+        self, found: DeviceWeights, names: Sequence[str], known: dict[str, Role]
+    ) -> list[Linear]:
+        return [found.name_linear(name, _two(known[name].shape)) for name in names]
+
+    def _product(self, names: Sequence[str], linears: Sequence[Linear]) -> Product:
+        tails = [name.rpartition(".")[2] for name in names]
+        return Product(
+            weight=self._merged(linears),
+            outputs=tuple(one.outputs for one in linears),
+            purpose="+".join(tails),
+            partial=tails[0] in _PARTIAL,
+        )
+
+    def _merged(self, linears: Sequence[Linear]) -> GpuLinear:
+        """One weight of several that can be merged, or of one."""
+        if len(linears) == 1:
+            return to_gpu(linears[0], device=self.device, dtype=self.dtype)
+        packed = [one for one in linears if isinstance(one, PackedLinear)]
+        if packed:
+            return retile(packed, device=self.device)
+        dense = [one for one in linears if isinstance(one, DenseLinear)]
+        weights = [self._moved(one.weight) for one in dense]
+        if all(one.bias is None for one in dense):
+            return DenseWeight(weight=torch.cat(weights))
+        biases = [
+            torch.zeros(one.outputs, dtype=self.dtype, device=self.device)
+            if one.bias is None
+            else self._moved(one.bias)
+            for one in dense
+        ]
+        return DenseWeight(weight=torch.cat(weights), bias=torch.cat(biases))
+
+    def _table(self, found: DeviceWeights, shell: Linear, linear: Linear) -> Tensor:
+        product = found.product([shell])
+        assert product is not None, "it was just added"
+        if isinstance(product.weight, DenseWeight):
+            return product.weight.weight
+        return self._moved(dense_weight(linear))
+
+    def _experts(self, prefix: str) -> ExpertWeights:
+        experts = self.arch.kind(int(prefix.split(".")[1])).experts
+        assert experts is not None, "a router has experts"
+        mlps = []
+        for number in range(experts.count):
+            gate, up, down = (
+                self.source.linear(f"{prefix}experts.{number}.{part}")
+                for part in ("gate", "up", "down")
+            )
+            mlps.append(GatedMlp(gate=gate, up=up, down=down))
+        return stack_experts(mlps, device=self.device, dtype=self.dtype)
+
+    def _moved(self, values: Array) -> Tensor:
+        return torch.from_numpy(values).to(device=self.device, dtype=self.dtype)
+
+
+_PARTIAL = ("o", "down")
+"""Products along what a group of devices has split."""
+
+
+def _groups(known: dict[str, Role]) -> Iterator[tuple[str, ...]]:
+    """The roles in order, those that are merged together."""
+    followers = {one for group in MERGED for one in group[1:]}
+    heads = {group[0]: group for group in MERGED}
+    for name in known:
+        prefix, _, tail = name.rpartition(".")
+        if tail in heads:
+            yield tuple(f"{prefix}.{part}" for part in heads[tail])
+        elif tail not in followers:
+            yield (name,)
+
+
+def _two(shape: tuple[int, ...]) -> tuple[int, int]:
+    rows, columns = shape
+    return rows, columns
