@@ -1,0 +1,62 @@
+"""Kernels that touch every value once: how near they come to a copy of the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from kernels.case import Bar, Case, Work, half_type, worst
+from torch.nn import functional
+
+from tidegate.kernels import pointwise
+
+_BF16_ROUNDING = 2**-8
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """Norms of the widths of 0.6B to 70B models, at prefill and at decode sizes."""
+    shapes = [(3, 96)] if quick else [(16384, 4096), (8192, 8192), (4096, 16384), (256, 4096)]
+    for rows, width in shapes:
+        for fused in (False, True):
+            yield _norm(rows, width, fused=fused)
+
+
+def _norm(rows: int, width: int, *, fused: bool) -> Case:
+    values = rows * width * 2
+    large = values >= 64 * 2**20
+    return Case(
+        name=f"rms_norm bf16 {rows}x{width}{' with residual' if fused else ''}",
+        make=partial(_norm_work, rows, width, fused),
+        bytes_moved=values * (4 if fused else 2),
+        baseline="torch add and rms_norm" if fused else "torch rms_norm",
+        bars=(Bar(kind="copy", at_least=0.95),) if large else (),
+    )
+
+
+def _norm_work(rows: int, width: int, fused: bool, device: torch.device) -> Work:
+    x, stream = (_drawn(rows, width, device, seed) for seed in (0, 1))
+    weight = _drawn(1, width, device, 2)[0]
+    out, total = torch.empty_like(x), torch.empty_like(x)
+
+    def run() -> object:
+        residual = stream if fused else None
+        return pointwise.rms_norm(x, weight, 1e-6, residual=residual, out=out)
+
+    def baseline() -> object:
+        source = torch.add(x, stream, out=total) if fused else x
+        return functional.rms_norm(source, (width,), weight, 1e-6)
+
+    def error() -> float:
+        residual = stream.clone() if fused else None
+        normed, _ = pointwise.rms_norm(x, weight, 1e-6, residual=residual)
+        exact = ((x.float() + stream.float()).to(x.dtype) if fused else x).double()
+        scale = (exact.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        return worst(normed, exact * scale * weight.double(), _BF16_ROUNDING)
+
+    return Work(run=run, baseline=baseline, error=error)
+
+
+def _drawn(rows: int, width: int, device: torch.device, seed: int) -> torch.Tensor:
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(rows, width, generator=generator, device=device).to(half_type(device))
