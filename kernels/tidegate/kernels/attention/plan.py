@@ -1,0 +1,187 @@
+"""How a call is cut into programs, from what the host knows of the step: never from its data.
+
+A request of at most SHORT new tokens goes the way of decode (its keys cut into segments), a longer
+one that of prefill. The choice is each request's own, so that in deterministic mode nothing else
+in a step changes what it gets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+SHORT: Final = 8
+"""New tokens up to which reading the cache, not arithmetic, is what takes time: a decode step with
+a few guesses. Tokens of one tile share the reading."""
+MOST_ROWS: Final = 128
+"""Rows of the largest tile, so the most query heads that may share a key/value head."""
+FIXED_SEGMENT: Final = 1024
+"""Keys of a segment in deterministic mode. Half of it makes single requests faster and needs twice
+the workspace; by rule, not measured."""
+SMALLEST_SEGMENT: Final = 128
+"""Keys below which a segment of its own costs more than it wins; by rule, not measured."""
+PROGRAMS_PER_UNIT: Final = 4
+"""Programs wanted per multiprocessor: two fit at a time, and uneven lengths even out over more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """Query rows and keys that one step of a program multiplies, and how it is compiled."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What a layer's attention is made for, as far as tiles depend on it."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    query_bytes: int
+    """Of one value of q; 4 is float32, which no tensor core multiplies exactly."""
+    kv_bytes: int
+
+    @property
+    def share(self) -> int:
+        """Query heads of one key/value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def columns(self) -> int:
+        """The head size filled up to a power of two, at least 16."""
+        return max(16, power_of_two(self.head_size))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """The GPU, as far as plans depend on it."""
+
+    generation: int
+    """Major compute capability: 8 is Ampere and Ada, 9 Hopper."""
+    units: int
+    """Multiprocessors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodePlan:
+    """How the requests of few tokens are cut."""
+
+    tile: Tile
+    tile_tokens: int
+    tiles: int
+    """Tiles of a request."""
+    most_tokens: int
+    """New tokens of a request that takes this way."""
+    segments: int
+    fixed: int
+    """Keys of a segment, or 0 when they are as long as their number makes them."""
+
+
+def plan_decode(
+    shape: Shape,
+    device: Device,
+    *,
+    requests: int,
+    most_tokens: int,
+    most_length: int,
+    deterministic: bool,
+) -> DecodePlan:
+    """The cut for a step of `requests` requests, padding included."""
+    tokens = min(most_tokens, SHORT)
+    # The size of a tile picks the instructions that multiply it, and these the order of sums.
+    wanted = shape.share if deterministic else min(shape.share * tokens, max(shape.share, 32))
+    tile = decode_tile(shape, power_of_two(max(16, wanted)))
+    tiles = -(-tokens // (tile.rows // shape.share))
+    if deterministic:
+        segments, fixed = -(-most_length // FIXED_SEGMENT), FIXED_SEGMENT
+    else:
+        fitting = device.units * PROGRAMS_PER_UNIT // (requests * tiles * shape.kv_heads)
+        segments, fixed = min(fitting, -(-most_length // SMALLEST_SEGMENT)), 0
+    return DecodePlan(
+        tile=tile,
+        tile_tokens=tile.rows // shape.share,
+        tiles=tiles,
+        most_tokens=tokens,
+        segments=max(1, segments),
+        fixed=fixed,
+    )
+
+
+def workspace_floats(
+    shape: Shape,
+    device: Device,
+    *,
+    most_requests: int,
+    most_length: int,
+    most_tokens: int = SHORT,
+    deterministic: bool = False,
+) -> int:
+    """Float32 values that every step within the limits finds enough between its two kernels.
+
+    Args:
+        shape: the layer's.
+        device: what the steps run on.
+        most_requests: of one step, padding included.
+        most_length: tokens of one request, new ones included.
+        most_tokens: new tokens of the longest request; SHORT covers all there are.
+        deterministic: whether steps run so.
+    """
+    return max(
+        between_floats(
+            shape,
+            plan_decode(
+                shape,
+                device,
+                requests=requests,
+                most_tokens=tokens,
+                most_length=most_length,
+                deterministic=deterministic,
+            ),
+            requests,
+        )
+        for requests in range(1, most_requests + 1)
+        for tokens in range(1, min(most_tokens, SHORT) + 1)
+    )
+
+
+def between_floats(shape: Shape, plan: DecodePlan, requests: int) -> int:
+    """Float32 values of one step's segments: none where there is only one."""
+    if plan.segments == 1:
+        return 0
+    rows = requests * plan.most_tokens * shape.heads * plan.segments
+    return rows * (shape.head_size + 1)
+
+
+def prefill_tile(shape: Shape, device: Device) -> Tile:
+    """The tile for many tokens. By rule, not measured: the largest that needs no stack.
+
+    An accumulator of 128 rows takes half of the registers at 128 columns and 8 warps.
+    """
+    if shape.query_bytes == 4:
+        return Tile(rows=max(32, power_of_two(shape.share)), keys=32, warps=4, stages=2)
+    if shape.columns <= 128:
+        keys = 128 if device.generation >= 9 else 64
+        return Tile(rows=MOST_ROWS, keys=keys, warps=8, stages=3)
+    keys = 64 if device.generation >= 9 else 32
+    return Tile(rows=MOST_ROWS, keys=keys, warps=8, stages=3)
+
+
+def decode_tile(shape: Shape, rows: int) -> Tile:
+    """The tile for few tokens. By rule, not measured: 16 KiB of keys at a time.
+
+    Five stages are two runs of keys under way, since a run waits for its block's number first.
+    """
+    keys = 16384 // (shape.columns * shape.kv_bytes)
+    keys = min(128, max(32, keys))
+    if rows > 32:
+        return Tile(rows=rows, keys=min(keys, 64), warps=8, stages=3)
+    return Tile(rows=rows, keys=keys, warps=4, stages=5)
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,109 @@
+"""Attention of requests with many new tokens: a program per tile of query rows and key/value head.
+
+Tiles are counted over all requests and found by their number, so that the grid depends on nothing
+that the host does not know. The last tiles of a request see the most keys and begin first. Only
+runs of keys on the diagonal and at the window's edge are masked.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tidegate.kernels.attention.tile import (
+    find_request,
+    finish,
+    first_key,
+    no_sums,
+    query_tile,
+    store_rows,
+    sweep,
+)
+
+
+@triton.jit
+def prefill(
+    q_at,
+    out_at,
+    keys_at,
+    values_at,
+    key_scales,
+    value_scales,
+    starts,
+    lengths,
+    blocks,
+    sinks,
+    q_stride,
+    blocks_stride,
+    requests,
+    kv_heads,
+    window,
+    cap,
+    factor,
+    SHORT: tl.constexpr,
+    SHARE: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """Grid (K, T // (BLOCK_M // SHARE) + B); requests of at most SHORT new tokens are skipped."""
+    TILE_TOKENS: tl.constexpr = BLOCK_M // SHARE
+    head = tl.program_id(0)
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    request, first_tile = find_request(starts, requests, tile, TILE_TOKENS)
+    start = tl.load(starts + request)
+    new = tl.load(starts + request + 1) - start
+    offset = (tile - first_tile) * TILE_TOKENS  # of the tile's first token within the request
+    if (new <= SHORT) | (offset >= new):
+        return
+    q, token, query_head = query_tile(
+        q_at, q_stride, start, offset, new, head, SHARE, HEAD_SIZE, BLOCK_M, BLOCK_H
+    )
+    past = tl.load(lengths + request) - new
+    position = tl.where(token >= 0, past + token, -1)
+    end = past + tl.minimum(offset + TILE_TOKENS, new)
+    table = blocks + request.to(tl.int64) * blocks_stride
+    cache = (keys_at, values_at, key_scales, value_scales, table, head, kv_heads)
+    rule = (window, cap, factor)
+    sums = no_sums(BLOCK_M, BLOCK_H)
+    inner = 0
+    diagonal = (past + offset + 1) // BLOCK_N * BLOCK_N
+    if window is not None:
+        first = first_key(past + offset, window, BLOCK_N)
+        inner = tl.cdiv(tl.maximum(end - window, 0), BLOCK_N) * BLOCK_N
+        inner = tl.minimum(tl.maximum(inner, first), diagonal)
+        sums = sweep(
+            q,
+            sums,
+            position,
+            first,
+            inner,
+            end,
+            cache,
+            rule,
+            HEAD_SIZE,
+            BLOCK_TOKENS,
+            BLOCK_N,
+            True,
+        )
+    sums = sweep(
+        q,
+        sums,
+        position,
+        inner,
+        diagonal,
+        end,
+        cache,
+        rule,
+        HEAD_SIZE,
+        BLOCK_TOKENS,
+        BLOCK_N,
+        False,
+    )
+    sums = sweep(
+        q, sums, position, diagonal, end, end, cache, rule, HEAD_SIZE, BLOCK_TOKENS, BLOCK_N, True
+    )
+    rows = finish(sums, sinks, query_head)
+    store_rows(out_at, rows, start, token, query_head, kv_heads * SHARE, HEAD_SIZE)
