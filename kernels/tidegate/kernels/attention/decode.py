@@ -25,7 +25,14 @@ from tidegate.kernels.attention.tile import (
 
 
 @triton.jit
-def segment_bounds(segment, segments, first, end, FIXED: tl.constexpr, BLOCK_N: tl.constexpr):
+def segment_bounds(
+    segment: tl.tensor,
+    segments: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
+    FIXED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
     """The keys [low, high) of a segment of those in [first, end); none if low >= high."""
     if FIXED > 0:
         return tl.maximum(segment * FIXED, first), tl.minimum(segment * FIXED + FIXED, end)
@@ -37,26 +44,26 @@ def segment_bounds(segment, segments, first, end, FIXED: tl.constexpr, BLOCK_N: 
 
 @triton.jit
 def decode(
-    q_at,
-    out_at,
-    parts_at,
-    logs_at,
-    keys_at,
-    values_at,
-    key_scales,
-    value_scales,
-    starts,
-    lengths,
-    blocks,
-    sinks,
-    q_stride,
-    blocks_stride,
-    kv_heads,
-    window,
-    cap,
-    factor,
-    tiles,
-    most_tokens,
+    q_at: tl.tensor,
+    out_at: tl.tensor,
+    parts_at: tl.tensor,
+    logs_at: tl.tensor,
+    keys_at: tl.tensor,
+    values_at: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
+    starts: tl.tensor,
+    lengths: tl.tensor,
+    blocks: tl.tensor,
+    sinks: tl.tensor,
+    q_stride: tl.tensor,
+    blocks_stride: tl.tensor,
+    kv_heads: tl.tensor,
+    window: tl.tensor,
+    cap: tl.tensor,
+    factor: tl.tensor,
+    tiles: tl.tensor,
+    most_tokens: tl.tensor,
     SHORT: tl.constexpr,
     FIXED: tl.constexpr,
     SHARE: tl.constexpr,
@@ -65,7 +72,7 @@ def decode(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
-):
+) -> None:
     """Grid (B * tiles, K, segments); requests of more than SHORT new tokens are skipped."""
     request, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     head, segment, segments = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
@@ -107,16 +114,16 @@ def decode(
 
 @triton.jit
 def combine(
-    out_at,
-    parts_at,
-    logs_at,
-    starts,
-    lengths,
-    sinks,
-    heads,
-    window,
-    most_tokens,
-    segments,
+    out_at: tl.tensor,
+    parts_at: tl.tensor,
+    logs_at: tl.tensor,
+    starts: tl.tensor,
+    lengths: tl.tensor,
+    sinks: tl.tensor,
+    heads: tl.tensor,
+    window: tl.tensor,
+    most_tokens: tl.tensor,
+    segments: tl.tensor,
     SHORT: tl.constexpr,
     FIXED: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
@@ -124,9 +131,10 @@ def combine(
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_S: tl.constexpr,
-):
-    """Grid (B * most_tokens, N). Segments are summed BLOCK_S at a time in order, so that more of
-    them that are empty change no bit of the result.
+) -> None:
+    """Join the segments, BLOCK_S at a time and in order: empty ones change no bit of the result.
+
+    Grid (B * most_tokens, N).
     """
     request, token = tl.program_id(0) // most_tokens, tl.program_id(0) % most_tokens
     query_head = tl.program_id(1)

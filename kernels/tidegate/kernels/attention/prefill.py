@@ -23,23 +23,23 @@ from tidegate.kernels.attention.tile import (
 
 @triton.jit
 def prefill(
-    q_at,
-    out_at,
-    keys_at,
-    values_at,
-    key_scales,
-    value_scales,
-    starts,
-    lengths,
-    blocks,
-    sinks,
-    q_stride,
-    blocks_stride,
-    requests,
-    kv_heads,
-    window,
-    cap,
-    factor,
+    q_at: tl.tensor,
+    out_at: tl.tensor,
+    keys_at: tl.tensor,
+    values_at: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
+    starts: tl.tensor,
+    lengths: tl.tensor,
+    blocks: tl.tensor,
+    sinks: tl.tensor,
+    q_stride: tl.tensor,
+    blocks_stride: tl.tensor,
+    requests: tl.tensor,
+    kv_heads: tl.tensor,
+    window: tl.tensor,
+    cap: tl.tensor,
+    factor: tl.tensor,
     SHORT: tl.constexpr,
     SHARE: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
@@ -47,15 +47,15 @@ def prefill(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
-):
+) -> None:
     """Grid (K, T // (BLOCK_M // SHARE) + B); requests of at most SHORT new tokens are skipped."""
-    TILE_TOKENS: tl.constexpr = BLOCK_M // SHARE
+    tile_tokens: tl.constexpr = BLOCK_M // SHARE
     head = tl.program_id(0)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    request, first_tile = find_request(starts, requests, tile, TILE_TOKENS)
+    request, first_tile = find_request(starts, requests, tile, tile_tokens)
     start = tl.load(starts + request)
     new = tl.load(starts + request + 1) - start
-    offset = (tile - first_tile) * TILE_TOKENS  # of the tile's first token within the request
+    offset = (tile - first_tile) * tile_tokens  # of the tile's first token within the request
     if (new <= SHORT) | (offset >= new):
         return
     q, token, query_head = query_tile(
@@ -63,7 +63,7 @@ def prefill(
     )
     past = tl.load(lengths + request) - new
     position = tl.where(token >= 0, past + token, -1)
-    end = past + tl.minimum(offset + TILE_TOKENS, new)
+    end = past + tl.minimum(offset + tile_tokens, new)
     table = blocks + request.to(tl.int64) * blocks_stride
     cache = (keys_at, values_at, key_scales, value_scales, table, head, kv_heads)
     rule = (window, cap, factor)

@@ -17,9 +17,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+Sums = tuple[tl.tensor, tl.tensor, tl.tensor]
+Cache = tuple[tl.tensor, ...]
+Rule = tuple[tl.tensor, tl.tensor, tl.tensor]
+
 
 @triton.jit
-def find_request(starts, requests, tile, TILE_TOKENS: tl.constexpr):
+def find_request(
+    starts: tl.tensor,
+    requests: tl.tensor,
+    tile: tl.tensor,
+    TILE_TOKENS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
     """The request that tile number `tile` belongs to, and the number of its first tile.
 
     Request `i` has tiles from `starts[i] // TILE_TOKENS + i` on: at least as many as it needs,
@@ -37,17 +46,17 @@ def find_request(starts, requests, tile, TILE_TOKENS: tl.constexpr):
 
 @triton.jit
 def query_tile(
-    q_at,
-    q_stride,
-    start,
-    offset,
-    new,
-    head,
+    q_at: tl.tensor,
+    q_stride: tl.tensor,
+    start: tl.tensor,
+    offset: tl.tensor,
+    new: tl.tensor,
+    head: tl.tensor,
     SHARE: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
-):
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Rows from token `offset` of a request that begins at token `start`.
 
     Returns:
@@ -66,7 +75,11 @@ def query_tile(
 
 
 @triton.jit
-def first_key(position, window, BLOCK_N: tl.constexpr):
+def first_key(
+    position: tl.tensor,
+    window: tl.tensor,
+    BLOCK_N: tl.constexpr,
+) -> tl.tensor:
     """Where the keys begin that a query at `position` sees, at a multiple of BLOCK_N."""
     if window is None:
         return 0
@@ -75,7 +88,13 @@ def first_key(position, window, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def places_of(cache, begin, end, BLOCK_TOKENS: tl.constexpr, BLOCK_N: tl.constexpr):
+def places_of(
+    cache: Cache,
+    begin: tl.tensor,
+    end: tl.tensor,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
     """Where BLOCK_N keys from `begin` lie: rows of [blocks * K * BLOCK_TOKENS, H].
 
     Returns:
@@ -95,7 +114,9 @@ def places_of(cache, begin, end, BLOCK_TOKENS: tl.constexpr, BLOCK_N: tl.constex
 
 
 @triton.jit
-def tanh(x):
+def tanh(
+    x: tl.tensor,
+) -> tl.tensor:
     """The hyperbolic tangent, without an overflow; 2.885... is 2 / ln(2)."""
     small = tl.exp2(tl.abs(x) * -2.8853900817779268)
     size = (1.0 - small) / (1.0 + small)
@@ -104,18 +125,18 @@ def tanh(x):
 
 @triton.jit
 def visit(
-    q,
-    sums,
-    position,
-    begin,
-    end,
-    cache,
-    rule,
+    q: tl.tensor,
+    sums: Sums,
+    position: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    cache: Cache,
+    rule: Rule,
     HEAD_SIZE: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
-):
+) -> Sums:
     """Take in the BLOCK_N keys from `begin`, of which those below `end` are there.
 
     MASKED is False only where every row sees all of them; the sums are the same either way.
@@ -158,19 +179,19 @@ def visit(
 
 @triton.jit
 def sweep(
-    q,
-    sums,
-    position,
-    begin,
-    stop,
-    end,
-    cache,
-    rule,
+    q: tl.tensor,
+    sums: Sums,
+    position: tl.tensor,
+    begin: tl.tensor,
+    stop: tl.tensor,
+    end: tl.tensor,
+    cache: Cache,
+    rule: Rule,
     HEAD_SIZE: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
-):
+) -> Sums:
     """Take in the keys from `begin` to `stop`, of which those below `end` are there."""
     for at in range(begin, stop, BLOCK_N):
         sums = visit(
@@ -180,14 +201,21 @@ def sweep(
 
 
 @triton.jit
-def no_sums(BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr):
+def no_sums(
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+) -> Sums:
     """The sums of rows that have seen no key."""
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
     return most, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
 
 
 @triton.jit
-def finish(sums, sinks, query_head):
+def finish(
+    sums: Sums,
+    sinks: tl.tensor,
+    query_head: tl.tensor,
+) -> tl.tensor:
     """Rows of attention [BLOCK_M, BLOCK_H]: 0 for a row that saw nothing. 1.44... is 1 / ln(2)."""
     most, total, mixed = sums
     if sinks is not None:
@@ -200,7 +228,15 @@ def finish(sums, sinks, query_head):
 
 
 @triton.jit
-def store_rows(out_at, rows, start, token, query_head, heads, HEAD_SIZE: tl.constexpr):
+def store_rows(
+    out_at: tl.tensor,
+    rows: tl.tensor,
+    start: tl.tensor,
+    token: tl.tensor,
+    query_head: tl.tensor,
+    heads: tl.tensor,
+    HEAD_SIZE: tl.constexpr,
+) -> None:
     """Write rows [BLOCK_M, BLOCK_H] to out [T, N, H]."""
     columns = tl.arange(0, rows.shape[1])
     at = ((start + token).to(tl.int64) * heads + query_head)[:, None] * HEAD_SIZE + columns[None, :]
