@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from linklab import FAST
+from linkpair import going
 
 from tidegate.errors import IdentityError, UnavailableError
 from tidegate.link import key_rotation
@@ -81,17 +82,6 @@ class Home:
             while len(await link.gateways()) < len(self.gateways):
                 await asyncio.sleep(0.01)
             yield link
-
-
-@asynccontextmanager
-async def going(part: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(part)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 def play(test: Callable[[], Awaitable[None]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import re
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from tidegate.cli.keys_endpoint import endpoint, network_of
 from tidegate.cli.main import main
 from tidegate.link.certificate_facts import read_facts, split_bundle
+from tidegate.link.clock import utc
 from tidegate.link.enrolment import MOST_MESSAGE_BYTES, Token
 from tidegate.link.enrolment_device import begin, finish
 from tidegate.link.enrolment_gateway import Enrolment
@@ -194,6 +196,55 @@ def test_a_devices_new_key_waits_beside_the_old_one_for_the_daemon(
     assert staged != key == (device / "device.key").read_bytes()
     assert staged.hex() not in shown
     assert (device / "device.next.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_prekeys_are_shown_with_their_times_and_without_their_secrets(
+    tidegate: Tidegate, fleet: Path
+) -> None:
+    gateway = fleet / "gateway"
+    assert "prekey" not in tidegate("keys", "show", gateway)[1]
+    for _ in range(2):
+        assert tidegate("keys", "rotate", "prekeys", gateway)[0] == 0
+    rows = json.loads((gateway / "prekeys.json").read_text())["prekeys"]
+    shown = tidegate("keys", "show", gateway)[1]
+    lines = [line for line in shown.splitlines() if line.startswith("prekey:")]
+    assert len(lines) == len(rows) >= 4
+    for row in rows:
+        (line,) = [line for line in lines if row["id"] in line]
+        assert f"suite {row['suite']} (" in line
+        assert f"valid {utc(row['nbf'])} to {utc(row['naf'])}, is erased then" in line
+        assert row["private"] not in shown
+    for row in rows:
+        row["naf"] = 1
+    write_atomic(gateway / "prekeys.json", json.dumps({"prekeys": rows}).encode())
+    assert "is erased when the gateway runs" in tidegate("keys", "show", gateway)[1]
+
+
+def test_a_stolen_gateways_key_is_revoked_and_the_list_is_brought_round(
+    tidegate: Tidegate, fleet: Path
+) -> None:
+    _enrolled(tidegate, fleet)
+    path = fleet / "fleet" / "gateways.revoked"
+    status, _, told = tidegate("keys", "revoke-gateway", fleet / "fleet", "gw0")
+    assert status == 0
+    assert "revokes the keys of gw0" in told
+    assert (
+        "gateways.revoked: cannot be read"
+        in tidegate(
+            "keys", "import-revoked", fleet / "device", fleet / "other" / "gateways.revoked"
+        )[2]
+    )
+    for folder in ("device", "gateway"):
+        told = tidegate("keys", "import-revoked", fleet / folder, path)[2]
+        assert "the keys of gw0 are revoked" in told
+        assert "newer one" in tidegate("keys", "import-revoked", fleet / folder, path)[2]
+        assert "revoked gateways:" in tidegate("keys", "show", fleet / folder)[1]
+    told = tidegate("keys", "import-revoked", fleet / "fleet", path)[2]
+    assert "neither a gateway nor a device" in told
+    assert "this gateway's key is revoked" in tidegate("keys", "show", fleet / "gateway")[1]
+    rotate = ("keys", "rotate", "gateway", fleet / "gateway", "--fleet", fleet / "fleet")
+    assert tidegate(*rotate)[0] == 0
+    assert "this gateway's key is revoked" not in tidegate("keys", "show", fleet / "gateway")[1]
 
 
 def test_prekeys_rotate_at_once_but_not_without_end(tidegate: Tidegate, fleet: Path) -> None:

@@ -30,6 +30,7 @@ from tidegate.link.device_views import GatewayView, PendingRequest
 from tidegate.link.effects import Delivered, DeviceEffect, Ended, Publish
 from tidegate.link.envelope import RequestId, new_request_id
 from tidegate.link.failures import LINK_STOPPED, error_of
+from tidegate.link.gateway_revocation import REVOKED_FILE, RevokedGateways
 from tidegate.link.identity import load_device
 from tidegate.link.keyfiles import FolderLock
 from tidegate.link.outbox import IDEMPOTENCY_KEY, NORMAL_PRIORITY, Name, Outbox, Outcome
@@ -83,6 +84,7 @@ class DeviceLink:
                 wall_s=time.time,
                 now_s=time.monotonic(),
                 suites=suites,
+                revoked=RevokedGateways(identity.root, identity.group, directory / REVOKED_FILE),
             )
             undo.pop_all()
         self._thread = CoreThread("tidegate-device")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -25,9 +24,11 @@ from tidegate.link.device_session import (
     SendCancel,
 )
 from tidegate.link.device_states import State
+from tidegate.link.device_views import Standing
 from tidegate.link.effects import Delivered, DeviceEffect, Ended
 from tidegate.link.envelope import RequestId, Route, route
 from tidegate.link.gateway_directory import GatewayDirectory
+from tidegate.link.gateway_revocation import RevokedGateways
 from tidegate.link.identity import DeviceIdentity
 from tidegate.link.limits import MAX_DEADLINE_S, check_request
 from tidegate.link.lingering import Lingering
@@ -52,15 +53,6 @@ _BULK_PRIORITY = 2
 _EXPIRE_EVERY_S = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What is known of a request: its answer so far, and whether that is all."""
-
-    payloads: list[bytes] = field(repr=False)
-    outcome: Outcome
-    code: str
-
-
 class DeviceCore:
     """All requests of one device."""
 
@@ -74,6 +66,7 @@ class DeviceCore:
         wall_s: Callable[[], float],
         now_s: float,
         suites: Sequence[int] = PREFERENCE,
+        revoked: RevokedGateways | None = None,
     ) -> None:
         self.tally = Tally()
         self.connected = False
@@ -84,7 +77,13 @@ class DeviceCore:
         self._rng = rng
         self._wall_s = wall_s
         self._gateways = GatewayDirectory(
-            identity, timing=timing, rng=rng, wall_s=wall_s, tally=self.tally, suites=suites
+            identity,
+            timing=timing,
+            rng=rng,
+            wall_s=wall_s,
+            tally=self.tally,
+            suites=suites,
+            revoked=revoked,
         )
         self._keep = Keeper(outbox, self.tally)
         self._seal = DeviceSealer(
@@ -286,7 +285,7 @@ class DeviceCore:
         if live is None:
             return self._on_late_response(now_s, where, payload)
         sent = live.sent.get(where.attempt)
-        if sent is None:
+        if sent is None or self._gateways.is_revoked(sent.gateway_id, sent.certified_s):
             raise SealError
         number, final, data = sent.keys.open_response(payload)
         if not (data or final):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tidegate.errors import UnavailableError
-from tidegate.link.device_core import Standing
+from tidegate.link.device_views import Standing
 from tidegate.link.effects import Delivered, Ended
 from tidegate.link.envelope import RequestId
 

@@ -68,7 +68,7 @@ class DeviceSealer:
             handle=self._identity.handle,
         )
         topic = self._topics.request(advert.gateway_id, self._identity.handle)
-        live.remember(attempt, Sent(keys, topic, advert.gateway_id))
+        live.remember(attempt, Sent(keys, topic, advert.gateway_id, advert.certified_s))
         return [self._publish(topic, message) for message in messages]
 
     def control(self, live: Live, kind: ControlKind, *, rewind: bool = False) -> list[Publish]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from tidegate.link.envelope import RequestId, request_time_ms
@@ -51,3 +51,12 @@ class PendingRequest:
             held_bytes=held.held_bytes,
             is_read=is_read,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known of a request: its answer so far, and whether that is all."""
+
+    payloads: list[bytes] = field(repr=False)
+    outcome: Outcome
+    code: str

@@ -28,6 +28,13 @@ from tidegate.link.certificates_store import (
     write_authority,
 )
 from tidegate.link.envelope import DeviceId
+from tidegate.link.gateway_revocation import (
+    NONE_REVOKED,
+    REVOKED_FILE,
+    Revocations,
+    read_revocations,
+    seal_revocations,
+)
 from tidegate.link.identity import (
     CERTIFICATE_LABEL,
     HANDLE_CHARACTERS,
@@ -105,7 +112,8 @@ def add_gateway(
     public = root.public_key().public_bytes_raw()
     write_atomic(gateway_dir / ROOT_FILE, public.hex().encode())
     _write_json(gateway_dir / "gateway.json", {"group": group, "gateway": gateway_id})
-    certify_gateway(root, gateway_dir, group, gateway_id, now_s=now_s)
+    revoked = read_revocations(fleet_dir, root.public_key(), group)
+    certify_gateway(root, gateway_dir, group, gateway_id, revoked=revoked, now_s=now_s)
     return load_gateway(gateway_dir)
 
 
@@ -115,15 +123,18 @@ def certify_gateway(
     group: str,
     gateway_id: str,
     *,
+    revoked: Revocations = NONE_REVOKED,
     now_s: float | None = None,
 ) -> None:
     """Give a gateway a new signing key and the root's certificate for it.
 
     Devices believe whatever the root certifies, so the old key's adverts and the new key's are
-    both good until the old certificate ends; a lost key is the reason to make a new fleet.
+    both good until the old certificate ends, or until the old key is revoked.
     """
     key = Ed25519PrivateKey.generate()
     nbf_s = int(time.time() if now_s is None else now_s)
+    # Later than what is revoked, even within the same second.
+    nbf_s = max(nbf_s, revoked.until_s.get(gateway_id, -1) + 1)
     certificate = statements.sign(
         root,
         CERTIFICATE_LABEL,
@@ -184,6 +195,26 @@ def add_device(fleet_dir: Path, device_dir: Path, gateway_dirs: Sequence[Path]) 
     _write_json(device_dir / "device.json", fields)
     write_atomic(device_dir / "device.key", key.private_bytes_raw())
     return load_device(device_dir)
+
+
+def revoke_gateway(
+    fleet_dir: Path,
+    gateway_id: str,
+    *,
+    now_s: float | None = None,
+    passphrase: PassphraseSource = passphrase_from_environment,
+) -> Revocations:
+    """Stop believing every key that was certified for a gateway by now; the fleet keeps the list.
+
+    Raises:
+        IdentityError: there is no fleet, or its list is damaged or full.
+    """
+    root, group = read_fleet(fleet_dir, passphrase=passphrase)
+    before = read_revocations(fleet_dir, root.public_key(), group)
+    now_s = time.time() if now_s is None else now_s
+    made = seal_revocations(root, group, before, gateway_id, now_s=now_s)
+    write_atomic(fleet_dir / REVOKED_FILE, made.statement)
+    return made
 
 
 def pair(device_dir: Path, gateway_dir: Path) -> None:

@@ -14,6 +14,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from tidegate.errors import CapacityError, ExecutionError, TidegateError
 from tidegate.link.core_thread import CoreThread
 from tidegate.link.counters import LinkCounters
@@ -30,8 +32,9 @@ from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_output import Finished, Produced
 from tidegate.link.gateway_pacing import next_beat_s
+from tidegate.link.gateway_revocation import REVOKED_FILE, RevokedGateways
 from tidegate.link.gateway_store import GatewayStore
-from tidegate.link.identity import load_gateway
+from tidegate.link.identity import ROOT_FILE, load_gateway, read_root
 from tidegate.link.keyfiles import FolderLock
 from tidegate.link.messages import Status
 from tidegate.link.prekeys import ModelOffer, PrekeyStore
@@ -106,6 +109,7 @@ class Gateway:
                     prekeys=PrekeyStore(directory / "prekeys.json", suites=suites),
                     registry=self._registry,
                     wall_s=time.time,
+                    revoked=_revoked(directory, identity.group),
                 ),
                 store=self._store,
                 timing=self._timing,
@@ -255,6 +259,14 @@ class Gateway:
     def _put(self, run: RunId, output: bytes | Finished) -> None:
         self._outputs.append(Produced(run, output))
         self._output_ready.set()
+
+
+def _revoked(directory: Path, group: str) -> RevokedGateways | None:
+    """The list of revoked gateways in the folder, for adverts; a folder of old pins no root."""
+    if not (directory / ROOT_FILE).exists():
+        return None
+    root = Ed25519PublicKey.from_public_bytes(read_root(directory))
+    return RevokedGateways(root, group, directory / REVOKED_FILE)
 
 
 async def _as_generator(source: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tidegate.errors import IdentityError
 from tidegate.link.counters import Tally
+from tidegate.link.gateway_revocation import RevokedGateways
 from tidegate.link.identity import DeviceIdentity
 from tidegate.link.prekeys import Advert, open_advert
 from tidegate.link.suites import PREFERENCE, check_suites
@@ -34,7 +35,8 @@ class _Known:
 class GatewayDirectory:
     """Adverts that verified against the pinned fleet root; an older version never replaces one.
 
-    `suites` are those that the device may use, preferred ones first (setting `link.suites`).
+    `suites` are those that the device may use, preferred ones first (setting `link.suites`);
+    `revoked` remembers which gateways' keys are no longer believed.
 
     Raises:
         ConfigError: `suites` cannot be used.
@@ -49,6 +51,7 @@ class GatewayDirectory:
         wall_s: Callable[[], float],
         tally: Tally,
         suites: Sequence[int] = PREFERENCE,
+        revoked: RevokedGateways | None = None,
     ) -> None:
         self.suites = check_suites(suites)
         self._identity = identity
@@ -57,6 +60,7 @@ class GatewayDirectory:
         self._rng = rng
         self._wall_s = wall_s
         self._tally = tally
+        self._revoked = revoked or RevokedGateways(identity.root, identity.group, None)
         self._known: dict[str, _Known] = {}
         self.problem = ""
         """Why the last advert was rejected, for people; empty when none was."""
@@ -68,11 +72,16 @@ class GatewayDirectory:
             advert = open_advert(
                 payload, root=self._identity.root, group=self._identity.group, now_s=wall_s
             )
+            self._check_revoked(advert)
         except (IdentityError, ValueError) as error:
             self.problem = str(error)
             self._tally.add("adverts_rejected")
             return False
         known = self._known.get(advert.gateway_id)
+        if known is not None and self._lost_its_key(known):
+            # What it said, its version too, was perhaps said by whoever stole its key.
+            known = None
+            del self._known[advert.gateway_id]
         if known is not None and advert.version == known.advert.version:
             # The broker repeats the retained advert after every subscription.
             return False
@@ -92,6 +101,25 @@ class GatewayDirectory:
         was_dead = known.until_s <= now_s
         known.advert, known.until_s = advert, now_s + lives_s
         return was_dead
+
+    def _check_revoked(self, advert: Advert) -> None:
+        """Learn from an advert which gateways are revoked, and whether its own is.
+
+        Raises:
+            IdentityError: it is, or the list is none of our fleet's.
+        """
+        self._revoked.refresh()
+        if advert.revocations:
+            self._revoked.take(advert.revocations)
+        if self.is_revoked(advert.gateway_id, advert.certified_s):
+            raise IdentityError(f"advert: the key of gateway {advert.gateway_id} is revoked")
+
+    def is_revoked(self, gateway_id: str, certified_s: int) -> bool:
+        """Whether the key that was certified for this gateway then is no longer believed."""
+        return self._revoked.current.revokes(gateway_id, certified_s)
+
+    def _lost_its_key(self, known: _Known) -> bool:
+        return self.is_revoked(known.advert.gateway_id, known.advert.certified_s)
 
     def alive(self, now_s: float) -> list[Advert]:
         """Adverts that are valid now, the least loaded first."""
@@ -147,5 +175,7 @@ class GatewayDirectory:
         return [
             known
             for known in self._known.values()
-            if now_s < known.until_s and known.advert.prekey(wall_s, self.suites) is not None
+            if now_s < known.until_s
+            and not self._lost_its_key(known)
+            and known.advert.prekey(wall_s, self.suites) is not None
         ]

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from tidegate.errors import IdentityError
 from tidegate.link.assembly import Assembler
 from tidegate.link.envelope import DeviceId, GatewayAttempt
+from tidegate.link.gateway_revocation import RevokedGateways
 from tidegate.link.identity import GatewayIdentity
 from tidegate.link.opening import PartialRequest, open_first
 from tidegate.link.prekeys import Advert, ModelOffer, PrekeyStore, seal_advert
 from tidegate.link.registry import REVOKED, DeviceRegistry
 from tidegate.link.suites import PrivatePrekey
 
+logger = logging.getLogger(__name__)
+
 
 class GatewayKeys:
-    """Identity, prekeys and device registry of one gateway."""
+    """Identity, prekeys and device registry of one gateway.
+
+    `revoked` is the list of revoked gateways that its adverts carry.
+    """
 
     def __init__(
         self,
@@ -25,11 +33,13 @@ class GatewayKeys:
         prekeys: PrekeyStore,
         registry: DeviceRegistry,
         wall_s: Callable[[], float],
+        revoked: RevokedGateways | None = None,
     ) -> None:
         self.identity = identity
         self._prekeys = prekeys
         self._registry = registry
         self._wall_s = wall_s
+        self._revoked = revoked
         self._assembler = Assembler(self._open_first)
 
     def open(self, now_s: float, handle: str, message: bytes) -> GatewayAttempt | None:
@@ -91,5 +101,16 @@ class GatewayKeys:
             models=tuple(models),
             load=load,
             prekeys=tuple(self._prekeys.public(now_s)),
+            revocations=self._revocations(),
         )
         return seal_advert(self.identity, advert)
+
+    def _revocations(self) -> bytes:
+        """The newest list of revoked gateways; a damaged file is told and does not replace one."""
+        if self._revoked is None:
+            return b""
+        try:
+            self._revoked.refresh()
+        except IdentityError as error:
+            logger.warning("%s", error)
+        return self._revoked.current.statement

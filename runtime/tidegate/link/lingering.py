@@ -26,6 +26,8 @@ class Sent:
     keys: DeviceAttempt = field(repr=False)
     topic: str
     gateway_id: str
+    certified_s: int = 0
+    """When the key was certified by which it must answer."""
 
 
 @dataclass(slots=True)

@@ -78,6 +78,10 @@ class Advert:
     models: tuple[ModelOffer, ...]
     load: float
     prekeys: tuple[Prekey, ...]
+    certified_s: int = field(default=0, compare=False)
+    """When the root certified `gateway_key`."""
+    revocations: bytes = field(default=b"", repr=False)
+    """The fleet's list of revoked gateways, as `gateway_revocation` reads it; nothing for none."""
 
     def prekey(self, now_s: float, suites: Sequence[int] = PREFERENCE) -> Prekey | None:
         """The youngest prekey that is valid at `now_s`, of the first of `suites` that has one."""
@@ -117,6 +121,8 @@ def seal_advert(identity: GatewayIdentity, advert: Advert) -> bytes:
             for prekey in advert.prekeys
         ],
     }
+    if advert.revocations:
+        fields["revoked"] = advert.revocations.hex()
     certificate = identity.certificate
     signed = statements.sign(identity.key, ADVERT_LABEL, fields)
     return len(certificate).to_bytes(2, "big") + certificate + signed
@@ -154,6 +160,8 @@ def open_advert(payload: bytes, *, root: Ed25519PublicKey, group: str, now_s: fl
             for item in statements.items(fields, "prekeys", most=16)
             if (prekey := _open_prekey(item)) is not None
         ),
+        certified_s=certificate.nbf_s,
+        revocations=_open_revocations(fields),
     )
     if (advert.group, advert.gateway_id) != (certificate.group, certificate.gateway_id):
         raise IdentityError("advert: speaks for another gateway than its certificate")
@@ -162,6 +170,13 @@ def open_advert(payload: bytes, *, root: Ed25519PublicKey, group: str, now_s: fl
     check_period("advert", advert.issued_s, advert.expires_s, now_s)
     check_period("advert: the gateway's certificate", certificate.nbf_s, certificate.naf_s, now_s)
     return advert
+
+
+def _open_revocations(fields: dict[str, object]) -> bytes:
+    try:
+        return bytes.fromhex(statements.text(fields, "revoked")) if "revoked" in fields else b""
+    except ValueError:
+        raise IdentityError("revoked: must be hexadecimal") from None
 
 
 def _open_offer(item: object) -> ModelOffer | None:
@@ -271,6 +286,36 @@ class PrekeyStore:
             if (item.public.suite, item.public.prekey_id) == (suite, prekey_id):
                 return item.private if now_s < item.public.naf_s else None
         return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldPrekey:
+    """What may be shown of a prekey that a gateway holds; it is erased when it ends."""
+
+    prekey_id: bytes
+    suite: int
+    nbf_s: int
+    naf_s: int
+
+
+def held_prekeys(path: Path) -> list[HeldPrekey]:
+    """The prekeys in a gateway's file, the youngest first; of their secrets nothing.
+
+    Raises:
+        IdentityError: the file is damaged, or others can read it.
+    """
+    if not path.exists():
+        return []
+    shown = [
+        HeldPrekey(
+            prekey_id=held.public.prekey_id,
+            suite=held.public.suite,
+            nbf_s=held.public.nbf_s,
+            naf_s=held.public.naf_s,
+        )
+        for held in _read(path)
+    ]
+    return sorted(shown, key=lambda one: (-one.nbf_s, -one.suite))
 
 
 def _youngest(held: Sequence[_Held], suite: int) -> _Held | None:

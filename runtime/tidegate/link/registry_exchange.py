@@ -19,6 +19,7 @@ from tidegate.link import statements
 from tidegate.link.clock import check_period
 from tidegate.link.device_keys import merged_keys
 from tidegate.link.envelope import DeviceId
+from tidegate.link.gateway_revocation import NONE_REVOKED, Revocations
 from tidegate.link.identity import GatewayIdentity, open_certificate
 from tidegate.link.registry import DeviceRecord, DeviceRegistry, insert_device
 from tidegate.link.topics import check_name
@@ -73,19 +74,27 @@ def export_devices(identity: GatewayIdentity, registry: DeviceRegistry, *, now_s
 
 
 def import_devices(
-    data: bytes, *, root: bytes, group: str, registry: DeviceRegistry, now_s: float
+    data: bytes,
+    *,
+    root: bytes,
+    group: str,
+    registry: DeviceRegistry,
+    now_s: float,
+    revoked: Revocations = NONE_REVOKED,
 ) -> Imported:
     """Take in a list from another gateway of the fleet: all of it or nothing.
 
     Raises:
-        IdentityError: it is not from a gateway that the root certified, of another group, or
-            contradicts what is known of a device.
+        IdentityError: it is not from a gateway that the root certified or that is `revoked`, of
+            another group, or contradicts what is known of a device.
         CapacityError: the registry cannot be written.
     """
     split = 2 + int.from_bytes(data[:2], "big")
     gateway = open_certificate(Ed25519PublicKey.from_public_bytes(root), data[2:split])
     fields = statements.verify(gateway.key, _LABEL, data[split:])
     check_period("device list: its gateway's key", gateway.nbf_s, gateway.naf_s, now_s)
+    if revoked.revokes(gateway.gateway_id, gateway.nbf_s):
+        raise IdentityError(f"device list: the key of gateway {gateway.gateway_id} is revoked")
     named = (statements.text(fields, "group"), statements.text(fields, "gateway"))
     if named != (group, gateway.gateway_id) or gateway.group != group:
         raise IdentityError("device list: of another group or gateway than it says")

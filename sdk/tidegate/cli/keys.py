@@ -17,7 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tidegate.cli import keys_devices, keys_fleet
+from tidegate.cli import keys_devices, keys_fleet, keys_revoke
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pair.add_argument("gateway", type=Path, help="folder for the gateway's keys")
     keys_fleet.add_kinds(kinds)
     keys_devices.add_kinds(kinds)
+    keys_revoke.add_kinds(kinds)
     signing = kinds.add_parser("signing", help="make a key to sign bundles with")
     signing.add_argument("name", help="write NAME.key, to keep secret, and NAME.pub, to give away")
     kinds.add_parser("api", help="print a new key on stderr, and the hash to keep on stdout")
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the keys."""
     commands = {"pair": _pair, "signing": _signing, "api": _api}
-    every = commands | keys_fleet.COMMANDS | keys_devices.COMMANDS
+    every = commands | keys_fleet.COMMANDS | keys_devices.COMMANDS | keys_revoke.COMMANDS
     every[args.kind](args)
     return 0
 

@@ -169,20 +169,26 @@ def export(args: argparse.Namespace) -> None:
 
 def take(args: argparse.Namespace) -> None:
     """Take in a list of devices."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     from tidegate.link.certificates_store import has_authority
+    from tidegate.link.gateway_revocation import read_revocations
     from tidegate.link.identity import load_gateway, read_root
     from tidegate.link.keyfiles import read_public
     from tidegate.link.registry import DeviceRegistry
     from tidegate.link.registry_exchange import MOST_LIST_BYTES, import_devices
 
     identity = load_gateway(args.gateway, passphrase=passphrase_source(args))
+    root = read_root(args.gateway)
+    pinned = Ed25519PublicKey.from_public_bytes(root)
     with closing(DeviceRegistry(args.gateway / "devices.sqlite")) as registry:
         done = import_devices(
             read_public(args.file, max_bytes=MOST_LIST_BYTES),
-            root=read_root(args.gateway),
+            root=root,
             group=identity.group,
             registry=registry,
             now_s=time.time(),
+            revoked=read_revocations(args.gateway, pinned, identity.group),
         )
     if has_authority(args.gateway):
         with closing(_open(args)) as enrolment:

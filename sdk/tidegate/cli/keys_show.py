@@ -1,6 +1,6 @@
 """What `tidegate keys show` says of a folder: roles, names, fingerprints, validity, no secret.
 
-No private key is read, so it needs no passphrase.
+No wrapped key is read, so it needs no passphrase.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tidegate.errors import IdentityError
+
+if TYPE_CHECKING:
+    from tidegate.link.gateway_revocation import Revocations
 
 
 def describe(folder: Path) -> Iterator[tuple[str, str]]:
@@ -45,6 +49,7 @@ def _gateway(folder: Path) -> Iterator[tuple[str, str]]:
 
     from tidegate.link.clock import utc
     from tidegate.link.enrolment_device import fingerprint
+    from tidegate.link.gateway_revocation import read_revocations
     from tidegate.link.identity import open_certificate, read_root
     from tidegate.link.keyfiles import read_public
 
@@ -59,10 +64,29 @@ def _gateway(folder: Path) -> Iterator[tuple[str, str]]:
         yield "root", fingerprint(root)
         yield "signing key", fingerprint(certificate.key.public_bytes_raw())
         yield "signing key valid", f"{utc(certificate.nbf_s)} to {utc(certificate.naf_s)}"
+        known = read_revocations(folder, public, fields["group"])
+        if known.revokes(certificate.gateway_id, certificate.nbf_s):
+            yield "signing key refused", "this gateway's key is revoked (keys rotate gateway)"
+        yield from _revoked(known)
     yield from _keys(folder, "gateway.key", "ca.key")
     yield from _certificates(folder / "ca.pem", "authority")
     yield from _certificates(folder / "broker-cert.pem", "broker certificate")
+    yield from _prekeys(folder)
     yield from _devices(folder)
+
+
+def _prekeys(folder: Path) -> Iterator[tuple[str, str]]:
+    """Every prekey that the gateway holds; nothing of their private halves is shown."""
+    from tidegate.link.clock import utc
+    from tidegate.link.prekeys import held_prekeys
+    from tidegate.link.suites import SUITES
+
+    now_s = time.time()
+    for one in held_prekeys(folder / "prekeys.json"):
+        suite = f"suite {one.suite} ({SUITES[one.suite].name})"
+        erased = "is erased then" if now_s < one.naf_s else "is erased when the gateway runs"
+        period = f"valid {utc(one.nbf_s)} to {utc(one.naf_s)}"
+        yield "prekey", f"{one.prekey_id.hex()}, {suite}, {period}, {erased}"
 
 
 def _devices(folder: Path) -> Iterator[tuple[str, str]]:
@@ -78,6 +102,10 @@ def _devices(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _device(folder: Path) -> Iterator[tuple[str, str]]:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from tidegate.link.gateway_revocation import read_revocations
+
     fields = _json(folder / "device.json")
     yield "role", "device"
     yield "group", fields["group"]
@@ -86,7 +114,16 @@ def _device(folder: Path) -> Iterator[tuple[str, str]]:
     yield from _keys(folder, "device.key", "device.next.key")
     if (folder / "device.next.key").exists():
         yield "key rotation", "under way: the daemon tells every gateway that it hears"
+    root = Ed25519PublicKey.from_public_bytes(bytes.fromhex(fields["root"]))
+    yield from _revoked(read_revocations(folder, root, fields["group"]))
     yield from _certificates(folder / "broker-cert.pem", "broker certificate")
+
+
+def _revoked(known: Revocations) -> Iterator[tuple[str, str]]:
+    from tidegate.link.clock import utc
+
+    for gateway_id, until_s in sorted(known.until_s.items()):
+        yield "revoked gateways", f"{gateway_id}, keys certified up to {utc(until_s)}"
 
 
 def _keys(folder: Path, *names: str) -> Iterator[tuple[str, str]]:
