@@ -1,10 +1,11 @@
 """Thousands of simulated histories of the link: none may lose, double or change an answer.
 
 Each history is a number: it gives the weather (loss, duplicates, reordering, damage, outages,
-one-way partitions, clocks that are two hours wrong, crashes of either end at a random write), one
-gateway or two, the pacing and the window, and four requests of 0, 1, 12 and 60 payloads. After a
-minute the weather is calm; whatever has not ended 14 minutes later is lost. Then, in calm weather,
-either end is killed once before and once after every single write it makes.
+one-way partitions, clocks that are two hours wrong, crashes of either end at a random write, every
+other one a power cut that takes all writes since the last synced one), one gateway or two, the
+pacing and the window, and four requests of 0, 1, 12 and 60 payloads. After a minute the weather is
+calm; whatever has not ended 14 minutes later is lost. Then, in calm weather, either end is killed
+once before and once after every single write it makes, alone and with its machine.
 
     python benchmarks/link/simulation.py --schedules 20000 --keep FILE
     python benchmarks/link/simulation.py --seed 4711        # play one again and show it
@@ -64,6 +65,7 @@ def count(sums: Sums, name: str, verdict: Verdict) -> list[str]:
         "wrong": verdict.wrong,
         "twice_or_impossible": bool(verdict.problem),
         "crashes": verdict.crashes,
+        "writes_lost_to_power_cuts": verdict.writes_lost,
         "messages": verdict.messages,
         "handler_runs": verdict.runs,
         "simulated_h": verdict.ended_s / 3600,
@@ -88,9 +90,9 @@ def play_crashes(seed: int) -> tuple[Sums, list[str]]:
     sums: Sums = {}
     bad: list[str] = []
     with place() as (fleet, stores):
-        for end, write, after in crash_points(seed, fleet, stores):
-            name = f"seed {seed}, {end} dies {'after' if after else 'before'} write {write}"
-            bad += count(sums, name, with_crash(seed, end, write, after, fleet, stores))
+        for crash in crash_points(seed, fleet, stores):
+            name = f"seed {seed}, {crash}"
+            bad += count(sums, name, with_crash(seed, crash, fleet, stores))
     return sums, bad
 
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from linklab import FAST
 
 from tidegate.link.counters import Tally
@@ -16,7 +15,7 @@ from tidegate.link.effects import InboundRequest, Publish
 from tidegate.link.fleet import pair
 from tidegate.link.gateway import UNSENT_PAYLOADS, Gateway
 from tidegate.link.memory import MemoryBroker, MemoryTransport
-from tidegate.link.sending import MOST_BYTES, PAUSE_BYTES, Outgoing
+from tidegate.link.sending import MOST_BYTES, PAUSE_BYTES, PAUSE_MESSAGES, Outgoing
 
 
 class SlowTransport(MemoryTransport):
@@ -46,25 +45,36 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
-def test_room_is_there_again_once_enough_has_left() -> None:
+def test_room_is_there_again_once_half_of_what_waits_has_left() -> None:
     async def main() -> None:
-        transport, tally = SlowTransport(MemoryBroker()), Tally()
-        outgoing = Outgoing(transport, tally)
+        rings: list[int] = []
+        transport = SlowTransport(MemoryBroker())
+        outgoing = Outgoing(transport, Tally(), on_room=lambda: rings.append(outgoing.room_bytes))
+        assert outgoing.room_bytes == PAUSE_BYTES
+        for _ in range(8):
+            outgoing.put(message(PAUSE_BYTES // 8))
+        assert outgoing.room_bytes == 0
         task = asyncio.create_task(outgoing.run())
-        await outgoing.room()
-        for _ in range(3):
-            outgoing.put(message(PAUSE_BYTES // 2))
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await outgoing.room()
+        await asyncio.sleep(0.05)
+        assert not rings
         transport.flowing.set()
-        await outgoing.room()
         assert await outgoing.drain(5)
+        assert rings == [PAUSE_BYTES // 2]
         assert outgoing.waiting_bytes == 0
+        assert outgoing.room_bytes == PAUSE_BYTES
         task.cancel()
         await asyncio.wait([task])
 
     run(main)
+
+
+def test_many_small_messages_that_wait_leave_no_room_either() -> None:
+    outgoing = Outgoing(SlowTransport(MemoryBroker()), Tally())
+    for _ in range(PAUSE_MESSAGES - 1):
+        outgoing.put(message(1))
+    assert outgoing.room_bytes > 0
+    outgoing.put(message(1))
+    assert outgoing.room_bytes == 0
 
 
 def test_what_cannot_be_paused_is_dropped_in_the_end_and_counted() -> None:

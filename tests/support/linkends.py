@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from linklab import CrashingDatabase
 from tidegate.link.effects import Publish, RunId
 from tidegate.link.fleet import add_gateway, pair
 from tidegate.link.gateway_core import GatewayCore
+from tidegate.link.gateway_output import Produced
 from tidegate.link.identity import GatewayIdentity
 from tidegate.link.prekeys import PrekeyStore
+from tidegate.link.transport import Message
 
 
 def make_fleet(root: Path) -> None:
@@ -45,20 +47,39 @@ class GatewayEnd:
     advert: Publish | None = None
     """What the broker keeps of it."""
     handlers: dict[RunId, list[bytes]] = field(default_factory=dict)
+    inbox: list[Message] = field(default_factory=list)
+    outputs: list[Produced] = field(default_factory=list)
+    """What its next turn will take."""
+
+
+WALL_S = 1_800_000_000.0
+"""Unix seconds when a world begins."""
 
 
 class Agenda:
-    """A virtual clock and what happens when."""
+    """A virtual clock, what happens when, and how wrong the ends' own clocks are."""
 
     now_s: float
     rng: random.Random
 
     def begin(self, rng: random.Random) -> None:
         self.now_s, self.rng = 0.0, rng
+        self.skew_s: dict[str, float] = {}
         self._order = itertools.count()
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
 
-    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+    def wall_s(self, name: str) -> float:
+        """The wall clock of an end, which may be wrong."""
+        return WALL_S + self.now_s + self.skew_s.get(name, 0.0)
+
+    def jump(self, names: Sequence[str]) -> None:
+        """The clock of one of them is set wrong, and mended after a while."""
+        name = self.rng.choice(names)
+        most_s = self.rng.choice((500.0, 7200.0))
+        self.skew_s[name] = self.rng.uniform(-most_s, most_s)
+        self.after(self.rng.uniform(0.5, 20.0), lambda: self.skew_s.pop(name, None))
+
+    def after(self, delay_s: float, action: Callable[[], object]) -> None:
         heapq.heappush(self._due, (self.now_s + delay_s, next(self._order), action))
 
     def repeat(self, every_s: float, action: Callable[[], None], *, until_s: float) -> None:

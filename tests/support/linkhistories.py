@@ -22,6 +22,16 @@ UNTIL_S = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrashPoint:
+    """Where an end dies: before or after its `write`-th write, alone or with its machine."""
+
+    end: str
+    write: int
+    after: bool
+    power_cut: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What became of one history's requests."""
 
@@ -31,6 +41,8 @@ class Verdict:
     lost: int
     wrong: int
     crashes: int
+    writes_lost: int
+    """By power cuts, all before they were synced."""
     messages: int
     runs: int
     ended_s: float
@@ -56,21 +68,22 @@ def history(seed: int, fleet: Path, scratch: Path) -> Verdict:
     return play(seed, any_weather(rng), any_setting(rng), fleet, scratch)
 
 
-def crash_points(seed: int, fleet: Path, scratch: Path) -> list[tuple[str, int, bool]]:
-    """Every write that either end makes in calm weather: its end, its number, before or after."""
+def crash_points(seed: int, fleet: Path, scratch: Path) -> list[CrashPoint]:
+    """Every write that either end makes in calm weather, before and after, in each of both ways."""
     writes: dict[str, int] = {}
     play(seed, Weather(), Setting(), fleet, scratch, writes=writes)
     return [
-        (end, number, after)
+        CrashPoint(end=end, write=write, after=after, power_cut=power_cut)
         for end, count in writes.items()
-        for number in range(count)
+        for write in range(count)
         for after in (False, True)
+        for power_cut in (False, True)
     ]
 
 
-def with_crash(seed: int, end: str, write: int, after: bool, fleet: Path, scratch: Path) -> Verdict:
-    """The calm history of `seed`, but `end` dies once, before or after its `write`-th write."""
-    return play(seed, Weather(), Setting(), fleet, scratch, crash=(end, write, after))
+def with_crash(seed: int, crash: CrashPoint, fleet: Path, scratch: Path) -> Verdict:
+    """The calm history of `seed`, but one end dies once."""
+    return play(seed, Weather(), Setting(), fleet, scratch, crash=crash)
 
 
 def play(
@@ -80,17 +93,19 @@ def play(
     fleet: Path,
     scratch: Path,
     *,
-    crash: tuple[str, int, bool] | None = None,
+    crash: CrashPoint | None = None,
     writes: dict[str, int] | None = None,
 ) -> Verdict:
     """One history of four requests in given weather; `writes` gets how many each end made."""
     world = World(seed=seed, weather=weather, fleet=fleet, scratch=scratch, setting=setting)
     disks = {"device": world.device_disk, "gateway": world.gateways[0].disk}
+    every_disk = [world.device_disk, *(end.disk for end in world.gateways)]
     made = {end: disk.writes for end, disk in disks.items()}
     problem = ""
     if crash is not None:
-        disk = disks[crash[0]]
-        disk.fuse, disk.after_commit = crash[1:]
+        disk = disks[crash.end]
+        disk.fuse, disk.after_commit = crash.write, crash.after
+        disk.power_cut = crash.power_cut
     try:
         for payloads in LENGTHS:
             world.after(world.rng.uniform(0.0, 20.0), partial(world.ask, payloads))
@@ -115,6 +130,7 @@ def play(
         lost=len(world.expected) - len(world.results) - len(world.failures),
         wrong=len(wrong),
         crashes=world.crashes,
+        writes_lost=sum(disk.lost_writes for disk in every_disk),
         messages=len(world.sent),
         runs=sum(world.runs.values()),
         ended_s=world.now_s,

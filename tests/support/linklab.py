@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -119,8 +120,9 @@ class Crash(BaseException):
 class CrashingDatabase(Database):
     """Dies before or after a chosen write. It outlives the crash as the disk does.
 
-    `fuse` is the number of writes that still succeed. It does not fsync: a process crash needs
-    none, and simulations write a lot.
+    `fuse` is the number of writes that still succeed. With `power_cut` the machine dies and not
+    the process alone: every write since the last synced one is lost. It does not fsync itself,
+    since simulations write a lot.
     """
 
     def __init__(
@@ -135,6 +137,12 @@ class CrashingDatabase(Database):
         self.fuse = fuse
         self.writes = 0
         self.after_commit = after_commit
+        self.power_cut = False
+        self.lost_writes = 0
+        """To power cuts."""
+        self._unsynced = 0
+        self._at_sync: dict[str, list[tuple[Any, ...]]] = {}
+        """The rows of every table as the disk has them for sure, while some are not."""
         self.statements = statements
         """Of a schema that are still run."""
         self.refuse = False
@@ -145,6 +153,26 @@ class CrashingDatabase(Database):
     def light(self, rng: random.Random, longest: int) -> None:
         self.fuse = rng.randrange(longest)
         self.after_commit = rng.random() < 0.5
+        self.power_cut = rng.random() < 0.5
+
+    def _set_synced(self, synced: bool) -> None:
+        """Nothing is synced here; `write` keeps account of what would have been."""
+
+    def _die(self) -> NoReturn:
+        if self.power_cut and self._unsynced:
+            with super().write() as db:
+                for table, rows in self._at_sync.items():
+                    db.execute(f"DELETE FROM {table}")
+                    for row in rows:
+                        places = ", ".join("?" * len(row))
+                        db.execute(f"INSERT INTO {table} VALUES ({places})", row)
+            self.lost_writes += self._unsynced
+        self._unsynced = 0
+        raise Crash
+
+    def _rows(self) -> dict[str, list[tuple[Any, ...]]]:
+        tables = self.read("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return {table: self.read(f"SELECT * FROM {table}") for (table,) in tables}
 
     def _run(self, db: sqlite3.Connection, statement: str) -> None:
         if self.statements == 0:
@@ -153,16 +181,19 @@ class CrashingDatabase(Database):
         super()._run(db, statement)
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
         if self.refuse:
             raise CapacityError("the disk is full")
         dying = self.fuse == 0
         if self.fuse is not None:
             self.fuse = None if dying else self.fuse - 1
         if dying and not self.after_commit:
-            raise Crash
-        with super().write() as db:
+            self._die()
+        if not synced and not self._unsynced:
+            self._at_sync = self._rows()
+        with super().write(synced=synced) as db:
             yield db
+        self._unsynced = 0 if synced else self._unsynced + 1
         self.writes += 1
         if dying:
-            raise Crash
+            self._die()

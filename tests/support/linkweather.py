@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from tidegate.link.effects import Publish
 from tidegate.link.timing import Pacing
 
 
@@ -26,6 +27,14 @@ class Weather:
     gateway_crash_every_s: float = 0.0
     calm_after_s: float = 60.0
     """From then on nothing goes wrong, so that everything must end."""
+
+    def damaged(self, message: Publish, rng: random.Random) -> Publish:
+        """A message as it arrives: sometimes with one bit turned."""
+        if rng.random() >= self.corrupt:
+            return message
+        payload = bytearray(message.payload)
+        payload[rng.randrange(len(payload))] ^= 1 << rng.randrange(8)
+        return Publish(topic=message.topic, payload=bytes(payload))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ network and every crash come from it. Keys are random, but nothing decides by th
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,8 +43,8 @@ from tidegate.link.outbox import Outbox, Outcome
 from tidegate.link.prekeys import ModelOffer, PrekeyStore
 from tidegate.link.registry import DeviceRegistry
 from tidegate.link.timing import Timing
+from tidegate.link.transport import Message
 
-WALL_S = 1_800_000_000.0
 DEADLINE_S = 3 * 3600.0
 """More than a clock is wrong. A device that was asked while two hours slow and started again while
 two hours fast gives up all the same: `deadline_exceeded`, which is told and not lost."""
@@ -82,9 +83,8 @@ class World(Agenda):
         self.up = True
         self.lost_way = ""
         """Part of the topics on which everything is lost now."""
-        self.skew_s: dict[str, float] = {}
-        """How wrong the clock of an end is, by its name."""
         self.device: DeviceCore | None = None
+        self.device_inbox: list[Message] = []
         self.apps: dict[RequestId, App] = {}
         self.expected: dict[RequestId, list[bytes]] = {}
         self.results: dict[RequestId, list[bytes]] = {}
@@ -99,7 +99,10 @@ class World(Agenda):
         for every_s, action in (
             (self.weather.outage_every_s, self.cut),
             (self.weather.partition_every_s, self.split),
-            (self.weather.clock_jump_every_s, self.jump),
+            (
+                self.weather.clock_jump_every_s,
+                lambda: self.jump(["device", *(end.name for end in self.gateways)]),
+            ),
             (self.weather.device_crash_every_s, lambda: self.device_disk.light(self.rng, 6)),
             (
                 self.weather.gateway_crash_every_s,
@@ -133,10 +136,6 @@ class World(Agenda):
             self.on_device(lambda core: core.poll(self.now_s))
             for end in self.gateways:
                 self.on_gateway(end, lambda core: core.poll(self.now_s))
-
-    def wall_s(self, name: str) -> float:
-        """The clock of an end, which may be wrong."""
-        return WALL_S + self.now_s + self.skew_s.get(name, 0.0)
 
     # The two ends.
 
@@ -204,11 +203,13 @@ class World(Agenda):
     def die_device(self) -> None:
         self.crashes += 1
         self.device = None
+        self.device_inbox = []
         self.after(self.rng.uniform(0.0, 4.0), self.start_device)
 
     def die_gateway(self, end: GatewayEnd) -> None:
         self.crashes += 1
         end.core = None
+        end.inbox, end.outputs = [], []
         self.after(self.rng.uniform(0.0, 4.0), lambda: self.start_gateway(end))
 
     def on_device(self, act: Callable[[DeviceCore], list[DeviceEffect]]) -> None:
@@ -285,8 +286,8 @@ class World(Agenda):
             outputs: list[bytes | Finished] = [left.pop(0) for _ in range(count)]
             if not left:
                 outputs.append(Finished(Status.COMPLETE))
-            batch = [Produced(run, output) for output in outputs]
-            self.on_gateway(end, lambda core: core.produced(self.now_s, batch))
+            end.outputs += [Produced(run, output) for output in outputs]
+            self.after(self.until_turn_s(), partial(self.turn_gateway, end))
             if left:
                 self.produce_later(end, run, life)
 
@@ -317,22 +318,7 @@ class World(Agenda):
         """One direction, or one gateway's, loses everything for a while."""
         ways = ["/q/", "/r/", "/advert", *(f"/gw/{end.name}/" for end in self.gateways)]
         self.lost_way = self.rng.choice(ways)
-
-        def mend() -> None:
-            self.lost_way = ""
-
-        self.after(self.rng.uniform(0.5, 15.0), mend)
-
-    def jump(self) -> None:
-        """A clock is set wrong, and mended after a while."""
-        name = self.rng.choice(["device", *(end.name for end in self.gateways)])
-        most_s = self.rng.choice((500.0, 7200.0))
-        self.skew_s[name] = self.rng.uniform(-most_s, most_s)
-
-        def mend() -> None:
-            self.skew_s.pop(name, None)
-
-        self.after(self.rng.uniform(0.5, 20.0), mend)
+        self.after(self.rng.uniform(0.5, 15.0), lambda: setattr(self, "lost_way", ""))
 
     def publish(self, message: Publish, end: GatewayEnd | None = None) -> None:
         self.sent.append((self.now_s, message.topic, len(message.payload)))
@@ -346,25 +332,39 @@ class World(Agenda):
         for _ in range(copies):
             late = bad and self.rng.random() < self.weather.reorder
             delay_s = self.rng.uniform(0.5, 3.0) if late else 0.02
-            self.after(delay_s, lambda: self.deliver(self.damage(message, bad)))
-
-    def damage(self, message: Publish, bad: bool) -> Publish:
-        if not bad or self.rng.random() >= self.weather.corrupt:
-            return message
-        payload = bytearray(message.payload)
-        payload[self.rng.randrange(len(payload))] ^= 1 << self.rng.randrange(8)
-        return Publish(topic=message.topic, payload=bytes(payload))
+            copy = self.weather.damaged(message, self.rng) if bad else message
+            self.after(delay_s, partial(self.deliver, copy))
 
     def deliver(self, message: Publish) -> None:
         if not self.up:
             return
-        topic, payload = message.topic, message.payload
-        if "/q/" in topic:
-            for end in self.gateways:
-                if f"/gw/{end.name}/" in topic:
-                    self.on_gateway(end, lambda core: core.receive(self.now_s, topic, payload))
-        else:
-            self.on_device(lambda core: core.receive(self.now_s, topic, payload))
+        arrived = Message(message.topic, message.payload)
+        if "/q/" not in arrived.topic:
+            self.device_inbox.append(arrived)
+            self.after(self.until_turn_s(), self.turn_device)
+            return
+        for end in self.gateways:
+            if f"/gw/{end.name}/" in arrived.topic and end.core is not None:
+                end.inbox.append(arrived)
+                self.after(self.until_turn_s(), partial(self.turn_gateway, end))
+
+    # Turns: what has come together is taken together.
+
+    def until_turn_s(self) -> float:
+        return self.rng.choice((0.0, 0.0, 0.05))
+
+    def turn_device(self) -> None:
+        events, self.device_inbox = self.device_inbox, []
+        may_send = self.rng.random() < 0.8
+        self.on_device(lambda core: core.turn(self.now_s, events, may_send=may_send))
+
+    def turn_gateway(self, end: GatewayEnd) -> None:
+        messages, end.inbox = end.inbox, []
+        outputs, end.outputs = end.outputs, []
+        room_bytes = self.rng.choice((math.inf, math.inf, 300.0, 0.0))
+        self.on_gateway(
+            end, lambda core: core.turn(self.now_s, messages, outputs, room_bytes=room_bytes)
+        )
 
     # The application.
 

@@ -1,9 +1,12 @@
 """What both stores share: an SQLite file that survives a crash, and sealing of what is in it.
 
-WAL with synchronous=FULL: a transaction that returned is on the disk. Content columns are sealed
-under a local 0600 key beside the file, so a copied database alone says nothing; each value is
-bound to its row and column. What is deleted is overwritten (`secure_delete`), and `sweep` empties
-the log, which would otherwise keep it.
+WAL with synchronous=FULL: a transaction that returned is on the disk. One that may be lost with
+the machine's power, but not with the process, says `synced=False`. The log is in order: a power cut
+takes the newest writes, and a synced one puts all that came before it on the disk as well.
+
+Content columns are sealed under a local 0600 key beside the file, so a copied database alone says
+nothing; each value is bound to its row and column. What is deleted is overwritten
+(`secure_delete`), and `sweep` empties the log, which would otherwise keep it.
 
 A schema is a sequence of steps. A file counts in `user_version` how many of them it has; each step
 and its count are one transaction, so one that was interrupted starts over.
@@ -15,6 +18,7 @@ import hmac
 import os
 import secrets
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +37,8 @@ Schema = Sequence[Sequence[str]]
 
 _NONCE_BYTES = 12
 SEALED_OVERHEAD_BYTES = _NONCE_BYTES + 16
+_ROWS_KEPT = 1024
+"""Ciphers of rows that are written to again and again, as an answer is while it grows."""
 
 
 class RestCipher:
@@ -40,10 +46,20 @@ class RestCipher:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
+        self._aeads: OrderedDict[bytes, ChaCha20Poly1305] = OrderedDict()
 
     def seal(self, row: bytes, column: str, data: bytes) -> bytes:
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        return nonce + self._aead(row).encrypt(nonce, data, column.encode())
+        return self.seal_all([(row, column, data)])[0]
+
+    def seal_all(self, values: Sequence[tuple[bytes, str, bytes]]) -> list[bytes]:
+        """Seal many values, each given as its row, its column and its data."""
+        # One call for all nonces: each would hand the interpreter to another thread.
+        nonces = secrets.token_bytes(_NONCE_BYTES * len(values))
+        sealed = []
+        for at, (row, column, data) in enumerate(values):
+            nonce = nonces[at * _NONCE_BYTES : (at + 1) * _NONCE_BYTES]
+            sealed.append(nonce + self._aead(row).encrypt(nonce, data, column.encode()))
+        return sealed
 
     def open(self, row: bytes, column: str, sealed: bytes) -> bytes:
         """Undo `seal`.
@@ -64,8 +80,15 @@ class RestCipher:
         return hmac.digest(key, column.encode() + b"\0" + data, "sha256")[:16]
 
     def _aead(self, row: bytes) -> ChaCha20Poly1305:
+        known = self._aeads.get(row)
+        if known is not None:
+            return known
         info = b"tidegate/1 rest" + row
-        return ChaCha20Poly1305(HKDFExpand(hashes.SHA256(), 32, info).derive(self._key))
+        aead = ChaCha20Poly1305(HKDFExpand(hashes.SHA256(), 32, info).derive(self._key))
+        self._aeads[row] = aead
+        if len(self._aeads) > _ROWS_KEPT:
+            self._aeads.popitem(last=False)
+        return aead
 
 
 class Database:
@@ -88,7 +111,8 @@ class Database:
         except (OSError, sqlite3.Error) as error:
             raise LinkError(f"{path}: cannot be used as a store ({error})") from error
         try:
-            for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
+            self._synced: bool | None = None
+            for setting in ("journal_mode = WAL", "secure_delete = ON"):
                 self._db.execute(f"PRAGMA {setting}")
             version = self._version(path, schema)
             self._check_key(path)
@@ -135,14 +159,26 @@ class Database:
     def _run(self, db: sqlite3.Connection, statement: str) -> None:
         db.execute(statement)
 
+    def _set_synced(self, synced: bool) -> None:
+        """Whether the transactions from now on are on the disk when they return."""
+        if synced is not self._synced:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+            self._synced = synced
+
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
         """One transaction: all of it or, after an error or a crash, none of it.
+
+        Args:
+            synced: it is on the disk when this returns. If not, it outlives the process but
+                perhaps not the machine's power, and then neither does any later one that was not
+                synced.
 
         Raises:
             CapacityError: the disk is full, the file is locked or damaged.
         """
         try:
+            self._set_synced(synced)
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
             self._db.execute("COMMIT")

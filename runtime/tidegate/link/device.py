@@ -32,12 +32,19 @@ from tidegate.link.envelope import RequestId, new_request_id
 from tidegate.link.failures import LINK_STOPPED, error_of
 from tidegate.link.gateway_revocation import REVOKED_FILE, RevokedGateways
 from tidegate.link.identity import load_device
+from tidegate.link.inbox import Inbox
 from tidegate.link.keyfiles import FolderLock
 from tidegate.link.outbox import IDEMPOTENCY_KEY, NORMAL_PRIORITY, Name, Outbox, Outcome
 from tidegate.link.sending import DRAIN_S, Outgoing
 from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Timing
-from tidegate.link.transport import Connected, Disconnected, Message, Transport
+from tidegate.link.transport import (
+    Connected,
+    Disconnected,
+    Message,
+    Transport,
+    TransportEvent,
+)
 
 logger = logging.getLogger(__name__)
 _BEING_READ = "the answer to this request is being read already"
@@ -88,8 +95,8 @@ class DeviceLink:
             )
             undo.pop_all()
         self._thread = CoreThread("tidegate-device")
-        self._outgoing = Outgoing(transport, self._core.tally)
-        self._wake = asyncio.Event()
+        self._inbox = Inbox()
+        self._outgoing = Outgoing(transport, self._core.tally, on_room=self._inbox.ring)
         self._readers: dict[RequestId, Reader] = {}
         self._running = False
 
@@ -125,7 +132,7 @@ class DeviceLink:
                 try:
                     async with asyncio.TaskGroup() as tasks:
                         tasks.create_task(self._receive())
-                        tasks.create_task(self._keep_time())
+                        tasks.create_task(self._take_turns())
                 finally:
                     await self._outgoing.drain(DRAIN_S)
         finally:
@@ -311,13 +318,13 @@ class DeviceLink:
                 name=name,
                 gateway=gateway,
             )
-            self._wake.set()
+            self._inbox.ring()
             return None
         reader.start_with(known)
         if known.outcome is not Outcome.OPEN:
             state = State.DONE if known.outcome is Outcome.DONE else State.FAILED
             reader.queue.put_nowait(Ended(request_id=request_id, state=state, code=known.code))
-        self._wake.set()
+        self._inbox.ring()
         left_s = await self._thread.call_now(self._core.remaining_s, request_id)
         return 0.0 if left_s is None else left_s
 
@@ -342,30 +349,28 @@ class DeviceLink:
     async def _receive(self) -> None:
         async for event in self._transport.events():
             match event:
-                case Message(topic, payload):
-                    self._apply(await self._thread.call_now(self._core.receive, topic, payload))
+                case Message():
+                    pass
                 case Connected():
                     logger.info("connected: %s", self._transport.status)
-                    await self._thread.call_now(self._core.on_connected)
                 case Disconnected():
                     logger.warning("disconnected: %s", self._transport.status)
-                    await self._thread.call(self._core.on_disconnected)
-            self._wake.set()
+            await self._inbox.put(event)
 
-    async def _keep_time(self) -> None:
+    async def _take_turns(self) -> None:
+        """Give the core a turn whenever there is something for it."""
         while True:
-            self._wake.clear()
-            effects, wait_s = await self._thread.call_now(self._poll)
+            events = self._inbox.take()
+            may_send = self._outgoing.room_bytes > 0
+            effects, wake_at_s = await self._thread.call_now(self._turn, events, may_send)
             self._apply(effects)
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            await self._inbox.wait(wake_at_s - time.monotonic())
 
-    def _poll(self, now_s: float) -> tuple[list[DeviceEffect], float]:
-        effects = self._core.poll(now_s)
-        return effects, max(0.0, self._core.next_wakeup_s() - now_s)
+    def _turn(
+        self, now_s: float, events: list[TransportEvent], may_send: bool
+    ) -> tuple[list[DeviceEffect], float]:
+        effects = self._core.turn(now_s, events, may_send=may_send)
+        return effects, self._core.next_wakeup_s()
 
     def _apply(self, effects: list[DeviceEffect]) -> None:
         for effect in effects:

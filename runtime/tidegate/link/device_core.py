@@ -6,13 +6,15 @@ that depends on it is returned, so dropping a core between any two writes loses 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tidegate.errors import CapacityError, LinkError, SealError
+from tidegate.errors import LinkError, SealError
 from tidegate.link.counters import Tally
+from tidegate.link.device_dispatch import Dispatcher
 from tidegate.link.device_live import Keeper, Live
 from tidegate.link.device_sealing import DeviceSealer
 from tidegate.link.device_session import (
@@ -46,11 +48,11 @@ from tidegate.link.prekeys import Advert
 from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Timing
 from tidegate.link.topics import Topics
+from tidegate.link.transport import Connected, Disconnected, Message, TransportEvent
 
-_SILENT_SENDS_BEFORE_MOVING = 2
-_BULK_PRIORITY = 2
-"""From this priority on, requests leave a quarter of the window to the others."""
 _EXPIRE_EVERY_S = 600.0
+_LOOK_EVERY_S = 0.1
+"""While nothing may be sent: deadlines pass all the same."""
 
 
 class DeviceCore:
@@ -93,9 +95,19 @@ class DeviceCore:
             tally=self.tally,
             suites=self._gateways.suites,
         )
+        self._dispatch = Dispatcher(
+            gateways=self._gateways,
+            keep=self._keep,
+            seal=self._seal,
+            timing=timing,
+            tally=self.tally,
+        )
         self._live: dict[RequestId, Live] = {}
         self._lingering = Lingering(timing)
         self._expire_at_s = now_s
+        self._look_at_s = -math.inf  # No request has anything to do before.
+        self._to_acknowledge: dict[RequestId, bool] = {}
+        """Whether the stream has to go back."""
         for request_id, outcome in outbox.ids():
             if outcome is Outcome.OPEN:
                 self._resume(now_s, request_id)
@@ -199,12 +211,34 @@ class DeviceCore:
         self.connected = True
         for live in self._live.values():
             live.session.nudge(now_s)
+            self._touch(live)
 
     def on_disconnected(self) -> None:
         self.connected = False
 
+    def turn(
+        self, now_s: float, events: Sequence[TransportEvent], *, may_send: bool = True
+    ) -> list[DeviceEffect]:
+        """Everything since the last turn. Never raises for what a peer or a broker can send.
+
+        Without `may_send` no request is sent: what was sent before has not left yet.
+        """
+        effects: list[DeviceEffect] = []
+        for event in events:
+            match event:
+                case Message(topic, payload):
+                    effects += self._take_message(now_s, topic, payload)
+                case Connected():
+                    self.on_connected(now_s)
+                case Disconnected():
+                    self.on_disconnected()
+        return effects + self.poll(now_s, may_send=may_send)
+
     def receive(self, now_s: float, topic: str, payload: bytes) -> list[DeviceEffect]:
-        """A message arrived. Never raises for anything a peer or a broker can send."""
+        """One message, and the acknowledgement that it makes due."""
+        return self._take_message(now_s, topic, payload) + self._acknowledge()
+
+    def _take_message(self, now_s: float, topic: str, payload: bytes) -> list[DeviceEffect]:
         if self._topics.is_advert(topic):
             if self._gateways.receive(now_s, topic, payload):
                 self._nudge_queued(now_s)
@@ -215,39 +249,39 @@ class DeviceCore:
             self.tally.add("dropped")
             return []
 
-    def poll(self, now_s: float) -> list[DeviceEffect]:
-        """Do whatever is due."""
+    def poll(self, now_s: float, *, may_send: bool = True) -> list[DeviceEffect]:
+        """Do whatever is due; see `turn`."""
         if now_s >= self._expire_at_s:
             self._expire_at_s = now_s + _EXPIRE_EVERY_S
             wall_ms = int(self._wall_s() * 1000)
             self._keep.wrote(lambda outbox: outbox.expire(wall_ms))
         self._lingering.expire(now_s)
         effects: list[DeviceEffect] = []
-        for live in list(self._live.values()):
-            effects += self._perform(now_s, live, live.session.poll(now_s))
-        if not any(live.session.due_to_send(now_s) for live in self._live.values()):
-            return effects
-        waiting = 0
-        under_way = sum(live.session.state is not State.QUEUED for live in self._live.values())
-        # Sorting is stable: of the same priority the first that was submitted goes first.
-        for live in sorted(self._live.values(), key=lambda live: live.row.priority):
-            queued = live.session.state is State.QUEUED
-            has_turn = not queued or under_way + waiting < self._window(live.row.priority)
-            # Places are counted as if those before it had theirs, whether they are due or not.
-            waiting += queued
-            if live.session.due_to_send(now_s):
-                effects += self._send(now_s, live, has_turn=has_turn)
-        return effects
+        if now_s >= self._look_at_s:
+            for live in list(self._live.values()):
+                effects += self._perform(now_s, live, live.session.poll(now_s))
+            if may_send:
+                requests = self._live.values()
+                effects += self._dispatch.send_due(now_s, requests, online=self.connected)
+            waits = [live.session.next_wakeup_s() for live in self._live.values()]
+            self._look_at_s = min(waits, default=math.inf)
+            if not may_send:
+                self._look_at_s = max(self._look_at_s, now_s + _LOOK_EVERY_S)
+        return effects + self._acknowledge()
 
     def next_wakeup_s(self) -> float:
         """When `poll` next has something to do."""
-        due = [live.session.next_wakeup_s() for live in self._live.values()]
-        return min([self._expire_at_s, *due])
+        return min(self._expire_at_s, self._look_at_s)
+
+    def _touch(self, live: Live) -> None:
+        """Something has happened to it: it may have something to do earlier than it said."""
+        self._look_at_s = min(self._look_at_s, live.session.next_wakeup_s())
 
     def _nudge_queued(self, now_s: float) -> None:
         for live in self._live.values():
             if live.session.state is State.QUEUED:
                 live.session.nudge(now_s)
+                self._touch(live)
 
     def _resume(
         self, now_s: float, request_id: RequestId, *, connect_by_s: float | None = None
@@ -275,9 +309,9 @@ class DeviceCore:
             have=len(payloads),
             have_bytes=sum(map(len, payloads)),
         )
-        self._live[request_id] = Live(
-            row=row, session=session, saved=len(payloads), prefix=Prefix(payloads)
-        )
+        live = Live(row=row, session=session, saved=len(payloads), prefix=Prefix(payloads))
+        self._live[request_id] = live
+        self._touch(live)
 
     def _on_response(self, now_s: float, payload: bytes) -> list[DeviceEffect]:
         where = route(payload)
@@ -297,7 +331,8 @@ class DeviceCore:
         self.tally.add("opened")
         self._gateways.heard(sent.gateway_id)
         session = live.session
-        if self._goes_elsewhere(now_s, live, where.attempt, bundle):
+        if self._dispatch.goes_elsewhere(now_s, live, where.attempt, bundle):
+            self._touch(live)
             return []
         if bundle.payloads and bundle.end <= session.have:
             self.tally.add("duplicates")
@@ -306,60 +341,10 @@ class DeviceCore:
         actions = session.on_bundle(now_s, where.attempt, number, bundle)
         return self._perform(now_s, live, actions)
 
-    def _goes_elsewhere(self, now_s: float, live: Live, attempt: int, bundle: Bundle) -> bool:
-        """A gateway without room is no reason to fail while another one may have some."""
-        refused = bundle.status is Status.FAILED and bundle.code == CapacityError.code
-        newest = attempt == live.session.next_attempt - 1
-        if not refused or not newest or live.session.have or bundle.payloads:
-            return False
-        live.refused_by.add(live.sent[attempt].gateway_id)
-        if self._choose(now_s, live, before=None) is None:
-            return False
-        live.session.nudge(now_s)
-        return True
-
     def _on_late_response(self, now_s: float, where: Route, payload: bytes) -> list[DeviceEffect]:
         word = self._lingering.answer(now_s, where, payload)
         self.tally.add("duplicates")
         return [] if word is None else [self._seal.say(*word)]
-
-    def _send(self, now_s: float, live: Live, *, has_turn: bool) -> list[DeviceEffect]:
-        session = live.session
-        if live.gateway_id is not None and session.silent_sends >= _SILENT_SENDS_BEFORE_MOVING:
-            self._gateways.went_silent(now_s, live.gateway_id)
-        advert = None
-        if self.connected:
-            advert = self._choose(now_s, live, before=live.gateway_id)
-        if advert is None:
-            # Whoever had no room before may have some when nobody else is left.
-            live.refused_by.clear()
-            session.postpone(now_s)
-            return []
-        if not has_turn:
-            session.wait_turn(now_s)
-            return []
-        if session.next_attempt > 0:
-            self.tally.add("resends")
-        if live.gateway_id not in (None, advert.gateway_id):
-            self.tally.add("moves")
-        live.gateway_id = advert.gateway_id
-        attempt = live.session.send(now_s)
-        request_id = live.row.request_id
-        if not self._keep.save(live):
-            return []
-        if not self._keep.wrote(lambda outbox: outbox.use_attempt(request_id, attempt)):
-            return []
-        return [*self._seal.request(now_s, live, attempt, advert)]
-
-    def _choose(self, now_s: float, live: Live, *, before: str | None) -> Advert | None:
-        return self._gateways.choose(
-            now_s, live.row.model, before=before, avoid=live.refused_by, only=live.only
-        )
-
-    def _window(self, priority: int) -> int:
-        """Requests under way beyond which one of `priority` waits."""
-        window = self._timing.window
-        return window if priority < _BULK_PRIORITY else window - window // 4
 
     def _perform(self, now_s: float, live: Live, actions: list[Action]) -> list[DeviceEffect]:
         effects: list[DeviceEffect] = []
@@ -369,14 +354,30 @@ class DeviceCore:
                     self._keep.take(live, payloads)
                     request_id = live.row.request_id
                     effects.append(Delivered(request_id=request_id, first=first, payloads=payloads))
-                case SendAck(rewind, done):
-                    kind = ControlKind.DONE if done else ControlKind.ACK
+                case SendAck(rewind, done=False):
+                    self._to_acknowledge[live.row.request_id] = rewind
+                case SendAck():
                     if self._keep.save(live):
-                        effects += self._seal.control(live, kind, rewind=rewind)
+                        effects += self._seal.control(live, ControlKind.DONE)
                 case SendCancel():
                     effects += self._seal.control(live, ControlKind.CANCEL)
                 case End(state, code):
                     effects.append(self._end(now_s, live, state, code))
+        self._touch(live)
+        return effects
+
+    def _acknowledge(self) -> list[DeviceEffect]:
+        """Save what has come for the requests whose acknowledgement is due, then say so."""
+        if not self._to_acknowledge:
+            return []
+        asked, self._to_acknowledge = self._to_acknowledge, {}
+        lives = [live for name in asked if (live := self._live.get(name)) is not None]
+        if not self._keep.save_all(lives):
+            return []
+        effects: list[DeviceEffect] = []
+        for live in lives:
+            rewind = asked[live.row.request_id]
+            effects += self._seal.control(live, ControlKind.ACK, rewind=rewind)
         return effects
 
     def _end(self, now_s: float, live: Live, state: State, code: str) -> Ended:

@@ -17,7 +17,7 @@ from tidegate.link.device_session import DeviceSession
 from tidegate.link.device_states import State
 from tidegate.link.lingering import Sent
 from tidegate.link.messages import Prefix
-from tidegate.link.outbox import Outbox, OutboxRow, Outcome
+from tidegate.link.outbox import Growth, Outbox, OutboxRow, Outcome
 
 _ATTEMPTS_KEPT = 4
 _OUTCOMES = {State.DONE: Outcome.DONE, State.FAILED: Outcome.FAILED}
@@ -93,24 +93,33 @@ class Keeper:
 
     def save(self, live: Live) -> bool:
         """Bring the outbox up to date with `live`; False when the disk refuses."""
-        outcome = _OUTCOMES.get(live.session.state, Outcome.OPEN)
-        if not live.unsaved and outcome is live.outcome:
+        return self.save_all([live])
+
+    def save_all(self, lives: Sequence[Live]) -> bool:
+        """Bring the outbox up to date with all of them in one go; False when the disk refuses."""
+        behind = [live for live in lives if live.unsaved or self._outcome(live) is not live.outcome]
+        if not behind:
             return True
-        saved = self.wrote(
-            lambda outbox: outbox.save(
-                live.row.request_id,
-                live.saved,
-                live.unsaved,
-                outcome=outcome,
+        growth = [
+            Growth(
+                request_id=live.row.request_id,
+                first=live.saved,
+                payloads=live.unsaved,
+                outcome=self._outcome(live),
                 code=live.session.code,
             )
-        )
-        if not saved:
+            for live in behind
+        ]
+        if not self.wrote(lambda outbox: outbox.save_all(growth)):
             return False
-        live.saved += len(live.unsaved)
-        self.forget(live)
-        live.outcome = outcome
+        for live in behind:
+            live.saved += len(live.unsaved)
+            self.forget(live)
+            live.outcome = self._outcome(live)
         return True
+
+    def _outcome(self, live: Live) -> Outcome:
+        return _OUTCOMES.get(live.session.state, Outcome.OPEN)
 
 
 def _stored_bytes(payloads: Sequence[bytes]) -> int:

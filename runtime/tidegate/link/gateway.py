@@ -1,14 +1,15 @@
 """`Gateway`: the asyncio end in the cloud. Give it a handler, it answers devices.
 
-The core decides, in its own thread; this file moves messages and runs one task per request.
-Outputs of all handlers are collected for one tick, stored in one transaction and sealed into as
-few messages as fit.
+The core decides, in its own thread; this file gives it its turns, moves messages and runs one task
+per request. Outputs of all handlers are collected until shortly before the beat, stored in one
+transaction and sealed into as few messages as fit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, aclosing
@@ -30,11 +31,11 @@ from tidegate.link.effects import (
 )
 from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_keys import GatewayKeys
-from tidegate.link.gateway_output import Finished, Produced
-from tidegate.link.gateway_pacing import next_beat_s
+from tidegate.link.gateway_output import Finished, Outputs, Produced
 from tidegate.link.gateway_revocation import REVOKED_FILE, RevokedGateways
 from tidegate.link.gateway_store import GatewayStore
 from tidegate.link.identity import ROOT_FILE, load_gateway, read_root
+from tidegate.link.inbox import Inbox
 from tidegate.link.keyfiles import FolderLock
 from tidegate.link.messages import Status
 from tidegate.link.prekeys import ModelOffer, PrekeyStore
@@ -53,9 +54,6 @@ request with `answer_diverged`; only the answer's very last payload may carry, s
 
 UNSENT_PAYLOADS = 256
 """How far a handler may run ahead of the device's credit window."""
-
-_LEAD_S = 0.01
-"""Before a beat: time to store what leaves on it, so that the disk does not shift the beat."""
 
 
 class Gateway:
@@ -119,11 +117,10 @@ class Gateway:
             )
             undo.pop_all()
         self._thread = CoreThread("tidegate-gateway")
-        self._outgoing = Outgoing(transport, self._core.tally)
-        self._wake = asyncio.Event()
+        self._inbox = Inbox()
+        self._outgoing = Outgoing(transport, self._core.tally, on_room=self._inbox.ring)
+        self._outputs = Outputs(self._timing)
         self._advertise_now = asyncio.Event()
-        self._outputs: list[Produced] = []
-        self._output_ready = asyncio.Event()
         self._handlers: dict[RunId, asyncio.Task[None]] = {}
         self._room: dict[RunId, asyncio.Semaphore] = {}
 
@@ -150,9 +147,8 @@ class Gateway:
             carrying.create_task(self._outgoing.run())
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._receive(tasks))
-                    tasks.create_task(self._keep_time(tasks))
-                    tasks.create_task(self._flush(tasks))
+                    tasks.create_task(self._receive())
+                    tasks.create_task(self._take_turns(tasks))
                     tasks.create_task(self._advertise())
             finally:
                 await self._outgoing.drain(DRAIN_S)
@@ -164,43 +160,41 @@ class Gateway:
         self._thread.close()
         self._lock.release()
 
-    async def _receive(self, tasks: asyncio.TaskGroup) -> None:
+    async def _receive(self) -> None:
         async for event in self._transport.events():
             match event:
-                case Message(topic, payload):
-                    effects = await self._thread.call_now(self._core.receive, topic, payload)
-                    self._apply(effects, tasks)
-                    self._wake.set()
+                case Message():
+                    pass
                 case Connected():
                     logger.info("connected: %s", self._transport.status)
                     self._advertise_now.set()
                 case Disconnected():
                     logger.warning("disconnected: %s", self._transport.status)
+            await self._inbox.put(event)
 
-    async def _keep_time(self, tasks: asyncio.TaskGroup) -> None:
+    async def _take_turns(self, tasks: asyncio.TaskGroup) -> None:
+        """Give the core a turn whenever there is something for it."""
+        wake_at_s = -math.inf
         while True:
-            self._wake.clear()
-            effects, wait_s = await self._thread.call_now(self._poll)
-            self._apply(effects, tasks)
-            await _wait(self._wake, wait_s)
+            messages = [event for event in self._inbox.take() if isinstance(event, Message)]
+            room_bytes = self._outgoing.room_bytes if self._transport.connected else 0
+            now_s = time.monotonic()
+            batch = self._outputs.take(now_s) if room_bytes > 0 else []
+            if messages or batch or now_s >= wake_at_s:
+                effects, wake_at_s = await self._thread.call_now(
+                    self._turn, messages, batch, room_bytes
+                )
+                self._apply(effects, tasks)
+            elif room_bytes > 0:
+                await self._inbox.wait(min(wake_at_s, self._outputs.due_s) - now_s)
+            else:
+                await self._inbox.wait(wake_at_s - now_s)
 
-    def _poll(self, now_s: float) -> tuple[list[GatewayEffect], float]:
-        effects = self._core.poll(now_s)
-        return effects, max(0.0, self._core.next_wakeup_s() - now_s)
-
-    async def _flush(self, tasks: asyncio.TaskGroup) -> None:
-        """Store what the handlers yielded, shortly before the beat that it may leave on."""
-        while True:
-            await self._output_ready.wait()
-            if self._timing.is_paced:
-                now_s = time.monotonic()
-                lead_s = min(_LEAD_S, self._timing.tick_s / 4)
-                await asyncio.sleep(next_beat_s(now_s + lead_s, self._timing) - lead_s - now_s)
-            await self._outgoing.room()
-            self._output_ready.clear()
-            batch, self._outputs = self._outputs, []
-            self._apply(await self._thread.call_now(self._core.produced, batch), tasks)
-            self._wake.set()
+    def _turn(
+        self, now_s: float, messages: list[Message], batch: list[Produced], room_bytes: float
+    ) -> tuple[list[GatewayEffect], float]:
+        effects = self._core.turn(now_s, messages, batch, room_bytes=room_bytes)
+        return effects, self._core.next_wakeup_s()
 
     async def _advertise(self) -> None:
         while True:
@@ -257,8 +251,8 @@ class Gateway:
         self._put(run, ending)
 
     def _put(self, run: RunId, output: bytes | Finished) -> None:
-        self._outputs.append(Produced(run, output))
-        self._output_ready.set()
+        if self._outputs.put(time.monotonic(), Produced(run, output)):
+            self._inbox.ring()
 
 
 def _revoked(directory: Path, group: str) -> RevokedGateways | None:

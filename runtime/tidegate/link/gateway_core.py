@@ -1,12 +1,17 @@
 """The gateway end without I/O of its own but its store: events and a clock in, effects out.
 
 One core is used by one thread. `Start` is returned only after the request's row is on the disk,
-and a chunk is published only after it is.
+and a chunk is published only after it is in the store (see `GatewayStore.append`).
+
+A `turn` takes in everything that has happened since the last one and then says what is due, so
+that what came together is stored together. What does not find room to leave is not sealed: it
+waits in its session, where more may join it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 from tidegate.errors import CapacityError, LinkError, SealError
@@ -29,13 +34,11 @@ from tidegate.link.envelope import (
 from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_live import Live, LiveKey, LiveTable
 from tidegate.link.gateway_output import Finished, Produced, take_output
-from tidegate.link.gateway_pacing import at_least_bytes
+from tidegate.link.gateway_saying import Speaker
 from tidegate.link.gateway_session import GatewaySession
-from tidegate.link.gateway_states import TERMINAL, State
 from tidegate.link.gateway_store import GatewayRow, GatewayStore, Progress, RequestKey
 from tidegate.link.limits import MAX_AHEAD_S
 from tidegate.link.messages import (
-    Bundle,
     Call,
     Control,
     ControlKind,
@@ -44,6 +47,7 @@ from tidegate.link.messages import (
 from tidegate.link.prekeys import VALID_FOR_S, ModelOffer
 from tidegate.link.timing import Timing
 from tidegate.link.topics import GONE, Topics, last_level
+from tidegate.link.transport import Message
 
 logger = logging.getLogger(__name__)
 _EXPIRE_EVERY_S = 60.0
@@ -69,6 +73,7 @@ class GatewayCore:
         self._timing = timing
         self._wall_s = wall_s
         self._live = LiveTable(max_requests)
+        self._speaker = Speaker(self._live, topics=self._topics, timing=timing, tally=self.tally)
         self._expire_at_s = now_s
 
     @property
@@ -98,8 +103,35 @@ class GatewayCore:
         topic = self._topics.advert(self._keys.identity.gateway_id)
         return Publish(topic=topic, payload=payload, retain=True)
 
+    def turn(
+        self,
+        now_s: float,
+        messages: Sequence[Message],
+        batch: Sequence[Produced],
+        *,
+        room_bytes: float = math.inf,
+    ) -> list[GatewayEffect]:
+        """Everything since the last turn: messages, outputs of handlers, time.
+
+        Never raises for anything a peer or a broker can send. Payloads that fill `room_bytes` are
+        the last to be sealed.
+        """
+        effects: list[GatewayEffect] = []
+        for message in messages:
+            effects += self._take_message(now_s, message.topic, message.payload)
+        if batch:
+            effects += self._take_outputs(batch)
+        return effects + self.poll(now_s, room_bytes)
+
     def receive(self, now_s: float, topic: str, payload: bytes) -> list[GatewayEffect]:
-        """A message arrived. Never raises for anything a peer or a broker can send."""
+        """One message, and what it makes due."""
+        return self._take_message(now_s, topic, payload) + self._speaker.say(now_s, math.inf)
+
+    def produced(self, now_s: float, batch: Sequence[Produced]) -> list[GatewayEffect]:
+        """What handlers yielded, and what that makes due."""
+        return self._take_outputs(batch) + self._speaker.say(now_s, math.inf)
+
+    def _take_message(self, now_s: float, topic: str, payload: bytes) -> list[GatewayEffect]:
         handle = last_level(topic)
         if topic == self._topics.presence(handle):
             return self._on_presence(now_s, handle, payload)
@@ -123,22 +155,23 @@ class GatewayCore:
             for key, live in self._live:
                 if key.handle == handle:
                     live.session.hint_gone(now_s)
+                    self._speaker.touch(key)
         return []
 
-    def produced(self, now_s: float, batch: Sequence[Produced]) -> list[GatewayEffect]:
-        """What handlers yielded since the last call: stored in one transaction, then sent.
+    def _take_outputs(self, batch: Sequence[Produced]) -> list[GatewayEffect]:
+        """What handlers yielded: stored in one transaction, and then due.
 
         When the disk refuses, the requests concerned are dropped and their devices ask again.
         """
         effects: list[GatewayEffect] = []
         progress: list[Progress] = []
-        touched: dict[LiveKey, Live] = {}
+        touched: dict[LiveKey, None] = {}
         room_bytes = min(self._store.room_bytes, self._live.room_bytes)
         for item in batch:
             if (found := self._live.of_run(item.run)) is None:
                 continue
             key, live = found
-            touched[key] = live
+            touched[key] = None
             step = take_output(live, item.output, room_bytes=room_bytes)
             if step is not None:
                 progress.append(step)
@@ -152,24 +185,21 @@ class GatewayCore:
             for key in touched:
                 effects += self._live.drop(key)
             return effects
-        for key, live in touched.items():
-            effects += self._poll(now_s, key, live)
+        for key in touched:
+            self._speaker.touch(key)
         return effects
 
-    def poll(self, now_s: float) -> list[GatewayEffect]:
-        """Do whatever is due."""
+    def poll(self, now_s: float, room_bytes: float = math.inf) -> list[GatewayEffect]:
+        """Do whatever is due, and seal no more than fits into `room_bytes`."""
         if now_s >= self._expire_at_s:
             self._expire_at_s = now_s + _EXPIRE_EVERY_S
             self._expire()
-        effects: list[GatewayEffect] = []
-        for key, live in self._live:
-            effects += self._poll(now_s, key, live)
-        return effects
+        self._speaker.look(now_s)
+        return self._speaker.say(now_s, room_bytes)
 
     def next_wakeup_s(self) -> float:
-        """When `poll` next has something to do."""
-        due = [live.session.next_wakeup_s() for _, live in self._live]
-        return min([self._expire_at_s, *due])
+        """When `poll` next has something to do; in the past when only room was lacking."""
+        return min(self._expire_at_s, self._speaker.next_wakeup_s())
 
     def _rotate(self) -> None:
         """Make and erase prekeys as their time comes; on a refusing disk go on with the old."""
@@ -201,7 +231,8 @@ class GatewayCore:
         self.tally.add("opened")
         live = self._live.find(key)
         if (refusal := self._keys.refusal(keys.device_id)) is not None:
-            return self._refuse(key, keys, refusal) + (self._live.drop(key) if live else [])
+            stop = self._live.drop(key) if live else []
+            return [self._speaker.refuse(key, keys, refusal), *stop]
         if live is not None:
             return self._reattach(now_s, key, live, keys, call)
         row_key = RequestKey(keys.device_id, key.request_id)
@@ -220,8 +251,8 @@ class GatewayCore:
         self._store.use_attempt(live.row, keys.attempt)
         self.tally.add("resends")
         live.keys = keys
-        stop = self._attach(now_s, live, call)
-        return stop + self._poll(now_s, key, live)
+        self._speaker.touch(key)
+        return self._attach(now_s, live, call)
 
     def _begin(
         self, now_s: float, key: LiveKey, row_key: RequestKey, keys: GatewayAttempt, call: Call
@@ -232,7 +263,7 @@ class GatewayCore:
             expires_ms = int(self._wall_s() * 1000) + call.ttl_ms
             self._store.begin(row_key, keys.attempt, expires_ms=expires_ms)
         except CapacityError as error:
-            return self._refuse(key, keys, error.code)
+            return [self._speaker.refuse(key, keys, error.code)]
         return self._open_session(now_s, key, row_key, keys, call, stored=[], ended=None)
 
     def _take_up(
@@ -249,16 +280,16 @@ class GatewayCore:
             self.tally.add("duplicates")
             return []
         if row.closed:
-            return self._refuse(key, keys, row.code)
+            return [self._speaker.refuse(key, keys, row.code)]
         ended = None if row.status is Status.MORE else Finished(row.status, row.code)
         if self._live.full(key.handle):
-            return self._refuse(key, keys, CapacityError.code)
+            return [self._speaker.refuse(key, keys, CapacityError.code)]
         self._store.use_attempt(row_key, keys.attempt)
         self.tally.add("resends")
         try:
             stored = self._store.payloads(row_key)
         except LinkError as error:
-            return self._refuse(key, keys, error.code)
+            return [self._speaker.refuse(key, keys, error.code)]
         return self._open_session(now_s, key, row_key, keys, call, stored=stored, ended=ended)
 
     def _open_session(
@@ -292,7 +323,8 @@ class GatewayCore:
         start: list[GatewayEffect] = []
         if ended is None and not session.diverged:
             start.append(Start(run=self._live.start_run(key), request=request))
-        return start + self._poll(now_s, key, live)
+        self._speaker.touch(key)
+        return start
 
     def _attach(self, now_s: float, live: Live, call: Call) -> list[GatewayEffect]:
         """Serve this attempt; a device that has another answer than ours ends the run."""
@@ -305,13 +337,6 @@ class GatewayCore:
         )
         return [*self._live.end_run(live)] if live.session.diverged else []
 
-    def _refuse(self, key: LiveKey, keys: GatewayAttempt, code: str) -> list[GatewayEffect]:
-        """Answer with an error and keep nothing: a later attempt may find room."""
-        self.tally.add("refused")
-        bundle = Bundle(first=0, status=Status.FAILED, code=code)
-        message = keys.seal_response(bundle.encode(), final=True)
-        return [self._publish(key, message)]
-
     def _on_control(self, now_s: float, key: LiveKey, payload: bytes) -> list[GatewayEffect]:
         live = self._live.find(key)
         if live is None:
@@ -319,12 +344,13 @@ class GatewayCore:
         control = Control.decode(live.keys.open_control(payload))
         self.tally.add("opened")
         if (refusal := self._keys.refusal(live.keys.device_id)) is not None:
-            return self._refuse(key, live.keys, refusal) + self._live.drop(key)
+            return [self._speaker.refuse(key, live.keys, refusal), *self._live.drop(key)]
         match control.kind:
             case ControlKind.ACK:
                 if live.session.on_ack(now_s, control):
                     self.tally.add("rewinds")
-                return self._poll(now_s, key, live)
+                self._speaker.touch(key)
+                return []
             case ControlKind.DONE:
                 live.session.on_done()
                 code = "already_answered"
@@ -347,26 +373,3 @@ class GatewayCore:
             return []
         self.tally.add("completed" if progress.status is Status.COMPLETE else "failed")
         return [*self._live.end_run(live)]
-
-    def _poll(self, now_s: float, key: LiveKey, live: Live) -> list[GatewayEffect]:
-        effects: list[GatewayEffect] = []
-        for bundle in live.session.poll(now_s):
-            final = bundle.status is not Status.MORE
-            data = bundle.encode()
-            message = live.keys.seal_response(
-                data, final=final, at_least_bytes=at_least_bytes(len(data), self._timing)
-            )
-            effects.append(self._publish(key, message))
-        released = live.session.take_released()
-        if released and live.run is not None:
-            effects.append(Release(live.run, released))
-        if live.session.state is State.PARKED:
-            self.tally.add("expired")
-        if live.session.state in TERMINAL:
-            self.tally.add("out_of_turn", live.session.out_of_turn)
-            effects += self._live.drop(key)
-        return effects
-
-    def _publish(self, key: LiveKey, message: bytes) -> Publish:
-        self.tally.add("sent")
-        return Publish(topic=self._topics.response(key.handle), payload=message)

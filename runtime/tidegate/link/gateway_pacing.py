@@ -52,6 +52,7 @@ class Beat:
     def due(self, now_s: float) -> bool:
         """Whether something that waits may leave now; if not, it may at `at_s`."""
         if not self._timing.is_paced:
+            self.rest()
             return True
         if self.at_s is None:
             self.at_s = next_beat_s(now_s, self._timing)
@@ -59,6 +60,10 @@ class Beat:
             return False
         self.rest()
         return True
+
+    def wait(self, now_s: float) -> None:
+        """More could have left, but for want of room: try again on the next beat, or at once."""
+        self.at_s = next_beat_s(now_s, self._timing) if self._timing.is_paced else now_s
 
     def rest(self) -> None:
         """Nothing waits any more."""

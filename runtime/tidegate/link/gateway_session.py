@@ -178,14 +178,23 @@ class GatewaySession:
         if self._may(Event.CANCEL):
             self._go(Event.CANCEL)
 
-    def poll(self, now_s: float) -> list[Bundle]:
-        """Bundles to seal and publish now, in order: they are the attempt's next chunks."""
+    def poll(self, now_s: float, room_bytes: float = math.inf) -> list[Bundle]:
+        """Bundles to seal and publish now, in order: they are the attempt's next chunks.
+
+        Payloads that fill `room_bytes` are the last; without room there are none, and no sign of
+        life either.
+        """
         if self.state in TERMINAL:
             return []
         if now_s >= min(self._lease_until_s, self._expires_s):
             self._go(Event.LEASE_END)
             return []
-        bundles = self._at_constant_rate(now_s) if self._timing.is_constant else self._ready(now_s)
+        if room_bytes <= 0:
+            return []
+        if self._timing.is_constant:
+            bundles = self._at_constant_rate(now_s)
+        else:
+            bundles = self._ready(now_s, room_bytes)
         if not bundles and now_s >= self._life_at_s:
             bundles.append(self._sign_of_life())
         if bundles:
@@ -197,16 +206,19 @@ class GatewaySession:
         due = min(self._life_at_s, self._lease_until_s, self._expires_s)
         return due if self._beat.at_s is None else min(due, self._beat.at_s)
 
-    def _ready(self, now_s: float) -> list[Bundle]:
-        """All that the window allows, on the beat."""
+    def _ready(self, now_s: float, room_bytes: float) -> list[Bundle]:
+        """All that the window and the room allow, on the beat."""
         bundles: list[Bundle] = []
         if not self._has_next():
             self._beat.rest()
             return bundles
         if not self._beat.due(now_s):
             return bundles
-        while (bundle := self._next_bundle()) is not None:
+        while room_bytes > 0 and (bundle := self._next_bundle()) is not None:
             bundles.append(bundle)
+            room_bytes -= sum(map(len, bundle.payloads))
+        if self._has_next():
+            self._beat.wait(now_s)
         return bundles
 
     def _at_constant_rate(self, now_s: float) -> list[Bundle]:

@@ -3,6 +3,9 @@
 The row of (device, request) is written before work starts and outlives the answer, because it is
 what makes a replayed or repeated request harmless: an attempt number that is not higher than the
 row's is never served. Rows are dropped once their request id is older than the gateway accepts.
+
+Rows, attempts and endings are on the disk before anything is said that depends on them. Payloads
+outlive the process; a power cut takes the newest of them, and they are produced again.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ _KEEP_EXPIRED_MS = 3600 * 1000
 """An answer outlives its device's patience by this much, for clocks that jump."""
 _FULL_SHARE = 0.75
 """Of `max_bytes` that begun answers may fill before no new one is begun."""
+_ROWS_AT_ONCE = 128
+"""Chunks that one statement stores: SQLite gives the interpreter away at each."""
 _WHERE = "WHERE device_id = ? AND request_id = ?"
 
 
@@ -139,19 +144,36 @@ class GatewayStore:
             db.execute(f"UPDATE requests SET attempt = ? {_WHERE}", (attempt, *key))
 
     def append(self, batch: Sequence[Progress]) -> None:
-        """Store new payloads and endings of many requests in one transaction."""
-        chunks = [
-            (*item.key, number, self._db.cipher.seal(b"".join(item.key), f"chunk {number}", data))
+        """Store new payloads and endings of many requests in one transaction.
+
+        Payloads alone are not synced: when the machine loses power they are produced again, and
+        compared with what the device has (docs/link-sessions.md). An ending is: it says that
+        nothing has to run again.
+        """
+        numbered = [
+            (item.key, number, payload)
             for item in batch
-            for number, data in enumerate(item.payloads, item.first)
+            for number, payload in enumerate(item.payloads, item.first)
+        ]
+        sealed = self._db.cipher.seal_all(
+            [(b"".join(key), f"chunk {number}", payload) for key, number, payload in numbered]
+        )
+        rows = [
+            (*key, number, value) for (key, number, _), value in zip(numbered, sealed, strict=True)
         ]
         ends = [
             (item.status, item.code, *item.key) for item in batch if item.status is not Status.MORE
         ]
-        with self._db.write() as db:
-            db.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", chunks)
+        with self._db.write(synced=bool(ends)) as db:
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                some = rows[start : start + _ROWS_AT_ONCE]
+                places = ", ".join(["(?, ?, ?, ?)"] * len(some))
+                db.execute(
+                    f"INSERT OR IGNORE INTO chunks VALUES {places}",
+                    [value for row in some for value in row],
+                )
             db.executemany(f"UPDATE requests SET status = ?, code = ? {_WHERE}", ends)
-        self._bytes += sum(len(sealed) for *_, sealed in chunks)
+        self._bytes += sum(map(len, sealed))
 
     def close_request(self, key: RequestKey, code: str = "already_answered") -> None:
         """Drop the answer and keep the row; `code` is what a later attempt is told."""

@@ -47,6 +47,8 @@ SCHEMA = (
         "CREATE UNIQUE INDEX requests_by_name ON requests (name)",
     ),
 )
+_ROWS_AT_ONCE = 128
+"""Payloads that one statement stores: SQLite gives the interpreter away at each."""
 _COLUMNS = (
     "request_id, deadline_ms, attempt, outcome, code, sealed_model, sealed_body, priority,"
     " sealed_digest"
@@ -103,6 +105,17 @@ class Held:
     deadline_ms: int
     priority: int
     held_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Growth:
+    """Payloads `first`, ... of one request, and how it stands with them."""
+
+    request_id: RequestId
+    first: int
+    payloads: Sequence[bytes] = field(repr=False)
+    outcome: Outcome
+    code: str
 
 
 class Outbox:
@@ -210,25 +223,47 @@ class Outbox:
             OutboxFullError: there is no room, even without the answers that nobody reads.
             CapacityError: the disk refuses.
         """
-        rows = [
-            (request_id, first + i, self._db.cipher.seal(request_id, f"chunk {first + i}", payload))
-            for i, payload in enumerate(payloads)
+        growth = Growth(
+            request_id=request_id, first=first, payloads=payloads, outcome=outcome, code=code
+        )
+        self.save_all([growth])
+
+    def save_all(self, growths: Sequence[Growth]) -> None:
+        """Store what several requests have got since, all at once.
+
+        Raises:
+            OutboxFullError: there is no room, even without the answers that nobody reads.
+            CapacityError: the disk refuses.
+        """
+        numbered = [
+            (one.request_id, number, payload)
+            for one in growths
+            for number, payload in enumerate(one.payloads, one.first)
         ]
-        new_bytes = sum(len(sealed) for *_, sealed in rows)
+        sealed = self._db.cipher.seal_all(
+            [(request_id, f"chunk {number}", payload) for request_id, number, payload in numbered]
+        )
+        rows = [(*place[:2], value) for place, value in zip(numbered, sealed, strict=True)]
+        new_bytes = sum(map(len, sealed))
         if rows and not self.make_room(new_bytes):
             raise OutboxFullError(f"outbox: full, at most {self._max_bytes} bytes may wait")
-        ended = outcome is not Outcome.OPEN
-        freed_bytes = self._body_bytes(request_id) if ended else 0
+        ended = [one for one in growths if one.outcome is not Outcome.OPEN]
+        freed_bytes = sum(self._body_bytes(one.request_id) for one in ended)
+        stored = 0
         with self._db.write() as db:
-            stored = db.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", rows)
-            if ended:
-                db.execute(
-                    "UPDATE requests SET outcome = ?, code = ?, sealed_body = x''"
-                    " WHERE request_id = ?",
-                    (outcome, code, request_id),
-                )
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                some = rows[start : start + _ROWS_AT_ONCE]
+                places = ", ".join(["(?, ?, ?)"] * len(some))
+                stored += db.execute(
+                    f"INSERT OR IGNORE INTO chunks VALUES {places}",
+                    [value for row in some for value in row],
+                ).rowcount
+            db.executemany(
+                "UPDATE requests SET outcome = ?, code = ?, sealed_body = x'' WHERE request_id = ?",
+                [(one.outcome, one.code, one.request_id) for one in ended],
+            )
         self._bytes += new_bytes - freed_bytes
-        if rows and stored.rowcount != len(rows):
+        if stored != len(rows):
             self._bytes = self._count_bytes()
 
     def remove(self, request_id: RequestId) -> None:
