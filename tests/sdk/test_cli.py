@@ -415,6 +415,8 @@ def test_a_wrong_setting_of_a_device_is_named(
         (["--context", "0"], "context_tokens = 0: must be at least 1"),
         (["--context", "257"], "context_tokens = 257: must be at most 256"),
         (["--threads", "0"], "threads = 0: must be at least 1"),
+        (["--executor", "torch", "--memory-mib", "9"], "memory_mib = 9: must be absent on"),
+        (["--executor", "torch", "--kv-precision", "fp8"], "kv_precision = 'fp8': must be absent"),
         (["--api-key-file", "/nowhere"], "api-key-file = '/nowhere': must be"),
         (["--link", "mqtt://127.0.0.1:1"], "keys = None: must be"),
         (["--link", "mqtt://127.0.0.1:1", "--keys", "nowhere"], "nowhere/gateway.json: cannot"),

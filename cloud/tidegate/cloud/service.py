@@ -1,4 +1,4 @@
-"""The cloud service: a checkpoint, the torch executor, the engine, HTTP behind a key, a gateway.
+"""The cloud service: a checkpoint, its executor, the engine, HTTP behind a key, a gateway.
 
 `open_cloud` builds everything; `run` serves until told to stop.
 """
@@ -19,13 +19,12 @@ from tidegate.api.lifecycle import Part, kept_alive, run_service
 from tidegate.api.metrics import Metrics, render_counters
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
+from tidegate.cloud.executor_choice import ExecutorSettings, open_executor
 from tidegate.cloud.handler import LinkHandler
-from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
-from tidegate.errors import ConfigError
 from tidegate.link.broker_access import CheckMode, gateway_transport
 from tidegate.link.certificates_store import has_authority
 from tidegate.link.enrolment_gateway import Enrolment
@@ -71,16 +70,10 @@ class CloudSettings:
     port: int = 8090
     api_key_hashes: tuple[str, ...] = ()
     """SHA-256 of the keys that may call; none: the port must be private."""
-    rows: int = 8
-    context_tokens: int | None = None
-    threads: int | None = None
+    executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     queue_limit: int = 256
     gateway: GatewaySettings | None = None
     drain_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.context_tokens is not None and self.context_tokens < 1:
-            raise ConfigError("context_tokens", self.context_tokens, "at least 1, or absent")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -202,15 +195,10 @@ def _open_gateway(settings: GatewaySettings, handler: Handler, engine: Engine) -
 def _open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:
     with Checkpoint.open(settings.checkpoint) as checkpoint:
         arch = checkpoint.decoder
-        context = settings.context_tokens or arch.context
-        executor = TorchExecutor(
-            arch,
-            checkpoint.weights(),
-            TorchSettings(slots=settings.rows, context_tokens=context, threads=settings.threads),
-        )
+        executor = open_executor(arch, checkpoint.weights(), settings.executor)
         with tempfile.TemporaryDirectory(prefix="tidegate-text-") as folder:
             write_text_files(checkpoint, Path(folder))
-            text = TextModel.load(Path(folder), context_tokens=context)
+            text = TextModel.load(Path(folder), context_tokens=executor.limits.context_tokens)
     engine = Engine(
         executor,
         text,

@@ -20,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="model id to serve it under (default: the folder's name)")
     add_service(parser, listen="127.0.0.1:8090")
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
-    parser.add_argument("--rows", type=int, default=8, help="requests that run at once (default 8)")
-    parser.add_argument("--threads", type=int, help="threads (default: the runtime's choice)")
+    _add_executor(parser)
     add_link(parser, end="gateway", broker="to listen on")
     parser.add_argument(
         "--link-pacing",
@@ -32,9 +31,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_executor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--executor",
+        choices=("auto", "torch", "gpu"),
+        default="auto",
+        help="what runs the model (default: a CUDA device where there is one, else torch)",
+    )
+    parser.add_argument(
+        "--rows", type=int, help="requests that run at once (default: 8 on torch, 256 on a GPU)"
+    )
+    parser.add_argument("--threads", type=int, help="of torch (default: the runtime's choice)")
+    parser.add_argument(
+        "--step-tokens",
+        type=int,
+        help="tokens of one step, what prompts are cut to (default: 512 on torch, 8192 on a GPU)",
+    )
+    parser.add_argument(
+        "--memory-mib", type=int, help="of the GPU (default: nine tenths of what is free)"
+    )
+    parser.add_argument(
+        "--kv-precision",
+        choices=("same", "int8", "fp8"),
+        help="of keys and values on a GPU (default: that of the activations)",
+    )
+    parser.add_argument(
+        "--activations", choices=("bf16", "fp16", "fp32"), help="on a GPU (default: bf16)"
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_const",
+        const=True,
+        help="on a GPU, the same tokens whatever else is in a step, at some speed",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Open the checkpoint, then serve until SIGTERM or SIGINT."""
     from tidegate.cli.listen import announce, run_until_signal
+    from tidegate.cloud.executor_choice import ExecutorSettings
     from tidegate.cloud.service import CloudSettings, GatewaySettings, open_cloud
 
     service = read_service(args)
@@ -53,9 +88,17 @@ def run(args: argparse.Namespace) -> int:
         host=service.host,
         port=service.port,
         api_key_hashes=service.api_key_hashes,
-        rows=args.rows,
-        context_tokens=args.context,
-        threads=args.threads,
+        executor=ExecutorSettings(
+            choice=args.executor,
+            context_tokens=args.context,
+            rows=args.rows,
+            threads=args.threads,
+            step_tokens=args.step_tokens,
+            memory_mib=args.memory_mib,
+            kv_precision=args.kv_precision,
+            activations=args.activations,
+            deterministic=args.deterministic,
+        ),
         gateway=gateway,
     )
 

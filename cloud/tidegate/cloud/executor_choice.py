@@ -1,0 +1,100 @@
+"""Opens the executor that the cloud runs on: the one asked for, else a GPU where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+
+from tidegate.cloud.gpu_executor import GpuExecutor
+from tidegate.cloud.gpu_settings import ActivationType, GpuSettings
+from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
+from tidegate.engine.executor import Executor
+from tidegate.errors import ConfigError
+from tidegate.kernels.paged_kv import KvPrecision
+from tidegate.model.architecture import Architecture
+from tidegate.model.walk import Weights
+
+Choice = Literal["auto", "torch", "gpu"]
+
+_GPU: Final = GpuSettings()
+_TORCH: Final = TorchSettings()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutorSettings:
+    """Sizes of either executor; None leaves one to the executor's own default."""
+
+    choice: Choice = "auto"
+    context_tokens: int | None = None
+    """Prompt plus answer of one request; None for what the model can."""
+    rows: int | None = None
+    """Requests of one step."""
+    threads: int | None = None
+    """Torch alone."""
+    step_tokens: int | None = None
+    memory_mib: int | None = None
+    """GPU alone, like all that follow; see `GpuSettings`."""
+    kv_precision: KvPrecision | None = None
+    activations: ActivationType | None = None
+    deterministic: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.context_tokens is not None and self.context_tokens < 1:
+            raise ConfigError("context_tokens", self.context_tokens, "at least 1, or absent")
+
+
+def open_executor(arch: Architecture, weights: Weights, settings: ExecutorSettings) -> Executor:
+    """Load the model into the executor that was asked for.
+
+    Raises:
+        ConfigError: a size is wrong, the executor does not have a setting, or there is no GPU.
+    """
+    if chosen(settings.choice) == "gpu":
+        _only_without(settings, "gpu", ("threads",))
+        return GpuExecutor(arch, weights, gpu_settings(settings))
+    _only_without(settings, "torch", ("memory_mib", "kv_precision", "activations", "deterministic"))
+    rows, step_tokens = settings.rows, settings.step_tokens
+    return TorchExecutor(
+        arch,
+        weights,
+        TorchSettings(
+            slots=_TORCH.slots if rows is None else rows,
+            context_tokens=settings.context_tokens or arch.context,
+            step_tokens=_TORCH.step_tokens if step_tokens is None else step_tokens,
+            threads=settings.threads,
+        ),
+    )
+
+
+def chosen(choice: Choice) -> Literal["torch", "gpu"]:
+    """What runs here.
+
+    Raises:
+        ConfigError: a GPU was asked for and torch finds none.
+    """
+    found = torch.cuda.is_available()
+    if choice == "gpu" and not found:
+        raise ConfigError("executor", choice, "torch or auto where torch finds no CUDA device")
+    return "gpu" if found and choice != "torch" else "torch"
+
+
+def gpu_settings(settings: ExecutorSettings) -> GpuSettings:
+    """With the GPU executor's own defaults for what is left open."""
+    rows, step_tokens = settings.rows, settings.step_tokens
+    return GpuSettings(
+        rows=_GPU.rows if rows is None else rows,
+        context_tokens=settings.context_tokens,
+        step_tokens=_GPU.step_tokens if step_tokens is None else step_tokens,
+        memory_mib=settings.memory_mib,
+        activations=settings.activations or _GPU.activations,
+        kv_precision=settings.kv_precision or _GPU.kv_precision,
+        deterministic=bool(settings.deterministic),
+    )
+
+
+def _only_without(settings: ExecutorSettings, executor: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(settings, name) is not None:
+            raise ConfigError(name, getattr(settings, name), f"absent on executor {executor}")
