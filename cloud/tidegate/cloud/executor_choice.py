@@ -7,7 +7,6 @@ from typing import Final, Literal
 
 import torch
 
-from tidegate.cloud.gpu_executor import GpuExecutor
 from tidegate.cloud.gpu_settings import ActivationType, GpuSettings
 from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
 from tidegate.engine.executor import Executor
@@ -53,6 +52,9 @@ def open_executor(arch: Architecture, weights: Weights, settings: ExecutorSettin
     """
     if chosen(settings.choice) == "gpu":
         _only_without(settings, "gpu", ("threads",))
+        # Imported here: a cloud on torch goes without Triton.
+        from tidegate.cloud.gpu_executor import GpuExecutor
+
         return GpuExecutor(arch, weights, gpu_settings(settings))
     _only_without(settings, "torch", ("memory_mib", "kv_precision", "activations", "deterministic"))
     rows, step_tokens = settings.rows, settings.step_tokens

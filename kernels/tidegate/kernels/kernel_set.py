@@ -7,20 +7,17 @@ the kernels. Both take the same arguments, so control flow that is tested with o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from tidegate.kernels.attention.reference import paged_attention
-from tidegate.kernels.kv_write.reference import write_kv
-from tidegate.kernels.kv_write.rope_tables import RopeTables
-from tidegate.kernels.linear.reference import linear
-from tidegate.kernels.linear.weights import GpuLinear
-from tidegate.kernels.moe.reference import moe, route
-from tidegate.kernels.moe.weights import ExpertWeights
-from tidegate.kernels.paged_kv import KvLayer, StepTensors
-from tidegate.kernels.torch_ops import activate
-from tidegate.model.architecture import Activation
+if TYPE_CHECKING:
+    from tidegate.kernels.kv_write.rope_tables import RopeTables
+    from tidegate.kernels.linear.weights import GpuLinear
+    from tidegate.kernels.moe.weights import ExpertWeights
+    from tidegate.kernels.paged_kv import KvLayer, StepTensors
+    from tidegate.kernels.pointwise.table import PackedTable
+    from tidegate.model.architecture import Activation
 
 Tensor = torch.Tensor
 
@@ -86,10 +83,38 @@ class GatedActivation(Protocol):
     ) -> Tensor: ...
 
 
+class Adjust(Protocol):
+    """See `tidegate.kernels.pointwise`."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        factor: float = 1.0,
+        limit: float | None = None,
+        cap: float | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor: ...
+
+
 class EmbedRows(Protocol):
     """See `tidegate.kernels.pointwise`."""
 
-    def __call__(self, table: Tensor, tokens: Tensor, *, out: Tensor | None = None) -> Tensor: ...
+    def __call__(
+        self,
+        table: Tensor | PackedTable,
+        tokens: Tensor,
+        *,
+        factor: float = 1.0,
+        dtype: torch.dtype | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor: ...
+
+
+class GatherRows(Protocol):
+    """See `tidegate.kernels.pointwise`."""
+
+    def __call__(self, x: Tensor, rows: Tensor, *, out: Tensor | None = None) -> Tensor: ...
 
 
 class LinearProduct(Protocol):
@@ -130,49 +155,35 @@ class Kernels:
     write_kv: WriteKv
     rms_norm: RmsNorm
     gated_activation: GatedActivation
+    adjust: Adjust
     embed_rows: EmbedRows
+    gather_rows: GatherRows
     linear: LinearProduct
     route: Route
     moe: Moe
 
 
-def _rms_norm(
-    x: Tensor,
-    weight: Tensor,
-    eps: float,
-    *,
-    residual: Tensor | None = None,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    total = x if residual is None else residual + x
-    wide = total.float()
-    normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight
-    return (normal.to(x.dtype) if out is None else out.copy_(normal)), total
-
-
-def _gated(gate_up: Tensor, act: Activation, *, out: Tensor | None = None) -> Tensor:
-    gate, up = gate_up.float().chunk(2, -1)
-    result = activate(gate, act) * up
-    return result.to(gate_up.dtype) if out is None else out.copy_(result)
-
-
-def _embed(table: Tensor, tokens: Tensor, *, out: Tensor | None = None) -> Tensor:
-    rows = table[tokens.long()]
-    return rows if out is None else out.copy_(rows)
-
-
 def torch_kernels() -> Kernels:
     """The references, for a machine without a GPU and for tests."""
+    # Imported here: the folders' own modules need Triton, which a cloud on torch goes without.
+    from tidegate.kernels.attention import reference as attention
+    from tidegate.kernels.kv_write import reference as kv_write
+    from tidegate.kernels.linear import reference as linear
+    from tidegate.kernels.moe import reference as moe
+    from tidegate.kernels.pointwise import reference as pointwise
+
     return Kernels(
         name="torch references",
-        paged_attention=paged_attention,
-        write_kv=write_kv,
-        rms_norm=_rms_norm,
-        gated_activation=_gated,
-        embed_rows=_embed,
-        linear=linear,
-        route=route,
-        moe=moe,
+        paged_attention=attention.paged_attention,
+        write_kv=kv_write.write_kv,
+        rms_norm=pointwise.rms_norm,
+        gated_activation=pointwise.gated_activation,
+        adjust=pointwise.adjust,
+        embed_rows=pointwise.embed_rows,
+        gather_rows=pointwise.gather_rows,
+        linear=linear.linear,
+        route=moe.route,
+        moe=moe.moe,
     )
 
 

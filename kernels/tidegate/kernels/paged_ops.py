@@ -72,7 +72,7 @@ class PagedOps:
     def embed(self, table: Linear) -> Value:
         """See `Ops.embed`."""
         rows = self._device.weights.table(table)
-        out = self._take("sum", len(self._step.tokens), rows.shape[1], rows)
+        out = self._take("stream", len(self._step.tokens), rows.shape[1], rows)
         return Done(self._kernels.embed_rows(rows, self._step.tokens, out=out))
 
     def linears(self, x: Value, weights: Sequence[Linear]) -> list[Value]:
@@ -89,10 +89,10 @@ class PagedOps:
         return Norm(x=x, weight=weight, eps=eps)
 
     def scale(self, x: Value, factor: float) -> Value:
-        """See `Ops.scale`."""
+        """See `Ops.scale`; in place, and nobody reads the value without it any more."""
         numbers = self.numbers(x)
-        out = self._like("scaled", numbers)
-        return Done(torch.mul(numbers, factor, out=out))
+        x.tensor = None
+        return Done(self._kernels.adjust(numbers, factor=factor, out=numbers))
 
     def clip(self, x: Value, limit: float) -> Value:
         """See `Ops.clip`."""
@@ -100,7 +100,8 @@ class PagedOps:
 
     def softcap(self, x: Value, cap: float) -> Value:
         """See `Ops.softcap`; in place, since nobody else has the logits."""
-        return Done(self.numbers(x).div_(cap).tanh_().mul_(cap))
+        numbers = self.numbers(x)
+        return Done(self._kernels.adjust(numbers, cap=cap, out=numbers))
 
     def attention(self, q: Value, k: Value, v: Value, spec: AttentionSpec) -> Value:
         """See `Ops.attention`."""
@@ -176,7 +177,9 @@ class PagedOps:
         """See `Ops.gather_rows`; a sum is gathered before it is computed."""
         if isinstance(x, Sum) and x.tensor is None:
             return Sum(x=self.gather_rows(x.x), y=self.gather_rows(x.y))
-        return Done(self.numbers(x).index_select(0, self._wanted))
+        numbers = self.numbers(x)
+        out = self._take("gathered", len(self._wanted), numbers.shape[1], numbers)
+        return Done(self._kernels.gather_rows(numbers, self._wanted, out=out))
 
     def head(self, x: Value, table: Linear) -> Value:
         """See `Ops.head`; float32."""
@@ -190,36 +193,30 @@ class PagedOps:
     def numbers(self, value: Value) -> Tensor:
         """Compute a value, unless it was."""
         if value.tensor is None:
+            assert not isinstance(value, Done), "a term of a sum is read after the sum"
             value.tensor = self._compute(value)
         return value.tensor
 
     def _compute(self, value: Sum | Norm | Clip) -> Tensor:
         if isinstance(value, Sum):
-            x, y = self.numbers(value.x), self.numbers(value.y)
-            return torch.add(x, y, out=self._like("sum", x))
+            total = self.numbers(value.x).add_(self.numbers(value.y))
+            value.x.tensor = None
+            return total
         if isinstance(value, Clip):
-            return self.numbers(value.x).clamp(-value.limit, value.limit)
+            return self._kernels.adjust(self.numbers(value.x), limit=value.limit)
         return self._normed(value)
 
     def _normed(self, value: Norm) -> Tensor:
         weight, inner = self._device.weights.norm(value.weight), value.x
-        if isinstance(inner, Sum) and inner.tensor is None:
-            x, y = self.numbers(inner.x), self.numbers(inner.y)
-            normed, inner.tensor = self._kernels.rms_norm(
-                y,
-                weight,
-                value.eps,
-                residual=x,
-                out=self._like("normed", y),
-            )
-            return normed
-        x = self.numbers(inner)
-        if len(weight) == x.shape[1]:
-            normed, _ = self._kernels.rms_norm(x, weight, value.eps, out=self._like("normed", x))
-            return normed
-        runs = x.reshape(-1, len(weight))
-        normed, _ = self._kernels.rms_norm(runs, weight, value.eps)
-        return normed.view_as(x)
+        if not isinstance(inner, Sum) or inner.tensor is not None:
+            x = self.numbers(inner)
+            out = self._like("normed", x)
+            return self._kernels.rms_norm(x, weight, value.eps, out=out)[0]
+        x, y = self.numbers(inner.x), self.numbers(inner.y)
+        out = self._like("normed", y)
+        normed, inner.tensor = self._kernels.rms_norm(y, weight, value.eps, residual=x, out=out)
+        inner.x.tensor = None
+        return normed
 
     def _product(self, x: Tensor, product: Product) -> Tensor:
         result = self._apply(x, product.weight, product.purpose)

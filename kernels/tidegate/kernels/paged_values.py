@@ -2,7 +2,8 @@
 
 The walk says what is to be computed and not when, so a sum that a norm follows becomes one kernel,
 and the norms of query and key end in the one that writes the cache. A value is computed at most
-once, by whoever needs its numbers first.
+once, by whoever needs its numbers first. A sum takes the place of its first term, the residual
+stream, which nobody can read any more: a walk that would is told so.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ Tensor = torch.Tensor
 
 @dataclass(eq=False, slots=True)
 class Done:
-    """Numbers, [T, width]."""
+    """Numbers, [T, width]; None once a sum or a factor took their place."""
 
-    tensor: Tensor
+    tensor: Tensor | None
 
 
 @dataclass(eq=False, slots=True)

@@ -15,8 +15,9 @@ from tidegate.errors import ExecutionError
 
 Tensor = torch.Tensor
 
-_IN_TURN = frozenset({"normed", "sum", "scaled"})
-"""A norm behind attention is read by the sum of the norm before the MLP, which is made of it."""
+_IN_TURN = frozenset({"normed", "gathered"})
+"""What one norm gives is read by the next: behind attention, by the sum that the MLP's begins
+with. The last rows are gathered from both terms of a sum."""
 
 
 class Scratch:
