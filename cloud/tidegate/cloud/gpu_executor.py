@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,8 +27,10 @@ from tidegate.cloud.gpu_memory import (
 )
 from tidegate.cloud.gpu_settings import GpuSettings
 from tidegate.cloud.graphs import CudaRecorder, Graphs
+from tidegate.cloud.sharding import ShardedWeights, head_of_table, shard
 from tidegate.cloud.step_buffers import DeviceStep, StepBuffers, StepShape
 from tidegate.cloud.step_shapes import DecodeShapes, exact_shape
+from tidegate.cloud.team import Team
 from tidegate.engine.executor import (
     ExecutorLimits,
     ExecutorStep,
@@ -62,21 +65,30 @@ class GpuExecutor:
         *,
         kernels: Kernels | None = None,
         graphs: Graphs | None = None,
+        team: Team | None = None,
     ) -> None:
         """Read all weights, run a worst-case step, and allocate the KV.
 
         Args:
-            arch: the model.
+            arch: the model, the whole of it.
             weights: may be closed afterwards.
             settings: sizes.
             kernels: None for Triton's on CUDA and the references elsewhere.
             graphs: None for what the device can and the settings ask for.
+            team: whom it runs the model with, everybody a part; those that are not the first call
+                `follow`.
 
         Raises:
             ConfigError: a size is wrong, or the memory does not suffice; the sum is written out.
         """
         began_s = time.monotonic()
-        self._arch, self._settings = arch, settings
+        self._team, self._settings = team, settings
+        head_part = None
+        if team is not None:
+            whole, part = arch, team.part
+            weights, arch = ShardedWeights(weights, whole, part), shard(whole, part.world)
+            head_part = partial(head_of_table, vocab=whole.vocab, part=part)
+        self._arch = arch
         self._context_tokens = _context_tokens(arch, settings)
         self._at = torch.device(settings.device)
         on_gpu = self._at.type == "cuda"
@@ -102,20 +114,24 @@ class GpuExecutor:
         )
         self._device = Device(
             kernels=kernels or (triton_kernels() if on_gpu else torch_kernels()),
-            weights=load_weights(arch, weights, dtype=settings.dtype, device=self._at),
+            weights=load_weights(
+                arch, weights, dtype=settings.dtype, device=self._at, head_part=head_part
+            ),
             layers=(self._layer(self._probe_blocks()),) * arch.layers,
             scratch=Scratch(self._at),
             ropes=_rope_tables(arch, self._context_tokens, self._at),
             deterministic=settings.deterministic,
+            group=team,
         )
         self._run_worst_cases()
-        self._blocks = kv_blocks(
+        blocks = kv_blocks(
             arch,
             settings,
             context_tokens=self._context_tokens,
             used=self._used(),
             limit_bytes=limit_bytes,
         )
+        self._blocks = blocks if team is None else team.least(blocks)
         self._device = replace(self._device, layers=self._allocate())
         self._load_s = time.monotonic() - began_s
 
@@ -169,6 +185,8 @@ class GpuExecutor:
 
     def close(self) -> None:
         """See `Executor.close`."""
+        if self._team is not None and self._team.part.rank == 0:
+            self._team.dismiss()
         self._graphs.clear()
         self._device = replace(
             self._device, layers=(), weights=DeviceWeights(), scratch=Scratch(self._at), ropes={}
@@ -184,15 +202,28 @@ class GpuExecutor:
             *cache,
         )
 
+    def follow(self) -> None:
+        """Run what the first of the team runs, until it closes its executor."""
+        assert self._team is not None, "who follows is in a team"
+        while (told := self._team.listen()) is not None:
+            shape, decode = told
+            self._team.receive(self._buffers.staging(shape))
+            with torch.inference_mode():
+                self._run_filled(shape, decode=decode)
+
     def _run(self, rows: Sequence[Row]) -> None:
         """Run the rows; their logits are the first of `self._logits`."""
-        decode = self._shapes.of(rows)
-        step = self._on_device(rows, decode)
-        self._graphs.run(decode, lambda: self._walk(step))
-
-    def _on_device(self, rows: Sequence[Row], decode: StepShape | None) -> DeviceStep:
         size = self._settings.block_tokens
-        return self._buffers.load(rows, decode or exact_shape(rows, size), size)
+        decode = self._shapes.of(rows)
+        shape = decode or exact_shape(rows, size)
+        staging = self._buffers.fill(rows, shape, size)
+        if self._team is not None:
+            self._team.tell(shape, staging, decode=decode is not None)
+        self._run_filled(shape, decode=decode is not None)
+
+    def _run_filled(self, shape: StepShape, *, decode: bool) -> None:
+        step = self._buffers.upload(shape, keep=decode)
+        self._graphs.run(shape if decode else None, lambda: self._walk(step))
 
     def _walk(self, step: DeviceStep) -> None:
         ops = PagedOps(self._device, step.tensors, step.wanted)
@@ -227,7 +258,9 @@ class GpuExecutor:
         ] * settings.rows
         with torch.inference_mode():
             for rows in (prompts, answers):
-                self._walk(self._on_device(rows, self._shapes.of(rows)))
+                shape = self._shapes.of(rows) or exact_shape(rows, settings.block_tokens)
+                self._buffers.fill(rows, shape, settings.block_tokens)
+                self._walk(self._buffers.upload(shape, keep=False))
         self._device.scratch.seal()
 
     def _probe_blocks(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -82,20 +83,32 @@ class StepBuffers:
         """Where both lie, for tests that they stay there."""
         return self._staging.data_ptr(), self._device.data_ptr()
 
-    def load(self, rows: Sequence[Row], shape: StepShape, block_tokens: int) -> DeviceStep:
-        """Bring the rows to the device, padded to `shape`."""
+    def fill(self, rows: Sequence[Row], shape: StepShape, block_tokens: int) -> Tensor:
+        """Write the rows to the staging, padded to `shape`; the bytes that they take."""
         layout, used = _layout(shape)
         views: _Views = {
             name: self._host[start:end].view(dtype) for name, (start, end, dtype) in layout.items()
         }
         _fill(views, rows, shape, block_tokens)
-        self._device[:used].copy_(self._staging[:used], non_blocking=True)
-        found = self._steps.get(shape)
-        return self._views(shape) if found is None else found
+        return self._staging[:used]
 
-    def keep(self, shape: StepShape) -> None:
-        """Make the views of a shape once and for all; for those that come again and again."""
-        self._steps[shape] = self._views(shape)
+    def staging(self, shape: StepShape) -> Tensor:
+        """The bytes of the staging that a step of this shape takes, for another to fill."""
+        return self._staging[: _layout(shape)[1]]
+
+    def upload(self, shape: StepShape, *, keep: bool) -> DeviceStep:
+        """Copy what was filled to the device.
+
+        Args:
+            shape: what the staging is filled for.
+            keep: the shape will come again, so its views are made once and for all.
+        """
+        used = _layout(shape)[1]
+        self._device[:used].copy_(self._staging[:used], non_blocking=True)
+        found = self._steps.get(shape) or self._views(shape)
+        if keep:
+            self._steps[shape] = found
+        return found
 
     def _views(self, shape: StepShape) -> DeviceStep:
         parts = {
@@ -119,6 +132,7 @@ _TORCH = {np.int32: torch.int32, np.int64: torch.int64}
 _Part = tuple[int, int, type[np.int32] | type[np.int64]]
 
 
+@lru_cache(maxsize=1024)
 def _layout(shape: StepShape) -> tuple[dict[str, _Part], int]:
     """First and last byte and type of each part, and the bytes of all."""
     counts: tuple[tuple[str, int, type[np.int32] | type[np.int64]], ...] = (

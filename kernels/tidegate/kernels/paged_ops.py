@@ -185,10 +185,11 @@ class PagedOps:
         """See `Ops.head`; float32."""
         product = self._device.weights.product([table])
         assert product is not None, "one weight is always a product"
-        numbers = self.numbers(x)
-        logits = self._apply(numbers, product.weight, "head").float()
+        part = self._apply(self.numbers(x), product.weight, "head")
         group = self._device.group
-        return Done(logits if group is None else group.gather(logits))
+        whole = part if group is None else group.gather(part)
+        logits = self._scratch.take("logits", (whole.shape[0], whole.shape[1]), torch.float32)
+        return Done(logits.copy_(whole))
 
     def numbers(self, value: Value) -> Tensor:
         """Compute a value, unless it was."""

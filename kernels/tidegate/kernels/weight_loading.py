@@ -7,7 +7,7 @@ is gathered from; a tied head that is packed is kept beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,12 @@ Tensor = torch.Tensor
 
 
 def load_weights(
-    arch: Architecture, source: Weights, *, dtype: torch.dtype, device: torch.device | str
+    arch: Architecture,
+    source: Weights,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    head_part: Callable[[Linear], Linear] | None = None,
 ) -> DeviceWeights:
     """Read every role of `arch` once and put it on the device.
 
@@ -35,11 +40,13 @@ def load_weights(
         source: may be closed afterwards.
         dtype: of weights that are not packed, and of the activations; norms are float32.
         device: where they go.
+        head_part: what of a tied table this device's head is; None for all of it.
 
     Raises:
         ConfigError: a weight is packed in groups that the kernels do not have.
     """
-    return _Loading(arch=arch, source=source, dtype=dtype, device=device).run()
+    loading = _Loading(arch=arch, source=source, dtype=dtype, device=device, head_part=head_part)
+    return loading.run()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,7 @@ class _Loading:
     source: Weights
     dtype: torch.dtype
     device: torch.device | str
+    head_part: Callable[[Linear], Linear] | None
 
     def run(self) -> DeviceWeights:
         found, known = DeviceWeights(), roles(self.arch)
@@ -65,13 +73,13 @@ class _Loading:
     def _linears(self, found: DeviceWeights, names: Sequence[str], known: dict[str, Role]) -> None:
         shells = self._name(found, names, known)
         linears = [self.source.linear(name) for name in names]
-        if len(names) == 1 or can_merge(linears):
+        if names[0] == "embed":
+            self._embedding(found, shells[0], linears[0])
+        elif len(names) == 1 or can_merge(linears):
             found.add_product(shells, self._product(names, linears))
         else:
             for name, shell, linear in zip(names, shells, linears, strict=True):
                 found.add_product([shell], self._product([name], [linear]))
-        if names[0] == "embed":
-            found.add_table(shells[0], self._table(found, shells[0], linears[0]))
         if names[0].endswith(".router"):
             found.add_experts(shells[0], self._experts(names[0].removesuffix("router")))
 
@@ -108,12 +116,16 @@ class _Loading:
         ]
         return DenseWeight(weight=torch.cat(weights), bias=torch.cat(biases))
 
-    def _table(self, found: DeviceWeights, shell: Linear, linear: Linear) -> Tensor:
-        product = found.product([shell])
-        assert product is not None, "it was just added"
-        if isinstance(product.weight, DenseWeight):
-            return product.weight.weight
-        return self._moved(dense_weight(linear))
+    def _embedding(self, found: DeviceWeights, shell: Linear, table: Linear) -> None:
+        """The table to look up in, and the head where it is the same."""
+        rows: Tensor | None = None
+        if self.arch.tied_head:
+            part = table if self.head_part is None else self.head_part(table)
+            product = self._product(["head"], [part])
+            found.add_product([shell], product)
+            if part is table and isinstance(product.weight, DenseWeight):
+                rows = product.weight.weight
+        found.add_table(shell, self._moved(dense_weight(table)) if rows is None else rows)
 
     def _experts(self, prefix: str) -> ExpertWeights:
         experts = self.arch.kind(int(prefix.split(".")[1])).experts
