@@ -1,0 +1,185 @@
+"""`apply_linear`: a layer's product, by the kernel that suits the weight and the number of tokens.
+
+Tiles up to some 500 tokens are multiplied as they are; beyond that reading them once more as a
+dense matrix costs less than torch's matrix product gains. What is `deterministic` never depends on
+the other rows of the step nor on how many there are.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import assert_never
+
+import torch
+from torch.nn import functional
+
+from tidegate.kernels.launch import gpu_of, launch_for
+from tidegate.kernels.linear.dequantise import dequantise
+from tidegate.kernels.linear.plan import ProductPlan, plan_product
+from tidegate.kernels.linear.products import dense_kernel, tiled_kernel
+from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, LowRankWeight, TiledLinear
+from tidegate.kernels.linear.workspace import LinearWorkspace
+
+Tensor = torch.Tensor
+
+
+def apply_linear(
+    x: Tensor,
+    weight: GpuLinear,
+    *,
+    out: Tensor | None = None,
+    deterministic: bool = False,
+    workspace: LinearWorkspace | None = None,
+) -> Tensor:
+    """`x @ w.T + bias`; see `reference.linear`, which defines it.
+
+    Args:
+        x: [T, in], float32, float16 or bfloat16; rows may have gaps, columns may not.
+        weight: dense of the type of `x`, tiled, or two of them.
+        out: [T, out] to write into, of the type of `x`.
+        deterministic: whether sums are in one order, whatever else is in the step.
+        workspace: taken for tiled weights; made anew when there is none.
+
+    Returns:
+        [T, out] in the type of `x`.
+
+    Raises:
+        ValueError: shapes or strides that do not fit.
+    """
+    out = _output(x, weight, out)
+    if len(x) == 0:
+        return out
+    match weight:
+        case TiledLinear():
+            return _tiled(x, weight, out, deterministic, workspace)
+        case DenseWeight():
+            return _dense(x, weight, out, deterministic)
+        case LowRankWeight():
+            inner = apply_linear(
+                x, weight.first, deterministic=deterministic, workspace=workspace
+            )
+            return apply_linear(
+                inner, weight.second, out=out, deterministic=deterministic, workspace=workspace
+            )
+        case _:
+            assert_never(weight)
+
+
+def w4a16_linear(
+    x: Tensor,
+    weight: TiledLinear,
+    *,
+    out: Tensor | None = None,
+    deterministic: bool = False,
+    workspace: LinearWorkspace | None = None,
+) -> Tensor:
+    """`apply_linear` of tiles alone, 4 or 8 bits."""
+    return apply_linear(x, weight, out=out, deterministic=deterministic, workspace=workspace)
+
+
+def _output(x: Tensor, weight: GpuLinear, out: Tensor | None) -> Tensor:
+    if x.dim() != 2 or x.shape[1] != weight.inputs or (len(x) and x.stride(1) != 1):
+        raise ValueError(f"x: {tuple(x.shape)} by {x.stride()}: must be [T, {weight.inputs}]")
+    shape = (len(x), weight.outputs)
+    if out is None:
+        return torch.empty(shape, dtype=x.dtype, device=x.device)
+    if out.shape != shape or out.dtype != x.dtype or (len(x) and out.stride(1) != 1):
+        raise ValueError(f"out: {tuple(out.shape)} of {out.dtype}: must be {shape} of {x.dtype}")
+    return out
+
+
+def _dense(x: Tensor, weight: DenseWeight, out: Tensor, deterministic: bool) -> Tensor:
+    """Torch's product, whose order of sums changes with T; or a kernel that has one order."""
+    if not deterministic:
+        return _matmul(x, weight.weight, weight.bias, out)
+    launch = launch_for("linear", "dense", gpu_of(x.device), tokens=len(x))
+    grid = ceil(weight.outputs / launch["rows"]), ceil(len(x) / launch["tokens"])
+    dense_kernel[grid](
+        x,
+        weight.weight,
+        weight.bias,
+        out,
+        len(x),
+        weight.inputs,
+        weight.outputs,
+        x.stride(0),
+        out.stride(0),
+        TOKENS=launch["tokens"],
+        ROWS=launch["rows"],
+        STEP=launch["step"],
+        HAS_BIAS=weight.bias is not None,
+        STAGES=launch["num_stages"],
+        num_warps=launch["num_warps"],
+    )
+    return out
+
+
+def _tiled(
+    x: Tensor,
+    weight: TiledLinear,
+    out: Tensor,
+    deterministic: bool,
+    workspace: LinearWorkspace | None,
+) -> Tensor:
+    gpu = gpu_of(x.device)
+    most = launch_for("linear", "choice", gpu)["tiled_tokens"]
+    if len(x) > most and not deterministic:
+        size = weight.outputs * weight.inputs
+        wide = None if workspace is None else workspace.wide[:size].view(weight.outputs, -1)
+        bias = None if weight.bias is None else weight.bias.to(x.dtype)
+        return _matmul(x, dequantise(weight, x.dtype, out=wide), bias, out)
+    plan = plan_product(weight, len(x), gpu, deterministic=deterministic)
+    launch_tiled(x, weight, out, plan, workspace or _workspace(plan, x.device))
+    return out
+
+
+def _workspace(plan: ProductPlan, device: torch.device) -> LinearWorkspace:
+    """For one launch."""
+    return LinearWorkspace(
+        partial=torch.empty(plan.partial_sums, dtype=torch.float32, device=device),
+        arrived=torch.zeros(plan.blocks, dtype=torch.int32, device=device),
+        wide=torch.empty(0, device=device),
+    )
+
+
+def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    if bias is None:
+        return torch.mm(x, weight.T, out=out)
+    return out.copy_(functional.linear(x, weight, bias))
+
+
+def launch_tiled(
+    x: Tensor, weight: TiledLinear, out: Tensor, plan: ProductPlan, workspace: LinearWorkspace
+) -> None:
+    """Multiply as `plan` says; the caller has checked shapes."""
+    if workspace.partial.numel() < plan.partial_sums:
+        raise ValueError(
+            f"workspace: {workspace.partial.numel()} sums: {plan.partial_sums} are needed"
+        )
+    tiled_kernel[plan.grid](
+        x,
+        weight.values,
+        weight.scales,
+        weight.zeros,
+        weight.bias,
+        out,
+        workspace.partial,
+        workspace.arrived,
+        len(x),
+        weight.inputs,
+        weight.outputs,
+        weight.steps,
+        x.stride(0),
+        out.stride(0),
+        TILES=plan.block_tiles,
+        TOKENS=plan.block_tokens,
+        STEP=weight.step,
+        BITS=weight.bits,
+        SYMMETRIC=weight.zeros is None,
+        HAS_BIAS=weight.bias is not None,
+        EVEN=weight.steps * weight.step == weight.inputs,
+        SPLITS=plan.splits,
+        APART=plan.apart,
+        STAGES=plan.num_stages,
+        num_warps=plan.num_warps,
+    )

@@ -1,0 +1,82 @@
+"""How a product over tiles is cut up: decided on the host from shapes alone.
+
+Splits are what makes a product of few tokens fast, and they are the only thing that changes the
+order of its sums. With `deterministic` they depend on the weight and the GPU only; a product of
+many tokens then goes through all splits in one program, which adds them up in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from tidegate.kernels.launch import Gpu, launch_for
+from tidegate.kernels.linear.weights import TILE_ROWS, TiledLinear
+
+LEAST_INPUTS = 256
+"""Of a split: two to sixteen tiles, whose loads are all under way at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProductPlan:
+    """A grid of `output_blocks` x `splits` (or 1 if not `apart`) x `token_blocks` programs."""
+
+    block_tiles: int
+    block_tokens: int
+    output_blocks: int
+    token_blocks: int
+    splits: int
+    apart: bool
+    """Whether every split has a program of its own."""
+    num_warps: int
+    num_stages: int
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Of the launch."""
+        return self.output_blocks, self.splits if self.apart else 1, self.token_blocks
+
+    @property
+    def blocks(self) -> int:
+        """Counters of the workspace."""
+        return self.output_blocks * self.token_blocks
+
+    @property
+    def partial_sums(self) -> int:
+        """Float32 numbers of the workspace; 0 if there is nothing to add up."""
+        if self.splits == 1 or not self.apart:
+            return 0
+        return self.blocks * self.splits * self.block_tiles * TILE_ROWS * self.block_tokens
+
+
+def plan_product(
+    weight: TiledLinear, tokens: int, gpu: Gpu, *, deterministic: bool = False
+) -> ProductPlan:
+    """Cut up the product of `tokens` rows (at least 1) with `weight`."""
+    launch = launch_for("linear", "tiled", gpu, tokens=tokens)
+    output_blocks = ceil(weight.tiles / launch["tiles"])
+    token_blocks = ceil(tokens / launch["tokens"])
+    programs = gpu.processors * launch["programs_per_processor"]
+    if deterministic:
+        few = launch_for("linear", "tiled", gpu, tokens=1)
+        wanted = gpu.processors * few["programs_per_processor"] / weight.tiles
+    else:
+        wanted = programs / (output_blocks * token_blocks)
+    splits = _splits(weight, wanted)
+    return ProductPlan(
+        block_tiles=launch["tiles"],
+        block_tokens=launch["tokens"],
+        output_blocks=output_blocks,
+        token_blocks=token_blocks,
+        splits=splits,
+        apart=token_blocks == 1 or output_blocks * token_blocks < programs,
+        num_warps=launch["num_warps"],
+        num_stages=launch["num_stages"],
+    )
+
+
+def _splits(weight: TiledLinear, wanted: float) -> int:
+    """About `wanted` splits, none of them empty or short, as even as whole tiles allow."""
+    most = max(1, weight.steps * weight.step // LEAST_INPUTS)
+    per_split = ceil(weight.steps / max(1, min(most, round(wanted))))
+    return ceil(weight.steps / per_split)
