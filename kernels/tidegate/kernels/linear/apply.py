@@ -7,7 +7,6 @@ the other rows of the step nor on how many there are.
 
 from __future__ import annotations
 
-from math import ceil
 from typing import assert_never
 
 import torch
@@ -15,8 +14,8 @@ from torch.nn import functional
 
 from tidegate.kernels.launch import gpu_of, launch_for
 from tidegate.kernels.linear.dequantise import dequantise
+from tidegate.kernels.linear.launching import launch_dense, launch_tiled
 from tidegate.kernels.linear.plan import ProductPlan, plan_product
-from tidegate.kernels.linear.products import dense_kernel, tiled_kernel
 from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, LowRankWeight, TiledLinear
 from tidegate.kernels.linear.workspace import LinearWorkspace
 
@@ -53,11 +52,9 @@ def apply_linear(
         case TiledLinear():
             return _tiled(x, weight, out, deterministic, workspace)
         case DenseWeight():
-            return _dense(x, weight, out, deterministic)
+            return _dense(x, weight, out, deterministic, workspace)
         case LowRankWeight():
-            inner = apply_linear(
-                x, weight.first, deterministic=deterministic, workspace=workspace
-            )
+            inner = apply_linear(x, weight.first, deterministic=deterministic, workspace=workspace)
             return apply_linear(
                 inner, weight.second, out=out, deterministic=deterministic, workspace=workspace
             )
@@ -88,29 +85,18 @@ def _output(x: Tensor, weight: GpuLinear, out: Tensor | None) -> Tensor:
     return out
 
 
-def _dense(x: Tensor, weight: DenseWeight, out: Tensor, deterministic: bool) -> Tensor:
+def _dense(
+    x: Tensor,
+    weight: DenseWeight,
+    out: Tensor,
+    deterministic: bool,
+    workspace: LinearWorkspace | None,
+) -> Tensor:
     """Torch's product, whose order of sums changes with T; or a kernel that has one order."""
     if not deterministic:
         return _matmul(x, weight.weight, weight.bias, out)
-    launch = launch_for("linear", "dense", gpu_of(x.device), tokens=len(x))
-    grid = ceil(weight.outputs / launch["rows"]), ceil(len(x) / launch["tokens"])
-    dense_kernel[grid](
-        x,
-        weight.weight,
-        weight.bias,
-        out,
-        len(x),
-        weight.inputs,
-        weight.outputs,
-        x.stride(0),
-        out.stride(0),
-        TOKENS=launch["tokens"],
-        ROWS=launch["rows"],
-        STEP=launch["step"],
-        HAS_BIAS=weight.bias is not None,
-        STAGES=launch["num_stages"],
-        num_warps=launch["num_warps"],
-    )
+    plan = plan_product(weight, len(x), gpu_of(x.device), deterministic=True)
+    launch_dense(x, weight, out, plan, workspace or _workspace(plan, x.device))
     return out
 
 
@@ -146,40 +132,3 @@ def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tens
     if bias is None:
         return torch.mm(x, weight.T, out=out)
     return out.copy_(functional.linear(x, weight, bias))
-
-
-def launch_tiled(
-    x: Tensor, weight: TiledLinear, out: Tensor, plan: ProductPlan, workspace: LinearWorkspace
-) -> None:
-    """Multiply as `plan` says; the caller has checked shapes."""
-    if workspace.partial.numel() < plan.partial_sums:
-        raise ValueError(
-            f"workspace: {workspace.partial.numel()} sums: {plan.partial_sums} are needed"
-        )
-    tiled_kernel[plan.grid](
-        x,
-        weight.values,
-        weight.scales,
-        weight.zeros,
-        weight.bias,
-        out,
-        workspace.partial,
-        workspace.arrived,
-        len(x),
-        weight.inputs,
-        weight.outputs,
-        weight.steps,
-        x.stride(0),
-        out.stride(0),
-        TILES=plan.block_tiles,
-        TOKENS=plan.block_tokens,
-        STEP=weight.step,
-        BITS=weight.bits,
-        SYMMETRIC=weight.zeros is None,
-        HAS_BIAS=weight.bias is not None,
-        EVEN=weight.steps * weight.step == weight.inputs,
-        SPLITS=plan.splits,
-        APART=plan.apart,
-        STAGES=plan.num_stages,
-        num_warps=plan.num_warps,
-    )

@@ -1,4 +1,4 @@
-"""A tiled weight written out in rows, for products of so many tokens that this is soon paid back."""
+"""A tiled weight written out in rows, for products of so many tokens that this soon pays."""
 
 from __future__ import annotations
 

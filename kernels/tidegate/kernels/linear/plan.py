@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from math import ceil
 
 from tidegate.kernels.launch import Gpu, launch_for
-from tidegate.kernels.linear.weights import TILE_ROWS, TiledLinear
+from tidegate.kernels.linear.weights import TILE_ROWS, DenseWeight, TiledLinear
 
 LEAST_INPUTS = 256
 """Of a split: two to sixteen tiles, whose loads are all under way at once."""
+DENSE_STEP = 64
+"""Inputs that a dense product reads at a time: 128 bytes of a row, whatever the block."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,16 +52,18 @@ class ProductPlan:
 
 
 def plan_product(
-    weight: TiledLinear, tokens: int, gpu: Gpu, *, deterministic: bool = False
+    weight: TiledLinear | DenseWeight, tokens: int, gpu: Gpu, *, deterministic: bool = False
 ) -> ProductPlan:
     """Cut up the product of `tokens` rows (at least 1) with `weight`."""
-    launch = launch_for("linear", "tiled", gpu, tokens=tokens)
-    output_blocks = ceil(weight.tiles / launch["tiles"])
+    kernel = "tiled" if isinstance(weight, TiledLinear) else "dense"
+    tiles = ceil(weight.outputs / TILE_ROWS)
+    launch = launch_for("linear", kernel, gpu, tokens=tokens)
+    output_blocks = ceil(tiles / launch["tiles"])
     token_blocks = ceil(tokens / launch["tokens"])
     programs = gpu.processors * launch["programs_per_processor"]
     if deterministic:
-        few = launch_for("linear", "tiled", gpu, tokens=1)
-        wanted = gpu.processors * few["programs_per_processor"] / weight.tiles
+        few = launch_for("linear", kernel, gpu, tokens=1)
+        wanted = gpu.processors * few["programs_per_processor"] / ceil(tiles / few["tiles"])
     else:
         wanted = programs / (output_blocks * token_blocks)
     splits = _splits(weight, wanted)
@@ -69,14 +73,15 @@ def plan_product(
         output_blocks=output_blocks,
         token_blocks=token_blocks,
         splits=splits,
-        apart=token_blocks == 1 or output_blocks * token_blocks < programs,
+        apart=token_blocks == 1 or output_blocks * token_blocks * splits <= 2 * programs,
         num_warps=launch["num_warps"],
         num_stages=launch["num_stages"],
     )
 
 
-def _splits(weight: TiledLinear, wanted: float) -> int:
+def _splits(weight: TiledLinear | DenseWeight, wanted: float) -> int:
     """About `wanted` splits, none of them empty or short, as even as whole tiles allow."""
-    most = max(1, weight.steps * weight.step // LEAST_INPUTS)
-    per_split = ceil(weight.steps / max(1, min(most, round(wanted))))
-    return ceil(weight.steps / per_split)
+    steps = ceil(weight.inputs / (weight.step if isinstance(weight, TiledLinear) else DENSE_STEP))
+    most = max(1, weight.inputs // LEAST_INPUTS)
+    per_split = ceil(steps / max(1, min(most, round(wanted))))
+    return ceil(steps / per_split)

@@ -44,6 +44,26 @@ def _sum_over_splits(
 
 
 @triton.jit
+def _store_sums(
+    sums: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    row: tl.tensor,
+    token: tl.tensor,
+    tokens: tl.tensor,
+    outputs: tl.tensor,
+    out_stride: tl.tensor,
+    HAS_BIAS: tl.constexpr,
+) -> None:
+    """Write [rows, tokens] sums to `out` [T, outputs], with the bias, if there is one."""
+    if HAS_BIAS:
+        sums += tl.load(bias + row, mask=row < outputs, other=0.0).to(tl.float32)[:, None]
+    place = token.to(tl.int64)[None, :] * out_stride + row[:, None]
+    inside = (token < tokens)[None, :] & (row < outputs)[:, None]
+    tl.store(out + place, sums.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def tiled_kernel(
     x: tl.tensor,
     values: tl.tensor,
@@ -78,9 +98,8 @@ def tiled_kernel(
     token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
     # What is beyond the last token is computed for it again, and not written.
     start = x + tl.minimum(token, tokens - 1).to(tl.int64)[None, :] * x_stride
-    per_split = tl.cdiv(steps, SPLITS)
+    per_split, most = tl.cdiv(steps, SPLITS), tl.cdiv(outputs, 64) - 1
     first = part * per_split
-    most = tl.cdiv(outputs, 64) - 1
     last = tl.minimum(first + per_split, steps)
     # fmt: off
     sums = tile_sums(start, values, scales, zeros, tile, most, first, last, steps, inputs,
@@ -98,11 +117,7 @@ def tiled_kernel(
     # fmt: on
     if written:
         row = tile * 64 + tl.arange(0, TILES * 64)
-        if HAS_BIAS:
-            sums += tl.load(bias + row, mask=row < outputs, other=0.0)[:, None]
-        place = token.to(tl.int64)[None, :] * out_stride + row[:, None]
-        inside = (token < tokens)[None, :] & (row < outputs)[:, None]
-        tl.store(out + place, sums.to(out.dtype.element_ty), mask=inside)
+        _store_sums(sums, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)
 
 
 @triton.jit
@@ -111,25 +126,41 @@ def dense_kernel(
     weight: tl.tensor,
     bias: tl.tensor,
     out: tl.tensor,
+    partial: tl.tensor,
+    arrived: tl.tensor,
     tokens: tl.tensor,
     inputs: tl.tensor,
     outputs: tl.tensor,
     x_stride: tl.tensor,
+    weight_stride: tl.tensor,
     out_stride: tl.tensor,
+    TILES: tl.constexpr,
     TOKENS: tl.constexpr,
-    ROWS: tl.constexpr,
     STEP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    APART: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
-    """ROWS outputs by TOKENS tokens of a dense weight, inputs in order; grid (outputs, tokens)."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    """The same of a dense weight [outputs, inputs]."""
+    part = tl.program_id(1)
+    row = tl.program_id(0) * TILES * 64 + tl.arange(0, TILES * 64)
+    token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
     start = x + tl.minimum(token, tokens - 1).to(tl.int64)[None, :] * x_stride
-    rows = weight + tl.minimum(row, outputs - 1).to(tl.int64)[:, None] * inputs
-    sums = dense_sums(start, rows, inputs, TOKENS, ROWS, STEP, STAGES)
-    if HAS_BIAS:
-        sums += tl.load(bias + row, mask=row < outputs, other=0.0).to(tl.float32)[:, None]
-    place = token.to(tl.int64)[None, :] * out_stride + row[:, None]
-    inside = (token < tokens)[None, :] & (row < outputs)[:, None]
-    tl.store(out + place, sums.to(out.dtype.element_ty), mask=inside)
+    rows = weight + tl.minimum(row, outputs - 1).to(tl.int64)[:, None] * weight_stride
+    steps = tl.cdiv(inputs, STEP)
+    per_split = tl.cdiv(steps, SPLITS)
+    first = part * per_split
+    last = tl.minimum(first + per_split, steps)
+    sums = dense_sums(start, rows, first, last, inputs, TILES * 64, TOKENS, STEP, STAGES)
+    written = True
+    if SPLITS > 1 and APART:
+        block = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+        sums, written = _sum_over_splits(sums, partial, arrived, block, part, SPLITS)
+    elif SPLITS > 1:
+        for other in range(1, SPLITS):
+            begin = other * per_split
+            end = tl.minimum(begin + per_split, steps)
+            sums += dense_sums(start, rows, begin, end, inputs, TILES * 64, TOKENS, STEP, STAGES)
+    if written:
+        _store_sums(sums, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)

@@ -26,14 +26,11 @@ def number_pairs(
     if TYPE == tl.float32:
         pairs = (words >> (BITS * PLACE)) & MASK
     else:
-        # Mantissas end at bit 0: 4 bits go to the top of 7 (bfloat16) or 10 (float16), 8 to the end.
+        # 4 bits go to the top of a mantissa of 7 (bfloat16) or 10 bits (float16), 8 to its end.
         UP: tl.constexpr = 0 if BITS == 8 else (3 if TYPE == tl.bfloat16 else 6)
         BASE: tl.constexpr = 0x6400 if BITS == 8 else (0x4180 if TYPE == tl.bfloat16 else 0x4C00)
         SHIFT: tl.constexpr = BITS * PLACE - UP
-        if SHIFT >= 0:
-            moved = words >> SHIFT
-        else:
-            moved = words << (0 - SHIFT)
+        moved = words >> SHIFT if SHIFT >= 0 else words << (0 - SHIFT)
         pairs = (moved & (MASK << UP)) | (BASE * 0x10001)
     return pairs
 
@@ -145,17 +142,19 @@ def tile_sums(
 def dense_sums(
     x: tl.tensor,
     weight: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
     inputs: tl.tensor,
-    TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> tl.tensor:
     """The same of a dense weight: `weight` points at the first input of each row, [ROWS, 1]."""
     k = tl.arange(0, STEP)
     sums = tl.zeros([ROWS, TOKENS], tl.float32)
-    for begin in tl.range(0, inputs, STEP, num_stages=STAGES):
-        column = begin + k
+    for step in tl.range(first, last, num_stages=STAGES):
+        column = step * STEP + k
         rows = tl.load(weight + column[None, :], mask=column[None, :] < inputs, other=0.0)
         tokens = tl.load(x + column[:, None], mask=column[:, None] < inputs, other=0.0)
         sums = tl.dot(rows, tokens, sums, input_precision="ieee")

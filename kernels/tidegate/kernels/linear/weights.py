@@ -100,10 +100,14 @@ class TiledLinear:
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class LowRankWeight:
-    """`second(first(x))`; the rank is the width between the two."""
+    """`second(first(x))`; the rank is the width between the two. `first` has no bias."""
 
     first: DenseWeight | TiledLinear
     second: DenseWeight | TiledLinear
+
+    def __post_init__(self) -> None:
+        if self.first.outputs != self.second.inputs or self.first.bias is not None:
+            raise ValueError("first: must have no bias and give what second takes")
 
     @property
     def outputs(self) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from tidegate.kernels.launch import gpu_of
 from tidegate.kernels.linear.plan import plan_product
-from tidegate.kernels.linear.weights import GpuLinear, LowRankWeight, TiledLinear
+from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, LowRankWeight, TiledLinear
 
 Tensor = torch.Tensor
 
@@ -43,12 +43,15 @@ class LinearWorkspace:
         """Enough for the product of each of `weights` with any number of tokens up to the most."""
         gpu = gpu_of(torch.device(device))
         partial = arrived = wide = 0
-        for weight in _tiled(weights):
+        for weight in _single(weights):
+            if isinstance(weight, DenseWeight) and not deterministic:
+                continue
             for tokens in _sizes(most_tokens):
                 plan = plan_product(weight, tokens, gpu, deterministic=deterministic)
                 partial = max(partial, plan.partial_sums)
                 arrived = max(arrived, plan.blocks if plan.partial_sums else 0)
-            wide = max(wide, weight.outputs * weight.inputs)
+            if isinstance(weight, TiledLinear):
+                wide = max(wide, weight.outputs * weight.inputs)
         return cls(
             partial=torch.empty(partial, dtype=torch.float32, device=device),
             arrived=torch.zeros(arrived, dtype=torch.int32, device=device),
@@ -56,13 +59,15 @@ class LinearWorkspace:
         )
 
 
-def _tiled(weights: Iterable[GpuLinear]) -> Iterable[TiledLinear]:
+def _single(weights: Iterable[GpuLinear]) -> Iterable[TiledLinear | DenseWeight]:
     for weight in weights:
-        parts = (weight.first, weight.second) if isinstance(weight, LowRankWeight) else (weight,)
-        yield from (part for part in parts if isinstance(part, TiledLinear))
+        if isinstance(weight, LowRankWeight):
+            yield from (weight.first, weight.second)
+        else:
+            yield weight
 
 
 def _sizes(most_tokens: int) -> Iterable[int]:
-    """Up to 64 every number, then every 64th: blocks of tokens are 64 at most."""
+    """Up to 64 every number, then every 64th: blocks of tokens are 64 or 128 then."""
     few = range(1, min(most_tokens, 64) + 1)
     return [*few, *range(128, most_tokens + 1, 64), most_tokens]
