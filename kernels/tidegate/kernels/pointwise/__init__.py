@@ -11,10 +11,13 @@ import torch
 import triton
 
 from tidegate.kernels.launch import gpu_of, launch_for
+from tidegate.kernels.pointwise.elementwise import adjust_values, gate_rows
 from tidegate.kernels.pointwise.norm import norm_long_rows, norm_rows
+from tidegate.kernels.pointwise.rows import copy_rows, unpack_rows
 from tidegate.kernels.pointwise.table import PackedTable
+from tidegate.model.architecture import Activation
 
-__all__ = ["PackedTable", "rms_norm"]
+__all__ = ["PackedTable", "adjust", "embed_rows", "gated_activation", "gather_rows", "rms_norm"]
 
 Tensor = torch.Tensor
 
@@ -67,3 +70,112 @@ def rms_norm(
         SIZE=size, RUNS=together, BLOCK=block, num_warps=warps,
     )  # fmt: skip
     return out, stream
+
+
+def gated_activation(gate_up: Tensor, act: Activation, *, out: Tensor | None = None) -> Tensor:
+    """`act(gate) * up`: SwiGLU and GeGLU (Shazeer 2020).
+
+    Args:
+        gate_up: [T, 2 * inner], the gate's values before those of up.
+        act: applied to the gate.
+        out: [T, inner] for the result.
+
+    Returns:
+        [T, inner] in gate_up's dtype, or that of `out`.
+    """
+    rows, inner = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty(rows, inner) if out is None else out
+    assert gate_up.stride(1) == out.stride(1) == 1, "rows are contiguous"
+    launch = launch_for("pointwise", "gated_activation", gpu_of(gate_up.device))
+    block = launch["values_per_program"]
+    if rows:
+        gate_rows[(rows, triton.cdiv(inner, block))](
+            gate_up, out, inner, gate_up.stride(0), out.stride(0),
+            ACT=act, BLOCK=block, num_warps=launch["num_warps"],
+        )  # fmt: skip
+    return out
+
+
+def adjust(
+    x: Tensor,
+    *,
+    factor: float = 1.0,
+    limit: float | None = None,
+    cap: float | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`x * factor`, then cut to [-limit, limit], then `cap * tanh(x / cap)`; one pass for all.
+
+    Args:
+        x: any shape, contiguous.
+        factor: 1 changes nothing.
+        limit: of the cut; None for none.
+        cap: of the soft cap; None for none.
+        out: like x, for the result; may be `x`.
+    """
+    out = torch.empty_like(x) if out is None else out
+    assert x.is_contiguous(), "values lie one after another"
+    assert out.is_contiguous(), "values lie one after another"
+    launch = launch_for("pointwise", "adjust", gpu_of(x.device))
+    block = launch["values_per_program"]
+    if x.numel():
+        adjust_values[(triton.cdiv(x.numel(), block),)](
+            x, out, x.numel(), float(factor), float(limit or 0), float(cap or 1),
+            LIMITED=limit is not None, CAPPED=cap is not None,
+            BLOCK=block, num_warps=launch["num_warps"],
+        )  # fmt: skip
+    return out
+
+
+def embed_rows(
+    table: Tensor | PackedTable,
+    tokens: Tensor,
+    *,
+    factor: float = 1.0,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Rows of an embedding table, dequantised as they are read, times a factor.
+
+    Args:
+        table: [V, width], or packed.
+        tokens: int32 or int64 [T], from 0 to V - 1.
+        factor: what some models multiply embeddings by.
+        dtype: of the result; without it the table's, float32 of a packed one.
+        out: [T, width] for the result.
+
+    Returns:
+        [T, width] in `dtype`, or that of `out`.
+    """
+    width = table.width if isinstance(table, PackedTable) else table.shape[1]
+    own = torch.float32 if isinstance(table, PackedTable) else table.dtype
+    if out is None:
+        out = torch.empty(len(tokens), width, dtype=dtype or own, device=tokens.device)
+    launch = launch_for("pointwise", "embed_rows", gpu_of(tokens.device))
+    block, warps = launch["values_per_program"], launch["num_warps"]
+    grid = (len(tokens), triton.cdiv(width, block))
+    if not len(tokens):
+        return out
+    if isinstance(table, PackedTable):
+        unpack_rows[grid](
+            table.values, table.scales, table.zeros, tokens, out, float(factor), out.stride(0),
+            WIDTH=width, GROUPS=table.scales.shape[1], GROUP_SIZE=table.group_size,
+            BITS=table.bits, BLOCK=block, num_warps=warps,
+        )  # fmt: skip
+        return out
+    copy_rows[grid](
+        table, tokens, out, float(factor), table.stride(0), out.stride(0),
+        WIDTH=width, SCALED=factor != 1, BLOCK=block, num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
+def gather_rows(x: Tensor, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Row `rows[i]` of x as row `i`: the tokens whose logits are wanted.
+
+    Args:
+        x: [T, width].
+        rows: int32 or int64 [R], from 0 to T - 1.
+        out: [R, width] for the result; not `x`.
+    """
+    return embed_rows(x, rows, out=out)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import triton
 
 from tidegate.kernels.launch import Gpu, launch_for
+from tidegate.kernels.pointwise.elementwise import adjust_values, gate_rows
 from tidegate.kernels.pointwise.norm import norm_long_rows, norm_rows
+from tidegate.kernels.pointwise.rows import copy_rows, unpack_rows
 from tidegate.kernels.variant import Variant
 
 _ANY = Gpu(name="any", processors=132)
@@ -31,6 +33,52 @@ def _norm(dtype: str, size: int, *, fused: bool) -> Variant:
     )
 
 
+def _gate(dtype: str, act: str) -> Variant:
+    launch = launch_for("pointwise", "gated_activation", _ANY)
+    strides = ("gate_up_stride", "out_stride")
+    return Variant(
+        name=f"gated_activation {dtype} {act}",
+        kernel=gate_rows,
+        signature={"gate_up": f"*{dtype}", "out": f"*{dtype}", "inner": "i32"}
+        | dict.fromkeys(strides, "i64"),
+        constexprs={"ACT": act, "BLOCK": launch["values_per_program"]},
+        num_warps=launch["num_warps"],
+        divisible=("inner", *strides),
+    )
+
+
+def _adjust(dtype: str) -> Variant:
+    launch = launch_for("pointwise", "adjust", _ANY)
+    numbers = dict.fromkeys(("factor", "limit", "cap"), "fp32")
+    return Variant(
+        name=f"adjust {dtype}",
+        kernel=adjust_values,
+        signature={"x": f"*{dtype}", "out": f"*{dtype}", "count": "i64", **numbers},
+        constexprs={"LIMITED": True, "CAPPED": True, "BLOCK": launch["values_per_program"]},
+        num_warps=launch["num_warps"],
+    )
+
+
+def _rows(dtype: str, bits: int | None) -> Variant:
+    launch = launch_for("pointwise", "embed_rows", _ANY)
+    signature = {"rows": "*i32", "out": f"*{dtype}", "factor": "fp32", "out_stride": "i64"}
+    constants: dict[str, int] = {"WIDTH": 4096, "BLOCK": launch["values_per_program"]}
+    if bits is None:
+        signature |= {"table": f"*{dtype}", "table_stride": "i64"}
+        constants |= {"SCALED": 1}
+    else:
+        signature |= {"values": "*u8", "scales": "*fp16", "zeros": "*u8"}
+        constants |= {"GROUPS": 32, "GROUP_SIZE": 128, "BITS": bits}
+    return Variant(
+        name=f"embed_rows {dtype} {bits or 'dense'}",
+        kernel=copy_rows if bits is None else unpack_rows,
+        signature=signature,
+        constexprs=constants,
+        num_warps=launch["num_warps"],
+        divisible=("out_stride", "table_stride") if bits is None else ("out_stride",),
+    )
+
+
 COMPILED = (
     _norm("bf16", 128, fused=False),
     _norm("bf16", 4096, fused=True),
@@ -38,4 +86,9 @@ COMPILED = (
     _norm("bf16", 16384, fused=True),
     _norm("bf16", 20480, fused=True),
     _norm("bf16", 20480, fused=False),
+    *(_gate("bf16", act) for act in ("silu", "gelu", "gelu_tanh", "relu")),
+    _gate("fp16", "silu"),
+    _adjust("bf16"),
+    _adjust("fp32"),
+    *(_rows("bf16", bits) for bits in (None, 4, 8)),
 )
