@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ async def both_ways(
     broker = MemoryBroker()
     async with http_side(folder / "gateway") as side:
         link = replace(FAST, connect_timeout_s=10.0)
-        ways = GatewayPaths("home", "gw0", MemoryTransport(broker), side.hub)
+        ways = GatewayPaths(MemoryTransport(broker), side.hub)
         gateway = Gateway(folder / "gateway", ways, handler, models=lambda: (OFFER,), timing=link)
         paths = DevicePaths(
             MemoryTransport(broker), http_of(side.url, folder / "device"), timing=timing
@@ -115,7 +116,7 @@ async def both_ways(
 
 def http_of(url: str, device: Path, files: TlsFiles | None = None) -> HttpTransport:
     """A device's transport to one gateway."""
-    return HttpTransport([url], load_device(device), files=files)
+    return HttpTransport([url], partial(load_device, device), files=files)
 
 
 @asynccontextmanager

@@ -16,11 +16,12 @@ from pathlib import Path
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.http import create_app
 from tidegate.api.lifecycle import Part, kept_alive, run_service
-from tidegate.api.metrics import Metrics, render_counters
+from tidegate.api.metrics import Metrics, render_counters, render_gauge, render_paths
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
 from tidegate.cloud.executor_choice import ExecutorSettings, open_executor
 from tidegate.cloud.handler import LinkHandler
+from tidegate.cloud.link_http_server import LinkHttpServer, LinkHttpSettings
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.settings import EngineSettings
@@ -30,12 +31,14 @@ from tidegate.link.certificates_store import has_authority
 from tidegate.link.enrolment_gateway import Enrolment
 from tidegate.link.enrolment_renewal import RenewingHandler
 from tidegate.link.gateway import Gateway, Handler
+from tidegate.link.gateway_paths import GatewayPaths
 from tidegate.link.identity import load_gateway
 from tidegate.link.key_rotation import KeyRegistrar
 from tidegate.link.prekeys import ModelOffer
 from tidegate.link.registry import DeviceRegistry
 from tidegate.link.suites import PREFERENCE
 from tidegate.link.timing import Pacing, Timing
+from tidegate.link.transport import PATHS, Transport
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.text_files import write_text_files
 
@@ -46,9 +49,9 @@ for it again when there is a gateway again."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatewaySettings:
-    """How the gateway reaches the broker."""
+    """How devices reach the gateway: through a broker, over HTTP, or both."""
 
-    broker: str = field(repr=False)
+    broker: str | None = field(repr=False)
     """`mqtt://` or `mqtts://`, with the password in it if there is one: never logged."""
     keys: Path
     """The folder that the gateway's keys and its request table live in."""
@@ -58,6 +61,12 @@ class GatewaySettings:
     """Those of the envelope that devices may use."""
     pacing: Pacing = "tick"
     """When chunks of answers leave, see `tidegate.link.gateway_pacing`."""
+    http: LinkHttpSettings | None = None
+    """Where to take devices that cannot reach the broker."""
+
+    def __post_init__(self) -> None:
+        if self.broker is None and self.http is None:
+            raise ConfigError("link", None, "a broker's URL, or an address with --link-http")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +93,7 @@ class Cloud:
     engine: Engine
     server: BoundServer
     gateway: Gateway | None
+    http: LinkHttpServer | None
     handler: LinkHandler
     renewing: RenewingHandler | None
 
@@ -137,7 +147,10 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
             registry = DeviceRegistry(settings.gateway.keys / "devices.sqlite")
             stack.callback(registry.close)
             registrar = KeyRegistrar(renewing or handler, registry)
-            gateway = _open_gateway(settings.gateway, registrar, engine)
+            if settings.gateway.http is not None:
+                backend.http = LinkHttpServer(settings.gateway.keys, settings.gateway.http)
+                stack.push_async_callback(backend.http.close)
+            gateway = _open_gateway(settings.gateway, registrar, engine, backend.http)
             stack.push_async_callback(gateway.close)
             backend.gateway = gateway
         app = create_app(backend, settings=surface, metrics=metrics)
@@ -148,6 +161,7 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
             engine=engine,
             server=server,
             gateway=backend.gateway,
+            http=backend.http,
             handler=handler,
             renewing=renewing,
         )
@@ -157,9 +171,10 @@ class CloudBackend(EngineBackend):
     """The engine as a backend, with what its gateway counted."""
 
     def __init__(self, engine: Engine, *, created_s: int) -> None:
-        """Serve `engine`; `gateway` is set once there is one."""
+        """Serve `engine`; `gateway` and `http` are set once there are any."""
         super().__init__(engine, route="cloud", created_s=created_s)
         self.gateway: Gateway | None = None
+        self.http: LinkHttpServer | None = None
 
     async def status(self) -> Mapping[str, object]:
         """See `Backend.status`."""
@@ -168,6 +183,8 @@ class CloudBackend(EngineBackend):
             link = {
                 "connected": self.gateway.connected,
                 "broker": self.gateway.status,
+                "path": self.gateway.path,
+                "http": None if self.http is None else self.http.report(),
                 "counters": asdict(self.gateway.counters),
             }
         return {"engine": await super().status(), "link": link}
@@ -176,20 +193,34 @@ class CloudBackend(EngineBackend):
         """See `Backend.metrics`."""
         if self.gateway is None:
             return super().metrics()
-        return super().metrics() + render_counters("tidegate_link", asdict(self.gateway.counters))
+        text = render_counters("tidegate_link", asdict(self.gateway.counters))
+        text += render_paths("tidegate_link", self.gateway.path.split("+"), known=PATHS)
+        devices = 0 if self.http is None else len(self.http.hub.handles)
+        text += render_gauge("tidegate_link_http_devices", devices, "Devices that read over HTTP.")
+        return super().metrics() + text
 
 
-def _open_gateway(settings: GatewaySettings, handler: Handler, engine: Engine) -> Gateway:
+def _open_gateway(
+    settings: GatewaySettings, handler: Handler, engine: Engine, http: LinkHttpServer | None
+) -> Gateway:
     offer = ModelOffer(id=engine.model_id, context_tokens=engine.context_tokens)
-    transport = gateway_transport(settings.broker, settings.keys, check=settings.broker_check)
     return Gateway(
         settings.keys,
-        transport,
+        _way(settings, http),
         handler,
         models=lambda: (offer,),
         timing=Timing(pacing=settings.pacing),
         suites=settings.suites,
     )
+
+
+def _way(settings: GatewaySettings, http: LinkHttpServer | None) -> Transport:
+    """The broker, HTTP, or both as one."""
+    if settings.broker is None:
+        assert http is not None, "the settings have one of them"
+        return http.hub
+    broker = gateway_transport(settings.broker, settings.keys, check=settings.broker_check)
+    return broker if http is None else GatewayPaths(broker, http.hub)
 
 
 def _open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from hashlib import sha256
 
 from tidegate.api.backend import AnswerEvent, Routed
-from tidegate.api.metrics import render_counters
+from tidegate.api.metrics import render_counters, render_paths
 from tidegate.api.schema import Call, call_to_json
 from tidegate.api.wire import read_event
 from tidegate.edge.router import CloudSignals
@@ -32,6 +32,7 @@ from tidegate.link.device import DeviceLink
 from tidegate.link.envelope import RequestId
 from tidegate.link.outbox import Name
 from tidegate.link.prekeys import ModelOffer
+from tidegate.link.transport import PATHS
 
 DEFAULT_PATIENCE_S = 120.0
 """How long a request without a deadline may take before it is reported as failed."""
@@ -57,7 +58,8 @@ class CloudLeg:
 
     def metrics(self) -> bytes:
         """Prometheus text of the link's counters."""
-        return render_counters("tidegate_link", asdict(self._link.counters))
+        text = render_counters("tidegate_link", asdict(self._link.counters))
+        return text + render_paths("tidegate_link", [self._link.path], known=PATHS)
 
     async def signals(self) -> CloudSignals:
         """What the router may count on right now."""
@@ -81,6 +83,7 @@ class CloudLeg:
             "reachable": now.reachable,
             "detail": now.detail,
             "broker": self._link.status,
+            "path": self._link.path,
             "answer_s": self._answer_s,
             "counters": asdict(self._link.counters),
         }

@@ -48,11 +48,14 @@ from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
 from tidegate.errors import BundleError, ConfigError
-from tidegate.link.broker_access import CheckMode, device_transport
+from tidegate.link.broker_access import CheckMode
 from tidegate.link.device import DeviceLink
 from tidegate.link.enrolment_renewal import CertificateRenewal
 from tidegate.link.key_rotation import KeyRotation
+from tidegate.link.path_choice import PATIENCE_S
+from tidegate.link.paths_access import device_way
 from tidegate.link.suites import PREFERENCE
+from tidegate.link.transport import Transport
 from tidegate.model.bundle import Bundle
 from tidegate.model.manifest import MAX_MANIFEST_BYTES, Manifest
 
@@ -63,7 +66,7 @@ _MIB = 1 << 20
 class LinkSettings:
     """How a device reaches its gateways."""
 
-    broker: str = field(repr=False)
+    broker: str | None = field(repr=False)
     """`mqtt://` or `mqtts://`, with the password in it if there is one: never logged."""
     keys: Path
     """The folder that the device's keys and outbox live in."""
@@ -71,6 +74,27 @@ class LinkSettings:
     """Whether to refuse a broker on which others' topics can be used."""
     suites: tuple[int, ...] = PREFERENCE
     """Those of the envelope that may be used, preferred ones first."""
+    http: tuple[str, ...] = ()
+    """URLs of gateways, for when the broker cannot be reached; alone without a broker."""
+    http_after_s: float = PATIENCE_S
+    """Without the broker before they are used."""
+    http_plain: bool = False
+    """Allow `http://` to other machines."""
+
+    def way(self) -> Transport:
+        """What carries the link.
+
+        Raises:
+            ConfigError, IdentityError: see `device_way`.
+        """
+        return device_way(
+            self.broker,
+            self.keys,
+            check=self.broker_check,
+            http=self.http,
+            http_after_s=self.http_after_s,
+            plain=self.http_plain,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,10 +219,7 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         link = None
         upkeep: tuple[tuple[str, Part], ...] = ()
         if settings.link is not None:
-            transport = device_transport(
-                settings.link.broker, settings.link.keys, check=settings.link.broker_check
-            )
-            link = DeviceLink(settings.link.keys, transport, suites=settings.link.suites)
+            link = DeviceLink(settings.link.keys, settings.link.way(), suites=settings.link.suites)
             stack.push_async_callback(link.close)
             upkeep = (
                 ("certificate renewal", CertificateRenewal(settings.link.keys, link).run),

@@ -8,7 +8,7 @@ registry, so two apps in one process do not collide.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -212,6 +212,23 @@ def render_prefix_disk(model: str, hit_tokens: int, store: StoreNumbers) -> byte
     for name, (text, value) in counters.items():
         counter = Counter(f"tidegate_prefix_disk_{name}", text, ["model_name"], registry=registry)
         counter.labels(model).inc(value)
+    return generate_latest(registry)
+
+
+def render_paths(prefix: str, up: Iterable[str], *, known: Sequence[str]) -> bytes:
+    """Prometheus text of `PREFIX_path`: 1 for each of the `known` paths that is in use, else 0."""
+    registry = CollectorRegistry()
+    gauge = Gauge(f"{prefix}_path", "Path that is in use.", ["path"], registry=registry)
+    in_use = set(up)
+    for path in known:
+        gauge.labels(path).set(path in in_use)
+    return generate_latest(registry)
+
+
+def render_gauge(name: str, value: float, meaning: str) -> bytes:
+    """Prometheus text of one plain gauge."""
+    registry = CollectorRegistry()
+    Gauge(name, meaning, registry=registry).set(value)
     return generate_latest(registry)
 
 

@@ -41,6 +41,7 @@ class BoundServer:
         most_connections: more are answered with 503; None for any number.
         gone_after_s: a peer that acknowledges nothing for so long is hung up on, where the system
             can tell (Linux).
+        protocol: of a connection, instead of uvicorn's choice.
 
     Raises:
         ConfigError: `host` is no address of this machine, or `port` is taken or not allowed.
@@ -56,6 +57,7 @@ class BoundServer:
         tls: ssl.SSLContext | None = None,
         most_connections: int | None = None,
         gone_after_s: float | None = None,
+        protocol: type[asyncio.Protocol] | None = None,
     ) -> None:
         self._socket = _bind(host, port)
         if gone_after_s is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -68,6 +70,7 @@ class BoundServer:
         """The real port, also when 0 was asked for."""
         config = uvicorn.Config(
             app,
+            http=protocol or "auto",
             log_config=None,
             log_level="critical",  # the door logs what the app did; the rest is line noise
             lifespan="off",

@@ -111,6 +111,11 @@ class DeviceLink:
         return self._transport.status
 
     @property
+    def path(self) -> str:
+        """What carries messages now: `mqtt`, `http`, or empty when nothing does."""
+        return self._transport.path
+
+    @property
     def counters(self) -> LinkCounters:
         return self._core.tally.snapshot(overflowed=self._transport.dropped)
 

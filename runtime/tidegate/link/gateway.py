@@ -135,6 +135,11 @@ class Gateway:
         return self._transport.status
 
     @property
+    def path(self) -> str:
+        """What devices can come on now: `mqtt`, `http`, `mqtt+http`, or empty."""
+        return self._transport.path
+
+    @property
     def counters(self) -> LinkCounters:
         return self._core.tally.snapshot(overflowed=self._transport.dropped)
 

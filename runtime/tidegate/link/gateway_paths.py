@@ -16,7 +16,7 @@ from tidegate.link.counters import Tally
 from tidegate.link.effects import Publish
 from tidegate.link.http_hub import GOODBYE_S, HttpHub
 from tidegate.link.sending import Outgoing
-from tidegate.link.topics import Topics, last_level
+from tidegate.link.topics import last_level
 from tidegate.link.transport import EventQueue, Message, Transport, TransportEvent
 
 
@@ -24,15 +24,12 @@ class GatewayPaths:
     """The broker and a hub, in one.
 
     Args:
-        group: of the gateway.
-        gateway_id: of the gateway.
         broker: the first path.
         hub: the second one.
     """
 
-    def __init__(self, group: str, gateway_id: str, broker: Transport, hub: HttpHub) -> None:
-        self._topics = Topics(group)
-        self._gateway_id = gateway_id
+    def __init__(self, broker: Transport, hub: HttpHub) -> None:
+        self._topics = hub.topics
         self._broker, self._hub = broker, hub
         self._queue = EventQueue()
         self._lost = Tally()
@@ -57,10 +54,6 @@ class GatewayPaths:
     @property
     def dropped(self) -> int:
         return self._broker.dropped + self._hub.dropped + self._queue.dropped
-
-    @property
-    def hub(self) -> HttpHub:
-        return self._hub
 
     def subscribe(self, topic_filter: str) -> None:
         self._broker.subscribe(topic_filter)
@@ -113,7 +106,7 @@ class GatewayPaths:
 
     def _heard(self, topic: str, *, by_broker: bool) -> None:
         handle = last_level(topic)
-        if topic != self._topics.request(self._gateway_id, handle):
+        if topic != self._topics.request(self._hub.gateway_id, handle):
             return
         if handle in self._on_both and by_broker:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from tidegate.errors import ConfigError, DeviceRefusedError, LinkError, UnavailableError
 from tidegate.link.broker_tls import TlsFiles, tls_context
@@ -27,25 +27,27 @@ class HttpTransport:
 
     Args:
         urls: of the gateways, see `HttpUrl.parse`.
-        identity: the device.
+        who: reads the device's identity; asked for every connection, since its key may change.
         files: roots and client certificate for `https`.
         plain: allow `http` to other machines.
 
     Raises:
         ConfigError: a URL or a file is not usable, or there are too many.
+        IdentityError: the device's keys cannot be read.
     """
 
     def __init__(
         self,
         urls: Sequence[str],
-        identity: DeviceIdentity,
+        who: Callable[[], DeviceIdentity],
         *,
         files: TlsFiles | None = None,
         plain: bool = False,
     ) -> None:
         if not 1 <= len(urls) <= MOST_GATEWAYS:
             raise ConfigError("link.http", list(urls), f"1 to {MOST_GATEWAYS} URLs")
-        self._identity = identity
+        identity = who()
+        self._who, self._handle = who, identity.handle
         self._topics = Topics(identity.group)
         self._queue = EventQueue()
         self._rng = random.Random()
@@ -90,7 +92,7 @@ class HttpTransport:
             UnavailableError: there is no connection to it. Nothing was queued.
         """
         for way in self._ways:
-            own = way.gateway_id and self._topics.request(way.gateway_id, self._identity.handle)
+            own = way.gateway_id and self._topics.request(way.gateway_id, self._handle)
             if way.peer is not None and topic == own:
                 await way.peer.publish(payload)
                 return
@@ -117,6 +119,7 @@ class HttpTransport:
     async def _serve(self, way: _Way) -> None:
         """One connection to its end, which is an exception."""
         tls = tls_context(self._files) if way.url.tls else None
+        identity = await asyncio.to_thread(self._who)
 
         def opened(gateway_id: str) -> None:
             way.gateway_id, way.problem = gateway_id, ""
@@ -126,10 +129,10 @@ class HttpTransport:
             if frame.kind is Kind.ADVERT:
                 topic = self._topics.advert(way.gateway_id)
             else:
-                topic = self._topics.response(self._identity.handle)
+                topic = self._topics.response(self._handle)
             self._queue.put(Message(topic, frame.data))
 
-        way.peer = Peer(way.url, tls, self._identity, take=take, opened=opened)
+        way.peer = Peer(way.url, tls, identity, take=take, opened=opened)
         try:
             await way.peer.serve()
         finally:

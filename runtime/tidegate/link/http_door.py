@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -15,6 +16,8 @@ from tidegate.errors import DeviceRefusedError, IdentityError
 from tidegate.link.http_access import verify_send, verify_stream
 from tidegate.link.identity import load_gateway
 from tidegate.link.registry import DeviceRecord, DeviceRegistry
+
+T = TypeVar("T")
 
 
 class HttpDoor:
@@ -42,7 +45,8 @@ class HttpDoor:
             CapacityError: the registry cannot be read.
         """
         record = self._registry.find_handle(handle)
-        challenge = verify_stream(_key(record), statement, self._expected(handle))
+        expected = self._expected(handle)
+        challenge = _first(record, lambda key: verify_stream(key, statement, expected))
         self._check(record)
         return challenge
 
@@ -54,7 +58,7 @@ class HttpDoor:
         """
         record = self._registry.find_handle(handle)
         expected = {**self._expected(handle), "challenge": challenge.hex()}
-        number = verify_send(_key(record), statement, expected, body=body)
+        number = _first(record, lambda key: verify_send(key, statement, expected, body=body))
         self._check(record)
         return number
 
@@ -82,7 +86,12 @@ class HttpDoor:
             raise DeviceRefusedError(f"the gateway takes nothing from this device: {code}")
 
 
-def _key(record: DeviceRecord | None) -> Ed25519PublicKey:
-    if record is None:
-        raise IdentityError("http: nobody has this handle")
-    return Ed25519PublicKey.from_public_bytes(record.public_key)
+def _first(record: DeviceRecord | None, verify: Callable[[Ed25519PublicKey], T]) -> T:
+    """What `verify` says with one of the device's keys: two while it changes to another."""
+    problem = IdentityError("http: nobody has this handle")
+    for key in () if record is None else record.keys:
+        try:
+            return verify(Ed25519PublicKey.from_public_bytes(key))
+        except IdentityError as error:
+            problem = error
+    raise problem

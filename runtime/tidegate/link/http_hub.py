@@ -33,8 +33,8 @@ class HttpHub:
     """
 
     def __init__(self, group: str, gateway_id: str, *, limits: HubLimits | None = None) -> None:
-        self._topics = Topics(group)
-        self._gateway_id = gateway_id
+        self.topics = Topics(group)
+        self.gateway_id = gateway_id
         self._limits = limits or HubLimits()
         self._waiting = Waiting()
         self._streams: dict[str, DeviceStream] = {}
@@ -45,7 +45,7 @@ class HttpHub:
         self._parts: list[Part] = []
         self._running = False
         self.lost = 0
-        """Messages that a device did not take in time."""
+        """Messages for devices that did not take them in time."""
 
     @property
     def connected(self) -> bool:
@@ -62,7 +62,7 @@ class HttpHub:
 
     @property
     def dropped(self) -> int:
-        return self._queue.dropped
+        return self._queue.dropped + self.lost
 
     @property
     def waiting_bytes(self) -> int:
@@ -155,7 +155,7 @@ class HttpHub:
 
     def receive(self, stream: DeviceStream, message: bytes) -> None:
         """A device sent `message`: as if it had come on its topic."""
-        topic = self._topics.request(self._gateway_id, stream.handle)
+        topic = self.topics.request(self.gateway_id, stream.handle)
         self._queue.put(Message(topic, message))
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
@@ -164,13 +164,13 @@ class HttpHub:
         Raises:
             UnavailableError: the device has no stream open. Nothing was queued.
         """
-        if self._topics.is_advert(topic):
+        if self.topics.is_advert(topic):
             self._advert = Frame(Kind.ADVERT, payload).encode()
             for stream in self._streams.values():
                 self._offer(stream, self._advert)
             return
         found = self._streams.get(last_level(topic))
-        if found is None or topic != self._topics.response(found.handle):
+        if found is None or topic != self.topics.response(found.handle):
             raise UnavailableError("http: this device has no stream open")
         self._offer(found, Frame(Kind.MESSAGE, payload).encode())
 

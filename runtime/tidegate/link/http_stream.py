@@ -24,7 +24,8 @@ class HubLimits:
         ConfigError: a bound is not positive.
     """
 
-    most_devices: int = 1024
+    most_devices: int = 256
+    """Each is one or two connections: the usual limit of a process is 1024 open files."""
     device_bytes: int = 1024 * 1024
     """That wait for one device: ten of the largest messages."""
     all_bytes: int = 64 * 1024 * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tidegate.errors import ConfigError
@@ -44,7 +45,9 @@ def device_way(
     # What speaks HTTP is only there where it is used.
     from tidegate.link.http_device import HttpTransport
 
-    direct = HttpTransport(http, load_device(keys), files=TlsFiles.in_folder(keys), plain=plain)
+    direct = HttpTransport(
+        http, partial(load_device, keys), files=TlsFiles.in_folder(keys), plain=plain
+    )
     if broker is None:
         return direct
     timing = PathTiming(patience_s=http_after_s)

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from tidegate.link.wire import MAX_MESSAGE_BYTES
 
+PATHS = ("mqtt", "http")
+"""What `Transport.path` may name in production, as metrics label it."""
 QUEUE_EVENTS = 4096
 """Events a transport holds for a slow consumer; messages beyond it are dropped and counted."""
 QUEUE_BYTES = 64 * 1024 * 1024

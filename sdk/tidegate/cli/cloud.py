@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 
+from tidegate.cli.link_http import add_link_http, read_link_http
 from tidegate.cli.service import add_link, add_service, read_service
 
 
@@ -22,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
     _add_executor(parser)
     add_link(parser, end="gateway", broker="to listen on")
+    add_link_http(parser)
     parser.add_argument(
         "--link-pacing",
         choices=("off", "tick", "constant"),
@@ -81,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
             broker_check=service.link.broker_check,
             suites=service.link.suites,
             pacing=args.link_pacing,
+            http=read_link_http(args),
         )
     settings = CloudSettings(
         checkpoint=args.checkpoint,
@@ -104,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
 
     async def main(stop: asyncio.Event) -> None:
         async with open_cloud(settings) as cloud:
+            if cloud.http is not None:
+                print(f"tidegate cloud: devices over HTTP on {cloud.http.url}", file=sys.stderr)
             announce(f"tidegate cloud: {cloud.engine.model_id} on {cloud.server.url}")
             await cloud.run(stop)
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidegate.cli.link_http import add_gateway_urls
 from tidegate.cli.service import LinkFlags, ServiceFlags, add_link, add_service, read_service
 from tidegate.cli.trust import add_trust, read_trust
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_memory(parser)
     add_trust(parser)
     add_link(parser, end="device", broker="to the cloud")
+    add_gateway_urls(parser)
 
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
@@ -180,7 +182,7 @@ def _settings(args: argparse.Namespace, service: ServiceFlags) -> EdgeSettings:
         unload_after_s=args.unload_after,
         restart_when_stuck=args.restart_when_stuck,
         trusted_signers=read_trust(args.trust),
-        link=None if service.link is None else _link(service.link),
+        link=None if service.link is None else _link(args, service.link),
     )
 
 
@@ -199,7 +201,7 @@ def _executor(args: argparse.Namespace) -> ExecutorSettings:
     )
 
 
-def _link(flags: LinkFlags) -> LinkSettings:
+def _link(args: argparse.Namespace, flags: LinkFlags) -> LinkSettings:
     from tidegate.edge.daemon import LinkSettings
 
     return LinkSettings(
@@ -207,4 +209,7 @@ def _link(flags: LinkFlags) -> LinkSettings:
         keys=flags.keys,
         broker_check=flags.broker_check,
         suites=flags.suites,
+        http=tuple(args.link_http),
+        http_after_s=args.link_http_after,
+        http_plain=args.link_http_plain,
     )

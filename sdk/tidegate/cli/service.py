@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidegate.cli.listen import check_link, parse_listen, parse_suites, read_hashes
+from tidegate.errors import ConfigError
 
 if TYPE_CHECKING:
     from tidegate.link.broker_access import CheckMode
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkFlags:
-    """How an end reaches its broker."""
+    """How an end reaches the other ones; `broker` is None where only HTTP was asked for."""
 
-    broker: str = field(repr=False)
+    broker: str | None = field(repr=False)
     keys: Path
     broker_check: CheckMode
     suites: tuple[int, ...]
@@ -70,10 +71,14 @@ def read_service(args: argparse.Namespace) -> ServiceFlags:
     Raises:
         ConfigError: a value is not allowed, or one of `--link` and `--keys` is missing.
     """
-    check_link(args.link, args.keys)
+    http = args.link_http
+    if args.link is not None or not http:
+        check_link(args.link, args.keys)
+    elif args.keys is None:
+        raise ConfigError("keys", None, "the folder of the keys for --link-http")
     host, port = parse_listen(args.listen)
     link = None
-    if args.link is not None:
+    if args.link is not None or http:
         link = LinkFlags(
             broker=args.link,
             keys=args.keys,

@@ -1,0 +1,86 @@
+"""The flags of the link's second path, HTTP: where a gateway listens, where a device finds it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tidegate.cli.listen import parse_listen
+from tidegate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tidegate.cloud.link_http_server import LinkHttpSettings
+
+_PLAIN = (
+    "allow HTTP without TLS beyond this machine: the network then sees handles, sizes and times"
+)
+
+
+def add_link_http(parser: argparse.ArgumentParser) -> None:
+    """Declare where a gateway takes devices over HTTP."""
+    parser.add_argument(
+        "--link-http",
+        metavar="HOST:PORT",
+        help="take devices over HTTP there too, for when they cannot reach the broker",
+    )
+    parser.add_argument(
+        "--link-http-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a host name or address that devices call this gateway by: TLS with a certificate of"
+        " the fleet's authority for it; may be given more than once (without it: http-cert.pem and"
+        " http-key.pem in --keys, if they are there)",
+    )
+    parser.add_argument(
+        "--link-http-certificates",
+        action="store_true",
+        help="ask devices on --link-http for their certificate of the fleet, too",
+    )
+    parser.add_argument(
+        "--link-http-plain", action="store_true", help=f"{_PLAIN}; for a proxy that has TLS"
+    )
+
+
+def read_link_http(args: argparse.Namespace) -> LinkHttpSettings | None:
+    """Read what `add_link_http` declared.
+
+    Raises:
+        ConfigError: it is no address, or something is said of a listener that there is not.
+    """
+    if args.link_http is None:
+        for flag in ("link_http_name", "link_http_certificates", "link_http_plain"):
+            if getattr(args, flag):
+                raise ConfigError(flag.replace("_", "-"), "given", "used with --link-http")
+        return None
+    from tidegate.cloud.link_http_server import LinkHttpSettings
+
+    host, port = parse_listen(args.link_http)
+    return LinkHttpSettings(
+        host=host,
+        port=port,
+        names=tuple(args.link_http_name),
+        client_certificates=args.link_http_certificates,
+        plain=args.link_http_plain,
+    )
+
+
+def add_gateway_urls(parser: argparse.ArgumentParser) -> None:
+    """Declare where a device finds gateways over HTTP."""
+    # A literal here, because the link's modules take a while to import: see `path_choice`.
+    parser.add_argument(
+        "--link-http",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="https://... of a gateway, used while the broker cannot be reached, or alone without"
+        " --link; may be given more than once",
+    )
+    parser.add_argument(
+        "--link-http-after",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="without the broker before --link-http is used (default 5)",
+    )
+    parser.add_argument("--link-http-plain", action="store_true", help=_PLAIN)
