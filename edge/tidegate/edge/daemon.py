@@ -77,7 +77,7 @@ class LinkSettings:
     http: tuple[str, ...] = ()
     """URLs of gateways, for when the broker cannot be reached; alone without a broker."""
     http_after_s: float = PATIENCE_S
-    """Without the broker before they are used."""
+    """Without the broker before they are used, and with it before it is gone back to."""
     http_plain: bool = False
     """Allow `http://` to other machines."""
 

@@ -132,7 +132,7 @@ class HttpTransport:
                 topic = self._topics.response(self._handle)
             self._queue.put(Message(topic, frame.data))
 
-        way.peer = Peer(way.url, tls, identity, take=take, opened=opened)
+        way.peer = Peer(way.url, tls, identity, who=self._who, take=take, opened=opened)
         try:
             await way.peer.serve()
         finally:

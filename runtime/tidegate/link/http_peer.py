@@ -48,6 +48,7 @@ class Peer:
         url: where the gateway is.
         tls: for `https`.
         identity: who we are.
+        who: reads that anew: our key may be replaced while the stream stands.
         take: gets every advert and every message.
         opened: called with the gateway's name.
     """
@@ -58,11 +59,12 @@ class Peer:
         tls: ssl.SSLContext | None,
         identity: DeviceIdentity,
         *,
+        who: Callable[[], DeviceIdentity],
         take: Callable[[Frame], None],
         opened: Callable[[str], None],
     ) -> None:
         self._base = f"{url}{PATH}"
-        self._identity = identity
+        self._identity, self._who = identity, who
         self._take, self._opened = take, opened
         self._gateway_id = ""
         self._challenge = b""
@@ -196,9 +198,11 @@ class Peer:
                 async with self._call("POST", "/send", said, body) as answer:
                     if answer.status_code in (429, 503):
                         await asyncio.sleep(_BUSY_S)
-                    elif answer.status_code != 204:
+                    elif answer.status_code != 204 and (is_last or answer.status_code != 401):
                         raise await _refusal(answer)
-                    return
+                    if answer.status_code != 401:
+                        return
+                self._identity = await asyncio.to_thread(self._who)
             except _LostError:
                 # A connection may be closed just when it is used again: one more, a fresh one.
                 if is_last:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tidegate.errors import ConfigError
 from tidegate.link.certificate_facts import renewal_due_s
 from tidegate.link.certificates import issue_server
-from tidegate.link.certificates_store import BROKER_CA, load_authority
+from tidegate.link.certificates_store import BROKER_CA, CA_CERTIFICATE, load_authority
 from tidegate.link.keyfiles import read_public, write_atomic
 
 HTTP_CERTIFICATE = "http-cert.pem"
@@ -82,7 +82,9 @@ class HttpTls:
             raise ConfigError("link.http.certificate", str(certificate), allowed) from error
 
     def _ask_clients(self) -> None:
-        roots = self._folder / BROKER_CA
+        # A gateway that connects to a broker has the first, one that enrols has the second.
+        known = [self._folder / name for name in (BROKER_CA, CA_CERTIFICATE)]
+        roots = next((path for path in known if path.exists()), known[0])
         try:
             self.context.load_verify_locations(cafile=roots)
         except (OSError, ssl.SSLError) as error:

@@ -31,7 +31,7 @@ def device_way(
         keys: its folder, with TLS files or without.
         check: whether to look at the broker first.
         http: URLs of gateways; with a broker they are used while it is of no use.
-        http_after_s: without the broker before they are.
+        http_after_s: without the broker before they are, and with it before it is gone back to.
         plain: allow `http://` to other machines.
 
     Raises:
@@ -50,5 +50,5 @@ def device_way(
     )
     if broker is None:
         return direct
-    timing = PathTiming(patience_s=http_after_s)
+    timing = PathTiming(patience_s=http_after_s, steady_s=http_after_s)
     return DevicePaths(device_transport(broker, keys, check=check), direct, timing=timing)

@@ -81,6 +81,7 @@ def add_gateway_urls(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=5.0,
         metavar="SECONDS",
-        help="without the broker before --link-http is used (default 5)",
+        help="without the broker before --link-http is used, and with it before it is gone back to"
+        " (default 5)",
     )
     parser.add_argument("--link-http-plain", action="store_true", help=_PLAIN)
