@@ -26,6 +26,7 @@ from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
+from tidegate.errors import ConfigError
 from tidegate.link.broker_access import CheckMode, gateway_transport
 from tidegate.link.certificates_store import has_authority
 from tidegate.link.enrolment_gateway import Enrolment
