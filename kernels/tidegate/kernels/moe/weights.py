@@ -8,7 +8,7 @@ packing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,8 +36,8 @@ class ExpertWeights:
     """Of the space between the products."""
 
     def __post_init__(self) -> None:
-        if type(self.gate) is not type(self.up):
-            raise ValueError("gate and up: must both be dense or both be tiled")
+        if _kind(self.gate) != _kind(self.up):
+            raise ValueError("gate and up: must both be dense, or tiled in the same way")
 
 
 def stack_experts(
@@ -49,14 +49,44 @@ def stack_experts(
         ConversionError: experts with a bias, or that differ in shape or in how they are packed.
     """
     first = experts[0]
+    # Stacked as one, so that both have zero-points if either has some.
+    both = [expert.gate for expert in experts] + [expert.up for expert in experts]
+    gate, up = _halves(_stack(both, device, dtype))
     return ExpertWeights(
-        gate=_stack([expert.gate for expert in experts], device, dtype),
-        up=_stack([expert.up for expert in experts], device, dtype),
+        gate=gate,
+        up=up,
         down=_stack([expert.down for expert in experts], device, dtype),
         count=len(experts),
         width=first.gate.inputs,
         inner=first.gate.outputs,
     )
+
+
+def _kind(weight: Stacked) -> tuple[int, int, bool] | None:
+    """What two weights must share to be read by one kernel; None for dense ones."""
+    if isinstance(weight, DenseWeight):
+        return None
+    return weight.bits, weight.step, weight.zeros is None
+
+
+def _halves(both: Stacked) -> tuple[Stacked, Stacked]:
+    """Views of the first and the second half of a stack."""
+    if isinstance(both, DenseWeight):
+        gate, up = both.weight.chunk(2)
+        return DenseWeight(weight=gate), DenseWeight(weight=up)
+    half, outputs = both.tiles // 2, both.outputs // 2
+    parts = (slice(None, half), slice(half, None))
+    gate_tiles, up_tiles = (
+        replace(
+            both,
+            values=both.values[part],
+            scales=both.scales[part],
+            zeros=None if both.zeros is None else both.zeros[part],
+            outputs=outputs,
+        )
+        for part in parts
+    )
+    return gate_tiles, up_tiles
 
 
 def _stack(linears: Sequence[Linear], device: torch.device | str, dtype: torch.dtype) -> Stacked:

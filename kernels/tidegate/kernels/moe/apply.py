@@ -1,0 +1,213 @@
+"""`route` and `moe`: the wrappers of the experts' kernels; `reference` defines both.
+
+A row's result depends on its own token alone, whatever else is in the step: every product sums its
+inputs in one order. So there is no other mode for determinism.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from tidegate.kernels.launch import gpu_of
+from tidegate.kernels.linear.plan import DENSE_STEP
+from tidegate.kernels.linear.weights import TILE_ROWS, DenseWeight
+from tidegate.kernels.moe.plan import ExpertsPlan, plan_experts
+from tidegate.kernels.moe.products import combine_kernel, down_kernel, gate_up_kernel
+from tidegate.kernels.moe.routing import group_kernel, route_kernel
+from tidegate.kernels.moe.weights import ExpertWeights, Stacked
+from tidegate.model.architecture import Activation
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class MoeWorkspace:
+    """Memory beside the output, for any number of tokens up to the most; see `of`."""
+
+    order: Tensor
+    """int32 [pairs]."""
+    counts: Tensor
+    """int32 [E]."""
+    inner: Tensor
+    """[pairs * inner], in the activations' type."""
+    answers: Tensor
+    """[pairs * width]."""
+
+    @classmethod
+    def of(
+        cls,
+        weights: ExpertWeights,
+        *,
+        most_tokens: int,
+        chosen: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> MoeWorkspace:
+        """For one layer, and all that are like it."""
+        pairs = most_tokens * chosen
+        return cls(
+            order=torch.empty(pairs, dtype=torch.int32, device=device),
+            counts=torch.empty(weights.count, dtype=torch.int32, device=device),
+            inner=torch.empty(pairs * weights.inner, dtype=dtype, device=device),
+            answers=torch.empty(pairs * weights.width, dtype=dtype, device=device),
+        )
+
+
+def route(logits: Tensor, *, chosen: int, normalised: bool) -> tuple[Tensor, Tensor]:
+    """Choose experts, each token for itself.
+
+    Args:
+        logits: [T, E].
+        chosen: experts of a token.
+        normalised: whether a token's shares are scaled to sum to 1.
+
+    Returns:
+        Experts, int32 [T, chosen], best first, and their shares, float32 [T, chosen].
+    """
+    tokens, count = logits.shape
+    if not 1 <= chosen <= count or logits.stride(1) != 1:
+        raise ValueError(f"chosen = {chosen}: must be 1 to {count}, the experts of `logits`")
+    experts = torch.empty(tokens, chosen, dtype=torch.int32, device=logits.device)
+    shares = torch.empty(tokens, chosen, dtype=torch.float32, device=logits.device)
+    if tokens:
+        route_kernel[(tokens,)](
+            logits,
+            experts,
+            shares,
+            logits.stride(0),
+            COUNT=count,
+            CHOSEN=chosen,
+            NORMALISED=normalised,
+            BLOCK=triton.next_power_of_2(count),
+            CHOSEN_BLOCK=triton.next_power_of_2(chosen),
+            num_warps=1,
+        )
+    return experts, shares
+
+
+def moe(
+    x: Tensor,
+    experts: Tensor,
+    shares: Tensor,
+    weights: ExpertWeights,
+    act: Activation,
+    *,
+    out: Tensor | None = None,
+    workspace: MoeWorkspace | None = None,
+) -> Tensor:
+    """The sum of the chosen experts' gated MLPs, weighted by `shares`; see `reference.moe`.
+
+    Args:
+        x: [T, width]; rows may have gaps, columns may not.
+        experts: int32 [T, chosen], without gaps.
+        shares: float32 [T, chosen], without gaps.
+        weights: the layer's experts.
+        act: between gate and product.
+        out: [T, width], to write into.
+        workspace: for at least T tokens; made anew when there is none.
+
+    Returns:
+        [T, width] in the type of `x`.
+    """
+    tokens, chosen = experts.shape
+    if x.shape != (tokens, weights.width) or (tokens and x.stride(1) != 1):
+        raise ValueError(f"x: {tuple(x.shape)}: must be [{tokens}, {weights.width}]")
+    out = torch.empty_like(x) if out is None else out
+    if tokens == 0:
+        return out
+    workspace = workspace or MoeWorkspace.of(
+        weights, most_tokens=tokens, chosen=chosen, dtype=x.dtype, device=x.device
+    )
+    if workspace.order.numel() < tokens * chosen:
+        raise ValueError(f"workspace: {workspace.order.numel()} pairs, not {tokens * chosen}")
+    plan = plan_experts(pairs=tokens * chosen, experts=weights.count, gpu=gpu_of(x.device))
+    _products(x, experts, weights, act, plan, workspace)
+    block = min(1024, triton.next_power_of_2(weights.width))
+    combine_kernel[(tokens, triton.cdiv(weights.width, block))](
+        workspace.answers,
+        shares,
+        out,
+        weights.width,
+        out.stride(0),
+        CHOSEN=chosen,
+        BLOCK=block,
+        num_warps=4,
+    )
+    return out
+
+
+def _products(
+    x: Tensor,
+    experts: Tensor,
+    weights: ExpertWeights,
+    act: Activation,
+    plan: ExpertsPlan,
+    workspace: MoeWorkspace,
+) -> None:
+    """Sort the pairs, then gate and up, then down, into the workspace."""
+    if not plan.direct:
+        pairs = experts.numel()
+        block = min(2048, triton.next_power_of_2(pairs))
+        group_kernel[(weights.count,)](
+            experts, workspace.order, workspace.counts, pairs, BLOCK=block, num_warps=4
+        )
+    found = (experts, workspace.counts, workspace.order)
+    shared = {
+        "COUNT": weights.count,
+        "COUNT_BLOCK": triton.next_power_of_2(weights.count),
+        "DIRECT": plan.direct,
+        "TILES": plan.tiles,
+        "TOKENS": plan.tokens,
+        "STAGES": plan.num_stages,
+        "num_warps": plan.num_warps,
+    }
+    gate_up_kernel[(_blocks(weights.inner, plan), plan.blocks)](
+        x,
+        *found,
+        *_tensors(weights.gate),
+        *_tensors(weights.up),
+        workspace.inner,
+        x.stride(0),
+        weights.width,
+        weights.inner,
+        CHOSEN=experts.shape[1],
+        ACT=act,
+        **_packing(weights.gate),
+        **shared,
+    )
+    down_kernel[(_blocks(weights.width, plan), plan.blocks)](
+        workspace.inner,
+        *found,
+        *_tensors(weights.down),
+        workspace.answers,
+        weights.inner,
+        weights.width,
+        **_packing(weights.down),
+        **shared,
+    )
+
+
+def _blocks(rows: int, plan: ExpertsPlan) -> int:
+    return triton.cdiv(rows, TILE_ROWS * plan.tiles)  # type: ignore[no-any-return]
+
+
+def _tensors(weight: Stacked) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Values, scales and zero-points, as the kernels take them."""
+    if isinstance(weight, DenseWeight):
+        return weight.weight, None, None
+    return weight.values, weight.scales, weight.zeros
+
+
+def _packing(weight: Stacked) -> dict[str, int | bool]:
+    """How the kernels are to read `weight`."""
+    if isinstance(weight, DenseWeight):
+        return {"STEP": DENSE_STEP, "BITS": 16, "SYMMETRIC": True, "EVEN": False}
+    return {
+        "STEP": weight.step,
+        "BITS": weight.bits,
+        "SYMMETRIC": weight.zeros is None,
+        "EVEN": weight.steps * weight.step == weight.inputs,
+    }
