@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
 from tidegate.converters.rounding.rtn import quantise
 from tidegate.engine.executor import Executor, ExecutorStep, Row
 from tidegate.errors import ConfigError, ExecutionError
+from tidegate.kernels.kernel_set import triton_kernels
 from tidegate.kernels.paged_kv import KvPrecision
 from tidegate.model.architecture import Architecture
 from tidegate.model.packed import DenseLinear, Linear, LowRankLinear
@@ -206,7 +208,8 @@ def quantised(role: str, linear: DenseLinear) -> Linear:
     """4 and 8 bits with and without zero-points, and an output that is two factors."""
     if role.endswith(".o"):
         first = DenseLinear(weight=linear.weight[:24])
-        return LowRankLinear(first=first, second=DenseLinear(weight=linear.weight[:, :24]))
+        second = DenseLinear(weight=np.ascontiguousarray(linear.weight[:, :24]))
+        return LowRankLinear(first=first, second=second)
     eight = role.endswith("k") or role == "embed"
     return quantise(linear, bits=8 if eight else 4, group_size=32, symmetric=role.endswith("v"))
 
@@ -215,4 +218,13 @@ def test_packed_weights_give_the_logits_of_what_they_stand_for() -> None:
     arch = tiny_architecture()
     weights = RandomWeights(arch, quantise=quantised)
     executor = GpuExecutor(arch, weights, SETTINGS)
+    assert max(differences(run(executor, arch.vocab), reference(arch, weights))) < TOLERANCE
+
+
+@pytest.mark.parametrize("features", [{}, {"qk_norm": "head", "attention_softcap": 3.0}])
+def test_the_kernels_give_what_their_references_do(features: dict[str, Any]) -> None:
+    """In float32 through Triton's interpreter, packed weights among them."""
+    arch = replace(tiny_architecture(layers=1, width=32), **features)
+    weights = RandomWeights(arch, quantise=quantised if features else None)
+    executor = GpuExecutor(arch, weights, SETTINGS, kernels=triton_kernels())
     assert max(differences(run(executor, arch.vocab), reference(arch, weights))) < TOLERANCE

@@ -40,9 +40,11 @@ from tidegate.engine.executor import (
 )
 from tidegate.engine.facts import ExecutorFacts
 from tidegate.errors import ConfigError, ExecutionError
+from tidegate.kernels.attention import workspace_floats
 from tidegate.kernels.device_weights import DeviceWeights
 from tidegate.kernels.kernel_set import Kernels, torch_kernels, triton_kernels
 from tidegate.kernels.kv_write.rope_tables import RopeTables
+from tidegate.kernels.linear.workspace import LinearWorkspace
 from tidegate.kernels.paged_kv import KvLayer
 from tidegate.kernels.paged_ops import Device, PagedOps
 from tidegate.kernels.scratch import Scratch
@@ -112,14 +114,31 @@ class GpuExecutor:
         self._logits = torch.zeros(
             (settings.step_logits, arch.vocab), dtype=torch.float32, device=self._at
         )
+        probe = self._layer(self._probe_blocks())
+        loaded = load_weights(
+            arch, weights, dtype=settings.dtype, device=self._at, head_part=head_part
+        )
         self._device = Device(
             kernels=kernels or (triton_kernels() if on_gpu else torch_kernels()),
-            weights=load_weights(
-                arch, weights, dtype=settings.dtype, device=self._at, head_part=head_part
-            ),
-            layers=(self._layer(self._probe_blocks()),) * arch.layers,
+            weights=loaded,
+            layers=(probe,) * arch.layers,
             scratch=Scratch(self._at),
             ropes=_rope_tables(arch, self._context_tokens, self._at),
+            workspace_floats=workspace_floats(
+                arch.heads,
+                probe,
+                dtype=settings.dtype,
+                most_requests=settings.rows,
+                most_length=self._context_tokens,
+                deterministic=settings.deterministic,
+            ),
+            linear_workspace=LinearWorkspace.of(
+                loaded.products(),
+                most_tokens=settings.step_tokens,
+                dtype=settings.dtype,
+                device=self._at,
+                deterministic=settings.deterministic,
+            ),
             deterministic=settings.deterministic,
             group=team,
         )

@@ -8,7 +8,7 @@ and value; gate and up; all experts of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,10 @@ class DeviceWeights:
     def product(self, linears: Sequence[Linear]) -> Product | None:
         """The merged product of these weights; None if they are not merged."""
         return self._products.get(tuple(id(one) for one in linears))
+
+    def products(self) -> Iterator[GpuLinear]:
+        """Every weight that is multiplied with, experts left out."""
+        return (one.weight for one in self._products.values())
 
     def norm(self, weight: Array) -> Tensor:
         """The float32 weight [width] of a norm."""

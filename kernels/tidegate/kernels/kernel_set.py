@@ -6,7 +6,7 @@ the kernels. Both take the same arguments, so control flow that is tested with o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -14,6 +14,7 @@ import torch
 if TYPE_CHECKING:
     from tidegate.kernels.kv_write.rope_tables import RopeTables
     from tidegate.kernels.linear.weights import GpuLinear
+    from tidegate.kernels.linear.workspace import LinearWorkspace
     from tidegate.kernels.moe.weights import ExpertWeights
     from tidegate.kernels.paged_kv import KvLayer, StepTensors
     from tidegate.kernels.pointwise.table import PackedTable
@@ -120,7 +121,15 @@ class GatherRows(Protocol):
 class LinearProduct(Protocol):
     """See `tidegate.kernels.linear`."""
 
-    def __call__(self, x: Tensor, weight: GpuLinear, *, out: Tensor | None = None) -> Tensor: ...
+    def __call__(
+        self,
+        x: Tensor,
+        weight: GpuLinear,
+        *,
+        out: Tensor | None = None,
+        deterministic: bool = False,
+        workspace: LinearWorkspace | None = None,
+    ) -> Tensor: ...
 
 
 class Route(Protocol):
@@ -172,6 +181,16 @@ def torch_kernels() -> Kernels:
     from tidegate.kernels.moe import reference as moe
     from tidegate.kernels.pointwise import reference as pointwise
 
+    def product(
+        x: Tensor,
+        weight: GpuLinear,
+        *,
+        out: Tensor | None = None,
+        deterministic: bool = False,
+        workspace: LinearWorkspace | None = None,
+    ) -> Tensor:
+        return linear.linear(x, weight, out=out)
+
     return Kernels(
         name="torch references",
         paged_attention=attention.paged_attention,
@@ -181,12 +200,21 @@ def torch_kernels() -> Kernels:
         adjust=pointwise.adjust,
         embed_rows=pointwise.embed_rows,
         gather_rows=pointwise.gather_rows,
-        linear=linear.linear,
+        linear=product,
         route=moe.route,
         moe=moe.moe,
     )
 
 
 def triton_kernels() -> Kernels:
-    """The kernels."""
-    return torch_kernels()
+    """The kernels; on a CPU they are interpreted, where `TRITON_INTERPRET` says so."""
+    from tidegate.kernels import attention, kv_write, linear, pointwise
+
+    return replace(
+        torch_kernels(),
+        name="Triton kernels",
+        paged_attention=attention.paged_attention,
+        write_kv=kv_write.write_kv,
+        rms_norm=pointwise.rms_norm,
+        linear=linear.apply_linear,
+    )

@@ -18,6 +18,7 @@ from tidegate.kernels.device_weights import DeviceWeights, Product
 from tidegate.kernels.kernel_set import Kernels
 from tidegate.kernels.kv_write.rope_tables import RopeTables
 from tidegate.kernels.linear.weights import GpuLinear, LowRankWeight
+from tidegate.kernels.linear.workspace import LinearWorkspace
 from tidegate.kernels.paged_kv import KvLayer, StepTensors
 from tidegate.kernels.paged_values import Clip, Done, Norm, Sum, Value
 from tidegate.kernels.scratch import Scratch
@@ -50,13 +51,16 @@ class Device:
     scratch: Scratch
     ropes: Mapping[Rope, RopeTables]
     """Of every rotation that a layer has."""
+    workspace_floats: int = 0
+    """What attention needs between its segments; see `attention.workspace_floats`."""
+    linear_workspace: LinearWorkspace | None = None
     deterministic: bool = False
     """Sums in an order that does not depend on what else is in the step."""
     group: Group | None = None
 
 
 class PagedOps:
-    """One step of `tidegate.model.ops.Ops[Value]`."""
+    """One step of `tidegate.model.ops.Ops[Value]`; `TritonOps` when its kernels are Triton's."""
 
     def __init__(self, device: Device, step: StepTensors, wanted: Tensor) -> None:
         """Bind a step.
@@ -130,6 +134,9 @@ class PagedOps:
             scale=spec.scale,
             window=spec.window,
             softcap=spec.softcap,
+            workspace=self._scratch.take(
+                "workspace", (self._device.workspace_floats,), torch.float32
+            ),
             deterministic=self._device.deterministic,
             out=_heads(out, spec.heads),
         )
@@ -230,7 +237,13 @@ class PagedOps:
             first = self._apply(x, weight.first, purpose + ".first")
             return self._apply(first, weight.second, purpose)
         out = self._take(purpose, len(x), weight.outputs, x)
-        return self._kernels.linear(x, weight, out=out)
+        return self._kernels.linear(
+            x,
+            weight,
+            out=out,
+            deterministic=self._device.deterministic,
+            workspace=self._device.linear_workspace,
+        )
 
     def _norm(self, weight: Array | None) -> Tensor | None:
         return None if weight is None else self._device.weights.norm(weight)
