@@ -22,6 +22,10 @@ PARTITIONS = Weather(drop=0.02, partition_every_s=8.0)
 WRONG_CLOCKS = Weather(clock_jump_every_s=5.0, device_crash_every_s=10.0)
 DEVICE_DIES = Weather(drop=0.02, device_crash_every_s=4.0)
 GATEWAY_DIES = Weather(drop=0.02, gateway_crash_every_s=4.0)
+LIES = Weather(presence_lie_every_s=0.5)
+LIES_AND_DEATHS = Weather(
+    drop=0.1, duplicate=0.1, reorder=0.1, device_crash_every_s=5.0, presence_lie_every_s=1.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +54,25 @@ def test_in_calm_weather_everything_runs_and_is_sent_once(
 
 @pytest.mark.parametrize(
     "weather",
-    [LOSSY, OUTAGES, PARTITIONS, WRONG_CLOCKS, DEVICE_DIES, GATEWAY_DIES],
-    ids=["lossy", "outages", "partitions", "wrong-clocks", "device-dies", "gateway-dies"],
+    [LOSSY, OUTAGES, PARTITIONS, WRONG_CLOCKS, DEVICE_DIES, GATEWAY_DIES, LIES_AND_DEATHS],
+    ids=["lossy", "outages", "partitions", "wrong-clocks", "device-dies", "gateway-dies", "lies"],
 )
 def test_every_request_is_answered_exactly_once(
     weather: Weather, fleet: Path, tmp_path: Path
 ) -> None:
     for seed in range(SEEDS):
         check(seed, play(seed, weather, Setting(gateways=1 + seed % 2), fleet, tmp_path))
+
+
+def test_a_broker_that_lies_about_presence_stops_no_generation_and_repeats_none(
+    fleet: Path, tmp_path: Path
+) -> None:
+    for seed in range(SEEDS):
+        verdict = play(seed, LIES, Setting(gateways=1 + seed % 2), fleet, tmp_path)
+        check(seed, verdict)
+        assert verdict.runs == len(LENGTHS), f"seed {seed}: {verdict}"
+        unexpected = {"expired", "resends", "dropped", "moves", "out_of_turn"}
+        assert not [name for name in unexpected if verdict.counters[name]], f"seed {seed}"
 
 
 def test_in_any_weather_every_request_is_answered_exactly_once(fleet: Path, tmp_path: Path) -> None:

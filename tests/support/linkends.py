@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from tidegate.link.effects import Publish, RunId
 from tidegate.link.fleet import add_gateway, pair
 from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_output import Produced
-from tidegate.link.identity import GatewayIdentity
+from tidegate.link.identity import DeviceIdentity, GatewayIdentity
 from tidegate.link.prekeys import PrekeyStore
+from tidegate.link.topics import GONE, HERE, Topics
 from tidegate.link.transport import Message
 
 
@@ -99,3 +100,19 @@ class Agenda:
         """Do what is due now."""
         while self._due and self._due[0][0] <= self.now_s:
             heapq.heappop(self._due)[2]()
+
+
+def presence(
+    rng: random.Random, device: DeviceIdentity, word: bytes, handle: str | None = None
+) -> Publish:
+    """What a broker says of a device: `word`, then the random name of a connection."""
+    topic = Topics(device.group).presence(handle or device.handle)
+    return Publish(topic=topic, payload=word + rng.randbytes(16))
+
+
+def false_presence(rng: random.Random, device: DeviceIdentity) -> Iterator[Publish]:
+    """What need not be true, need not be new, need not be clear, and need not be about anybody."""
+    word = rng.choice((GONE, GONE, HERE, b"", rng.randbytes(1)))
+    handle = rng.choice((None, None, "f" * 32))
+    for _ in range(rng.choice((1, 1, 5))):
+        yield presence(rng, device, word, handle)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from linkweather import Setting, Weather, any_setting, any_weather
+from linkweather import Setting, Weather, any_presence, any_setting, any_weather
 from linkworld import World
 
 LENGTHS = (0, 1, 12, 60)
@@ -65,7 +65,8 @@ def history(seed: int, fleet: Path, scratch: Path) -> Verdict:
         scratch: where its files go; they are removed.
     """
     rng = random.Random(f"history {seed}")
-    return play(seed, any_weather(rng), any_setting(rng), fleet, scratch)
+    weather, setting = any_weather(rng), any_setting(rng)
+    return play(seed, any_presence(rng, weather), setting, fleet, scratch)
 
 
 def crash_points(seed: int, fleet: Path, scratch: Path) -> list[CrashPoint]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidegate.link.effects import Publish
 from tidegate.link.timing import Pacing
@@ -25,6 +25,8 @@ class Weather:
     """One end's wall clock is wrong by up to two hours, either way, for a while."""
     device_crash_every_s: float = 0.0
     gateway_crash_every_s: float = 0.0
+    presence_lie_every_s: float = 0.0
+    """The broker says something about a device's presence, true or not; 0 is not even the truth."""
     calm_after_s: float = 60.0
     """From then on nothing goes wrong, so that everything must end."""
 
@@ -66,6 +68,13 @@ def any_weather(rng: random.Random) -> Weather:
         device_crash_every_s=every_s(2.0),
         gateway_crash_every_s=every_s(2.0),
         calm_after_s=rng.uniform(20.0, 60.0),
+    )
+
+
+def any_presence(rng: random.Random, weather: Weather) -> Weather:
+    """`weather` with a broker that lies about presence in two histories of three."""
+    return replace(
+        weather, presence_lie_every_s=rng.choice((0.0, 1.0, 1.0)) * rng.uniform(0.3, 5.0)
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from linkends import Agenda, App, GatewayEnd
+from linkends import Agenda, App, GatewayEnd, false_presence, presence
 from linklab import Crash, CrashingDatabase
 from linkweather import Setting, Weather
 
@@ -43,6 +43,7 @@ from tidegate.link.outbox import Outbox, Outcome
 from tidegate.link.prekeys import ModelOffer, PrekeyStore
 from tidegate.link.registry import DeviceRegistry
 from tidegate.link.timing import Timing
+from tidegate.link.topics import GONE, HERE
 from tidegate.link.transport import Message
 
 DEADLINE_S = 3 * 3600.0
@@ -103,6 +104,7 @@ class World(Agenda):
                 self.weather.clock_jump_every_s,
                 lambda: self.jump(["device", *(end.name for end in self.gateways)]),
             ),
+            (self.weather.presence_lie_every_s, self.lie),
             (self.weather.device_crash_every_s, lambda: self.device_disk.light(self.rng, 6)),
             (
                 self.weather.gateway_crash_every_s,
@@ -170,6 +172,7 @@ class World(Agenda):
 
     def connect_device(self) -> None:
         if self.device is not None:
+            self.tell_presence(HERE)
             self.device.on_connected(self.now_s)
             for end in self.gateways:
                 if end.advert is not None:
@@ -204,6 +207,7 @@ class World(Agenda):
         self.crashes += 1
         self.device = None
         self.device_inbox = []
+        self.tell_presence(GONE)
         self.after(self.rng.uniform(0.0, 4.0), self.start_device)
 
     def die_gateway(self, end: GatewayEnd) -> None:
@@ -320,6 +324,15 @@ class World(Agenda):
         self.lost_way = self.rng.choice(ways)
         self.after(self.rng.uniform(0.5, 15.0), lambda: setattr(self, "lost_way", ""))
 
+    def tell_presence(self, word: bytes) -> None:
+        """The broker tells every gateway how the device is."""
+        if self.weather.presence_lie_every_s:
+            self.publish(presence(self.rng, self.device_identity, word))
+
+    def lie(self) -> None:
+        for message in false_presence(self.rng, self.device_identity) if self.up else ():
+            self.publish(message)
+
     def publish(self, message: Publish, end: GatewayEnd | None = None) -> None:
         self.sent.append((self.now_s, message.topic, len(message.payload)))
         if message.retain and end is not None and self.up:
@@ -339,12 +352,13 @@ class World(Agenda):
         if not self.up:
             return
         arrived = Message(message.topic, message.payload)
-        if "/q/" not in arrived.topic:
+        to_all = "/s/" in arrived.topic
+        if not to_all and "/q/" not in arrived.topic:
             self.device_inbox.append(arrived)
             self.after(self.until_turn_s(), self.turn_device)
             return
         for end in self.gateways:
-            if f"/gw/{end.name}/" in arrived.topic and end.core is not None:
+            if (to_all or f"/gw/{end.name}/" in arrived.topic) and end.core is not None:
                 end.inbox.append(arrived)
                 self.after(self.until_turn_s(), partial(self.turn_gateway, end))
 
