@@ -80,7 +80,7 @@ def _everything(module: str) -> Iterator[Compiled]:
     if not names or len(names) != len(set(names)):
         raise ValueError(f"{module}.COMPILED: names must be there and differ, not {names}")
     for variant in variants:
-        for sm in SHARED_LIMIT_BYTES:
+        for sm in variant.architectures:
             yield _compile(variant, sm)
 
 

@@ -29,3 +29,5 @@ class Variant:
     """Whether tensor-core instructions have to be there."""
     divisible: tuple[str, ...] = ()
     """Integers that are multiples of 16 in production, as Triton finds out by itself there."""
+    architectures: tuple[int, ...] = (80, 90)
+    """What it is for: 90 alone for a row of Hopper's and for fp8, which 80 has no types for."""

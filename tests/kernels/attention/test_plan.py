@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 
 from tidegate.kernels.attention.plan import (
     SHORT,
-    Device,
     Shape,
     between_floats,
     plan_decode,
     workspace_floats,
 )
+from tidegate.kernels.launch import Gpu
 
-H200 = Device(generation=9, units=132)
+H200 = Gpu(name="NVIDIA H200", processors=132)
 QWEN3_8B = Shape(heads=32, kv_heads=8, head_size=128, query_bytes=2, kv_bytes=2)
 DECODE = {"most_tokens": 1, "deterministic": False}
 
 
 def test_one_long_request_is_spread_over_the_whole_gpu() -> None:
     plan = plan_decode(QWEN3_8B, H200, requests=1, most_length=131072, **DECODE)  # type: ignore[arg-type]
-    assert plan.segments * QWEN3_8B.kv_heads == 4 * H200.units
+    assert plan.segments * QWEN3_8B.kv_heads == 4 * H200.processors
 
 
 def test_many_requests_need_no_segments() -> None:

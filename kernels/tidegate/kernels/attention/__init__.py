@@ -7,20 +7,15 @@ operations is `tidegate.kernels.attention.reference.paged_attention`.
 
 from __future__ import annotations
 
-import functools
-from typing import Final
-
 import torch
 
 from tidegate.errors import ConfigError
 from tidegate.kernels.attention import plan
-from tidegate.kernels.attention.plan import MOST_ROWS, SHORT, Device, Shape
+from tidegate.kernels.attention.plan import MOST_ROWS, SHORT, Shape
+from tidegate.kernels.launch import gpu_of
 from tidegate.kernels.paged_kv import KvLayer, StepTensors
 
 Tensor = torch.Tensor
-
-NO_GPU: Final = Device(generation=9, units=4)
-"""What to plan for where kernels are interpreted: few multiprocessors, and more than one."""
 
 
 def paged_attention(
@@ -68,7 +63,7 @@ def paged_attention(
         kv=kv,
         step=step,
         shape=shape_of(int(q.shape[1]), q.dtype, kv),
-        device=device_of(q.device),
+        gpu=gpu_of(q.device),
         sinks=sinks,
         window=window,
         scale=scale,
@@ -102,7 +97,7 @@ def workspace_floats(
     """
     return plan.workspace_floats(
         shape_of(heads, dtype, kv),
-        device_of(kv.keys.device),
+        gpu_of(kv.keys.device),
         most_requests=most_requests,
         most_length=most_length,
         deterministic=deterministic,
@@ -118,15 +113,6 @@ def shape_of(heads: int, dtype: torch.dtype, kv: KvLayer) -> Shape:
         query_bytes=dtype.itemsize,
         kv_bytes=kv.keys.element_size(),
     )
-
-
-@functools.cache
-def device_of(device: torch.device) -> Device:
-    """What plans need to know of a device."""
-    if device.type != "cuda":
-        return NO_GPU
-    found = torch.cuda.get_device_properties(device)
-    return Device(generation=found.major, units=found.multi_processor_count)
 
 
 def _check(q: Tensor, kv: KvLayer, scale: float, sinks: Tensor | None) -> None:

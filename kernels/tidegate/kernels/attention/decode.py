@@ -32,7 +32,7 @@ def segment_bounds(
     end: tl.tensor,
     FIXED: tl.constexpr,
     BLOCK_N: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
+) -> tl.tuple:
     """The keys [low, high) of a segment of those in [first, end); none if low >= high."""
     if FIXED > 0:
         return tl.maximum(segment * FIXED, first), tl.minimum(segment * FIXED + FIXED, end)

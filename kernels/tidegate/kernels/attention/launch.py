@@ -13,13 +13,13 @@ from tidegate.kernels.attention.decode import combine, decode
 from tidegate.kernels.attention.plan import (
     SHORT,
     DecodePlan,
-    Device,
     Shape,
     between_floats,
     plan_decode,
     prefill_tile,
 )
 from tidegate.kernels.attention.prefill import prefill
+from tidegate.kernels.launch import Gpu
 from tidegate.kernels.paged_kv import KvLayer, StepTensors
 
 Tensor = torch.Tensor
@@ -38,7 +38,7 @@ class Call:
     kv: KvLayer
     step: StepTensors
     shape: Shape
-    device: Device
+    gpu: Gpu
     sinks: Tensor | None
     window: int | None
     scale: float
@@ -60,7 +60,7 @@ class Call:
 def launch_prefill(call: Call) -> None:
     """Attention of the requests of more than SHORT new tokens."""
     kv, step, shape = call.kv, call.step, call.shape
-    tile = prefill_tile(shape, call.device)
+    tile = prefill_tile(shape, call.gpu, windowed=call.window is not None)
     tiles = call.q.shape[0] // (tile.rows // shape.share) + call.requests
     cap, factor = call.factors
     prefill[shape.kv_heads, tiles](
@@ -97,7 +97,7 @@ def launch_decode(call: Call, workspace: Tensor | None, *, deterministic: bool) 
     """Attention of the requests of at most SHORT new tokens."""
     plan = plan_decode(
         call.shape,
-        call.device,
+        call.gpu,
         requests=call.requests,
         most_tokens=call.step.most_tokens,
         most_length=call.step.most_length,

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from tidegate.kernels.launch import Gpu, launch_for
+
 SHORT: Final = 8
 """New tokens up to which reading the cache, not arithmetic, is what takes time: a decode step with
 a few guesses. Tokens of one tile share the reading."""
@@ -20,7 +22,7 @@ FIXED_SEGMENT: Final = 1024
 the workspace; by rule, not measured."""
 SMALLEST_SEGMENT: Final = 128
 """Keys below which a segment of its own costs more than it wins; by rule, not measured."""
-PROGRAMS_PER_UNIT: Final = 4
+PROGRAMS_PER_PROCESSOR: Final = 4
 """Programs wanted per multiprocessor: two fit at a time, and uneven lengths even out over more."""
 
 
@@ -42,7 +44,7 @@ class Shape:
     kv_heads: int
     head_size: int
     query_bytes: int
-    """Of one value of q; 4 is float32, which no tensor core multiplies exactly."""
+    """Of one value of q."""
     kv_bytes: int
 
     @property
@@ -54,16 +56,6 @@ class Shape:
     def columns(self) -> int:
         """The head size filled up to a power of two, at least 16."""
         return max(16, power_of_two(self.head_size))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Device:
-    """The GPU, as far as plans depend on it."""
-
-    generation: int
-    """Major compute capability: 8 is Ampere and Ada, 9 Hopper."""
-    units: int
-    """Multiprocessors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +75,7 @@ class DecodePlan:
 
 def plan_decode(
     shape: Shape,
-    device: Device,
+    gpu: Gpu,
     *,
     requests: int,
     most_tokens: int,
@@ -94,12 +86,12 @@ def plan_decode(
     tokens = min(most_tokens, SHORT)
     # The size of a tile picks the instructions that multiply it, and these the order of sums.
     wanted = shape.share if deterministic else min(shape.share * tokens, max(shape.share, 32))
-    tile = decode_tile(shape, power_of_two(max(16, wanted)))
+    tile = decode_tile(shape, gpu, power_of_two(max(16, wanted)))
     tiles = -(-tokens // (tile.rows // shape.share))
     if deterministic:
         segments, fixed = -(-most_length // FIXED_SEGMENT), FIXED_SEGMENT
     else:
-        fitting = device.units * PROGRAMS_PER_UNIT // (requests * tiles * shape.kv_heads)
+        fitting = gpu.processors * PROGRAMS_PER_PROCESSOR // (requests * tiles * shape.kv_heads)
         segments, fixed = min(fitting, -(-most_length // SMALLEST_SEGMENT)), 0
     return DecodePlan(
         tile=tile,
@@ -113,7 +105,7 @@ def plan_decode(
 
 def workspace_floats(
     shape: Shape,
-    device: Device,
+    gpu: Gpu,
     *,
     most_requests: int,
     most_length: int,
@@ -124,7 +116,7 @@ def workspace_floats(
 
     Args:
         shape: the layer's.
-        device: what the steps run on.
+        gpu: what the steps run on.
         most_requests: of one step, padding included.
         most_length: tokens of one request, new ones included.
         most_tokens: new tokens of the longest request; SHORT covers all there are.
@@ -135,7 +127,7 @@ def workspace_floats(
             shape,
             plan_decode(
                 shape,
-                device,
+                gpu,
                 requests=requests,
                 most_tokens=tokens,
                 most_length=most_length,
@@ -156,30 +148,30 @@ def between_floats(shape: Shape, plan: DecodePlan, requests: int) -> int:
     return rows * (shape.head_size + 1)
 
 
-def prefill_tile(shape: Shape, device: Device) -> Tile:
-    """The tile for many tokens. By rule, not measured: the largest that needs no stack.
+def prefill_tile(shape: Shape, gpu: Gpu, *, windowed: bool) -> Tile:
+    """The tile for many tokens."""
+    launch = launch_for(
+        "attention",
+        "prefill",
+        gpu,
+        columns=shape.columns,
+        query_bytes=shape.query_bytes,
+        kv_bytes=shape.kv_bytes,
+        windowed=int(windowed),
+    )
+    rows = max(launch["rows"], power_of_two(shape.share))
+    return Tile(
+        rows=rows, keys=launch["keys"], warps=launch["num_warps"], stages=launch["num_stages"]
+    )
 
-    An accumulator of 128 rows takes half of the registers at 128 columns and 8 warps.
-    """
-    if shape.query_bytes == 4:
-        return Tile(rows=max(32, power_of_two(shape.share)), keys=32, warps=4, stages=2)
-    if shape.columns <= 128:
-        keys = 128 if device.generation >= 9 else 64
-        return Tile(rows=MOST_ROWS, keys=keys, warps=8, stages=3)
-    keys = 64 if device.generation >= 9 else 32
-    return Tile(rows=MOST_ROWS, keys=keys, warps=8, stages=3)
 
-
-def decode_tile(shape: Shape, rows: int) -> Tile:
-    """The tile for few tokens. By rule, not measured: 16 KiB of keys at a time.
-
-    Five stages are two runs of keys under way, since a run waits for its block's number first.
-    """
-    keys = 16384 // (shape.columns * shape.kv_bytes)
-    keys = min(128, max(32, keys))
-    if rows > 32:
-        return Tile(rows=rows, keys=min(keys, 64), warps=8, stages=3)
-    return Tile(rows=rows, keys=keys, warps=4, stages=5)
+def decode_tile(shape: Shape, gpu: Gpu, rows: int) -> Tile:
+    """The tile of so many rows for few tokens."""
+    row_bytes = shape.columns * shape.kv_bytes
+    launch = launch_for("attention", "decode", gpu, rows=rows, row_bytes=row_bytes)
+    return Tile(
+        rows=rows, keys=launch["keys"], warps=launch["num_warps"], stages=launch["num_stages"]
+    )
 
 
 def power_of_two(number: int) -> int:

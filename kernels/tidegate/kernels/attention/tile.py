@@ -17,10 +17,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-Sums = tuple[tl.tensor, tl.tensor, tl.tensor]
-Cache = tuple[tl.tensor, ...]
-Rule = tuple[tl.tensor, tl.tensor, tl.tensor]
-
 
 @triton.jit
 def find_request(
@@ -28,7 +24,7 @@ def find_request(
     requests: tl.tensor,
     tile: tl.tensor,
     TILE_TOKENS: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
+) -> tl.tuple:
     """The request that tile number `tile` belongs to, and the number of its first tile.
 
     Request `i` has tiles from `starts[i] // TILE_TOKENS + i` on: at least as many as it needs,
@@ -56,7 +52,7 @@ def query_tile(
     HEAD_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+) -> tl.tuple:
     """Rows from token `offset` of a request that begins at token `start`.
 
     Returns:
@@ -89,12 +85,12 @@ def first_key(
 
 @triton.jit
 def places_of(
-    cache: Cache,
+    cache: tl.tuple,
     begin: tl.tensor,
     end: tl.tensor,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_N: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
+) -> tl.tuple:
     """Where BLOCK_N keys from `begin` lie: rows of [blocks * K * BLOCK_TOKENS, H].
 
     Returns:
@@ -126,17 +122,17 @@ def tanh(
 @triton.jit
 def visit(
     q: tl.tensor,
-    sums: Sums,
+    sums: tl.tuple,
     position: tl.tensor,
     begin: tl.tensor,
     end: tl.tensor,
-    cache: Cache,
-    rule: Rule,
+    cache: tl.tuple,
+    rule: tl.tuple,
     HEAD_SIZE: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Sums:
+) -> tl.tuple:
     """Take in the BLOCK_N keys from `begin`, of which those below `end` are there.
 
     MASKED is False only where every row sees all of them; the sums are the same either way.
@@ -180,18 +176,18 @@ def visit(
 @triton.jit
 def sweep(
     q: tl.tensor,
-    sums: Sums,
+    sums: tl.tuple,
     position: tl.tensor,
     begin: tl.tensor,
     stop: tl.tensor,
     end: tl.tensor,
-    cache: Cache,
-    rule: Rule,
+    cache: tl.tuple,
+    rule: tl.tuple,
     HEAD_SIZE: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
-) -> Sums:
+) -> tl.tuple:
     """Take in the keys from `begin` to `stop`, of which those below `end` are there."""
     for at in range(begin, stop, BLOCK_N):
         sums = visit(
@@ -204,7 +200,7 @@ def sweep(
 def no_sums(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
-) -> Sums:
+) -> tl.tuple:
     """The sums of rows that have seen no key."""
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
     return most, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
@@ -212,7 +208,7 @@ def no_sums(
 
 @triton.jit
 def finish(
-    sums: Sums,
+    sums: tl.tuple,
     sinks: tl.tensor,
     query_head: tl.tensor,
 ) -> tl.tensor:

@@ -10,9 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-Norm = tuple[tl.tensor, tl.tensor]
-Rope = tuple[tl.tensor, tl.tensor, tl.tensor]
-
 
 @triton.jit
 def write(
@@ -88,8 +85,8 @@ def prepared(
     row_at: tl.tensor,
     head: tl.tensor,
     heads: tl.tensor,
-    norm: Norm,
-    rope: Rope,
+    norm: tl.tuple,
+    rope: tl.tuple,
     clip: tl.tensor,
     HEAD_SIZE: tl.constexpr,
     HALF: tl.constexpr,
@@ -105,6 +102,10 @@ def prepared(
     # Of each column: what it turns with, itself where nothing turns.
     other = tl.where(columns < HALF, columns + HALF, columns - HALF)
     other = tl.where(columns < 2 * HALF, other, columns)
+    pair = columns % tl.maximum(HALF, 1)
+    if HALF % 8 == 0:  # what the compiler cannot see: runs of 8 stay together
+        other = tl.max_contiguous(tl.multiple_of(other, [1, 8]), [1, 8])
+        pair = tl.max_contiguous(tl.multiple_of(pair, [1, 8]), [1, 8])
     partner = x
     if HALF > 0:
         partner = tl.load(row_at + begin + other, mask=mask, other=0.0).to(tl.float32)
@@ -123,7 +124,7 @@ def prepared(
     if HALF > 0:
         cos_at, sin_at, position = rope
         turned = columns < 2 * HALF
-        angle = position.to(tl.int64) * HALF + columns % HALF
+        angle = position.to(tl.int64) * HALF + pair
         cos = tl.load(cos_at + angle, mask=turned, other=1.0)
         sin = tl.load(sin_at + angle, mask=turned, other=0.0)
         x = x * cos + tl.where(columns < HALF, -partner, partner) * sin
