@@ -96,16 +96,25 @@ class BothWays:
 
 @asynccontextmanager
 async def both_ways(
-    folder: Path, handler: Handler = tokens, *, timing: PathTiming = QUICK
+    folder: Path,
+    handler: Handler = tokens,
+    *,
+    timing: PathTiming = QUICK,
+    device_broker: MemoryBroker | None = None,
 ) -> AsyncIterator[BothWays]:
-    """A device and a gateway of `fleet.pair` in `folder`, on a broker in memory and on HTTP."""
+    """A device and a gateway of `fleet.pair` in `folder`, on a broker in memory and on HTTP.
+
+    The device is on `device_broker`, where that is another one.
+    """
     broker = MemoryBroker()
     async with http_side(folder / "gateway") as side:
         link = replace(FAST, connect_timeout_s=10.0)
         ways = GatewayPaths(MemoryTransport(broker), side.hub)
         gateway = Gateway(folder / "gateway", ways, handler, models=lambda: (OFFER,), timing=link)
         paths = DevicePaths(
-            MemoryTransport(broker), http_of(side.url, folder / "device"), timing=timing
+            MemoryTransport(device_broker or broker),
+            http_of(side.url, folder / "device"),
+            timing=timing,
         )
         device = DeviceLink(folder / "device", paths, timing=link)
         async with running(gateway.run, device.run):

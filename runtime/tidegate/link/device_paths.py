@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from tidegate.errors import UnavailableError
-from tidegate.link.path_choice import PathChoice, PathTiming
+from tidegate.link.path_choice import PathChoice, PathTiming, Use
 from tidegate.link.transport import (
     Connected,
     Disconnected,
@@ -44,6 +44,7 @@ class DevicePaths:
         self._queue = EventQueue()
         self._changed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
+        self._last: Use = "none"
         self.changes = 0
         """How often the path has changed from one to the other."""
 
@@ -131,7 +132,8 @@ class DevicePaths:
             return
         if before != now:
             logger.info("the link uses %s", "http" if now == "http" else "the broker")
-            self.changes += before != "none"
+            self.changes += self._last not in ("none", now)
+            self._last = now
         self._queue.put(Connected())
 
     async def _keep_time(self) -> None:
