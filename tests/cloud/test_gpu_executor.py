@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,8 +80,7 @@ def differences(one: list[Logits], other: list[Logits]) -> list[float]:
 
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_ragged_steps_give_the_logits_of_the_plain_walk(model_type: str) -> None:
-    arch = describe(tiny_config(model_type))
-    assert isinstance(arch, Architecture)
+    arch = _described(model_type)
     weights = RandomWeights(arch)
     found = run(GpuExecutor(arch, weights, SETTINGS), arch.vocab)
     assert max(differences(found, reference(arch, weights))) < TOLERANCE
@@ -221,10 +219,27 @@ def test_packed_weights_give_the_logits_of_what_they_stand_for() -> None:
     assert max(differences(run(executor, arch.vocab), reference(arch, weights))) < TOLERANCE
 
 
-@pytest.mark.parametrize("features", [{}, {"qk_norm": "head", "attention_softcap": 3.0}])
-def test_the_kernels_give_what_their_references_do(features: dict[str, Any]) -> None:
-    """In float32 through Triton's interpreter, packed weights among them."""
-    arch = replace(tiny_architecture(layers=1, width=32), **features)
-    weights = RandomWeights(arch, quantise=quantised if features else None)
-    executor = GpuExecutor(arch, weights, SETTINGS, kernels=triton_kernels())
+KERNEL_CASES: dict[str, Callable[[], Architecture]] = {
+    "llama": lambda: tiny_architecture(layers=1, width=32),
+    "packed": lambda: replace(
+        tiny_architecture(layers=1, width=32), qk_norm="head", attention_softcap=3.0
+    ),
+    "experts": lambda: replace(_described("qwen3_moe"), layers=1),
+    "scales": lambda: replace(_described("granite"), layers=1, head_softcap=5.0),
+}
+
+
+def _described(model_type: str) -> Architecture:
+    arch = describe(tiny_config(model_type))
+    assert isinstance(arch, Architecture)
+    return arch
+
+
+@pytest.mark.parametrize("case", KERNEL_CASES)
+def test_the_kernels_give_what_their_references_do(case: str) -> None:
+    """In float32 through Triton's interpreter."""
+    arch = KERNEL_CASES[case]()
+    weights = RandomWeights(arch, quantise=quantised if case == "packed" else None)
+    settings = replace(SETTINGS, step_tokens=32)
+    executor = GpuExecutor(arch, weights, settings, kernels=triton_kernels())
     assert max(differences(run(executor, arch.vocab), reference(arch, weights))) < TOLERANCE

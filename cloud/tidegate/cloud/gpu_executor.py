@@ -45,6 +45,7 @@ from tidegate.kernels.device_weights import DeviceWeights
 from tidegate.kernels.kernel_set import Kernels, torch_kernels, triton_kernels
 from tidegate.kernels.kv_write.rope_tables import RopeTables
 from tidegate.kernels.linear.workspace import LinearWorkspace
+from tidegate.kernels.moe import MoeWorkspace
 from tidegate.kernels.paged_kv import KvLayer
 from tidegate.kernels.paged_ops import Device, PagedOps
 from tidegate.kernels.scratch import Scratch
@@ -139,6 +140,7 @@ class GpuExecutor:
                 device=self._at,
                 deterministic=settings.deterministic,
             ),
+            moe_workspace=_moe_workspace(arch, loaded, settings),
             deterministic=settings.deterministic,
             group=team,
         )
@@ -346,6 +348,21 @@ def _rope_tables(
 ) -> dict[Rope, RopeTables]:
     ropes = {kind.rope for kind in arch.kinds if kind.rope is not None}
     return {rope: RopeTables.from_rope(rope, context_tokens, at) for rope in ropes}
+
+
+def _moe_workspace(
+    arch: Architecture, weights: DeviceWeights, settings: GpuSettings
+) -> MoeWorkspace | None:
+    some, kinds = weights.some_experts(), [kind.experts for kind in arch.kinds]
+    if some is None:
+        return None
+    return MoeWorkspace.of(
+        some,
+        most_tokens=settings.step_tokens,
+        chosen=max(one.chosen for one in kinds if one is not None),
+        dtype=settings.dtype,
+        device=settings.device,
+    )
 
 
 def _name(at: torch.device) -> str:

@@ -79,6 +79,10 @@ class DeviceWeights:
         """The experts that a router chooses among."""
         return self._experts[id(router)]
 
+    def some_experts(self) -> ExpertWeights | None:
+        """Those of one layer, which all others are like; None in a model without."""
+        return next(iter(self._experts.values()), None)
+
     def name_linear(self, role: str, shape: tuple[int, int]) -> Linear:
         """Make the name of a linear layer."""
         nothing = np.broadcast_to(np.float32(np.nan), shape)

@@ -6,7 +6,7 @@ the kernels. Both take the same arguments, so control flow that is tested with o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tidegate.kernels.kv_write.rope_tables import RopeTables
     from tidegate.kernels.linear.weights import GpuLinear
     from tidegate.kernels.linear.workspace import LinearWorkspace
+    from tidegate.kernels.moe import MoeWorkspace
     from tidegate.kernels.moe.weights import ExpertWeights
     from tidegate.kernels.paged_kv import KvLayer, StepTensors
     from tidegate.kernels.pointwise.table import PackedTable
@@ -152,6 +153,7 @@ class Moe(Protocol):
         act: Activation,
         *,
         out: Tensor | None = None,
+        workspace: MoeWorkspace | None = None,
     ) -> Tensor: ...
 
 
@@ -191,6 +193,18 @@ def torch_kernels() -> Kernels:
     ) -> Tensor:
         return linear.linear(x, weight, out=out)
 
+    def mixture(
+        x: Tensor,
+        experts: Tensor,
+        shares: Tensor,
+        weights: ExpertWeights,
+        act: Activation,
+        *,
+        out: Tensor | None = None,
+        workspace: MoeWorkspace | None = None,
+    ) -> Tensor:
+        return moe.moe(x, experts, shares, weights, act, out=out)
+
     return Kernels(
         name="torch references",
         paged_attention=attention.paged_attention,
@@ -202,19 +216,24 @@ def torch_kernels() -> Kernels:
         gather_rows=pointwise.gather_rows,
         linear=product,
         route=moe.route,
-        moe=moe.moe,
+        moe=mixture,
     )
 
 
 def triton_kernels() -> Kernels:
     """The kernels; on a CPU they are interpreted, where `TRITON_INTERPRET` says so."""
-    from tidegate.kernels import attention, kv_write, linear, pointwise
+    from tidegate.kernels import attention, kv_write, linear, moe, pointwise
 
-    return replace(
-        torch_kernels(),
+    return Kernels(
         name="Triton kernels",
         paged_attention=attention.paged_attention,
         write_kv=kv_write.write_kv,
         rms_norm=pointwise.rms_norm,
+        gated_activation=pointwise.gated_activation,
+        adjust=pointwise.adjust,
+        embed_rows=pointwise.embed_rows,
+        gather_rows=pointwise.gather_rows,
         linear=linear.apply_linear,
+        route=moe.route,
+        moe=moe.moe,
     )

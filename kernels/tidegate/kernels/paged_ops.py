@@ -19,6 +19,7 @@ from tidegate.kernels.kernel_set import Kernels
 from tidegate.kernels.kv_write.rope_tables import RopeTables
 from tidegate.kernels.linear.weights import GpuLinear, LowRankWeight
 from tidegate.kernels.linear.workspace import LinearWorkspace
+from tidegate.kernels.moe import MoeWorkspace
 from tidegate.kernels.paged_kv import KvLayer, StepTensors
 from tidegate.kernels.paged_values import Clip, Done, Norm, Sum, Value
 from tidegate.kernels.scratch import Scratch
@@ -54,6 +55,7 @@ class Device:
     workspace_floats: int = 0
     """What attention needs between its segments; see `attention.workspace_floats`."""
     linear_workspace: LinearWorkspace | None = None
+    moe_workspace: MoeWorkspace | None = None
     deterministic: bool = False
     """Sums in an order that does not depend on what else is in the step."""
     group: Group | None = None
@@ -173,7 +175,9 @@ class PagedOps:
         )
         weights = self._device.weights.experts(router)
         out = self._like("moe", numbers)
-        mixed = self._kernels.moe(numbers, chosen, shares, weights, act, out=out)
+        mixed = self._kernels.moe(
+            numbers, chosen, shares, weights, act, out=out, workspace=self._device.moe_workspace
+        )
         return Done(mixed if self._device.group is None else self._device.group.sum(mixed))
 
     def add(self, x: Value, y: Value) -> Value:
@@ -211,7 +215,8 @@ class PagedOps:
             value.x.tensor = None
             return total
         if isinstance(value, Clip):
-            return self._kernels.adjust(self.numbers(value.x), limit=value.limit)
+            whole = self.numbers(value.x).contiguous()
+            return self._kernels.adjust(whole, limit=value.limit)
         return self._normed(value)
 
     def _normed(self, value: Norm) -> Tensor:
