@@ -1,0 +1,170 @@
+"""Kernels of 8-bit weights with 8-bit activations: rows rounded in one pass, then the product."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from tidegate.kernels.launch import gpu_of
+from tidegate.kernels.linear.int8 import Int8Linear
+from tidegate.kernels.linear.plan import ProductPlan, plan_product
+from tidegate.kernels.linear.products import store_sums, sum_over_splits
+from tidegate.kernels.linear.workspace import LinearWorkspace, workspace_for
+
+Tensor = torch.Tensor
+_LONGEST_BLOCK = 8192
+
+
+@triton.jit
+def quantise_kernel(
+    x: tl.tensor,
+    out: tl.tensor,
+    scales: tl.tensor,
+    inputs: tl.tensor,
+    padded: tl.tensor,
+    x_stride: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """One token: its largest magnitude, then its inputs as int8, 0 beyond them; grid (T,)."""
+    token = tl.program_id(0).to(tl.int64)
+    within = tl.arange(0, BLOCK)
+    row = x + token * x_stride
+    largest = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, inputs, BLOCK):
+        column = start + within
+        part = tl.load(row + column, mask=column < inputs, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.abs(part))
+    scale = tl.maximum(tl.max(largest, axis=0), 1e-30) / 127
+    tl.store(scales + token, scale)
+    for start in range(0, padded, BLOCK):
+        column = start + within
+        part = tl.load(row + column, mask=column < inputs, other=0.0).to(tl.float32)
+        # Adding 1.5 * 2 ** 23 leaves no digit behind the point: rounds half to even.
+        rounded = (part * (1 / scale) + 12582912.0) - 12582912.0
+        tl.store(out + token * padded + column, rounded.to(tl.int8), mask=column < padded)
+
+
+@triton.jit
+def w8a8_kernel(
+    rows: tl.tensor,
+    row_scales: tl.tensor,
+    values: tl.tensor,
+    scales: tl.tensor,
+    shifts: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    partial: tl.tensor,
+    arrived: tl.tensor,
+    tokens: tl.tensor,
+    padded: tl.tensor,
+    outputs: tl.tensor,
+    out_stride: tl.tensor,
+    TILES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    STEP: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """TILES * 64 outputs by TOKENS tokens; grid (blocks of outputs, splits, blocks of tokens)."""
+    part = tl.program_id(1)
+    row = tl.program_id(0) * TILES * 64 + tl.arange(0, TILES * 64)
+    token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
+    known_row, known_token = tl.minimum(row, outputs - 1), tl.minimum(token, tokens - 1)
+    k = tl.arange(0, STEP)
+    left = values + known_row.to(tl.int64)[:, None] * padded + k[None, :]
+    right = rows + known_token.to(tl.int64)[None, :] * padded + k[:, None]
+    steps = padded // STEP
+    per_split = tl.cdiv(steps, SPLITS)
+    first = part * per_split
+    last = tl.minimum(first + per_split, steps)
+    sums = tl.zeros([TILES * 64, TOKENS], tl.float32)
+    for step in tl.range(first, last, num_stages=STAGES):
+        inputs = tl.load(right + step * STEP)
+        product = tl.dot(tl.load(left + step * STEP), inputs)
+        if SHIFTED:
+            # A row of ones sums each token's inputs; every row of the product is that sum.
+            shift = tl.load(shifts + step * outputs + known_row)
+            ones = tl.full([TILES * 64, STEP], 1, tl.int8)
+            moved = product.to(tl.float32) + shift[:, None] * tl.dot(ones, inputs).to(tl.float32)
+        else:
+            moved = product.to(tl.float32)
+        sums += tl.load(scales + step * outputs + known_row)[:, None] * moved
+    written = True
+    if SPLITS > 1:
+        block = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+        sums, written = sum_over_splits(sums, partial, arrived, block, part, SPLITS)
+    if written:
+        sums *= tl.load(row_scales + known_token)[None, :]
+        store_sums(sums, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)
+
+
+def w8a8_linear(
+    x: Tensor,
+    weight: Int8Linear,
+    *,
+    out: Tensor | None = None,
+    deterministic: bool = False,
+    workspace: LinearWorkspace | None = None,
+) -> Tensor:
+    """`x @ w.T + bias` with the inputs of each token rounded to int8.
+
+    Args:
+        x: [T, in], float32, float16 or bfloat16; rows may have gaps, columns may not.
+        weight: 8 bits.
+        out: [T, out] to write into, of the type of `x`.
+        deterministic: whether sums are in one order, whatever else is in the step.
+        workspace: made anew when there is none.
+
+    Returns:
+        [T, out] in the type of `x`.
+
+    Raises:
+        ValueError: shapes or strides that do not fit.
+    """
+    if x.dim() != 2 or x.shape[1] != weight.inputs or (len(x) and x.stride(1) != 1):
+        raise ValueError(f"x: {tuple(x.shape)} by {x.stride()}: must be [T, {weight.inputs}]")
+    if out is None:
+        out = torch.empty(len(x), weight.outputs, dtype=x.dtype, device=x.device)
+    if len(x) == 0:
+        return out
+    plan = plan_product(weight, len(x), gpu_of(x.device), deterministic=deterministic)
+    room = workspace or workspace_for(plan, x.device, rows=(len(x), weight.padded))
+    _launch(x, weight, out, plan, room)
+    return out
+
+
+def _launch(
+    x: Tensor, weight: Int8Linear, out: Tensor, plan: ProductPlan, workspace: LinearWorkspace
+) -> None:
+    workspace.check(plan, rows=(len(x), weight.padded))
+    rows, row_scales = workspace.rows, workspace.row_scales
+    block = min(_LONGEST_BLOCK, triton.next_power_of_2(weight.padded))
+    quantise_kernel[(len(x),)](
+        x, rows, row_scales, weight.inputs, weight.padded, x.stride(0), BLOCK=block, num_warps=4
+    )
+    w8a8_kernel[plan.grid](
+        rows,
+        row_scales,
+        weight.values,
+        weight.scales,
+        weight.shifts,
+        weight.bias,
+        out,
+        workspace.partial,
+        workspace.arrived,
+        len(x),
+        weight.padded,
+        weight.outputs,
+        out.stride(0),
+        TILES=plan.block_tiles,
+        TOKENS=plan.block_tokens,
+        STEP=weight.step,
+        SHIFTED=weight.shifts is not None,
+        HAS_BIAS=weight.bias is not None,
+        SPLITS=plan.splits,
+        STAGES=plan.num_stages,
+        num_warps=plan.num_warps,
+    )
