@@ -15,9 +15,9 @@ from torch.nn import functional
 from tidegate.kernels.launch import gpu_of, launch_for
 from tidegate.kernels.linear.dequantise import dequantise
 from tidegate.kernels.linear.launching import launch_dense, launch_tiled
-from tidegate.kernels.linear.plan import ProductPlan, plan_product
+from tidegate.kernels.linear.plan import plan_product
 from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, LowRankWeight, TiledLinear
-from tidegate.kernels.linear.workspace import LinearWorkspace
+from tidegate.kernels.linear.workspace import LinearWorkspace, workspace_for
 
 Tensor = torch.Tensor
 
@@ -96,7 +96,7 @@ def _dense(
     if not deterministic:
         return _matmul(x, weight.weight, weight.bias, out)
     plan = plan_product(weight, len(x), gpu_of(x.device), deterministic=True)
-    launch_dense(x, weight, out, plan, workspace or _workspace(plan, x.device))
+    launch_dense(x, weight, out, plan, workspace or workspace_for(plan, x.device))
     return out
 
 
@@ -115,17 +115,8 @@ def _tiled(
         bias = None if weight.bias is None else weight.bias.to(x.dtype)
         return _matmul(x, dequantise(weight, x.dtype, out=wide), bias, out)
     plan = plan_product(weight, len(x), gpu, deterministic=deterministic)
-    launch_tiled(x, weight, out, plan, workspace or _workspace(plan, x.device))
+    launch_tiled(x, weight, out, plan, workspace or workspace_for(plan, x.device))
     return out
-
-
-def _workspace(plan: ProductPlan, device: torch.device) -> LinearWorkspace:
-    """For one launch."""
-    return LinearWorkspace(
-        partial=torch.empty(plan.partial_sums, dtype=torch.float32, device=device),
-        arrived=torch.zeros(plan.blocks, dtype=torch.int32, device=device),
-        wide=torch.empty(0, device=device),
-    )
 
 
 def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """8-bit weights with 8-bit activations: how they lie, and the two halves of the product in torch.
 
 Activations are rounded per token, to -127..127 of the largest magnitude over 127; weights are the
-integers of a `PackedLinear` less 128, in rows, padded to whole steps. A step of inputs has one scale
-for each output, so its product is exact in int32 and the scales meet in float32.
+integers of a `PackedLinear` less 128, in rows, padded to whole steps. A step of inputs has one
+scale for each output, so its product is exact in int32 and the scales meet in float32.
 """
 
 from __future__ import annotations

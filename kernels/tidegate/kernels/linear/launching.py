@@ -16,7 +16,7 @@ def launch_tiled(
     x: Tensor, weight: TiledLinear, out: Tensor, plan: ProductPlan, workspace: LinearWorkspace
 ) -> None:
     """Multiply [T, in] by tiles into `out` [T, out]."""
-    _check(plan, workspace)
+    workspace.check(plan)
     tiled_kernel[plan.grid](
         x,
         weight.values,
@@ -50,7 +50,7 @@ def launch_dense(
     x: Tensor, weight: DenseWeight, out: Tensor, plan: ProductPlan, workspace: LinearWorkspace
 ) -> None:
     """Multiply [T, in] by a dense weight into `out` [T, out]."""
-    _check(plan, workspace)
+    workspace.check(plan)
     dense_kernel[plan.grid](
         x,
         weight.weight,
@@ -73,12 +73,3 @@ def launch_dense(
         STAGES=plan.num_stages,
         num_warps=plan.num_warps,
     )
-
-
-def _check(plan: ProductPlan, workspace: LinearWorkspace) -> None:
-    sums, counters = workspace.partial.numel(), workspace.arrived.numel()
-    if sums < plan.partial_sums or (plan.partial_sums and counters < plan.blocks):
-        raise ValueError(
-            f"workspace: {sums} sums and {counters} counters: "
-            f"{plan.partial_sums} and {plan.blocks} are needed"
-        )

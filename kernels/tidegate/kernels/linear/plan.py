@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from math import ceil
 
 from tidegate.kernels.launch import Gpu, launch_for
+from tidegate.kernels.linear.int8 import Int8Linear
 from tidegate.kernels.linear.weights import TILE_ROWS, DenseWeight, TiledLinear
 
 LEAST_INPUTS = 256
 """Of a split: two to sixteen tiles, whose loads are all under way at once."""
 DENSE_STEP = 64
 """Inputs that a dense product reads at a time: 128 bytes of a row, whatever the block."""
+
+
+Single = TiledLinear | DenseWeight | Int8Linear
+_KERNEL = {TiledLinear: "tiled", DenseWeight: "dense", Int8Linear: "int8"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,10 +57,10 @@ class ProductPlan:
 
 
 def plan_product(
-    weight: TiledLinear | DenseWeight, tokens: int, gpu: Gpu, *, deterministic: bool = False
+    weight: Single, tokens: int, gpu: Gpu, *, deterministic: bool = False
 ) -> ProductPlan:
     """Cut up the product of `tokens` rows (at least 1) with `weight`."""
-    kernel = "tiled" if isinstance(weight, TiledLinear) else "dense"
+    kernel = _KERNEL[type(weight)]
     tiles = ceil(weight.outputs / TILE_ROWS)
     launch = launch_for("linear", kernel, gpu, tokens=tokens)
     output_blocks = ceil(tiles / launch["tiles"])
@@ -79,9 +84,9 @@ def plan_product(
     )
 
 
-def _splits(weight: TiledLinear | DenseWeight, wanted: float) -> int:
+def _splits(weight: Single, wanted: float) -> int:
     """About `wanted` splits, none of them empty or short, as even as whole tiles allow."""
-    steps = ceil(weight.inputs / (weight.step if isinstance(weight, TiledLinear) else DENSE_STEP))
+    steps = ceil(weight.inputs / (DENSE_STEP if isinstance(weight, DenseWeight) else weight.step))
     most = max(1, weight.inputs // LEAST_INPUTS)
     per_split = ceil(steps / max(1, min(most, round(wanted))))
     return ceil(steps / per_split)

@@ -16,7 +16,7 @@ from tidegate.kernels.linear.tiles import dense_sums, tile_sums
 
 
 @triton.jit
-def _sum_over_splits(
+def sum_over_splits(
     sums: tl.tensor,
     partial: tl.tensor,
     arrived: tl.tensor,
@@ -44,7 +44,7 @@ def _sum_over_splits(
 
 
 @triton.jit
-def _store_sums(
+def store_sums(
     sums: tl.tensor,
     bias: tl.tensor,
     out: tl.tensor,
@@ -107,7 +107,7 @@ def tiled_kernel(
     written = True
     if SPLITS > 1 and APART:
         block = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-        sums, written = _sum_over_splits(sums, partial, arrived, block, part, SPLITS)
+        sums, written = sum_over_splits(sums, partial, arrived, block, part, SPLITS)
     elif SPLITS > 1:
         for other in range(1, SPLITS):
             begin = other * per_split
@@ -117,7 +117,7 @@ def tiled_kernel(
     # fmt: on
     if written:
         row = tile * 64 + tl.arange(0, TILES * 64)
-        _store_sums(sums, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)
+        store_sums(sums, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)
 
 
 @triton.jit
@@ -156,11 +156,11 @@ def dense_kernel(
     written = True
     if SPLITS > 1 and APART:
         block = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-        sums, written = _sum_over_splits(sums, partial, arrived, block, part, SPLITS)
+        sums, written = sum_over_splits(sums, partial, arrived, block, part, SPLITS)
     elif SPLITS > 1:
         for other in range(1, SPLITS):
             begin = other * per_split
             end = tl.minimum(begin + per_split, steps)
             sums += dense_sums(start, rows, begin, end, inputs, TILES * 64, TOKENS, STEP, STAGES)
     if written:
-        _store_sums(sums, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)
+        store_sums(sums, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)

@@ -6,6 +6,7 @@ from tidegate.kernels.launch import Gpu, launch_for
 from tidegate.kernels.linear.dequantise import dequantise_kernel
 from tidegate.kernels.linear.plan import DENSE_STEP
 from tidegate.kernels.linear.products import dense_kernel, tiled_kernel
+from tidegate.kernels.linear.w8a8 import quantise_kernel, w8a8_kernel
 from tidegate.kernels.variant import Variant
 
 _ANY = Gpu(name="any", processors=132)
@@ -76,6 +77,47 @@ def _dense(dtype: str, tokens: int, *, apart: bool) -> Variant:
     )
 
 
+def _w8a8(tokens: int, *, shifted: bool, apart: bool) -> Variant:
+    launch = launch_for("linear", "int8", _ANY, tokens=tokens)
+    pointers = {"rows": "*i8", "row_scales": "*fp32", "values": "*i8", "scales": "*fp32"}
+    shift = {"shifts": "*fp32"} if shifted else {}
+    sizes = dict.fromkeys(("tokens", "padded", "outputs", "out_stride"), "i32")
+    return Variant(
+        name=f"w8a8 bf16 {tokens}{' with zero-points' if shifted else ''}",
+        kernel=w8a8_kernel,
+        signature={**pointers, **shift, "out": "*bf16", **_WORKSPACE, **sizes},
+        constexprs={
+            "bias": None,
+            **({} if shifted else {"shifts": None}),
+            "TILES": launch["tiles"],
+            "TOKENS": launch["tokens"],
+            "STEP": 128,
+            "SHIFTED": shifted,
+            "HAS_BIAS": False,
+            "SPLITS": 4,
+            "APART": apart,
+            "STAGES": launch["num_stages"],
+        },
+        num_warps=launch["num_warps"],
+        dot=True,
+        divisible=("padded", "outputs", "out_stride"),
+    )
+
+
+_QUANTISE = Variant(
+    name="quantise bf16 4096",
+    kernel=quantise_kernel,
+    signature={
+        "x": "*bf16",
+        "out": "*i8",
+        "scales": "*fp32",
+        **dict.fromkeys(("inputs", "padded", "x_stride"), "i32"),
+    },
+    constexprs={"BLOCK": 4096},
+    divisible=("inputs", "padded", "x_stride"),
+)
+
+
 def _dequantise(dtype: str, bits: int) -> Variant:
     return Variant(
         name=f"dequantise {dtype} {bits} bits",
@@ -99,4 +141,8 @@ COMPILED = (
     _dense("bf16", 16, apart=True),
     _dense("bf16", 256, apart=False),
     _dequantise("bf16", 4),
+    _w8a8(16, shifted=False, apart=True),
+    _w8a8(256, shifted=False, apart=False),
+    _w8a8(256, shifted=True, apart=False),
+    _QUANTISE,
 )

@@ -46,6 +46,38 @@ def quantise_kernel(
 
 
 @triton.jit
+def int8_sums(
+    left: tl.tensor,
+    right: tl.tensor,
+    scales: tl.tensor,
+    shifts: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
+    outputs: tl.tensor,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    STEP: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> tl.tensor:
+    """Some steps' products, scaled, float32 [ROWS, TOKENS]; pointers are at the first step.
+
+    `scales` and `shifts` point at each row's, [ROWS], `outputs` apart from step to step.
+    """
+    sums = tl.zeros([ROWS, TOKENS], tl.float32)
+    for step in tl.range(first, last, num_stages=STAGES):
+        inputs = tl.load(right + step * STEP)
+        product = tl.dot(tl.load(left + step * STEP), inputs).to(tl.float32)
+        if SHIFTED:
+            # A row of ones sums each token's inputs; every row of the product is that sum.
+            ones = tl.full([ROWS, STEP], 1, tl.int8)
+            shift = tl.load(shifts + step * outputs)
+            product += shift[:, None] * tl.dot(ones, inputs).to(tl.float32)
+        sums += tl.load(scales + step * outputs)[:, None] * product
+    return sums
+
+
+@triton.jit
 def w8a8_kernel(
     rows: tl.tensor,
     row_scales: tl.tensor,
@@ -66,6 +98,7 @@ def w8a8_kernel(
     SHIFTED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SPLITS: tl.constexpr,
+    APART: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
     """TILES * 64 outputs by TOKENS tokens; grid (blocks of outputs, splits, blocks of tokens)."""
@@ -80,22 +113,23 @@ def w8a8_kernel(
     per_split = tl.cdiv(steps, SPLITS)
     first = part * per_split
     last = tl.minimum(first + per_split, steps)
-    sums = tl.zeros([TILES * 64, TOKENS], tl.float32)
-    for step in tl.range(first, last, num_stages=STAGES):
-        inputs = tl.load(right + step * STEP)
-        product = tl.dot(tl.load(left + step * STEP), inputs)
-        if SHIFTED:
-            # A row of ones sums each token's inputs; every row of the product is that sum.
-            shift = tl.load(shifts + step * outputs + known_row)
-            ones = tl.full([TILES * 64, STEP], 1, tl.int8)
-            moved = product.to(tl.float32) + shift[:, None] * tl.dot(ones, inputs).to(tl.float32)
-        else:
-            moved = product.to(tl.float32)
-        sums += tl.load(scales + step * outputs + known_row)[:, None] * moved
+    scales += known_row
+    if SHIFTED:
+        shifts += known_row
+    # fmt: off
+    sums = int8_sums(left, right, scales, shifts, first, last, outputs,
+                     TILES * 64, TOKENS, STEP, SHIFTED, STAGES)
     written = True
-    if SPLITS > 1:
+    if SPLITS > 1 and APART:
         block = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
         sums, written = sum_over_splits(sums, partial, arrived, block, part, SPLITS)
+    elif SPLITS > 1:
+        for other in range(1, SPLITS):
+            begin = other * per_split
+            end = tl.minimum(begin + per_split, steps)
+            sums += int8_sums(left, right, scales, shifts, begin, end, outputs,
+                              TILES * 64, TOKENS, STEP, SHIFTED, STAGES)
+    # fmt: on
     if written:
         sums *= tl.load(row_scales + known_token)[None, :]
         store_sums(sums, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)
@@ -131,7 +165,7 @@ def w8a8_linear(
     if len(x) == 0:
         return out
     plan = plan_product(weight, len(x), gpu_of(x.device), deterministic=deterministic)
-    room = workspace or workspace_for(plan, x.device, rows=(len(x), weight.padded))
+    room = workspace or workspace_for(plan, x.device, tokens=len(x), padded=weight.padded)
     _launch(x, weight, out, plan, room)
     return out
 
@@ -139,7 +173,7 @@ def w8a8_linear(
 def _launch(
     x: Tensor, weight: Int8Linear, out: Tensor, plan: ProductPlan, workspace: LinearWorkspace
 ) -> None:
-    workspace.check(plan, rows=(len(x), weight.padded))
+    workspace.check(plan, rounded=len(x) * weight.padded)
     rows, row_scales = workspace.rows, workspace.row_scales
     block = min(_LONGEST_BLOCK, triton.next_power_of_2(weight.padded))
     quantise_kernel[(len(x),)](
@@ -165,6 +199,7 @@ def _launch(
         SHIFTED=weight.shifts is not None,
         HAS_BIAS=weight.bias is not None,
         SPLITS=plan.splits,
+        APART=plan.apart,
         STAGES=plan.num_stages,
         num_warps=plan.num_warps,
     )

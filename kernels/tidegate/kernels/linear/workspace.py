@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from tidegate.kernels.launch import gpu_of
-from tidegate.kernels.linear.plan import plan_product
+from tidegate.kernels.linear.int8 import Int8Linear
+from tidegate.kernels.linear.plan import ProductPlan, Single, plan_product
 from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, LowRankWeight, TiledLinear
 
 Tensor = torch.Tensor
@@ -29,11 +30,15 @@ class LinearWorkspace:
     """int32, programs that have left theirs; all 0 between launches."""
     wide: Tensor
     """A whole weight in the activations' type, when that is how many tokens are multiplied."""
+    rows: Tensor
+    """int8, activations that were rounded for 8-bit products."""
+    row_scales: Tensor
+    """float32 [T], of `rows`."""
 
     @classmethod
     def of(
         cls,
-        weights: Iterable[GpuLinear],
+        weights: Iterable[GpuLinear | Int8Linear],
         *,
         most_tokens: int,
         dtype: torch.dtype,
@@ -42,7 +47,7 @@ class LinearWorkspace:
     ) -> LinearWorkspace:
         """Enough for the product of each of `weights` with any number of tokens up to the most."""
         gpu = gpu_of(torch.device(device))
-        partial = arrived = wide = 0
+        partial = arrived = wide = rounded = 0
         for weight in _single(weights):
             if isinstance(weight, DenseWeight) and not deterministic:
                 continue
@@ -52,14 +57,38 @@ class LinearWorkspace:
                 arrived = max(arrived, plan.blocks if plan.partial_sums else 0)
             if isinstance(weight, TiledLinear):
                 wide = max(wide, weight.outputs * weight.inputs)
+            if isinstance(weight, Int8Linear):
+                rounded = max(rounded, weight.padded)
         return cls(
             partial=torch.empty(partial, dtype=torch.float32, device=device),
             arrived=torch.zeros(arrived, dtype=torch.int32, device=device),
             wide=torch.empty(0 if deterministic else wide, dtype=dtype, device=device),
+            rows=torch.empty(most_tokens * rounded, dtype=torch.int8, device=device),
+            row_scales=torch.empty(most_tokens if rounded else 0, device=device),
         )
 
+    def check(self, plan: ProductPlan, *, rounded: int = 0) -> None:
+        """Raise ValueError if a product needs more, `rounded` bytes of rows among it."""
+        found = (self.partial.numel(), self.arrived.numel(), self.rows.numel())
+        needed = (plan.partial_sums, plan.blocks if plan.partial_sums else 0, rounded)
+        if any(one < other for one, other in zip(found, needed, strict=True)):
+            raise ValueError(f"workspace: sums, counters, rows {found}: must be at least {needed}")
 
-def _single(weights: Iterable[GpuLinear]) -> Iterable[TiledLinear | DenseWeight]:
+
+def workspace_for(
+    plan: ProductPlan, device: torch.device, *, tokens: int = 0, padded: int = 0
+) -> LinearWorkspace:
+    """For one launch, with room for `tokens` rounded rows of `padded` inputs."""
+    return LinearWorkspace(
+        partial=torch.empty(plan.partial_sums, dtype=torch.float32, device=device),
+        arrived=torch.zeros(plan.blocks, dtype=torch.int32, device=device),
+        wide=torch.empty(0, device=device),
+        rows=torch.empty(tokens * padded, dtype=torch.int8, device=device),
+        row_scales=torch.empty(tokens, device=device),
+    )
+
+
+def _single(weights: Iterable[GpuLinear | Int8Linear]) -> Iterable[Single]:
     for weight in weights:
         if isinstance(weight, LowRankWeight):
             yield from (weight.first, weight.second)
