@@ -354,7 +354,7 @@ def test_bodies_that_are_none(
     async def main() -> None:
         async with serving(fleet) as side, caller(side, device) as one, one.stream():
             assert (await one.send(body)).status_code == status
-            assert side.hub.dropped == 0
+            assert side.hub.traffic.overflowed == 0
             assert (await one.send(number=1)).status_code == 204
 
     run(main)

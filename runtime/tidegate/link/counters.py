@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from tidegate.link.traffic import NO_TRAFFIC, Traffic
 
 CounterName = Literal[
     "sent",
@@ -21,11 +23,11 @@ CounterName = Literal[
     "expired",
     "publish_failures",
     "store_failures",
-    "overflowed",
     "answers_dropped",
     "moves",
     "out_of_turn",
 ]
+"""Those that a core counts; the transport counts the rest, see `traffic`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,17 +72,35 @@ class LinkCounters:
     """Requests taken to another gateway: theirs went silent or had no room."""
     out_of_turn: int = 0
     """Events that a session's state has no transition for; they changed nothing."""
+    reconnects: int = 0
+    """Connections that stood again after the first one, on any path."""
+    connections_lost: int = 0
+    """Connections that stood and ended without our wish."""
+    connect_unknown_host: int = 0
+    """Connections not made: the host's name has no address."""
+    connect_unreachable: int = 0
+    """Connections not made: nobody listens, no route, or cut off before they stood."""
+    connect_tls: int = 0
+    """Connections not made: TLS failed, or a certificate is not accepted."""
+    connect_timeout: int = 0
+    """Connections not made: no answer in time."""
+    connect_refused: int = 0
+    """Connections not made: the peer refused us, or we refused the broker after a look at it."""
+    received_bytes: int = 0
+    """Of payloads that arrived, dropped ones too, without headers."""
+    sent_bytes: int = 0
+    """Of payloads that the transport took, without headers."""
 
 
 class Tally:
     """The mutable side of `LinkCounters`."""
 
     def __init__(self) -> None:
-        self._counts = {field.name: 0 for field in fields(LinkCounters)}
+        self._counts = dict.fromkeys(get_args(CounterName), 0)
 
     def add(self, name: CounterName, count: int = 1) -> None:
         self._counts[name] += count
 
-    def snapshot(self, *, overflowed: int = 0) -> LinkCounters:
-        """All counts; `overflowed` is the transport's own."""
-        return LinkCounters(**{**self._counts, "overflowed": overflowed})
+    def snapshot(self, traffic: Traffic = NO_TRAFFIC) -> LinkCounters:
+        """All counts, with what the transport counted."""
+        return LinkCounters(**self._counts, **asdict(traffic))

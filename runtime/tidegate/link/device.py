@@ -117,7 +117,7 @@ class DeviceLink:
 
     @property
     def counters(self) -> LinkCounters:
-        return self._core.tally.snapshot(overflowed=self._transport.dropped)
+        return self._core.tally.snapshot(self._transport.traffic)
 
     async def gateways(self) -> tuple[GatewayView, ...]:
         """Gateways whose advert is valid now, the least loaded first."""

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from tidegate.errors import UnavailableError
 from tidegate.link.path_choice import PathChoice, PathTiming, Use
+from tidegate.link.traffic import Traffic
 from tidegate.link.transport import (
     Connected,
     Disconnected,
@@ -63,8 +64,9 @@ class DevicePaths:
         return {"broker": self._broker.path, "http": "http", "none": ""}[self._choice.use]
 
     @property
-    def dropped(self) -> int:
-        return self._broker.dropped + self._http.dropped + self._queue.dropped
+    def traffic(self) -> Traffic:
+        own = Traffic(overflowed=self._queue.dropped)
+        return self._broker.traffic + self._http.traffic + own
 
     def subscribe(self, topic_filter: str) -> None:
         self._broker.subscribe(topic_filter)

@@ -141,7 +141,7 @@ class Gateway:
 
     @property
     def counters(self) -> LinkCounters:
-        return self._core.tally.snapshot(overflowed=self._transport.dropped)
+        return self._core.tally.snapshot(self._transport.traffic)
 
     async def run(self) -> None:
         """Serve until cancelled; what is ready by then is still sent."""

@@ -17,6 +17,7 @@ from tidegate.link.effects import Publish
 from tidegate.link.http_hub import GOODBYE_S, HttpHub
 from tidegate.link.sending import Outgoing
 from tidegate.link.topics import last_level
+from tidegate.link.traffic import Traffic
 from tidegate.link.transport import EventQueue, Message, Transport, TransportEvent
 
 
@@ -52,8 +53,9 @@ class GatewayPaths:
         return "+".join(path for path in (self._broker.path, self._hub.path) if path)
 
     @property
-    def dropped(self) -> int:
-        return self._broker.dropped + self._hub.dropped + self._queue.dropped
+    def traffic(self) -> Traffic:
+        own = Traffic(overflowed=self._queue.dropped)
+        return self._broker.traffic + self._hub.traffic + own
 
     def subscribe(self, topic_filter: str) -> None:
         self._broker.subscribe(topic_filter)

@@ -15,6 +15,7 @@ from tidegate.link.http_url import HttpUrl
 from tidegate.link.identity import DeviceIdentity
 from tidegate.link.mqtt import RECHECK_S, STEADY_S, pause_s
 from tidegate.link.topics import Topics
+from tidegate.link.traffic import Traffic, TrafficTally
 from tidegate.link.transport import Connected, Disconnected, EventQueue, Message, TransportEvent
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class HttpTransport:
         self._who, self._handle = who, identity.handle
         self._topics = Topics(identity.group)
         self._queue = EventQueue()
+        self._traffic = TrafficTally()
         self._rng = random.Random()
         self._ways = [_Way(HttpUrl.parse(url, plain=plain)) for url in urls]
         self._files = files or TlsFiles()
@@ -69,8 +71,8 @@ class HttpTransport:
         return "http" if self.connected else ""
 
     @property
-    def dropped(self) -> int:
-        return self._queue.dropped
+    def traffic(self) -> Traffic:
+        return self._traffic.snapshot() + self._queue.traffic
 
     def subscribe(self, topic_filter: str) -> None:
         """A gateway sends what is for this device and nothing else."""
@@ -95,6 +97,7 @@ class HttpTransport:
             own = way.gateway_id and self._topics.request(way.gateway_id, self._handle)
             if way.peer is not None and topic == own:
                 await way.peer.publish(payload)
+                self._traffic.add("sent_bytes", len(payload))
                 return
         raise UnavailableError(f"no HTTP connection to this gateway ({self.status})")
 
@@ -104,12 +107,17 @@ class HttpTransport:
         while True:
             began_s = loop.time()
             problem, wait_s = "", 0.0
+            before = way.connections
             try:
                 await self._serve(way)
-            except DeviceRefusedError as error:
-                problem, wait_s = f"refused: {error}", RECHECK_S
             except (UnavailableError, LinkError, ConfigError) as error:
                 problem = str(error)
+                if isinstance(error, DeviceRefusedError):
+                    problem, wait_s = f"refused: {error}", RECHECK_S
+                if way.connections == before:
+                    self._traffic.failed(error)
+                else:
+                    self._traffic.add("connections_lost")
             if problem != way.problem:
                 logger.warning("gateway %s: %s; trying again", way.url, problem)
             way.problem = problem
@@ -123,6 +131,8 @@ class HttpTransport:
 
         def opened(gateway_id: str) -> None:
             way.gateway_id, way.problem = gateway_id, ""
+            way.connections += 1
+            self._traffic.connected(str(way.url))
             self._queue.put(Connected())
 
         def take(frame: Frame) -> None:
@@ -151,4 +161,6 @@ class _Way:
         self.peer: Peer | None = None
         self.gateway_id = ""
         """Of the gateway whose stream stands; empty without one."""
+        self.connections = 0
+        """Streams that stood."""
         self.problem = "not connected yet"

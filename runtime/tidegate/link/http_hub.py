@@ -15,6 +15,7 @@ from tidegate.errors import CapacityError, UnavailableError
 from tidegate.link.http_frames import Frame, Kind
 from tidegate.link.http_stream import DeviceStream, HubLimits, Waiting
 from tidegate.link.topics import Topics, last_level
+from tidegate.link.traffic import Traffic, TrafficTally
 from tidegate.link.transport import Connected, EventQueue, Message, TransportEvent
 
 GOODBYE_S = 1.0
@@ -42,6 +43,7 @@ class HttpHub:
         self._leaving: set[DeviceStream] = set()
         self._advert: bytes | None = None
         self._queue = EventQueue()
+        self._traffic = TrafficTally()
         self._parts: list[Part] = []
         self._running = False
         self.lost = 0
@@ -61,8 +63,8 @@ class HttpHub:
         return "http" if self._running else ""
 
     @property
-    def dropped(self) -> int:
-        return self._queue.dropped + self.lost
+    def traffic(self) -> Traffic:
+        return self._traffic.snapshot(overflowed=self.lost) + self._queue.traffic
 
     @property
     def waiting_bytes(self) -> int:
@@ -167,16 +169,17 @@ class HttpHub:
         if self.topics.is_advert(topic):
             self._advert = Frame(Kind.ADVERT, payload).encode()
             for stream in self._streams.values():
-                self._offer(stream, self._advert)
+                self._offer(stream, self._advert, len(payload))
             return
         found = self._streams.get(last_level(topic))
         if found is None or topic != self.topics.response(found.handle):
             raise UnavailableError("http: this device has no stream open")
-        self._offer(found, Frame(Kind.MESSAGE, payload).encode())
+        self._offer(found, Frame(Kind.MESSAGE, payload).encode(), len(payload))
 
-    def _offer(self, stream: DeviceStream, frame: bytes) -> None:
+    def _offer(self, stream: DeviceStream, frame: bytes, payload_bytes: int) -> None:
         full = stream.waiting_bytes + len(frame) > self._limits.device_bytes
         if full or self._waiting.all_bytes + len(frame) > self._limits.all_bytes:
             self.lost += 1
             return
+        self._traffic.add("sent_bytes", payload_bytes)
         stream.put(frame)

@@ -163,7 +163,7 @@ class Peer:
                     if frame.kind is not Kind.BEAT:
                         self._take(frame)
         except httpx.HTTPError as error:
-            raise UnavailableError(_reason(error)) from None
+            raise UnavailableError(_reason(error)) from error
         raise UnavailableError("the gateway closed the stream")
 
     async def _send(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from tidegate.errors import UnavailableError
+from tidegate.link.traffic import Traffic, TrafficTally
 from tidegate.link.transport import Connected, Disconnected, EventQueue, Message, TransportEvent
 
 
@@ -111,6 +112,7 @@ class MemoryTransport:
         self._broker = broker
         self._filters: list[str] = []
         self._queue = EventQueue()
+        self._traffic = TrafficTally()
         self._down = asyncio.Event()
         self._connected = False
 
@@ -127,8 +129,8 @@ class MemoryTransport:
         return "memory" if self._connected else ""
 
     @property
-    def dropped(self) -> int:
-        return self._queue.dropped
+    def traffic(self) -> Traffic:
+        return self._traffic.snapshot() + self._queue.traffic
 
     def subscribe(self, topic_filter: str) -> None:
         self._filters.append(topic_filter)
@@ -149,10 +151,12 @@ class MemoryTransport:
             await self._broker.wait_up()
             self._down.clear()
             self._connected = True
+            self._traffic.connected()
             self._queue.put(Connected())
             self._broker.join(self)
             try:
                 await self._down.wait()
+                self._traffic.add("connections_lost")
             finally:
                 self._connected = False
                 self._broker.leave(self)
@@ -161,6 +165,7 @@ class MemoryTransport:
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         if not self._connected:
             raise UnavailableError(self.status)
+        self._traffic.add("sent_bytes", len(payload))
         self._broker.publish(Message(topic, payload), retain=retain)
 
     def events(self) -> AsyncIterator[TransportEvent]:

@@ -21,6 +21,7 @@ from tidegate.link.broker_tls import TlsFiles, tls_context
 from tidegate.link.broker_url import BrokerUrl
 from tidegate.link.mqtt_connection import GOODBYE_S, Access, Connection, Will
 from tidegate.link.topics import GONE, HERE
+from tidegate.link.traffic import Traffic, TrafficTally
 from tidegate.link.transport import Connected, Disconnected, EventQueue, TransportEvent
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class MqttTransport:
         self._check = check
         self._filters: list[str] = []
         self._queue = EventQueue()
+        self._traffic = TrafficTally()
         self._connection: Connection | None = None
         self._problem = "not connected yet"
         self._rng = random.Random()
@@ -91,9 +93,8 @@ class MqttTransport:
         return "mqtt" if self.connected else ""
 
     @property
-    def dropped(self) -> int:
-        """Messages that arrived and were thrown away: see `EventQueue`."""
-        return self._queue.dropped
+    def traffic(self) -> Traffic:
+        return self._traffic.snapshot() + self._queue.traffic
 
     @property
     def looks_first(self) -> bool:
@@ -111,6 +112,7 @@ class MqttTransport:
         if connection is None:
             raise UnavailableError(self.status)
         await connection.publish(topic, payload, retain=retain)
+        self._traffic.add("sent_bytes", len(payload))
 
     async def run(self) -> None:
         failures = 0
@@ -124,6 +126,7 @@ class MqttTransport:
                 failures = 0 if steady else failures + 1
                 wait_s = pause_s(failures, self._rng)
             except UnavailableError as error:
+                self._traffic.failed(error)
                 if not told:
                     logger.warning("broker %s: %s; trying again", self._url, error)
                 told = True
@@ -131,6 +134,7 @@ class MqttTransport:
                 failures += 1
                 wait_s = pause_s(failures, self._rng)
             except LinkError as error:
+                self._traffic.failed(error)
                 logger.error("broker %s: refused: %s", self._url, error)
                 self._problem = f"refused: {error}"
                 wait_s = RECHECK_S
@@ -170,8 +174,10 @@ class MqttTransport:
             if self._canary is not None:
                 await connection.publish(self._canary, secrets.token_bytes(32), retain=True)
             self._connection = connection
+            self._traffic.connected()
             self._queue.put(Connected())
             await connection.serve()
+            self._traffic.add("connections_lost")
         except asyncio.CancelledError:
             await self._leave(connection, session)
             raise

@@ -131,8 +131,8 @@ class Connection:
             await self._finish(self._loop.run_in_executor(None, self._connect))
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 problem = await self._accepted
-        except TimeoutError:
-            raise UnavailableError(f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
+        except TimeoutError as error:
+            raise UnavailableError(f"no answer within {CONNECT_TIMEOUT_S:g} s") from error
         except (OSError, ValueError) as error:
             raise UnavailableError(f"cannot connect ({_reason(error)})") from error
         if problem is not None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tidegate.link.traffic import Traffic
 from tidegate.link.wire import MAX_MESSAGE_BYTES
 
 PATHS = ("mqtt", "http")
@@ -61,8 +62,8 @@ class Transport(Protocol):
         ...
 
     @property
-    def dropped(self) -> int:
-        """Messages that arrived and were thrown away: see `EventQueue`."""
+    def traffic(self) -> Traffic:
+        """What it has carried, what it threw away (see `EventQueue`), and why it failed."""
         ...
 
     def subscribe(self, topic_filter: str) -> None:
@@ -97,10 +98,17 @@ class EventQueue:
         self._queue: asyncio.Queue[TransportEvent] = asyncio.Queue()
         self._held_bytes = 0
         self.dropped = 0
+        self.received_bytes = 0
+
+    @property
+    def traffic(self) -> Traffic:
+        """What came in; for the queue of a transport that feeds no other."""
+        return Traffic(received_bytes=self.received_bytes, overflowed=self.dropped)
 
     def put(self, event: TransportEvent) -> None:
         if isinstance(event, Message):
             size_bytes = len(event.payload)
+            self.received_bytes += size_bytes
             if (
                 size_bytes > MAX_MESSAGE_BYTES
                 or self._held_bytes + size_bytes > QUEUE_BYTES
