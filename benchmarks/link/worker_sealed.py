@@ -25,7 +25,9 @@ from tidegate.link.device import DeviceLink
 from tidegate.link.effects import InboundRequest
 from tidegate.link.envelope import RequestId, new_request_id
 from tidegate.link.gateway import Gateway
+from tidegate.link.identity import load_device
 from tidegate.link.mqtt import MqttTransport
+from tidegate.link.topics import Topics
 
 
 async def serve(settings: Settings) -> None:
@@ -105,9 +107,12 @@ class Application:
 
 async def ask(settings: Settings) -> None:
     """The device, until everything has ended."""
-    device = DeviceLink(
-        settings.folder / "device", MqttTransport(settings.url), timing=settings.timing
-    )
+    folder = settings.folder / "device"
+    identity = load_device(folder)
+    # As the daemon does: the gateway hears that its device has come.
+    presence = Topics(identity.group).presence(identity.handle)
+    transport = MqttTransport(settings.url, presence=presence)
+    device = DeviceLink(folder, transport, timing=settings.timing)
     running = asyncio.create_task(device.run())
     await Application(settings, device).ask_all()
     running.cancel()

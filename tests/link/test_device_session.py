@@ -225,3 +225,46 @@ def test_a_restored_connection_asks_again_soon() -> None:
 def test_waits_that_make_no_sense_together_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"link\."):
         dataclasses.replace(Timing(), **change)  # type: ignore[arg-type]
+
+
+def due_s(session: DeviceSession, from_s: float) -> float:
+    """When it next wants to send, looking closely."""
+    return next(t / 100 for t in range(int(from_s * 100), 5000) if session.due_to_send(t / 100))
+
+
+def test_a_gateway_that_announces_itself_is_asked_again_if_it_owes_a_word() -> None:
+    session = sent_session()
+    session.on_bundle(0.1, 0, 0, Bundle(first=0))
+    assert due_s(session, 0.1) > TIMING.silence_s
+    # Two signs of life have not come: it was away, or they are lost.
+    session.gateway_lives(3.5)
+    assert due_s(session, 3.5) <= 4.0
+
+
+def test_a_gateway_that_announces_itself_on_its_beat_is_asked_nothing() -> None:
+    session = sent_session()
+    session.on_bundle(1.0, 0, 0, Bundle(first=0))
+    session.gateway_lives(1.0 + TIMING.heartbeat_s)
+    assert due_s(session, 1.0) > TIMING.silence_s
+    fresh = sent_session()
+    before = due_s(fresh, 0.0)
+    fresh.gateway_lives(0.4)
+    assert due_s(fresh, 0.0) == before, "our request is still on its way"
+
+
+def test_a_request_that_was_not_heard_is_sent_again_when_its_gateway_comes_back() -> None:
+    session = sent_session()
+    now_s = 0.0
+    for _ in range(5):
+        now_s = session.next_wakeup_s()
+        session.send(now_s)
+    assert session.next_wakeup_s() > now_s + 10.0
+    session.gateway_lives(now_s + 1.5)
+    assert due_s(session, now_s) <= now_s + 2.01
+
+
+def test_what_has_ended_asks_nobody() -> None:
+    session = sent_session()
+    session.cancel()
+    session.gateway_lives(50.0)
+    assert not session.due_to_send(60.0)

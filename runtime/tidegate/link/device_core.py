@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tidegate.errors import LinkError, SealError
 from tidegate.link.counters import Tally
-from tidegate.link.device_dispatch import Dispatcher
+from tidegate.link.device_dispatch import Dispatcher, nudge_queued
 from tidegate.link.device_live import Keeper, Live
 from tidegate.link.device_sealing import DeviceSealer
 from tidegate.link.device_session import (
@@ -153,7 +153,9 @@ class DeviceCore:
         self._outbox.add(
             request_id, body, deadline_ms=deadline_ms, model=model, priority=priority, name=name
         )
-        connect_by_s = now_s + self._timing.connect_timeout_s
+        # Who has had a gateway waits for it or another one; who has never had one is told so.
+        seen = self._gateways.has_seen(model, gateway)
+        connect_by_s = None if seen else now_s + self._timing.connect_timeout_s
         self._resume(now_s, request_id, connect_by_s=connect_by_s)
         if (live := self._live.get(request_id)) is not None:
             live.only = gateway
@@ -240,8 +242,8 @@ class DeviceCore:
 
     def _take_message(self, now_s: float, topic: str, payload: bytes) -> list[DeviceEffect]:
         if self._topics.is_advert(topic):
-            if self._gateways.receive(now_s, topic, payload):
-                self._nudge_queued(now_s)
+            if self._dispatch.take_advert(now_s, topic, payload, self._live.values()):
+                self._look_at_s = now_s
             return []
         try:
             return self._on_response(now_s, payload)
@@ -276,12 +278,6 @@ class DeviceCore:
     def _touch(self, live: Live) -> None:
         """Something has happened to it: it may have something to do earlier than it said."""
         self._look_at_s = min(self._look_at_s, live.session.next_wakeup_s())
-
-    def _nudge_queued(self, now_s: float) -> None:
-        for live in self._live.values():
-            if live.session.state is State.QUEUED:
-                live.session.nudge(now_s)
-                self._touch(live)
 
     def _resume(
         self, now_s: float, request_id: RequestId, *, connect_by_s: float | None = None
@@ -391,7 +387,8 @@ class DeviceCore:
             kept = self._keep.save(live)
             self.tally.add("completed" if state is State.DONE else "failed")
         self._keep.forget(live)
-        self._nudge_queued(now_s)
+        nudge_queued(now_s, self._live.values())
+        self._look_at_s = now_s
         if live.sent and kept:
             kind = ControlKind.DONE if state is State.DONE else ControlKind.CANCEL
             seen, have = live.session.seen, live.session.have

@@ -59,6 +59,20 @@ class Dispatcher:
                 published += self._send(now_s, live, online=online, has_turn=has_turn)
         return published
 
+    def take_advert(
+        self, now_s: float, topic: str, payload: bytes, requests: Collection[Live]
+    ) -> bool:
+        """A gateway announced itself: what waits for it may go. False when it is no news."""
+        sign = self._gateways.receive(now_s, topic, payload)
+        if sign is None:
+            return False
+        if sign.was_dead:
+            nudge_queued(now_s, requests)
+        for live in requests:
+            if live.gateway_id == sign.gateway_id:
+                live.session.gateway_lives(now_s)
+        return True
+
     def goes_elsewhere(self, now_s: float, live: Live, attempt: int, bundle: Bundle) -> bool:
         """A gateway without room is no reason to fail while another one may have some."""
         refused = bundle.status is Status.FAILED and bundle.code == CapacityError.code
@@ -108,3 +122,10 @@ class Dispatcher:
         """Requests under way beyond which one of `priority` waits."""
         window = self._timing.window
         return window if priority < _BULK_PRIORITY else window - window // 4
+
+
+def nudge_queued(now_s: float, requests: Collection[Live]) -> None:
+    """What has never been sent may have a gateway or a place now."""
+    for live in requests:
+        if live.session.state is State.QUEUED:
+            live.session.nudge(now_s)

@@ -17,6 +17,11 @@ from tidegate.link.timing import Timing, backoff_s
 
 MAX_ATTEMPT = 0xFFFF
 _NUDGE_S = 0.05
+_SOON_S = 0.5
+"""All devices of a gateway hear the same advert: they do not all ask in the same instant."""
+_QUIET = 1.5
+"""Signs of life that a working gateway would have given."""
+_UNDER_WAY = (State.SENT, State.ACCEPTED, State.STREAMING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,8 @@ class DeviceSession:
         self._connect_by_s = connect_by_s
         self._answer_bytes = have_bytes
         self._send_at_s = now_s
+        self._heard_at_s = now_s
+        """When we last sent the request, or heard of it."""
         self._ack_at_s: float | None = None
         self._unacked = 0
         self._gap = False
@@ -107,6 +114,16 @@ class DeviceSession:
     def nudge(self, now_s: float) -> None:
         """The connection came (back) up: what was in flight may be lost, so ask again soon."""
         self._send_at_s = min(self._send_at_s, now_s + self._rng.uniform(0.0, _NUDGE_S))
+
+    def gateway_lives(self, now_s: float) -> None:
+        """Its gateway has just announced itself: if it owes us a word, ask it soon.
+
+        It may have lost our request, or itself been away: why wait until its silence is over?
+        """
+        quiet_s = now_s - self._heard_at_s
+        owes = self._timing.resend_min_s if self.silent_sends else _QUIET * self._timing.heartbeat_s
+        if self.state in _UNDER_WAY and quiet_s >= owes:
+            self._send_at_s = min(self._send_at_s, now_s + self._rng.uniform(0.0, _SOON_S))
 
     def postpone(self, now_s: float) -> None:
         """The request cannot be sent now (no gateway is known): try again a little later."""
@@ -143,6 +160,7 @@ class DeviceSession:
         assert self._may(Event.SEND), "what is over is never due"
         self._go(Event.SEND)
         self._connect_by_s = None
+        self._heard_at_s = now_s
         self._send_at_s = now_s + backoff_s(self.silent_sends, self._rng, self._timing)
         self.silent_sends += 1
         attempt = self.next_attempt
@@ -165,6 +183,7 @@ class DeviceSession:
             # A late refusal: a newer attempt has been taken up, and says itself how it ends.
             return []
         self.silent_sends = 0
+        self._heard_at_s = now_s
         if attempt > self.heard_attempt:
             self.heard_attempt, self.seen = attempt, 0
         if attempt == self.heard_attempt:

@@ -72,5 +72,10 @@ class Release:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class SomebodyCame:
+    """Gateway: a device has connected, as the broker says; it may not know us yet."""
+
+
 DeviceEffect = Publish | Delivered | Ended
-GatewayEffect = Publish | Start | Stop | Release
+GatewayEffect = Publish | Start | Stop | Release | SomebodyCame

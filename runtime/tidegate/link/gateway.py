@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, aclosing
@@ -26,9 +27,11 @@ from tidegate.link.effects import (
     Publish,
     Release,
     RunId,
+    SomebodyCame,
     Start,
     Stop,
 )
+from tidegate.link.gateway_adverts import AdvertTimes
 from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_output import Finished, Outputs, Produced
@@ -120,7 +123,8 @@ class Gateway:
         self._inbox = Inbox()
         self._outgoing = Outgoing(transport, self._core.tally, on_room=self._inbox.ring)
         self._outputs = Outputs(self._timing)
-        self._advertise_now = asyncio.Event()
+        self._adverts = AdvertTimes(self._timing, random.Random())
+        self._advert_sooner = asyncio.Event()
         self._handlers: dict[RunId, asyncio.Task[None]] = {}
         self._room: dict[RunId, asyncio.Semaphore] = {}
 
@@ -172,20 +176,22 @@ class Gateway:
                     pass
                 case Connected():
                     logger.info("connected: %s", self._transport.status)
-                    self._advertise_now.set()
+                    self._adverts.connected(time.monotonic())
+                    self._advert_sooner.set()
                 case Disconnected():
                     logger.warning("disconnected: %s", self._transport.status)
             await self._inbox.put(event)
 
     async def _take_turns(self, tasks: asyncio.TaskGroup) -> None:
         """Give the core a turn whenever there is something for it."""
-        wake_at_s = -math.inf
+        wake_at_s, blocked = -math.inf, False
         while True:
             messages = [event for event in self._inbox.take() if isinstance(event, Message)]
             room_bytes = self._outgoing.room_bytes if self._transport.connected else 0
             now_s = time.monotonic()
             batch = self._outputs.take(now_s) if room_bytes > 0 else []
-            if messages or batch or now_s >= wake_at_s:
+            if messages or batch or now_s >= wake_at_s or (blocked and room_bytes > 0):
+                blocked = room_bytes <= 0
                 effects, wake_at_s = await self._thread.call_now(
                     self._turn, messages, batch, room_bytes
                 )
@@ -203,7 +209,11 @@ class Gateway:
 
     async def _advertise(self) -> None:
         while True:
-            self._advertise_now.clear()
+            now_s = time.monotonic()
+            if self._adverts.next_s > now_s:
+                await _wait(self._advert_sooner, self._adverts.next_s - now_s)
+                self._advert_sooner.clear()
+                continue
             if self._transport.connected:
                 load = None if self._load is None else self._load()
                 try:
@@ -212,13 +222,16 @@ class Gateway:
                     logger.warning("no advert sent: %s", error)
                 else:
                     self._outgoing.put(advert)
-            await _wait(self._advertise_now, self._timing.advert_every_s)
+            self._adverts.sent(time.monotonic())
 
     def _apply(self, effects: list[GatewayEffect], tasks: asyncio.TaskGroup) -> None:
         for effect in effects:
             match effect:
                 case Publish():
                     self._outgoing.put(effect)
+                case SomebodyCame():
+                    self._adverts.somebody_came(time.monotonic())
+                    self._advert_sooner.set()
                 case Start(run=run, request=request):
                     self._room[run] = asyncio.Semaphore(UNSENT_PAYLOADS)
                     self._handlers[run] = tasks.create_task(self._handle(run, request))
@@ -281,7 +294,7 @@ async def _as_generator(source: AsyncIterator[bytes]) -> AsyncGenerator[bytes, N
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s if timeout_s < math.inf else None):
             await event.wait()
     except TimeoutError:
         return

@@ -23,6 +23,7 @@ from tidegate.link.effects import (
     Publish,
     Release,
     RunId,
+    SomebodyCame,
     Start,
 )
 from tidegate.link.envelope import (
@@ -46,7 +47,7 @@ from tidegate.link.messages import (
 )
 from tidegate.link.prekeys import VALID_FOR_S, ModelOffer
 from tidegate.link.timing import Timing
-from tidegate.link.topics import GONE, Topics, last_level
+from tidegate.link.topics import GONE, HERE, Topics, last_level
 from tidegate.link.transport import Message
 
 logger = logging.getLogger(__name__)
@@ -150,13 +151,13 @@ class GatewayCore:
         return []
 
     def _on_presence(self, now_s: float, handle: str, payload: bytes) -> list[GatewayEffect]:
-        """The broker says a device is gone. It may be wrong or lie: a hint, see `hint_gone`."""
+        """The broker says a device is gone, or here. It may be wrong or lie: both are hints."""
         if payload[:1] == GONE:
             for key, live in self._live:
                 if key.handle == handle:
                     live.session.hint_gone(now_s)
                     self._speaker.touch(key)
-        return []
+        return [SomebodyCame()] if payload[:1] == HERE else []
 
     def _take_outputs(self, batch: Sequence[Produced]) -> list[GatewayEffect]:
         """What handlers yielded: stored in one transaction, and then due.

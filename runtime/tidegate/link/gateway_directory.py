@@ -32,6 +32,14 @@ class _Known:
     suspect_until_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A gateway lives, and whether that is news."""
+
+    gateway_id: str
+    was_dead: bool
+
+
 class GatewayDirectory:
     """Adverts that verified against the pinned fleet root; an older version never replaces one.
 
@@ -65,8 +73,8 @@ class GatewayDirectory:
         self.problem = ""
         """Why the last advert was rejected, for people; empty when none was."""
 
-    def receive(self, now_s: float, topic: str, payload: bytes) -> bool:
-        """Take in an advert; True when it shows a gateway that was not alive before."""
+    def receive(self, now_s: float, topic: str, payload: bytes) -> Sign | None:
+        """Take in an advert; what it shows, if it is new and says that its gateway lives."""
         wall_s = self._wall_s()
         try:
             advert = open_advert(
@@ -76,7 +84,7 @@ class GatewayDirectory:
         except (IdentityError, ValueError) as error:
             self.problem = str(error)
             self._tally.add("adverts_rejected")
-            return False
+            return None
         known = self._known.get(advert.gateway_id)
         if known is not None and self._lost_its_key(known):
             # What it said, its version too, was perhaps said by whoever stole its key.
@@ -84,12 +92,12 @@ class GatewayDirectory:
             del self._known[advert.gateway_id]
         if known is not None and advert.version == known.advert.version:
             # The broker repeats the retained advert after every subscription.
-            return False
+            return None
         older = known is not None and advert.version < known.advert.version
         full = known is None and len(self._known) >= _GATEWAYS_KEPT
         if older or full or topic != self._topics.advert(advert.gateway_id):
             self._tally.add("adverts_rejected")
-            return False
+            return None
         self._tally.add("adverts")
         # One that follows an older advert has just been sent, so it lasts from now. The first one
         # may be what the broker kept of a gateway that is long gone: it also ends when it says.
@@ -97,10 +105,18 @@ class GatewayDirectory:
         if known is None:
             lives_s = min(lives_s, advert.expires_s - wall_s)
             self._known[advert.gateway_id] = _Known(advert, now_s + lives_s)
-            return lives_s > 0
+            return Sign(advert.gateway_id, was_dead=True) if lives_s > 0 else None
         was_dead = known.until_s <= now_s
         known.advert, known.until_s = advert, now_s + lives_s
-        return was_dead
+        return Sign(advert.gateway_id, was_dead=was_dead)
+
+    def has_seen(self, model: str | None, only: str | None) -> bool:
+        """A gateway that would do has been known in this life, whether it lives now or not."""
+        return any(
+            only in (None, gateway_id)
+            and (model is None or model in {one.id for one in known.advert.models})
+            for gateway_id, known in self._known.items()
+        )
 
     def _check_revoked(self, advert: Advert) -> None:
         """Learn from an advert which gateways are revoked, and whether its own is.

@@ -33,8 +33,9 @@ class Timing:
     resend_max_s: float = 30.0
     ack_delay_s: float = 0.2
     lease_s: float = 60.0
-    connect_timeout_s: float = 10.0
-    """How long a caller waits for a gateway to be known at all."""
+    connect_timeout_s: float = 60.0
+    """How long a caller waits for the first gateway ever to be known: every gateway that lives has
+    said so three times by then. Once one has been, a request waits until its deadline."""
     advert_every_s: float = 20.0
     advert_valid_s: float = 60.0
     credit: int = 32
