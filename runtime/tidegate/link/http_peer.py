@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -104,6 +106,16 @@ class Peer:
         finally:
             self._closed = True
             self._room.set()
+
+    async def greet(self) -> str:
+        """The name of the gateway that answers there; nothing is said of us.
+
+        Raises:
+            UnavailableError: none does.
+        """
+        async with self._client:
+            await self._ask()
+        return self._gateway_id
 
     async def publish(self, message: bytes) -> None:
         """Send it with what else waits, once there is room.
@@ -274,8 +286,10 @@ def _reason(error: Exception) -> str:
             return f"TLS: certificate refused: {cause.verify_message.lower()}"
         if isinstance(cause, ssl.SSLError):
             return f"TLS: {(cause.reason or type(cause).__name__).lower().replace('_', ' ')}"
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror.lower()
+        if isinstance(cause, socket.gaierror):
+            return "unknown host"
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return os.strerror(cause.errno).lower()
         cause = cause.__cause__ or cause.__context__
     return {
         "ConnectTimeout": f"no answer within {CONNECT_TIMEOUT_S:g} s",

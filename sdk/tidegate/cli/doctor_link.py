@@ -26,6 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     link.add_argument("--link", metavar="URL", help="mqtts://... of the broker")
     link.add_argument("--keys", type=Path, help="folder of the device's or gateway's keys")
     link.add_argument(
+        "--link-http",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="https://... of a gateway; may be given more than once, with --link or alone",
+    )
+    link.add_argument(
+        "--link-http-plain", action="store_true", help="allow http:// beyond this machine"
+    )
+    link.add_argument(
         "--wait",
         type=float,
         default=25.0,
@@ -37,15 +47,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Look, print; status 1 when something is wrong."""
     from tidegate.cli.doctor_link_checks import examine
-    from tidegate.cli.listen import check_link
     from tidegate.errors import ConfigError
     from tidegate.link.broker_url import BrokerUrl
 
-    if args.link is None:
+    if args.link is None and not args.link_http:
         raise ConfigError("link", None, "the broker's URL, as in --link mqtts://broker.example")
-    check_link(args.link, args.keys)
-    BrokerUrl.parse(args.link)
-    findings = asyncio.run(examine(args.link, args.keys, wait_s=args.wait))
+    if args.keys is None:
+        raise ConfigError("keys", None, "the folder of the device's or gateway's keys")
+    findings: list[Finding] = []
+    if args.link is not None:
+        BrokerUrl.parse(args.link)
+        findings += asyncio.run(examine(args.link, args.keys, wait_s=args.wait))
+    if args.link_http:
+        from tidegate.cli.doctor_link_http import examine_http
+
+        plain = args.link_http_plain
+        findings += asyncio.run(examine_http(args.link_http, args.keys, plain=plain))
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from tidegate.errors import IdentityError, UnavailableError
 from tidegate.link import statements
-from tidegate.link.broker_access import device_transport
 from tidegate.link.device import DeviceLink
 from tidegate.link.identity import DeviceIdentity
 from tidegate.link.mqtt_connection import Access, Connection
 from tidegate.link.prekeys import Advert, open_advert
 from tidegate.link.topics import Topics
-from tidegate.link.transport import EventQueue, Message
+from tidegate.link.transport import EventQueue, Message, Transport
 
 _DEADLINE_S = 15.0
 _NO_CALL = b"{}"
@@ -86,13 +85,13 @@ def _issued_s(payload: bytes) -> int:
         raise IdentityError("advert: cannot be read") from None
 
 
-async def round_trip(url: str, keys: Path) -> float:
-    """Send a sealed request and wait for the first sealed answer; seconds.
+async def round_trip(transport: Transport, keys: Path) -> float:
+    """Send a sealed request over `transport` and wait for the first sealed answer; seconds.
 
     Raises:
         TidegateError: it does not come, or the keys are in use.
     """
-    link = DeviceLink(keys, device_transport(url, keys, check="off"))
+    link = DeviceLink(keys, transport)
     running = asyncio.create_task(link.run())
     try:
         async with asyncio.timeout(_DEADLINE_S):
