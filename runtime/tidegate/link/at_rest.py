@@ -15,7 +15,6 @@ and its count are one transaction, so one that was interrupted starts over.
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 import sqlite3
 from collections import OrderedDict
@@ -31,6 +30,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from tidegate.errors import CapacityError, LinkError
 from tidegate.link.keyfiles import load_or_make_key
+from tidegate.link.sqlite_file import open_file, transaction
 
 Schema = Sequence[Sequence[str]]
 """Steps of SQL statements. Steps are only ever added: a released one never changes."""
@@ -101,19 +101,13 @@ class Database:
     """
 
     def __init__(self, path: Path, schema: Schema) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.cipher = RestCipher(load_or_make_key(path.with_suffix(".key")))
         try:
-            # Made here and not by SQLite: never, not even at first, may others read it.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            path.chmod(0o600)
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db = open_file(path)
         except (OSError, sqlite3.Error) as error:
             raise LinkError(f"{path}: cannot be used as a store ({error})") from error
+        self._synced = True
         try:
-            self._synced: bool | None = None
-            for setting in ("journal_mode = WAL", "secure_delete = ON"):
-                self._db.execute(f"PRAGMA {setting}")
             version = self._version(path, schema)
             self._check_key(path)
             self._migrate(schema, version)
@@ -179,16 +173,10 @@ class Database:
         """
         try:
             self._set_synced(synced)
-            self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
-            self._db.execute("COMMIT")
-        except BaseException as error:
-            with suppress(sqlite3.Error):
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
-                raise CapacityError(f"the link's store cannot be written ({error})") from error
-            raise
+        except sqlite3.Error as error:
+            raise _not_written(error) from error
+        with transaction(self._db, _not_written) as db:
+            yield db
 
     def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """The rows of `query`.
@@ -208,3 +196,7 @@ class Database:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _not_written(error: sqlite3.Error) -> CapacityError:
+    return CapacityError(f"the link's store cannot be written ({error})")

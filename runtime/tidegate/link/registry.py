@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from tidegate.errors import CapacityError, IdentityError
 from tidegate.link.clock import CLOCK_SKEW_S
 from tidegate.link.envelope import DeviceId
+from tidegate.link.sqlite_file import open_file, transaction
 
 REVOKED = "device_revoked"
 EXPIRED = "device_expired"
@@ -93,24 +94,21 @@ class DeviceRegistry:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = path
         try:
-            with closing(self._open()) as db:
-                path.chmod(0o600)
-                db.execute("PRAGMA journal_mode = WAL")
-                _migrate(db, path)
-            self._db = self._open()
-            # A revocation that was reported is on the disk.
-            self._db.execute("PRAGMA synchronous = FULL")
-            # What a used token leaves is overwritten.
-            self._db.execute("PRAGMA secure_delete = ON")
-        except sqlite3.Error as error:
-            raise IdentityError(f"{path}: cannot be used as a registry ({error})") from error
+            self._db = open_file(path)
+        except (OSError, sqlite3.Error) as error:
+            raise self._no_registry(error) from error
+        try:
+            _migrate(self._db, path)
+        except BaseException as error:
+            self._db.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._no_registry(error) from error
+            raise
 
-    def _open(self) -> sqlite3.Connection:
-        # One connection, used by one thread at a time (the gateway's core thread).
-        return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+    def _no_registry(self, error: Exception) -> IdentityError:
+        return IdentityError(f"{self._path}: cannot be used as a registry ({error})")
 
     def add(self, record: DeviceRecord) -> None:
         """Register a device, or replace what is known of it; one that is revoked stays so.
@@ -248,17 +246,8 @@ class DeviceRegistry:
         Raises:
             CapacityError: the file cannot be written.
         """
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
-            self._db.execute("COMMIT")
-        except BaseException as error:
-            with suppress(sqlite3.Error):
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
-                raise self._unusable(error) from error
-            raise
+        with transaction(self._db, self._unusable) as db:
+            yield db
 
     def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """The rows of `query`.
