@@ -11,9 +11,6 @@ from tidegate.kernels.paged_kv import KvLayer, KvPrecision, StepTensors
 
 Tensor = torch.Tensor
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-"""Where kernels run: compiled on a GPU, else interpreted (see tests/conftest.py)."""
-
 
 def ragged_step(
     new: Sequence[int],

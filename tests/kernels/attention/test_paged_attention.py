@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pagedsteps import DEVICE, filled_layer, ragged_step
+from gpus import DEVICE
+from pagedsteps import filled_layer, ragged_step
 
 from tidegate.errors import ConfigError
 from tidegate.kernels.attention import paged_attention, workspace_floats

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pagedsteps import DEVICE, ragged_step
+from gpus import DEVICE
+from pagedsteps import ragged_step
 
 from tidegate.errors import ConfigError
 from tidegate.kernels.kv_write import write_kv

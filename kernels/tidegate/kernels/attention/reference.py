@@ -41,13 +41,45 @@ def paged_attention(
             continue
         keys = gather(kv.keys, kv.key_scales, step.blocks[index], length)
         values = gather(kv.values, kv.value_scales, step.blocks[index], length)
-        scores = _scores(q[start:end].float(), keys, scale, softcap)
-        past = length - (end - start)
-        if end - start > 1 or window is not None:
-            scores = scores.masked_fill(_hidden(past, length, window, q.device), -torch.inf)
-        weights = _softmax(scores, sinks)
-        out[start:end] = torch.einsum("kgts,ksh->tkgh", weights, values).flatten(1, 2)
+        out[start:end] = attend(
+            q[start:end].float(),
+            keys,
+            values,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            sinks=sinks,
+        )
     return out
+
+
+def attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """The last tokens of one request, in the precision of what is given.
+
+    Args:
+        q: [tokens, N, H], of the last of the keys' positions.
+        keys: [K, length, H].
+        values: likewise.
+        scale: factor on q.k.
+        window: see `paged_attention`.
+        softcap: likewise.
+        sinks: likewise.
+    """
+    tokens, length = len(q), keys.shape[1]
+    scores = _scores(q, keys, scale, softcap)
+    if tokens > 1 or window is not None:
+        hidden = _hidden(length - tokens, length, window, q.device)
+        scores = scores.masked_fill(hidden, -torch.inf)
+    return torch.einsum("kgts,ksh->tkgh", _softmax(scores, sinks), values).flatten(1, 2)
 
 
 def gather(stored: Tensor, scales: Tensor | None, blocks: Tensor, length: int) -> Tensor:
@@ -88,5 +120,5 @@ def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     if sinks is None:
         return scores.softmax(dim=-1)
     kv_heads, share, tokens, _ = scores.shape
-    column = sinks.view(kv_heads, share, 1, 1).expand(-1, -1, tokens, 1)
+    column = sinks.to(scores.dtype).view(kv_heads, share, 1, 1).expand(-1, -1, tokens, 1)
     return torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
