@@ -40,6 +40,6 @@ COMPILED = (
     _of("good", "*fp16", ROWS=64, INNER=64, EXACT=0),
     _of("no tensor cores", "*fp32", ROWS=16, INNER=16, EXACT=1),
     _of("spills", "*fp16", warps=1, ROWS=128, INNER=16, EXACT=0),
-    _of("too much shared memory", "*fp16", warps=4, ROWS=16, INNER=8192, EXACT=0),
+    _of("too much shared memory", "*fp16", warps=4, ROWS=16, INNER=4096, EXACT=0),
     _of("wrong arguments", "*fp32", ROWS=4, DEPTH=4, EXACT=0),
 )
