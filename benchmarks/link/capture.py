@@ -19,7 +19,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -29,6 +29,7 @@ from link.children import free_port, import_paths, mosquitto, wait_listening  # 
 
 sys.path[1:1] = import_paths()
 
+from eavesdropping import eavesdropper  # noqa: E402
 from report import report  # noqa: E402
 
 from tidegate.link.device import DeviceLink  # noqa: E402
@@ -40,7 +41,7 @@ from tidegate.link.identity import load_device  # noqa: E402
 from tidegate.link.mqtt import MqttTransport  # noqa: E402
 from tidegate.link.prekeys import ModelOffer  # noqa: E402
 from tidegate.link.statements import SIGNATURE_BYTES  # noqa: E402
-from tidegate.link.transport import Connected, Message  # noqa: E402
+from tidegate.link.transport import Message  # noqa: E402
 
 OFFERED = "offered-model-70b"
 ASKED_FOR = "house-finetune-7b"
@@ -56,31 +57,6 @@ async def answer(request: InboundRequest) -> AsyncIterator[bytes]:
     for word in ANSWER:
         yield word.encode()
         await asyncio.sleep(0.005)
-
-
-@asynccontextmanager
-async def eavesdropper(url: str) -> AsyncIterator[list[Message]]:
-    """Everything that the broker shows to a subscriber of `#`."""
-    transport = MqttTransport(url)
-    transport.subscribe("#")
-    heard: list[Message] = []
-    listening = asyncio.Event()
-
-    async def listen() -> None:
-        async for event in transport.events():
-            if isinstance(event, Message):
-                heard.append(event)
-            elif isinstance(event, Connected):
-                listening.set()
-
-    tasks = [asyncio.create_task(transport.run()), asyncio.create_task(listen())]
-    try:
-        await listening.wait()
-        yield heard
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 async def session(folder: Path, url: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from eavesdropping import eavesdropper
 from linkbrokers import BrokerProcess
 from linklab import FAST
 
@@ -88,31 +89,6 @@ async def linked(
 
 def run(main: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(asyncio.wait_for(main(), TIME_LIMIT_S))
-
-
-@asynccontextmanager
-async def eavesdropper(url: str) -> AsyncIterator[list[Message]]:
-    """Everything that the broker shows to a subscriber of `#`."""
-    transport = MqttTransport(url)
-    transport.subscribe("#")
-    heard: list[Message] = []
-    listening = asyncio.Event()
-
-    async def listen() -> None:
-        async for event in transport.events():
-            if isinstance(event, Message):
-                heard.append(event)
-            elif isinstance(event, Connected):
-                listening.set()
-
-    tasks = [asyncio.create_task(transport.run()), asyncio.create_task(listen())]
-    try:
-        await listening.wait()
-        yield heard
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 def test_a_subscriber_to_everything_sees_none_of_it(broker: BrokerProcess, root: Path) -> None:

@@ -108,6 +108,23 @@ def route(message: bytes) -> Route:
         raise SealError from None
 
 
+def read_head(
+    message: bytes, head: struct.Struct, own: tuple[MessageType, RequestId, int]
+) -> tuple[int, ...]:
+    """What the head of a message says after its type, request and attempt, which must be `own`.
+
+    Raises:
+        SealError: it is too large, or belongs elsewhere.
+        struct.error: it is too short.
+    """
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise SealError
+    fields = head.unpack_from(message)
+    if fields[:3] != own:
+        raise SealError
+    return fields[3:]
+
+
 def new_request_id(unix_ms: int) -> RequestId:
     """A fresh id; `unix_ms` lets a gateway refuse ids older than the rows it keeps."""
     return RequestId(unix_ms.to_bytes(6, "big") + secrets.token_bytes(10))
@@ -154,12 +171,9 @@ class DeviceAttempt:
         Raises:
             SealError: anything about it is wrong.
         """
-        if len(message) > MAX_MESSAGE_BYTES:
-            raise SealError
         try:
-            kind, request_id, attempt, n, flags = CHUNK_HEAD.unpack_from(message)
-            if (kind, request_id, attempt) != (MessageType.RESPONSE, self.request_id, self.attempt):
-                raise SealError
+            own = (MessageType.RESPONSE, self.request_id, self.attempt)
+            n, flags = read_head(message, CHUNK_HEAD, own)
             who, start = None, CHUNK_HEAD.size
             if flags & SIGNED:
                 start += WHO_ANSWERS.size
@@ -318,12 +332,9 @@ class GatewayAttempt:
         Raises:
             SealError: anything about it is wrong, or it is not newer than the last one.
         """
-        if len(message) > MAX_MESSAGE_BYTES:
-            raise SealError
         try:
-            kind, request_id, attempt, n = CONTROL_HEAD.unpack_from(message)
-            if (kind, request_id, attempt) != (MessageType.CONTROL, self.request_id, self.attempt):
-                raise SealError
+            own = (MessageType.CONTROL, self.request_id, self.attempt)
+            (n,) = read_head(message, CONTROL_HEAD, own)
             if n <= self._last_control:
                 raise SealError
             data = self._control.open(n, 0, message[CONTROL_HEAD.size :])

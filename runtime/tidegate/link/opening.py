@@ -23,6 +23,7 @@ from tidegate.link.envelope import (
     GatewayAttempt,
     MessageType,
     RequestId,
+    read_head,
 )
 from tidegate.link.suites import SUITES, PrivatePrekey
 from tidegate.link.transcript import (
@@ -80,12 +81,9 @@ class PartialRequest:
         Raises:
             SealError: anything about it is wrong. What was there before stays.
         """
-        if len(message) > MAX_MESSAGE_BYTES:
-            raise SealError
         try:
-            kind, request_id, attempt, n, flags = CHUNK_HEAD.unpack_from(message)
-            if (kind, request_id, attempt) != (MessageType.PART, self.request_id, self.attempt):
-                raise SealError
+            own = (MessageType.PART, self.request_id, self.attempt)
+            n, flags = read_head(message, CHUNK_HEAD, own)
             if n == 0:
                 raise SealError
             data = self._stream.open(n, flags, message[CHUNK_HEAD.size :])
