@@ -6,7 +6,10 @@
   + CheckpointError       a checkpoint is missing, damaged or of an unknown kind
   + BundleError           a bundle is damaged, incomplete or from a newer version
   + ConversionError       a model cannot be lowered to the wanted target
+  + AccessError           an API key may not do this (HTTP 403)
   + CapacityError         no room right now; wait, or let it overflow            retryable
+    - LimitError            a key has used up its rate for now
+      . QuotaError            or what it may use in a day or a month
   + UnavailableError      the engine, the broker or the peer is gone             retryable
   + ExecutionError        a step of the model failed; the request is lost, the engine is not
   + LinkError             the sealed link refused something
@@ -71,6 +74,12 @@ class ConversionError(TidegateError):
     code = "conversion_failed"
 
 
+class AccessError(TidegateError):
+    """An API key is good, and may not do this. The message says what it lacks."""
+
+    code = "access_denied"
+
+
 class CapacityError(TidegateError):
     """There is no room right now; `retry_after_s` is a hint when there may be."""
 
@@ -80,6 +89,25 @@ class CapacityError(TidegateError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class LimitError(CapacityError):
+    """An API key has used up its rate; the message says which limit, `retry_after_s` when it ends.
+
+    `limit` names it in a few fixed words, for a metric's label.
+    """
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, limit: str, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.limit = limit
+
+
+class QuotaError(LimitError):
+    """An API key has used up its quota of a day or a month."""
+
+    code = "insufficient_quota"
 
 
 class UnavailableError(TidegateError):

@@ -10,15 +10,18 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from tidegate.api.engine_backend import EngineBackend
+from tidegate.api.engine_backend import EngineBackend, encode_call, fit_sampling
 from tidegate.api.http import create_app
 from tidegate.api.lifecycle import Part, kept_alive, run_service
 from tidegate.api.metrics import Metrics, render_counters, render_gauge, render_paths
+from tidegate.api.schema import Call
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
+from tidegate.cloud.access import AccessControl, CallSize, written_down
+from tidegate.cloud.access_settings import AccessSettings, open_access
 from tidegate.cloud.executor_choice import ExecutorSettings, open_executor
 from tidegate.cloud.handler import LinkHandler
 from tidegate.cloud.link_http_server import LinkHttpServer, LinkHttpSettings
@@ -26,7 +29,7 @@ from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
-from tidegate.errors import ConfigError
+from tidegate.errors import ConfigError, RequestError
 from tidegate.link.broker_access import CheckMode, gateway_transport
 from tidegate.link.certificates_store import has_authority
 from tidegate.link.enrolment_gateway import Enrolment
@@ -84,6 +87,8 @@ class CloudSettings:
     queue_limit: int = 256
     gateway: GatewaySettings | None = None
     drain_s: float = 30.0
+    access: AccessSettings | None = None
+    """Keys with rules, limits, usage and an audit log; None: the keys above are all there is."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,14 +135,22 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
         ConfigError: a setting is out of range, the port is taken, or strangers could reach it.
         IdentityError: the gateway's keys cannot be used.
     """
-    surface = surface_for(settings.host, key_hashes=settings.api_key_hashes)
     async with AsyncExitStack() as stack:
+        access = None
+        if settings.access is not None:
+            access = open_access(settings.access, key_hashes=settings.api_key_hashes)
+            await stack.enter_async_context(written_down(access))
+        surface = surface_for(settings.host, key_hashes=settings.api_key_hashes, admission=access)
+        if settings.access is not None:
+            surface = replace(surface, open_paths=settings.access.open_paths)
         if settings.gateway is not None:
             load_gateway(settings.gateway.keys)  # before a file is made there, and in no time
         engine, executor = _open_engine(settings)
         stack.callback(executor.close)
         metrics = Metrics()
         backend = CloudBackend(engine, created_s=int(time.time()))
+        if access is not None:
+            access.size, backend.access = backend.size_of, access
         handler = LinkHandler(backend, metrics)
         renewing = None
         if settings.gateway is not None:
@@ -176,6 +189,23 @@ class CloudBackend(EngineBackend):
         super().__init__(engine, route="cloud", created_s=created_s)
         self.gateway: Gateway | None = None
         self.http: LinkHttpServer | None = None
+        self.access: AccessControl | None = None
+
+    async def size_of(self, call: Call) -> CallSize:
+        """What `call` comes to at most; a prompt that is too long is refused, or cut, later."""
+        engine = self.engine
+        try:
+            prompt_tokens = len(await encode_call(engine.text, call))
+        except RequestError as error:
+            if error.status != 413:
+                raise
+            prompt_tokens = engine.context_tokens
+        fitted = fit_sampling(call.sampling, prompt_tokens, engine.context_tokens)
+        return CallSize(
+            model=call.model or engine.model_id,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=call.n * fitted.max_tokens,
+        )
 
     async def status(self) -> Mapping[str, object]:
         """See `Backend.status`."""
@@ -192,13 +222,16 @@ class CloudBackend(EngineBackend):
 
     def metrics(self) -> bytes:
         """See `Backend.metrics`."""
+        found = super().metrics()
+        if self.access is not None:
+            found += self.access.metrics.render()
         if self.gateway is None:
-            return super().metrics()
+            return found
         text = render_counters("tidegate_link", asdict(self.gateway.counters))
         text += render_paths("tidegate_link", self.gateway.path.split("+"), known=PATHS)
         devices = 0 if self.http is None else len(self.http.hub.handles)
         text += render_gauge("tidegate_link_http_devices", devices, "Devices that read over HTTP.")
-        return super().metrics() + text
+        return found + text
 
 
 def _open_gateway(

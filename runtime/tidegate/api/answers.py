@@ -15,7 +15,7 @@ from tidegate.api.backend import ModelCard, Routed
 from tidegate.api.schema_sampling import Kind
 from tidegate.api.tools import ToolCall, ToolDelta, tool_call_object
 from tidegate.engine.events import Finished, ScoredToken, Usage
-from tidegate.errors import DeviceRefusedError, RequestError, TidegateError
+from tidegate.errors import AccessError, DeviceRefusedError, RequestError, TidegateError
 
 Json = dict[str, object]
 
@@ -30,7 +30,10 @@ _TYPE_OF_STATUS = {
 _STATUS_OF_CODE = {
     "invalid_request": 400,
     "device_refused": 403,
+    "access_denied": 403,
     "over_capacity": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
     "unavailable": 503,
     "cancelled": 503,
     "deadline_exceeded": 504,
@@ -242,6 +245,6 @@ def error_answer(error: TidegateError) -> tuple[int, Json]:
         return error.status, body
     status = status_of_code(error.code)
     # A ConfigError or BundleError that surfaces in a request names files of the host.
-    told = error.retryable or isinstance(error, DeviceRefusedError)
+    told = error.retryable or isinstance(error, AccessError | DeviceRefusedError)
     message = str(error) if told else HIDDEN_MESSAGE
     return status, error_object(message, status=status, code=error.code)

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -17,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from tidegate.api import sse
+from tidegate.api.admission import Tally, visit_of
 from tidegate.api.backend import AnswerEvent, Backend, Routed
 from tidegate.api.body import beside, read_json, unless_gone
 from tidegate.api.choices import Event as ChoiceEvent
@@ -73,7 +75,19 @@ class CallEndpoint:
             call = self._read(await read_json(scope, receive, self._settings))
             self._check_model(call.model)
             call = replace(call, retry_key=_retry_key(scope) if call.n == 1 else None)
+            await self._admit(call, scope)
             await unless_gone(receive, self._answer(call, scope, receive, send))
+
+    async def _admit(self, call: Call, scope: Scope) -> None:
+        """Let the caller's key pay for the call, where keys do."""
+        visit = visit_of(scope)
+        if visit is None:
+            return
+        try:
+            await visit.admit(call)
+        except Exception as error:
+            self._metrics.begin().failed(error)
+            raise
 
     def _check_model(self, model: str | None) -> None:
         served = [card.id for card in self._backend.models()]
@@ -84,7 +98,10 @@ class CallEndpoint:
             )
 
     async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(side_by_side(call, self._answer_once)) as answer:
+        visit = visit_of(scope)
+        tally = Tally() if visit is None else visit.tally
+        once = partial(self._answer_once, tally=tally)
+        async with aclosing(side_by_side(call, once)) as answer:
             _, routed = await anext(answer)
             assert isinstance(routed, Routed)  # _checked lets nothing else be first
             adopt_request_id(scope, routed.request_id)
@@ -97,8 +114,8 @@ class CallEndpoint:
         # When the call is over and counted.
         await (await _whole(call, progress))(scope, receive, send)
 
-    def _answer_once(self, call: Call) -> Answer:
-        return _checked(self._backend.answer(call), self._metrics)
+    def _answer_once(self, call: Call, tally: Tally) -> Answer:
+        return _checked(self._backend.answer(call), self._metrics, tally)
 
     async def _stream(self, progress: Progress, answer: Choices, scope: Scope, send: Send) -> None:
         outlet = _Outlet(send, self._settings)
@@ -135,17 +152,18 @@ async def _whole(call: Call, progress: Progress) -> Response:
     return Response(await long_json(progress.whole), media_type="application/json")
 
 
-async def _checked(events: AsyncIterator[AnswerEvent], metrics: Metrics) -> Answer:
-    """The events of an answer that goes well: `Routed`, texts, `Finished`; recorded in `metrics`.
+async def _checked(events: AsyncIterator[AnswerEvent], metrics: Metrics, tally: Tally) -> Answer:
+    """The events of an answer that goes well: `Routed`, texts, `Finished`; recorded and tallied.
 
     Raises:
         FailedAnswerError: the answer failed or was cancelled, or the backend broke its contract.
     """
-    record = metrics.begin()
+    record, choice = metrics.begin(), tally.choice()
     try:
         first = True
         async for event in events:
             record.see(event)
+            choice.see(event)
             if first and not isinstance(event, Routed):
                 raise FailedAnswerError(_NO_TERMINAL)
             first = False
@@ -162,6 +180,7 @@ async def _checked(events: AsyncIterator[AnswerEvent], metrics: Metrics) -> Answ
         raise FailedAnswerError(_NO_TERMINAL)
     except Exception as error:
         record.failed(error)
+        choice.failed()
         raise
     finally:
         record.end()

@@ -16,15 +16,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tidegate.api.admission import Knock, Visit, keep_visit
 from tidegate.api.answers import HIDDEN_MESSAGE, error_answer, error_object, status_of_code
 from tidegate.api.settings import HttpSettings
 from tidegate.engine.events import Failed
 from tidegate.errors import CapacityError, TidegateError, describe_defect
 
 _log = logging.getLogger(__name__)
-
-OPEN_PATHS: Final = ("/health", "/ready", "/metrics")
-"""Probes and scrapers bring no key, and these paths show no request."""
 
 RETRY_AFTER_S: Final = 2.0
 """Told with a 503, which unlike `CapacityError` carries no hint of its own."""
@@ -105,39 +103,71 @@ class Door:
         scope[_ID_KEY] = (
             (given, True) if _SAFE_ID.fullmatch(given) else (secrets.token_hex(8), False)
         )
-        started = False
+        status, visit = 0, None
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id(scope)
+                status = int(message["status"])
+                answered = MutableHeaders(scope=message)
+                answered["X-Request-Id"] = request_id(scope)
+                if visit is not None:
+                    answered.update(visit.headers)
             await send(message)
 
         try:
-            refusal = self._refusal(scope["path"], headers)
+            refusal = self._wrong_host(headers)
+            if refusal is None:
+                visit = self._visit(scope, headers)
+                refusal = self._refusal(scope["path"], headers, visit)
             await (refusal or self._app)(scope, receive, send_with_id)
         except ClientGoneError:
             _log.info("request %s: the client left", request_id(scope))
         except Exception as error:
             response = error_response(error, scope)
-            if not started:
+            if not status:
                 await response(scope, receive, send_with_id)
+        finally:
+            if visit is not None:
+                visit.leave(status, request_id(scope))
 
-    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
-        """The answer to a request that may not pass; None lets it."""
+    def _wrong_host(self, headers: Headers) -> JSONResponse | None:
         allowed = self._settings.allowed_hosts
-        if allowed and _host_name(headers.get("host", "")) not in allowed:
-            body = error_object("this Host is not served here", status=403, code="wrong_host")
-            return JSONResponse(body, 403)
-        authorise = self._settings.authorise
-        if authorise is None or path in OPEN_PATHS:
+        if not allowed or _host_name(headers.get("host", "")) in allowed:
             return None
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if authorise(key.strip() if scheme.lower() == "bearer" else None):
+        body = error_object("this Host is not served here", status=403, code="wrong_host")
+        return JSONResponse(body, 403)
+
+    def _visit(self, scope: Scope, headers: Headers) -> Visit | None:
+        """Knock where somebody keeps account of visits; probes are none."""
+        admission = self._settings.admission
+        if admission is None or scope["path"] in self._settings.open_paths:
+            return None
+        client = scope.get("client")
+        knock = Knock(
+            method=scope["method"],
+            path=scope["path"],
+            key=_bearer(headers),
+            source="" if client is None else client[0],
+        )
+        visit = admission.knock(knock)
+        keep_visit(scope, visit)
+        return visit
+
+    def _refusal(self, path: str, headers: Headers, visit: Visit | None) -> JSONResponse | None:
+        """The answer to a request that may not pass; None lets it."""
+        if visit is not None:
+            return visit.refusal
+        authorise = self._settings.authorise
+        if authorise is None or path in self._settings.open_paths or authorise(_bearer(headers)):
             return None
         body = error_object("no valid API key was given", status=401, code="invalid_api_key")
         return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+
+
+def _bearer(headers: Headers) -> str | None:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
 
 
 def _host_name(host: str) -> str:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tidegate.api.admission import visit_of
 from tidegate.api.answers import Json
 from tidegate.api.backend import ModelCard
 from tidegate.api.body import read_json, unless_gone
@@ -140,6 +141,12 @@ def _encoded(call: EmbeddingCall, vector: npt.NDArray[np.float32]) -> object:
     return vector.tolist()
 
 
+def most_tokens(inputs: tuple[Text, ...], context_tokens: int) -> int:
+    """More than these inputs cannot be: no token is less than a byte, and two mark the ends."""
+    lengths = (len(one) if isinstance(one, tuple) else len(one.encode()) + 2 for one in inputs)
+    return sum(min(length, context_tokens) for length in lengths)
+
+
 class EmbeddingEndpoint:
     """An ASGI endpoint. Without an embedder it says so, rather than that there is no such path."""
 
@@ -160,7 +167,14 @@ class EmbeddingEndpoint:
         async with self._active:
             call = read_embedding(await read_json(scope, receive, self._settings))
             embedder = self._checked(call)
+            visit = visit_of(scope)
+            if visit is not None:
+                await visit.admit_tokens(
+                    most_tokens(call.inputs, embedder.card.context_tokens), embedder.card.id
+                )
             embedded = await unless_gone(receive, embedder.embed(call.inputs))
+            if visit is not None:
+                visit.tally.read_only(embedded.tokens)
         body = await long_json(partial(embeddings_object, call, embedded, embedder.card.id))
         await Response(body, media_type="application/json")(scope, receive, send)
 

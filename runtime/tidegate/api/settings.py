@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tidegate.api.admission import Admission
 from tidegate.api.keys import KeyRing
 from tidegate.errors import ConfigError
 
@@ -36,7 +37,11 @@ class HttpSettings:
     status: bool = False
     """Serve `/status`, which shows load and routes; off where strangers can reach the port."""
     authorise: Authorise | None = None
-    """Checked on every path but `/health`, `/ready` and `/metrics`; None lets everyone in."""
+    """Checked on every path but the open ones; None lets everyone in."""
+    admission: Admission | None = None
+    """Decides instead of `authorise` where keys have scopes and limits of their own."""
+    open_paths: tuple[str, ...] = ("/health", "/ready", "/metrics")
+    """Probes and scrapers bring no key, and these paths show no request."""
     allowed_hosts: tuple[str, ...] = ()
     """Names the `Host` header may have, no port; empty allows all. A service on loopback sets it:
 
@@ -58,19 +63,24 @@ class HttpSettings:
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
-def surface_for(host: str, *, key_hashes: Sequence[str]) -> HttpSettings:
+def surface_for(
+    host: str, *, key_hashes: Sequence[str], admission: Admission | None = None
+) -> HttpSettings:
     """The settings of a service on `host`: private by address, or by key.
 
     On loopback the `Host` header must name it, so that a web page rebound to 127.0.0.1 gets
     nothing. Anywhere else callers need a key. `/status` is then never open to strangers.
+    `admission` looks after the keys itself, those of `key_hashes` included.
 
     Raises:
         ConfigError: `host` is not loopback and there are no keys.
     """
     authorise = KeyRing(key_hashes) if key_hashes else None
     if host in LOOPBACK_NAMES:
-        return HttpSettings(status=True, authorise=authorise, allowed_hosts=LOOPBACK_NAMES)
-    if authorise is None:
+        return HttpSettings(
+            status=True, authorise=authorise, admission=admission, allowed_hosts=LOOPBACK_NAMES
+        )
+    if authorise is None and admission is None:
         allowed = f"one of {', '.join(LOOPBACK_NAMES)}, or any with --api-key-file"
         raise ConfigError("listen", host, allowed)
-    return HttpSettings(status=True, authorise=authorise)
+    return HttpSettings(status=True, authorise=authorise, admission=admission)

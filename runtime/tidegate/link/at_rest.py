@@ -187,7 +187,7 @@ class Database:
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise CapacityError(f"the link's store cannot be read ({error})") from error
+            raise CapacityError(f"the store cannot be read ({error})") from error
 
     def sweep(self) -> None:
         """Empty the write-ahead log, so that no copy of what was deleted stays in it."""
@@ -199,4 +199,4 @@ class Database:
 
 
 def _not_written(error: sqlite3.Error) -> CapacityError:
-    return CapacityError(f"the link's store cannot be written ({error})")
+    return CapacityError(f"the store cannot be written ({error})")

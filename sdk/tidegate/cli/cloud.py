@@ -12,6 +12,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+from tidegate.cli.cloud_access import LOG_FORMATS, add_access, read_access
 from tidegate.cli.link_http import add_link_http, read_link_http
 from tidegate.cli.service import add_link, add_service, read_service
 
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="folder with config.json and safetensors")
     parser.add_argument("--name", help="model id to serve it under (default: the folder's name)")
     add_service(parser, listen="127.0.0.1:8090")
+    add_access(parser)
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
     _add_executor(parser)
     add_link(parser, end="gateway", broker="to listen on")
@@ -104,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             deterministic=args.deterministic,
         ),
         gateway=gateway,
+        access=read_access(args),
     )
 
     async def main(stop: asyncio.Event) -> None:
@@ -113,4 +116,4 @@ def run(args: argparse.Namespace) -> int:
             announce(f"tidegate cloud: {cloud.engine.model_id} on {cloud.server.url}")
             await cloud.run(stop)
 
-    return run_until_signal(main)
+    return run_until_signal(main, formatter=LOG_FORMATS[args.log_format]())

@@ -9,6 +9,7 @@ Example:
   tidegate keys token gateway/ --url http://gateway.local:8091
   tidegate keys signing maker
   tidegate keys api >> keys.txt
+  tidegate keys api add state/ team-a --requests 60/minute --quota-tokens-month 2000000
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tidegate.cli import keys_devices, keys_fleet, keys_revoke
+from tidegate.cli import keys_api, keys_devices, keys_fleet, keys_revoke
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     keys_revoke.add_kinds(kinds)
     signing = kinds.add_parser("signing", help="make a key to sign bundles with")
     signing.add_argument("name", help="write NAME.key, to keep secret, and NAME.pub, to give away")
-    kinds.add_parser("api", help="print a new key on stderr, and the hash to keep on stdout")
+    keys_api.add_kinds(
+        kinds.add_parser(
+            "api", help="API keys with limits; alone: a new key on stderr, its hash on stdout"
+        )
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,6 +68,9 @@ def _signing(args: argparse.Namespace) -> None:
 
 
 def _api(args: argparse.Namespace) -> None:
+    if args.api_kind is not None:
+        keys_api.COMMANDS[args.api_kind](args)
+        return
     from tidegate.api.keys import hash_key, new_key
 
     key = new_key()

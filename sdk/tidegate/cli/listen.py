@@ -36,13 +36,18 @@ def parse_suites(text: str) -> tuple[int, ...]:
     return check_suites([int(word) for word in words] if known else [])
 
 
-def run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
+def run_until_signal(
+    main: Callable[[asyncio.Event], Awaitable[None]], *, formatter: logging.Formatter | None = None
+) -> int:
     """Run `main` with an event that SIGTERM and SIGINT set; returns the exit status."""
     from tidegate.api.lifecycle import stop_on_signals
 
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
+    if formatter is not None:
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(formatter)
     logging.getLogger("tidegate").setLevel(logging.INFO)
 
     async def supervise() -> None:

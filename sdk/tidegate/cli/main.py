@@ -24,6 +24,7 @@ COMMANDS = {
     "broker": "run a small MQTT broker, for laptops",
     "chat": "ask a running device or cloud one question and stream the answer",
     "keys": "make and look after keys: of a fleet and its devices, for bundles, for HTTP",
+    "usage": "what calls by API key used and cost",
     "enroll": "join a fleet with a one-time token",
 }
 

@@ -1,0 +1,213 @@
+"""`charges.Ledger` on Redis: replicas of the service share one, and spend no token twice.
+
+Each operation is one Lua script, which Redis runs alone. A claim is kept under a lease that its
+process renews; whoever next takes something from the same key returns claims whose lease ran out.
+The clock is Redis's own, so the replicas' clocks need not agree. Counts are as durable as that
+Redis is: with `appendonly yes` they survive its restart. All names of one key share a hash tag, so
+a cluster keeps them together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tidegate.cloud.charges import Charge, Denied, Taken, Used
+from tidegate.errors import UnavailableError
+
+LEASE_S: Final = 60.0
+"""How long after its process died a claim returns."""
+
+_COMMON: Final = """
+local prefix, now, id = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+if now < 0 then
+  local time = redis.call('TIME')
+  now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+end
+local claims, leases = KEYS[1], prefix .. 'leases'
+-- A row: meter, kind, unit, most, amount, rate_per_s, lasts_s.
+local function level_of(row)
+  local key = prefix .. 'm:' .. row[1]
+  if row[2] == 'count' then return tonumber(redis.call('GET', key) or '0') end
+  local state = redis.call('HMGET', key, 'level', 'at')
+  if not state[1] then return row[4] end
+  local level, at = tonumber(state[1]), tonumber(state[2])
+  if now > at then level = math.min(row[4], level + (now - at) * row[6]) end
+  return level
+end
+local function keep_bucket(row, level)
+  local key = prefix .. 'm:' .. row[1]
+  local at = math.max(now, tonumber(redis.call('HGET', key, 'at') or '0'))
+  redis.call('HSET', key, 'level', string.format('%.17g', level),
+             'at', string.format('%.17g', at))
+  local full_s = math.max(0, row[4] - level) / row[6]
+  redis.call('PEXPIRE', key, string.format('%.0f', full_s * 1000 + 1000))
+end
+local function give_back(row, amount)
+  local key = prefix .. 'm:' .. row[1]
+  if row[2] == 'bucket' then
+    keep_bucket(row, math.min(row[4], level_of(row) + amount))
+  elseif redis.call('EXISTS', key) == 1 then
+    redis.call('INCRBY', key, string.format('%.0f', -amount))
+  end
+end
+"""
+
+_TAKE: Final = (
+    _COMMON
+    + """
+local rows, lease = cjson.decode(ARGV[4]), tonumber(ARGV[5])
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 100)) do
+  local kept = redis.call('HGET', claims, dead)
+  if kept then
+    for _, row in ipairs(cjson.decode(kept)) do give_back(row, row[5]) end
+  end
+  redis.call('HDEL', claims, dead)
+  redis.call('ZREM', leases, dead)
+end
+local again = redis.call('HEXISTS', claims, id) == 1
+local answer = {0}
+for index, row in ipairs(rows) do
+  local level = level_of(row)
+  local left = row[2] == 'bucket' and level or row[4] - level
+  if row[5] > left and not again then
+    return {index, string.format('%.17g', left)}
+  end
+  answer[index + 1] = string.format('%.17g', again and left or left - row[5])
+end
+if again then return answer end
+for _, row in ipairs(rows) do
+  if row[2] == 'bucket' then
+    keep_bucket(row, level_of(row) - row[5])
+  else
+    redis.call('INCRBY', prefix .. 'm:' .. row[1], string.format('%.0f', row[5]))
+    redis.call('PEXPIRE', prefix .. 'm:' .. row[1], string.format('%.0f', row[7] * 1000))
+  end
+end
+redis.call('HSET', claims, id, ARGV[4])
+redis.call('ZADD', leases, now + lease, id)
+return answer
+"""
+)
+
+_SETTLE: Final = (
+    _COMMON
+    + """
+local used = {requests = tonumber(ARGV[5]), tokens = tonumber(ARGV[6])}
+local kept = redis.call('HGET', claims, id)
+local done = prefix .. 'done:' .. id
+if redis.call('EXISTS', done) == 1 then return 0 end
+-- A claim that is no longer kept was returned when its lease ran out: what was used is owed.
+for _, row in ipairs(cjson.decode(kept or ARGV[4])) do
+  give_back(row, (kept and row[5] or 0) - used[row[3]])
+end
+redis.call('HDEL', claims, id)
+redis.call('ZREM', leases, id)
+redis.call('SET', done, '1', 'EX', 600)
+return 1
+"""
+)
+
+_RENEW: Final = (
+    _COMMON
+    + """
+return redis.call('ZADD', leases, 'XX', now + tonumber(ARGV[4]), id)
+"""
+)
+
+
+class RedisLedger:
+    """See the module.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`; with the password in it if there is one.
+        lease_s: see `LEASE_S`.
+        now_s: for tests: a clock instead of Redis's own.
+    """
+
+    def __init__(self, url: str, *, lease_s: float = LEASE_S, now_s: float | None = None) -> None:
+        self._redis = Redis.from_url(url, socket_timeout=5.0, socket_connect_timeout=5.0)
+        self._lease_s = lease_s
+        self.now_s = now_s
+        self._take = self._redis.register_script(_TAKE)
+        self._settle = self._redis.register_script(_SETTLE)
+        self._renew = self._redis.register_script(_RENEW)
+        self._live: dict[tuple[str, str], None] = {}
+        self._owed: dict[tuple[str, str], tuple[Sequence[Charge], Used]] = {}
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def take(self, key: str, claim: str, charges: Sequence[Charge]) -> Taken | Denied:
+        """See `Ledger.take`."""
+        rows = [_row(charge) for charge in charges]
+        found = await self._call(self._take, key, claim, json.dumps(rows), self._lease_s)
+        where, *numbers = cast("list[Any]", found)
+        if where:
+            return Denied(index=int(where) - 1, left=float(numbers[0]))
+        self._live[key, claim] = None
+        return Taken(left=tuple(float(number) for number in numbers))
+
+    def settle(self, key: str, claim: str, charges: Sequence[Charge], used: Used) -> None:
+        """See `Ledger.settle`; what Redis does not take now is tried again by `run`."""
+        self._owed[key, claim] = (charges, used)
+        task = asyncio.get_running_loop().create_task(self._pay(key, claim))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def run(self) -> None:
+        """See `Ledger.run`."""
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            for key, claim in [*self._live]:
+                if (key, claim) in self._owed:
+                    await self._pay(key, claim)
+                    continue
+                try:
+                    await self._call(self._renew, key, claim, self._lease_s)
+                except UnavailableError:
+                    break  # until the next round
+
+    async def close(self) -> None:
+        """See `Ledger.close`: settle what is left first."""
+        await asyncio.gather(*self._settling)
+        for key, claim in [*self._owed]:
+            await self._pay(key, claim)
+        await self._redis.aclose()
+
+    async def _pay(self, key: str, claim: str) -> None:
+        owed = self._owed.get((key, claim))
+        if owed is None:
+            return
+        charges, used = owed
+        rows = json.dumps([_row(charge) for charge in charges])
+        try:
+            await self._call(self._settle, key, claim, rows, used.requests, used.tokens)
+        except UnavailableError:
+            return
+        self._owed.pop((key, claim), None)
+        self._live.pop((key, claim), None)
+
+    async def _call(self, script: Any, key: str, claim: str, *more: object) -> object:
+        prefix = f"tidegate:{{{key}}}:"
+        now_s = -1.0 if self.now_s is None else self.now_s
+        try:
+            return await script(keys=[f"{prefix}claims"], args=[prefix, now_s, claim, *more])
+        except (RedisError, OSError) as error:
+            kind = type(error).__name__  # its message may quote the URL
+            raise UnavailableError(f"limits: their Redis cannot be used ({kind})") from None
+
+
+def _row(charge: Charge) -> list[object]:
+    return [
+        charge.meter,
+        charge.kind,
+        charge.unit,
+        charge.most,
+        charge.amount,
+        charge.rate_per_s,
+        charge.lasts_s,
+    ]

@@ -1,0 +1,247 @@
+"""One request and the key it came with: let in or not, admitted or not, settled, written down."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from starlette.responses import JSONResponse
+
+from tidegate.api.admission import Knock, Tally
+from tidegate.api.answers import error_answer, error_object
+from tidegate.api.schema import Call
+from tidegate.cloud.api_keys import ApiKey
+from tidegate.cloud.charges import Charge, Denied, Used
+from tidegate.cloud.failed_attempts import WINDOW_S
+from tidegate.cloud.key_rules import Quota, Rate, scope_of
+from tidegate.cloud.limits_of_keys import (
+    Ask,
+    bucket_headers,
+    charges_of,
+    check_fits,
+    limits_of,
+    rate_headers,
+    refused,
+    utc,
+    wait_s,
+)
+from tidegate.cloud.usage import UsageRow
+from tidegate.engine.events import Usage
+from tidegate.errors import AccessError, CapacityError, LimitError, RequestError
+
+if TYPE_CHECKING:
+    from tidegate.cloud.access import AccessControl
+
+GONE: Final = 499
+"""The status in the books of a request whose client left before an answer, as nginx has it."""
+_MOST_PATH = 200
+
+
+class KeyVisit:
+    """`tidegate.api.admission.Visit`."""
+
+    def __init__(self, access: AccessControl, knock: Knock) -> None:
+        self._access, self._knock = access, knock
+        self._began_s = access.clock()
+        self._key: ApiKey | None = None
+        self._unlisted = False
+        self._reason: str | None = None
+        self._claim = ""
+        self._model = ""
+        self._ask = Ask(tokens=0)
+        self._prompt_tokens = 0
+        self._charges: tuple[Charge, ...] = ()
+        self._fixed: list[tuple[Rate, int]] = []
+        self.refusal: JSONResponse | None = None
+        self.headers: Mapping[str, str] = {}
+        self.tally = Tally()
+
+    def enter(self) -> None:
+        """Find out who it is and whether its scopes are enough; sets `refusal` if not."""
+        try:
+            key = self._access.find(self._knock.key)
+        except CapacityError as error:
+            status, body = error_answer(error)
+            self.refusal = JSONResponse(body, status, {"Retry-After": "1"})
+            return
+        why = "invalid_api_key" if key is None else key.refusal(self._began_s)
+        self._key = key
+        if why is not None:
+            self._unknown(why)
+            return
+        assert key is not None
+        scope = scope_of(self._knock.path)
+        if scope not in key.rules.scopes:
+            self._refuse(403, "insufficient_scope", f"this key lacks the scope {scope!r}")
+
+    def _unknown(self, why: str) -> None:
+        """No key, or none that opens anything. Its holder may know that it was one once."""
+        if not self._access.failures.failed(self._knock.source):
+            self._unlisted = True
+            message = "too many requests without a valid API key; wait a minute"
+            self._refuse(429, "too_many_attempts", message)
+            return
+        messages = {
+            "key_revoked": "this API key was revoked",
+            "key_expired": "this API key has expired",
+        }
+        self._refuse(401, why, messages.get(why, "no valid API key was given"))
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self._reason = code
+        self._access.metrics.refused(code)
+        heads = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": f"{WINDOW_S:.0f}"}}
+        body = error_object(message, status=status, code=code)
+        self.refusal = JSONResponse(body, status, heads.get(status))
+
+    async def admit(self, call: Call) -> None:
+        """See `Visit.admit`."""
+        size = self._access.size
+        assert size is not None, "the service sets it before it serves"
+        found = await size(call)
+        self._prompt_tokens = found.prompt_tokens
+        await self.admit_tokens(found.prompt_tokens + found.answer_tokens, found.model)
+
+    async def admit_tokens(self, tokens: int, model: str) -> None:
+        """See `Visit.admit_tokens`."""
+        assert self._key is not None
+        assert not self._claim, "one call of one visit"
+        self._model, self._ask = model, Ask(tokens=tokens)
+        try:
+            self._check_model(model)
+            self._access.check_room()
+            check_fits(self._key.rules, self._ask)
+            await self._take(self._key)
+        except (AccessError, RequestError, CapacityError) as error:
+            self._reason = error.limit if isinstance(error, LimitError) else error.code
+            self._access.metrics.refused(self._reason)
+            raise
+
+    def _check_model(self, model: str) -> None:
+        assert self._key is not None
+        allowed = self._key.rules.models
+        if allowed and model not in allowed:
+            names = ", ".join(allowed)
+            raise AccessError(f"model {model[:64]!r}: this key may use {names}; name one of them")
+
+    async def _take(self, key: ApiKey) -> None:
+        """Take the charges, then the windows; what was taken returns when a later one refuses."""
+        access, rules, now_s = self._access, key.rules, self._began_s
+        for quota in rules.quotas:
+            access.begin_quota(key.id, quota, now_s)
+        limits, charges = limits_of(rules), charges_of(rules, self._ask, now_s)
+        claim = secrets.token_hex(16)
+        if charges:
+            taken = await access.ledger.take(key.id, claim, charges)
+            if isinstance(taken, Denied):
+                limit, amount = limits[taken.index], charges[taken.index].amount
+                self._tell_denied(limit, taken.left)
+                raise refused(limit, amount, taken.left, wait_s(limit, amount, taken.left, now_s))
+            self.headers = bucket_headers(limits, taken.left)
+        self._claim, self._charges = claim, charges
+        try:
+            for rate in sorted(rules.rates, key=lambda rate: rate.strategy):  # fixed, sliding
+                if rate.strategy != "bucket":
+                    await self._window(key, rate)
+        except BaseException:
+            self._settle(Used(requests=0, tokens=0))
+            self._claim = ""
+            raise
+
+    def _tell_denied(self, limit: Quota | Rate, left: float) -> None:
+        if isinstance(limit, Rate):
+            self.headers = bucket_headers((limit,), (left,))
+
+    async def _window(self, key: ApiKey, rate: Rate) -> None:
+        amount = self._ask.of(rate.unit)
+        state = await self._access.windows.take(key.id, rate, amount)
+        self.headers = {**self.headers, **rate_headers(rate, state.left, state.reset_s)}
+        if not state.granted:
+            raise refused(rate, amount, state.left, state.reset_s)
+        self._fixed.append((rate, state.number))
+
+    def leave(self, status: int, request_id: str) -> None:
+        """See `Visit.leave`."""
+        status = status or GONE
+        usage = Usage(prompt_tokens=0, completion_tokens=0)
+        outcome = self.tally.outcome
+        if self._claim:
+            usage = self._billed()
+            began = 0 if outcome == "none" else 1
+            self._settle(Used(requests=began, tokens=usage.prompt_tokens + usage.completion_tokens))
+            if began:
+                self._keep(usage, status, request_id)
+        if self._access.audit is not None and not self._unlisted:
+            self._access.audit.add(self._line(usage, status, request_id))
+        self._access.noted()
+
+    def _billed(self) -> Usage:
+        """What is paid for: whole answers, and what was sent of those that the client gave up."""
+        told = self.tally.usage
+        match self.tally.outcome:
+            case "ok":
+                return told
+            case "aborted":
+                prompt_tokens = told.prompt_tokens or self._prompt_tokens
+                return Usage(
+                    prompt_tokens=prompt_tokens,
+                    completion_tokens=told.completion_tokens,
+                    cached_tokens=min(told.cached_tokens, prompt_tokens),
+                )
+            case _:
+                return Usage(prompt_tokens=0, completion_tokens=0)
+
+    def _settle(self, used: Used) -> None:
+        assert self._key is not None
+        access = self._access
+        if self._charges:
+            access.ledger.settle(self._key.id, self._claim, self._charges, used)
+        for rate, number in self._fixed:
+            back = self._ask.of(rate.unit) - used.of(rate.unit)
+            if back and rate.strategy == "fixed":
+                access.later(access.windows.give_back(self._key.id, rate, back, number))
+
+    def _keep(self, usage: Usage, status: int, request_id: str) -> None:
+        assert self._key is not None
+        row = UsageRow(
+            id=self._claim,
+            key_id=self._key.id,
+            key_name=self._key.name,
+            request_id=request_id,
+            endpoint=self._knock.path,
+            model=self._model,
+            began_s=self._began_s,
+            ended_s=self._access.clock(),
+            status=status,
+            outcome=self.tally.outcome,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            cost_nano=self._key.rules.prices.cost_nano(
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                completion_tokens=usage.completion_tokens,
+            ),
+        )
+        self._access.usage.add(row)
+        self._access.metrics.used(row)
+
+    def _line(self, usage: Usage, status: int, request_id: str) -> dict[str, object]:
+        key, now_s = self._key, self._access.clock()
+        return {
+            "time": utc(now_s),
+            "request_id": request_id,
+            "key_id": None if key is None else key.id,
+            "source": self._knock.source,
+            "method": self._knock.method,
+            "path": self._knock.path[:_MOST_PATH],
+            "status": status,
+            "refused": self._reason,
+            "model": self._model or None,
+            "outcome": self.tally.outcome,
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "seconds": round(max(0.0, now_s - self._began_s), 3),
+        }

@@ -1,0 +1,120 @@
+"""Fixed and sliding windows, by the `limits` library, in memory or on Redis.
+
+What its strategies guarantee, and what is done about it here:
+
+* A fixed window counts what it refuses: one call too large for what is left would close the window
+  for all others. So a refused amount is taken out again.
+* Its window begins with the first hit and its name has no time in it, so something given back late
+  would open the next window with a credit. Here the name has the window's number: windows are those
+  of the clock (minute 12:34 of every replica is the same one), and late returns go nowhere.
+* Around a boundary two windows' amounts may pass at once; that is what a fixed window is.
+* A sliding window (`limits` calls it moving) never lets more than its amount pass in any stretch
+  of its length, by the clocks of the services that share it. It keeps an entry for each unit and
+  takes none back: for requests only, and taken last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from limits import RateLimitItem, RateLimitItemPerSecond
+from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
+from limits.errors import StorageError
+
+from tidegate.cloud.key_rules import Rate
+from tidegate.errors import UnavailableError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowState:
+    """One window after it was asked."""
+
+    granted: bool
+    left: int
+    reset_s: float
+    """Until there is more room: the window's end, or when its oldest entry leaves it."""
+    number: int = 0
+    """Of a fixed window, to give back to the very same."""
+
+
+class Windows:
+    """See the module. `url` is Redis's; None keeps windows in memory."""
+
+    def __init__(self, url: str | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._storage: Any
+        if url is None:
+            self._storage = MemoryStorage(wrap_exceptions=True)
+        else:
+            self._storage = RedisStorage(
+                f"async+{url}",
+                wrap_exceptions=True,
+                implementation="redispy",
+                key_prefix="tidegate-windows",
+            )
+        self._fixed = FixedWindowRateLimiter(self._storage)
+        self._moving = MovingWindowRateLimiter(self._storage)
+
+    async def take(self, key: str, rate: Rate, amount: int) -> WindowState:
+        """Take `amount`, or nothing.
+
+        Raises:
+            UnavailableError: Redis cannot be used.
+        """
+        try:
+            if rate.strategy == "sliding":
+                return await self._slide(key, rate, amount)
+            return await self._count(key, rate, amount)
+        except StorageError as error:
+            raise _unavailable(error) from None
+
+    async def give_back(self, key: str, rate: Rate, amount: int, number: int) -> None:
+        """Return a part of what was taken from a fixed window; a sliding one keeps it.
+
+        Raises:
+            UnavailableError: Redis cannot be used.
+        """
+        if rate.strategy == "fixed" and amount:
+            await self._add(key, rate, -amount, number)
+
+    async def _count(self, key: str, rate: Rate, amount: int) -> WindowState:
+        now_s = self._clock()
+        number = int(now_s // rate.window_s)
+        item, names = _item(rate), (key, rate.unit, str(number))
+        granted = bool(await self._fixed.hit(item, *names, cost=amount))
+        if not granted:
+            await self._add(key, rate, -amount, number)
+        stats = await self._fixed.get_window_stats(item, *names)
+        reset_s = (number + 1) * rate.window_s - now_s
+        return WindowState(
+            granted=granted, left=int(stats.remaining), reset_s=reset_s, number=number
+        )
+
+    async def _slide(self, key: str, rate: Rate, amount: int) -> WindowState:
+        item = _item(rate)
+        granted = bool(await self._moving.hit(item, key, rate.unit, cost=amount))
+        stats = await self._moving.get_window_stats(item, key, rate.unit)
+        # `limits` times sliding windows by the system's clock, whatever ours is.
+        reset_s = min(float(rate.window_s), max(0.0, float(stats.reset_time) - time.time()))
+        return WindowState(granted=granted, left=int(stats.remaining), reset_s=reset_s)
+
+    async def _add(self, key: str, rate: Rate, amount: int, number: int) -> None:
+        item = _item(rate)
+        name = item.key_for(key, rate.unit, str(number))
+        try:
+            await self._storage.incr(name, item.get_expiry(), amount)
+        except StorageError as error:
+            raise _unavailable(error) from None
+
+
+def _item(rate: Rate) -> RateLimitItem:
+    return RateLimitItemPerSecond(rate.amount, rate.window_s, "tidegate")
+
+
+def _unavailable(error: Exception) -> UnavailableError:
+    kind = type(getattr(error, "storage_error", error)).__name__
+    return UnavailableError(f"limits: their Redis cannot be used ({kind})")

@@ -1,0 +1,153 @@
+"""What an HTTP surface asks of whoever keeps its API keys: who comes, what it may, what it used.
+
+Every request is a `Visit`: it knocks at the door, a call asks to be admitted with what it may use
+at most, its tokens are tallied as they come, and it leaves exactly once, however it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from starlette.responses import JSONResponse
+from starlette.types import Scope
+
+from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta, Usage
+
+if TYPE_CHECKING:  # `backend` imports `schema`, which this module only names
+    from tidegate.api.backend import AnswerEvent
+    from tidegate.api.schema import Call
+
+_VISIT: Final = "tidegate.visit"
+
+Outcome = Literal["none", "ok", "aborted", "failed"]
+"""`none`: nothing was answered. `aborted`: the client left, or the service was stopped."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Knock:
+    """One request as it arrives."""
+
+    method: str
+    path: str
+    key: str | None = field(repr=False)
+    """The bearer token, if there is one."""
+    source: str
+    """The client's address."""
+
+
+class ChoiceTally:
+    """Tokens of one answer, counted while it runs and replaced by its usage when it ends."""
+
+    def __init__(self) -> None:
+        self.outcome: Outcome = "none"
+        self.usage = Usage(prompt_tokens=0, completion_tokens=0)
+
+    def see(self, event: AnswerEvent) -> None:
+        """Count one event."""
+        match event:
+            case TextDelta():
+                so_far = self.usage.completion_tokens + len(event.tokens)
+                self.usage = Usage(prompt_tokens=0, completion_tokens=so_far)
+            case Finished():
+                self.outcome, self.usage = "ok", event.usage
+            case Cancelled():
+                self.outcome, self.usage = "aborted", event.usage
+            case Failed():
+                self.failed()
+            case _:
+                self.outcome = "aborted"  # until an end is seen
+
+    def failed(self) -> None:
+        """It raised or said so; a failure before anything was answered leaves no trace."""
+        if self.outcome != "none":
+            self.outcome = "failed"
+
+
+class Tally:
+    """What the answers of one call used together."""
+
+    def __init__(self) -> None:
+        self._choices: list[ChoiceTally] = []
+        self._read_tokens = 0
+
+    def choice(self) -> ChoiceTally:
+        """Begin to count one more answer."""
+        made = ChoiceTally()
+        self._choices.append(made)
+        return made
+
+    def read_only(self, tokens: int) -> None:
+        """The call read so many tokens and wrote none."""
+        self._read_tokens = tokens
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of the whole call: `ok` only if every answer is whole."""
+        if self._read_tokens:
+            return "ok"
+        found = {choice.outcome for choice in self._choices} or {"none"}
+        order: tuple[Outcome, ...] = ("failed", "aborted", "none", "ok")
+        return next(outcome for outcome in order if outcome in found)
+
+    @property
+    def usage(self) -> Usage:
+        """The prompt counts once; 0 of it when no answer lived to tell its length."""
+        used = [choice.usage for choice in self._choices]
+        told = max(used, key=lambda usage: usage.prompt_tokens, default=None)
+        return Usage(
+            prompt_tokens=self._read_tokens if told is None else told.prompt_tokens,
+            completion_tokens=sum(usage.completion_tokens for usage in used),
+            cached_tokens=used[0].cached_tokens if used else 0,
+        )
+
+
+class Visit(Protocol):
+    """One request. Used by one task."""
+
+    @property
+    def refusal(self) -> JSONResponse | None:
+        """The answer to a caller who may not come in; None lets it."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the answer's head says of the caller's limits."""
+
+    @property
+    def tally(self) -> Tally:
+        """Filled while the call is answered."""
+
+    async def admit(self, call: Call) -> None:
+        """Reserve what a call may use at most.
+
+        Raises:
+            AccessError: the key may not use this model.
+            RequestError: the call is larger than what the key may ever use at once.
+            LimitError: the key has used up a rate or a quota.
+            UnavailableError: whoever keeps account cannot be reached.
+        """
+
+    async def admit_tokens(self, tokens: int, model: str) -> None:
+        """Reserve so many prompt tokens; raises what `admit` does."""
+
+    def leave(self, status: int, request_id: str) -> None:
+        """It is over: 0 for a request without an answer. What was not used is given back."""
+
+
+class Admission(Protocol):
+    """Keeps account of visits. See `HttpSettings.admission`."""
+
+    def knock(self, knock: Knock) -> Visit:
+        """Never raises: who may not come in gets a visit with a refusal."""
+
+
+def keep_visit(scope: Scope, visit: Visit) -> None:
+    """For `visit_of`."""
+    scope[_VISIT] = visit
+
+
+def visit_of(scope: Scope) -> Visit | None:
+    """The visit that this request is; None where nobody keeps account."""
+    visit: Visit | None = scope.get(_VISIT)
+    return visit

@@ -1,0 +1,101 @@
+"""Flags of `tidegate cloud` for keys with limits, usage, audit and logs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tidegate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tidegate.cloud.access_settings import AccessSettings
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="folder of the API keys with limits (tidegate keys api add), of usage and audit",
+    )
+    parser.add_argument(
+        "--limits-redis",
+        metavar="URL",
+        help="redis://... that several services count limits in (default: each in its own memory)",
+    )
+    parser.add_argument(
+        "--metrics-per-key",
+        action="store_true",
+        help="tell usage by name of key in /metrics; a series for each key",
+    )
+    parser.add_argument(
+        "--metrics-need-key", action="store_true", help="serve /metrics to keys of that scope only"
+    )
+    parser.add_argument(
+        "--audit-days", type=float, default=90.0, help="keep audit lines so long; 0 writes none"
+    )
+    parser.add_argument(
+        "--audit-mib", type=int, default=1024, help="bytes of old audit files (default 1024)"
+    )
+    parser.add_argument(
+        "--log-format", choices=tuple(LOG_FORMATS), default="text", help="of the log on stderr"
+    )
+
+
+def read_access(args: argparse.Namespace) -> AccessSettings | None:
+    """Read what `add_access` declared; None without `--state`.
+
+    Raises:
+        ConfigError: a flag that needs `--state` came without it, or a value is out of range.
+    """
+    from tidegate.cloud.access_settings import AccessSettings
+    from tidegate.cloud.audit import AuditSettings
+
+    if args.state is None:
+        if args.limits_redis or args.metrics_per_key or args.metrics_need_key:
+            raise ConfigError("state", None, "a folder, as limits or metrics of keys are asked for")
+        return None
+    audit = None
+    if args.audit_days != 0:
+        audit = AuditSettings(keep_days=args.audit_days, keep_bytes=args.audit_mib << 20)
+    return AccessSettings(
+        state=args.state,
+        redis=args.limits_redis,
+        audit=audit,
+        metrics_per_key=args.metrics_per_key,
+        metrics_need_key=args.metrics_need_key,
+    )
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message; of an exception type and frames."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line; newlines of a message are escaped, so one record is one line."""
+        from tidegate.errors import describe_defect
+
+        told: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            told["defect"] = describe_defect(record.exc_info[1])
+        return json.dumps(told)
+
+
+def _text() -> logging.Formatter:
+    return logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+
+
+LOG_FORMATS: Final[dict[str, Callable[[], logging.Formatter]]] = {
+    "text": _text,
+    "json": JsonFormatter,
+}

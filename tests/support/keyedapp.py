@@ -1,0 +1,100 @@
+"""The HTTP surface over an echo, behind API keys with rules: what the cloud's access tests meet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from echobackend import EchoBackend
+from starlette.applications import Starlette
+
+from tidegate.api.http import create_app
+from tidegate.api.schema import Call
+from tidegate.api.settings import HttpSettings
+from tidegate.cloud.access import AccessControl, CallSize
+from tidegate.cloud.access_settings import AccessSettings, open_access
+from tidegate.cloud.api_keys import ApiKey
+from tidegate.cloud.key_rules import KeyRules
+
+CHAT = "/v1/chat/completions"
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "one two three"}]}
+
+
+@dataclass
+class Clock:
+    """Time that passes when it is told to."""
+
+    now_s: float = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass(kw_only=True)
+class Keyed:
+    """An app in this process and a client of it."""
+
+    access: AccessControl
+    app: Starlette
+    backend: EchoBackend
+    client: httpx.AsyncClient = field(repr=False)
+
+    def add(self, name: str = "team", **rules: Any) -> tuple[ApiKey, str]:
+        """Make a key with these rules."""
+        now_s = self.access.clock()
+        return self.access.keys.add(name, KeyRules(**rules), now_s=now_s)
+
+    async def chat(self, key: str | None, **body: Any) -> httpx.Response:
+        """Ask once."""
+        heads = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return await self.client.post(CHAT, json={**HELLO, **body}, headers=heads)
+
+
+async def words_of(call: Call) -> CallSize:
+    """An echo's tokens are words, and it says what it hears."""
+    words = len(call.messages[-1].content.split(" "))
+    return CallSize(
+        model=call.model or "echo-1",
+        prompt_tokens=words,
+        answer_tokens=call.n * min(call.sampling.max_tokens, 4096),
+    )
+
+
+def keyed_access(
+    folder: Path, *, clock: Callable[[], float] | None = None, **settings: Any
+) -> AccessControl:
+    """Access as the service opens it, on a clock of the test's."""
+    access = open_access(
+        AccessSettings(state=folder, **settings),
+        key_hashes=(),
+        clock=clock or time.time,
+        ticks=clock or time.monotonic,
+    )
+    access.size = words_of
+    return access
+
+
+def keyed_app(access: AccessControl, backend: EchoBackend, **settings: Any) -> Starlette:
+    """The app of an access."""
+    return create_app(backend, settings=replace(HttpSettings(admission=access), **settings))
+
+
+@asynccontextmanager
+async def keyed(
+    folder: Path, *, backend: EchoBackend | None = None, clock: Clock | None = None, **settings: Any
+) -> AsyncIterator[Keyed]:
+    """An app over the state in `folder`, closed in the end."""
+    access = keyed_access(folder, clock=clock, **settings)
+    backend = backend or EchoBackend()
+    app = keyed_app(access, backend)
+    try:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield Keyed(access=access, app=app, backend=backend, client=client)
+    finally:
+        await access.close()
