@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from gpus import DEVICE
 from packedlinears import random_packed
 
 from tidegate.kernels.launch import Gpu
@@ -14,6 +15,7 @@ from tidegate.kernels.linear import (
     GpuLinear,
     LinearWorkspace,
     LowRankWeight,
+    TiledLinear,
     apply_linear,
     dequantise,
     retile,
@@ -22,6 +24,7 @@ from tidegate.kernels.linear.launching import launch_dense, launch_tiled
 from tidegate.kernels.linear.plan import ProductPlan, plan_product
 from tidegate.kernels.linear.reference import linear, weight_matrix
 from tidegate.kernels.linear.tiles import number_pairs
+from tidegate.model.packed import PackedLinear
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3}
 """Of results about 1 large: float32 sums in another order; float16's last digit."""
@@ -29,7 +32,11 @@ H200 = Gpu(name="NVIDIA H200", processors=132)
 
 
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def tiles(packed: PackedLinear) -> TiledLinear:
+    return retile([packed], device=DEVICE)
 
 
 def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -60,7 +67,7 @@ def test_tiles_multiply_as_the_reference_does(
     dtype: torch.dtype,
 ) -> None:
     packed = random_packed(outputs, inputs, group, bits=bits, symmetric=symmetric, bias=bias)
-    weight, x = retile([packed]), drawn(tokens, inputs, dtype=dtype)
+    weight, x = tiles(packed), drawn(tokens, inputs, dtype=dtype)
     assert_same(apply_linear(x, weight), linear(x, weight))
 
 
@@ -68,7 +75,7 @@ def test_tiles_multiply_as_the_reference_does(
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_weight_written_out_is_the_weight(bits: int, symmetric: bool, dtype: torch.dtype) -> None:
-    weight = retile([random_packed(70, 200, 64, bits=bits, symmetric=symmetric)])
+    weight = tiles(random_packed(70, 200, 64, bits=bits, symmetric=symmetric))
     assert torch.equal(dequantise(weight, dtype), weight_matrix(weight).to(dtype))
 
 
@@ -88,8 +95,8 @@ def plan(splits: int, *, tokens: int, apart: bool = True, wide: bool = False) ->
 
 def workspace_for(one: ProductPlan) -> LinearWorkspace:
     return LinearWorkspace(
-        partial=torch.full((max(1, one.partial_sums),), torch.nan),
-        arrived=torch.zeros(one.blocks, dtype=torch.int32),
+        partial=torch.full((max(1, one.partial_sums),), torch.nan, device=DEVICE),
+        arrived=torch.zeros(one.blocks, dtype=torch.int32, device=DEVICE),
         wide=torch.empty(0),
         rows=torch.empty(0, dtype=torch.int8),
         row_scales=torch.empty(0),
@@ -98,8 +105,8 @@ def workspace_for(one: ProductPlan) -> LinearWorkspace:
 
 @pytest.mark.parametrize("splits", [1, 2, 3])
 def test_split_sums_are_the_whole_and_counters_end_at_zero(splits: int) -> None:
-    weight, x = retile([random_packed(100, 300, 64, bias=True)]), drawn(20, 300)
-    one, out = plan(splits, tokens=20), torch.empty(20, 100)
+    weight, x = tiles(random_packed(100, 300, 64, bias=True)), drawn(20, 300)
+    one, out = plan(splits, tokens=20), torch.empty(20, 100, device=DEVICE)
     workspace = workspace_for(one)
     for _ in range(2):
         launch_tiled(x, weight, out, one, workspace)
@@ -109,11 +116,11 @@ def test_split_sums_are_the_whole_and_counters_end_at_zero(splits: int) -> None:
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_the_order_of_sums_depends_on_the_splits_alone(dense: bool) -> None:
-    tiled, x = retile([random_packed(100, 300, 64)]), drawn(20, 300)
+    tiled, x = tiles(random_packed(100, 300, 64)), drawn(20, 300)
     weight = DenseWeight(weight=weight_matrix(tiled))
 
     def product(rows: torch.Tensor, one: ProductPlan) -> torch.Tensor:
-        out = torch.empty(len(rows), 100)
+        out = torch.empty(len(rows), 100, device=DEVICE)
         if dense:
             launch_dense(rows, weight, out, one, workspace_for(one))
         else:
@@ -137,7 +144,7 @@ def test_deterministic_splits_do_not_depend_on_how_many_tokens_there_are(
 ) -> None:
     for weight in (
         DenseWeight(weight=torch.empty(outputs, inputs, device="meta")),
-        retile([random_packed(outputs // 64, inputs, 128 if inputs % 128 == 0 else inputs)]),
+        tiles(random_packed(outputs // 64, inputs, 128 if inputs % 128 == 0 else inputs)),
     ):
         one = plan_product(weight, 1, H200, deterministic=True)
         many = plan_product(weight, tokens, H200, deterministic=True)
@@ -146,25 +153,25 @@ def test_deterministic_splits_do_not_depend_on_how_many_tokens_there_are(
 
 
 def test_every_kind_of_layer_is_multiplied_into_a_given_output_with_one_workspace() -> None:
-    tiled = retile([random_packed(72, 300, 64, bias=True)])
+    tiled = tiles(random_packed(72, 300, 64, bias=True))
     dense = DenseWeight(weight=drawn(40, 72), bias=drawn(40, seed=1))
-    first = retile([random_packed(72, 300, 64)])
+    first = tiles(random_packed(72, 300, 64))
     kinds: list[GpuLinear] = [tiled, dense, LowRankWeight(first=first, second=dense)]
     workspace = LinearWorkspace.of(
-        kinds, most_tokens=70, dtype=torch.float32, device="cpu", deterministic=True
+        kinds, most_tokens=70, dtype=torch.float32, device=DEVICE, deterministic=True
     )
     for weight in kinds:
         for tokens in (0, 3, 70):
             rows = drawn(tokens, 2 * weight.inputs)[:, : weight.inputs]
-            out = torch.empty(tokens, 2 * weight.outputs)[:, : weight.outputs]
+            out = torch.empty(tokens, 2 * weight.outputs, device=DEVICE)[:, : weight.outputs]
             found = apply_linear(rows, weight, out=out, deterministic=True, workspace=workspace)
             assert found is out
             assert torch.allclose(out, linear(rows, weight), atol=1e-4)
 
 
 def test_many_tokens_are_multiplied_with_the_weight_written_out() -> None:
-    weight, x = retile([random_packed(66, 48, 16, bits=8, bias=True)]), drawn(600, 48)
-    workspace = LinearWorkspace.of([weight], most_tokens=600, dtype=x.dtype, device="cpu")
+    weight, x = tiles(random_packed(66, 48, 16, bits=8, bias=True)), drawn(600, 48)
+    workspace = LinearWorkspace.of([weight], most_tokens=600, dtype=x.dtype, device=DEVICE)
     assert_same(apply_linear(x, weight, workspace=workspace), linear(x, weight))
     assert workspace.wide.any()
 
@@ -177,8 +184,8 @@ def _pairs(words: tl.tensor, out: tl.tensor, PLACE: tl.constexpr, BITS: tl.const
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
 def test_a_nibble_becomes_the_bits_of_16_and_itself_in_bfloat16(place: int) -> None:
-    nibbles = torch.arange(16, dtype=torch.int32)
-    out = torch.empty(16, dtype=torch.int32)
+    nibbles = torch.arange(16, dtype=torch.int32, device=DEVICE)
+    out = torch.empty(16, dtype=torch.int32, device=DEVICE)
     others = 0x0A5A0A5A & ~(0x000F000F << 4 * place)
     words = others | nibbles << 4 * place | (15 - nibbles) << (16 + 4 * place)
     _pairs[(1,)](words, out, PLACE=place, BITS=4)
@@ -188,11 +195,13 @@ def test_a_nibble_becomes_the_bits_of_16_and_itself_in_bfloat16(place: int) -> N
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    weight = retile([random_packed(64, 64, 64)])
+    weight = tiles(random_packed(64, 64, 64))
     with pytest.raises(ValueError, match=r"x: \(2, 63\)"):
         apply_linear(drawn(2, 63), weight)
     with pytest.raises(ValueError, match="out: "):
-        apply_linear(drawn(2, 64), weight, out=torch.empty(2, 65))
-    empty = LinearWorkspace.of([], most_tokens=1, dtype=torch.float32, device="cpu")
+        apply_linear(drawn(2, 64), weight, out=torch.empty(2, 65, device=DEVICE))
+    empty = LinearWorkspace.of([], most_tokens=1, dtype=torch.float32, device=DEVICE)
     with pytest.raises(ValueError, match="workspace: sums"):
-        launch_tiled(drawn(2, 64), weight, torch.empty(2, 64), plan(2, tokens=2), empty)
+        launch_tiled(
+            drawn(2, 64), weight, torch.empty(2, 64, device=DEVICE), plan(2, tokens=2), empty
+        )

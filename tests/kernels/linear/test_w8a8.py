@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpus import DEVICE
 from packedlinears import random_packed
 
 from tidegate.errors import ConfigError
@@ -14,14 +15,15 @@ from tidegate.kernels.linear.plan import plan_product
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def layer(
     outputs: int, inputs: int, group: int, *, symmetric: bool = True, bias: bool = False
 ) -> Int8Linear:
     return int8_linear(
-        random_packed(outputs, inputs, group, bits=8, symmetric=symmetric, bias=bias)
+        random_packed(outputs, inputs, group, bits=8, symmetric=symmetric, bias=bias),
+        device=DEVICE,
     )
 
 
@@ -55,19 +57,19 @@ def test_the_product_is_the_references(
 def test_the_reference_is_near_the_product_of_what_was_rounded() -> None:
     packed = random_packed(40, 200, 64, bits=8, symmetric=False, bias=True)
     x = drawn(30, 200)
-    exact = x @ torch.from_numpy(packed.dequantise()).T + torch.from_numpy(packed.bias)
-    found = reference_w8a8(x, int8_linear(packed))
+    exact = x.cpu() @ torch.from_numpy(packed.dequantise()).T + torch.from_numpy(packed.bias)
+    found = reference_w8a8(x.cpu(), int8_linear(packed))
     # A token's largest of 200 normal numbers is near 3, so inputs are off by 3 / 254 at most.
     assert (found - exact).abs().max() < 0.03 * exact.std()
 
 
 def test_activations_are_rounded_half_to_even_and_a_row_of_zeros_stays() -> None:
-    x = torch.tensor([[127.0, 0.5, 1.5, -2.5], [0.0, 0.0, 0.0, 0.0]])
+    x = torch.tensor([[127.0, 0.5, 1.5, -2.5], [0.0, 0.0, 0.0, 0.0]], device=DEVICE)
     rows, scales = reference_quantise(x, 6)
     assert rows.tolist() == [[127, 0, 2, -2, 0, 0], [0] * 6]
     assert scales[0] == 1
     weight = layer(64, 4, 4)
-    assert torch.equal(w8a8_linear(x, weight)[1], torch.zeros(64))
+    assert torch.equal(w8a8_linear(x, weight)[1], torch.zeros(64, device=DEVICE))
     assert torch.allclose(w8a8_linear(x, weight), reference_w8a8(x, weight), atol=1e-4)
 
 
@@ -75,9 +77,9 @@ def test_a_token_alone_and_among_others_gets_the_same_numbers_in_the_fixed_order
     weight, x = layer(64, 1200, 32), drawn(150, 1200)
     assert plan_product(weight, 1, gpu_of(x.device), deterministic=True).splits > 1
     workspace = LinearWorkspace.of(
-        [weight], most_tokens=150, dtype=x.dtype, device="cpu", deterministic=True
+        [weight], most_tokens=150, dtype=x.dtype, device=DEVICE, deterministic=True
     )
-    out = torch.empty(150, 64)
+    out = torch.empty(150, 64, device=DEVICE)
     together = w8a8_linear(x, weight, out=out, deterministic=True, workspace=workspace)
     assert together is out
     assert not workspace.arrived.any()

@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
+from gpus import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packedlinears import random_packed
@@ -21,7 +22,7 @@ WIDTH, INNER, COUNT, CHOSEN = 48, 40, 5, 2
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def layer(*, dense: bool = False, zeros: bool = False, bits: int = 4) -> ExpertWeights:
@@ -39,7 +40,7 @@ def layer(*, dense: bool = False, zeros: bool = False, bits: int = 4) -> ExpertW
         )
         for number in range(COUNT)
     ]
-    return stack_experts(experts, device="cpu", dtype=torch.float32)
+    return stack_experts(experts, device=DEVICE, dtype=torch.float32)
 
 
 def chosen_for(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,9 +60,9 @@ def test_routing_chooses_as_the_reference_does(
 
 
 def test_of_equal_experts_the_first_are_chosen() -> None:
-    experts, shares = route(torch.zeros(1, 6), chosen=3, normalised=True)
+    experts, shares = route(torch.zeros(1, 6, device=DEVICE), chosen=3, normalised=True)
     assert experts.tolist() == [[0, 1, 2]]
-    assert torch.allclose(shares, torch.full((1, 3), 1 / 3))
+    assert torch.allclose(shares, torch.full((1, 3), 1 / 3, device=DEVICE))
 
 
 @pytest.mark.parametrize("tokens", [1, 21])
@@ -86,7 +87,9 @@ def test_every_activation_is_the_references(act: Activation) -> None:
 def test_a_token_alone_and_among_others_gets_the_same_numbers() -> None:
     x, weights = drawn(40, WIDTH), layer()
     experts, shares = chosen_for(40)
-    workspace = MoeWorkspace.of(weights, most_tokens=40, chosen=CHOSEN, dtype=x.dtype, device="cpu")
+    workspace = MoeWorkspace.of(
+        weights, most_tokens=40, chosen=CHOSEN, dtype=x.dtype, device=DEVICE
+    )
     out = torch.empty_like(x)
     together = moe(x, experts, shares, weights, "silu", out=out, workspace=workspace)
     assert together is out
@@ -98,8 +101,8 @@ def test_a_token_alone_and_among_others_gets_the_same_numbers() -> None:
 
 def test_all_tokens_of_one_expert_and_none_of_the_others() -> None:
     x, weights = drawn(37, WIDTH), layer()
-    experts = torch.tensor([[3, 0]], dtype=torch.int32).repeat(37, 1)
-    shares = torch.full((37, 2), 0.5)
+    experts = torch.tensor([[3, 0]], dtype=torch.int32, device=DEVICE).repeat(37, 1)
+    shares = torch.full((37, 2), 0.5, device=DEVICE)
     found = moe(x, experts, shares, weights, "silu")
     assert torch.allclose(found, reference.moe(x, experts, shares, weights, "silu"), atol=1e-5)
 
