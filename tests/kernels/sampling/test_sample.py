@@ -13,8 +13,8 @@ from gpus import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from randomdraws import some_draw, some_logits
+from samplingasks import asks_of
 
-from tidegate.cloud.device_draws import asks_of, can_draw
 from tidegate.engine import sampling as host
 from tidegate.engine.request import SamplingParams
 from tidegate.engine.sampling import Draw
@@ -140,11 +140,6 @@ def test_the_share_of_a_token_is_its_probability() -> None:
 def test_a_temperature_next_to_none_takes_the_largest() -> None:
     logits = np.array([[1.0, 1.0000001, 0.5]], np.float32)
     assert by_kernels(logits, [with_params(temperature=1e-300)]) == [1]
-
-
-def test_who_wants_likelihoods_is_left_to_the_host() -> None:
-    assert can_draw(PLAIN)
-    assert not can_draw(with_params(logprobs=0))
 
 
 @pytest.mark.gpu

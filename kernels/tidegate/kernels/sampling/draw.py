@@ -90,7 +90,7 @@ def weigh_tiles(
             if masks is not None:
                 bits = masks + row.to(tl.int64) * words
             masked = tl.load(integers + row * 2 + 1)
-            x = logits_of(logits + row * stride, ids, vocab, bits, masked)
+            x = logits_of(logits + row.to(tl.int64) * stride, ids, vocab, bits, masked)
             key = key_of(x)
             weights += tl.where(key > low, weight_of(x, peak, temperature, min_p), 0)
             at += tl.where(key == low, 1, 0)
@@ -142,7 +142,7 @@ def draw_tokens(
     if masks is not None:
         bits = masks + row.to(tl.int64) * words
     masked = tl.load(integers + row * 2 + 1)
-    x = logits_of(logits + row * stride, ids, vocab, bits, masked)
+    x = logits_of(logits + row.to(tl.int64) * stride, ids, vocab, bits, masked)
     key = key_of(x)
     tied = key == low
     keeps = (key > low) | (tied & (tl.cumsum(tl.where(tied, 1, 0), axis=0) <= rank))

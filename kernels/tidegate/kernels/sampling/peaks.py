@@ -40,7 +40,7 @@ def edit_rows(
         bias = tl.load(edits + places * 4 + 1, mask, other=0).to(tl.float32, bitcast=True)
         count = tl.load(edits + places * 4 + 2, mask, other=-1)
         barred = tl.load(edits + places * 4 + 3, mask, other=0)
-        where = logits + row * stride + token
+        where = logits + row.to(tl.int64) * stride + token
         value = tl.load(where, mask, other=0.0) + bias
         wide = value.to(tl.float64)
         wide = tl.where(wide > 0, wide / factor, wide * factor)
@@ -72,7 +72,7 @@ def find_peaks(
     part = tl.arange(0, PARTS)
     ids = tile * PARTS * PART + part[:, None] * PART + tl.arange(0, PART)[None, :]
     inside = ids < vocab
-    x = tl.load(logits + row * stride + ids, mask=inside, other=-float("inf"))
+    x = tl.load(logits + row.to(tl.int64) * stride + ids, mask=inside, other=-float("inf"))
     unsound = tl.max(tl.where((x != x) | (x == float("inf")), 1, 0))
     if masks is not None:
         masked = tl.load(integers + row * 2 + 1)
@@ -127,7 +127,7 @@ def settle_rows(
                 barred = tl.load(edits + places * 4 + 3, places < end, other=0) != 0
                 token = tl.load(edits + places * 4, barred, other=0)
                 value = tl.load(saved + places, barred, other=-float("inf"))
-                tl.store(logits + row * stride + token, value, barred)
+                tl.store(logits + row.to(tl.int64) * stride + token, value, barred)
                 # Whatever skips parts by their peaks must not skip this one.
                 tl.store(part_peaks + row * parts + token // PART, float("inf"), barred)
                 if masks is not None:

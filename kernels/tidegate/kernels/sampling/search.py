@@ -158,7 +158,7 @@ def search(
         top = tl.load(part_peaks + (row * TILE_COUNT + tile) * PARTS + part)
         if key_of(top) >= low:
             ids = (tile * PARTS + part) * PART + tl.arange(0, PART)
-            mine = logits + row * stride
+            mine = logits + row.to(tl.int64) * stride
             bits = masks
             if masks is not None:
                 bits = masks + row.to(tl.int64) * words

@@ -1,8 +1,6 @@
-"""`asks_of`: what the rows of a step want, as the tensors that the sampling kernels take.
+"""`asks_of`: what the rows of a step want as tensors, row by row: the twin of `DrawBuffers`.
 
-The host computes what depends on a request alone: its uniform number, the tokens that it has had
-(`Draw.history` is complete), biases and barred ends, merged into one edit per token. Likelihoods
-are not computed on the device: who wants them gets the logits.
+Biases, the tokens so far and barred ends are merged into one edit per token.
 """
 
 from __future__ import annotations
@@ -16,15 +14,7 @@ import torch
 from tidegate.engine.sampling import Draw, uniform
 from tidegate.kernels.sampling.asks import NUMBERS, Column, Depth, SamplingAsks
 
-MOST_EDITS = 8192
-"""Edits of one row that are sent to the device; a row with more is left to the host."""
-
 Edits = npt.NDArray[np.int32]
-
-
-def can_draw(draw: Draw) -> bool:
-    """Whether the device chooses by this draw: it may want no likelihoods and few edits."""
-    return draw.params.logprobs is None and _edits_at_most(draw) <= MOST_EDITS
 
 
 def asks_of(draws: Sequence[Draw], vocab: int) -> SamplingAsks:
@@ -76,19 +66,12 @@ def _depth(draw: Draw) -> Depth:
     return (Depth.DRAW, Depth.CUT, Depth.CUT_TWICE)[cuts]
 
 
-def _edits_at_most(draw: Draw) -> int:
-    history = draw.history if draw.params.penalises else None
-    return len(draw.params.logit_bias) + len(_barred(draw)) + (len(history.ids) if history else 0)
-
-
 def _barred(draw: Draw) -> tuple[int, ...]:
     return draw.ends if draw.position < draw.ends_from else ()
 
 
 def _edits(draw: Draw) -> Edits:
     """int32 [E, 4], one row per token that is changed; see `SamplingAsks`."""
-    if not _edits_at_most(draw):
-        return np.empty((0, 4), np.int32)
     biased = np.array([token for token, _ in draw.params.logit_bias], np.int64)
     had, counts = np.empty(0, np.int64), np.empty(0, np.int32)
     if draw.params.penalises:
