@@ -217,13 +217,17 @@ class RawBroker:
         return bytes(self.got)
 
 
-async def through(
-    faults: Faults,
-    main: Callable[
-        [ChaosProxy, RawBroker, asyncio.StreamReader, asyncio.StreamWriter],
-        Coroutine[None, None, None],
-    ],
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Wire:
+    """A client's connection through a proxy, and who is at the other end."""
+
+    proxy: ChaosProxy
+    broker: RawBroker
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+async def through(faults: Faults, main: Callable[[Wire], Coroutine[None, None, None]]) -> None:
     """Run `main` with one client connected through a proxy."""
     broker = RawBroker()
     server = await asyncio.start_server(broker.serve, "127.0.0.1", 0)
@@ -235,7 +239,7 @@ async def through(
         broker.got.clear()
         proxy.set_faults(faults)
         try:
-            await main(proxy, broker, reader, writer)
+            await main(Wire(proxy=proxy, broker=broker, reader=reader, writer=writer))
         finally:
             writer.close()
     server.close()
@@ -245,20 +249,15 @@ async def through(
 
 
 def test_bytes_pass_both_ways_and_are_counted() -> None:
-    async def main(
-        proxy: ChaosProxy,
-        broker: RawBroker,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    async def main(wire: Wire) -> None:
         sent = [publish("t", bytes(90_000), qos=1, packet_id=1), numbered(2)]
         for piece in (sent[0][:70_000], sent[0][70_000:] + sent[1][:3], sent[1][3:]):
-            writer.write(piece)
-            await writer.drain()
-        assert await broker.until(len(b"".join(sent))) == b"".join(sent)
-        broker.writers[0].write(numbered(3, qos=0))
-        assert await reader.readexactly(len(numbered(3, qos=0))) == numbered(3, qos=0)
-        deeds = proxy.snapshot()
+            wire.writer.write(piece)
+            await wire.writer.drain()
+        assert await wire.broker.until(len(b"".join(sent))) == b"".join(sent)
+        wire.broker.writers[0].write(numbered(3, qos=0))
+        assert await wire.reader.readexactly(len(numbered(3, qos=0))) == numbered(3, qos=0)
+        deeds = wire.proxy.snapshot()
         assert (deeds.messages_up, deeds.messages_down, deeds.connections) == (2, 1, 1)
         assert deeds.bytes_up == len(b"".join(sent))
 
@@ -266,69 +265,49 @@ def test_bytes_pass_both_ways_and_are_counted() -> None:
 
 
 def test_a_message_that_nothing_overtakes_goes_on_by_itself() -> None:
-    async def main(
-        proxy: ChaosProxy,
-        broker: RawBroker,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        writer.write(numbered(1))
-        assert await broker.until(1) == numbered(1)
-        assert proxy.deeds.reordered == 1
+    async def main(wire: Wire) -> None:
+        wire.writer.write(numbered(1))
+        assert await wire.broker.until(1) == numbered(1)
+        assert wire.proxy.deeds.reordered == 1
 
     asyncio.run(through(Faults(reorder=1.0, hold_s=0.02), main))
 
 
 def test_a_cut_ends_the_connection_for_both() -> None:
-    async def main(
-        proxy: ChaosProxy,
-        broker: RawBroker,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        writer.write(numbered(1))
+    async def main(wire: Wire) -> None:
+        wire.writer.write(numbered(1))
         with suppress(ConnectionResetError):
-            assert await reader.read() == b""
-        assert bytes(broker.got) == b""
-        assert proxy.deeds.cut == 1
+            assert await wire.reader.read() == b""
+        assert bytes(wire.broker.got) == b""
+        assert wire.proxy.deeds.cut == 1
 
     asyncio.run(through(Faults(cut=1.0), main))
 
 
 def test_nothing_passes_a_partition_and_everything_does_after_it() -> None:
-    async def main(
-        proxy: ChaosProxy,
-        broker: RawBroker,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        proxy.partition(0.3)
+    async def main(wire: Wire) -> None:
+        wire.proxy.partition(0.3)
         for number in (1, 2):
-            writer.write(numbered(number))
+            wire.writer.write(numbered(number))
         await asyncio.sleep(0.15)
-        assert bytes(broker.got) == b""
+        assert bytes(wire.broker.got) == b""
         sent = numbered(1) + numbered(2)
-        assert await broker.until(len(sent)) == sent
-        assert proxy.deeds.partitioned == 1
+        assert await wire.broker.until(len(sent)) == sent
+        assert wire.proxy.deeds.partitioned == 1
 
     asyncio.run(through(NEVER, main))
 
 
 def test_a_side_that_reads_nothing_does_not_fill_our_memory() -> None:
-    async def main(
-        proxy: ChaosProxy,
-        broker: RawBroker,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        broker.writers[0].transport.pause_reading()  # type: ignore[attr-defined]
+    async def main(wire: Wire) -> None:
+        wire.broker.writers[0].transport.pause_reading()  # type: ignore[attr-defined]
         frame = publish("t", bytes(200_000), qos=0)
         passed = 0
         try:
             async with asyncio.timeout(1.0):
                 for _ in range(400):
-                    writer.write(frame)
-                    await writer.drain()
+                    wire.writer.write(frame)
+                    await wire.writer.drain()
                     passed += 1
         except TimeoutError:
             pass
@@ -338,14 +317,9 @@ def test_a_side_that_reads_nothing_does_not_fill_our_memory() -> None:
 
 
 def test_a_client_that_speaks_no_mqtt_is_cut_off_and_counted() -> None:
-    async def main(
-        proxy: ChaosProxy,
-        broker: RawBroker,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        writer.write(b"\x30\xff\xff\xff\xff\xff")
-        while not proxy.deeds.malformed:
+    async def main(wire: Wire) -> None:
+        wire.writer.write(b"\x30\xff\xff\xff\xff\xff")
+        while not wire.proxy.deeds.malformed:
             await asyncio.sleep(0.005)
 
     asyncio.run(through(NEVER, main))

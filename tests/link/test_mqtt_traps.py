@@ -34,6 +34,19 @@ async def running(
         await asyncio.wait([task])
 
 
+@asynccontextmanager
+async def connected(
+    peer: MqttPeer, *filters: str
+) -> AsyncIterator[tuple[MqttTransport, asyncio.Task[None], AsyncIterator[TransportEvent]]]:
+    """A transport at work on a broker that behaves as `peer` says."""
+    async with serving(peer) as url:
+        transport = MqttTransport(url)
+        for topic_filter in filters:
+            transport.subscribe(topic_filter)
+        async with running(transport) as (task, events):
+            yield transport, task, events
+
+
 def run(main: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(asyncio.wait_for(main(), 20))
 
@@ -47,19 +60,15 @@ def test_no_more_publishes_are_in_flight_than_the_window_holds() -> None:
     peer = MqttPeer(acknowledge=False)
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url)
-            async with running(transport):
-                sending = [
-                    asyncio.create_task(transport.publish("a", b"%d" % i)) for i in range(40)
-                ]
-                await until(lambda: peer.count(PUBLISH) == WINDOW_PUBLISHES)
-                await asyncio.sleep(0.1)
-                assert peer.count(PUBLISH) == WINDOW_PUBLISHES
-                assert sum(task.done() for task in sending) == WINDOW_PUBLISHES
-                for task in sending:
-                    task.cancel()
-                await asyncio.wait(sending)
+        async with connected(peer) as (transport, _, _):
+            sending = [asyncio.create_task(transport.publish("a", b"%d" % i)) for i in range(40)]
+            await until(lambda: peer.count(PUBLISH) == WINDOW_PUBLISHES)
+            await asyncio.sleep(0.1)
+            assert peer.count(PUBLISH) == WINDOW_PUBLISHES
+            assert sum(task.done() for task in sending) == WINDOW_PUBLISHES
+            for task in sending:
+                task.cancel()
+            await asyncio.wait(sending)
 
     run(main)
 
@@ -84,18 +93,16 @@ def test_a_reconnect_repeats_nothing() -> None:
     peer = MqttPeer(acknowledge=False)
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url)
-            async with running(transport) as (_, events):
-                for _ in range(5):
-                    await transport.publish("a", b"")
-                await until(lambda: peer.count(PUBLISH) == 5)
-                assert transport._connection is not None
-                transport._connection._socket._socket.shutdown(2)  # as a cut cable shows
-                assert await anext(events) == Disconnected()
-                assert await anext(events) == Connected()
-                await asyncio.sleep(0.1)
-                assert peer.count(PUBLISH) == 5
+        async with connected(peer) as (transport, _, events):
+            for _ in range(5):
+                await transport.publish("a", b"")
+            await until(lambda: peer.count(PUBLISH) == 5)
+            assert transport._connection is not None
+            transport._connection._socket._socket.shutdown(2)  # as a cut cable shows
+            assert await anext(events) == Disconnected()
+            assert await anext(events) == Connected()
+            await asyncio.sleep(0.1)
+            assert peer.count(PUBLISH) == 5
 
     run(main)
 
@@ -106,12 +113,9 @@ def test_a_message_whose_handling_fails_does_not_end_the_listening() -> None:
     peer = MqttPeer(after_subscribe=frames)
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url)
-            transport.subscribe("t")
-            async with running(transport) as (_, events):
-                assert await anext(events) == Message("t", b"good")
-                assert peer.connections == 1
+        async with connected(peer, "t") as (_, _, events):
+            assert await anext(events) == Message("t", b"good")
+            assert peer.connections == 1
 
     run(main)
 
@@ -133,14 +137,11 @@ def test_a_packet_that_paho_trips_over_costs_the_connection_and_no_more(frame: b
     peer = MqttPeer(after_subscribe=frame)
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url)
-            transport.subscribe("t")
-            async with running(transport) as (task, events):
-                assert await anext(events) == Disconnected()
-                assert await anext(events) == Connected()
-                assert not task.done()
-                assert peer.connections == 2
+        async with connected(peer, "t") as (_, task, events):
+            assert await anext(events) == Disconnected()
+            assert await anext(events) == Connected()
+            assert not task.done()
+            assert peer.connections == 2
 
     run(main)
 
@@ -150,12 +151,9 @@ def test_a_packet_beyond_all_measure_is_not_waited_for() -> None:
     peer = MqttPeer(after_subscribe=b"\x30\x80\x84\xaf\x5f" + bytes(100))
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url)
-            transport.subscribe("t")
-            async with running(transport) as (_, events):
-                assert await anext(events) == Disconnected()
-                assert "a packet of 2" in transport.status or transport.connected
+        async with connected(peer, "t") as (transport, _, events):
+            assert await anext(events) == Disconnected()
+            assert "a packet of 2" in transport.status or transport.connected
 
     run(main)
 
@@ -164,13 +162,11 @@ def test_a_message_larger_than_anything_legal_is_not_sent() -> None:
     peer = MqttPeer()
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url)
-            async with running(transport):
-                with pytest.raises(UnavailableError, match="must be at most"):
-                    await transport.publish("a", bytes(MAX_MESSAGE_BYTES + 1))
-                await transport.publish("a", b"small")
-                await until(lambda: peer.count(PUBLISH) == 1)
+        async with connected(peer) as (transport, _, _):
+            with pytest.raises(UnavailableError, match="must be at most"):
+                await transport.publish("a", bytes(MAX_MESSAGE_BYTES + 1))
+            await transport.publish("a", b"small")
+            await until(lambda: peer.count(PUBLISH) == 1)
 
     run(main)
 
@@ -216,12 +212,10 @@ def test_an_unanswered_publish_ends_the_connection_though_pings_are_answered(
     peer = MqttPeer(acknowledge=False)
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url)
-            async with running(transport) as (_, events):
-                await transport.publish("a", b"")
-                assert await anext(events) == Disconnected()
-                assert "stopped acknowledging" in transport.status
+        async with connected(peer) as (transport, _, events):
+            await transport.publish("a", b"")
+            assert await anext(events) == Disconnected()
+            assert "stopped acknowledging" in transport.status
 
     run(main)
 
@@ -235,14 +229,12 @@ def test_a_half_open_connection_is_noticed_by_its_silence(
     peer = MqttPeer()
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url)
-            async with running(transport) as (_, events):
-                await until(lambda: peer.count(PINGREQ) >= 2)
-                assert transport.connected, "its pings are answered"
-                peer.pong = False
-                assert await anext(events) == Disconnected()
-                assert "fallen silent" in transport.status
+        async with connected(peer) as (transport, _, events):
+            await until(lambda: peer.count(PINGREQ) >= 2)
+            assert transport.connected, "its pings are answered"
+            peer.pong = False
+            assert await anext(events) == Disconnected()
+            assert "fallen silent" in transport.status
 
     run(main)
 
@@ -256,13 +248,11 @@ def test_a_machine_that_slept_is_not_told_that_the_broker_was_silent(
     peer = MqttPeer()
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url)
-            async with running(transport):
-                time.sleep(1.6)  # the whole process
-                await asyncio.sleep(0.5)
-                assert transport.connected
-                assert peer.connections == 1
+        async with connected(peer) as (transport, _, _):
+            time.sleep(1.6)  # the whole process
+            await asyncio.sleep(0.5)
+            assert transport.connected
+            assert peer.connections == 1
 
     run(main)
 
@@ -271,20 +261,18 @@ def test_a_slow_broker_makes_publishers_wait_and_holds_no_more_than_the_window()
     peer = MqttPeer()
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url)
-            async with running(transport):
-                peer.read = False
-                sending = [
-                    asyncio.create_task(transport.publish("a", bytes(60_000))) for _ in range(200)
-                ]
-                await asyncio.sleep(0.2)
-                one_it_was_reading = 1
-                taken = sum(task.done() for task in sending)
-                assert taken <= WINDOW_PUBLISHES + one_it_was_reading
-                peer.read = True
-                await asyncio.gather(*sending)
-                await until(lambda: peer.count(PUBLISH) == 200)
+        async with connected(peer) as (transport, _, _):
+            peer.read = False
+            sending = [
+                asyncio.create_task(transport.publish("a", bytes(60_000))) for _ in range(200)
+            ]
+            await asyncio.sleep(0.2)
+            one_it_was_reading = 1
+            taken = sum(task.done() for task in sending)
+            assert taken <= WINDOW_PUBLISHES + one_it_was_reading
+            peer.read = True
+            await asyncio.gather(*sending)
+            await until(lambda: peer.count(PUBLISH) == 200)
 
     run(main)
 
@@ -342,13 +330,11 @@ def test_a_clean_end_does_not_wait_for_a_broker_that_answers_nothing(
     peer = MqttPeer(acknowledge=False)
 
     async def main() -> None:
-        async with serving(peer) as url:
-            transport = MqttTransport(url)
-            async with running(transport) as (task, _):
-                await transport.publish("a", b"")
-                task.cancel()
-                async with asyncio.timeout(2):
-                    await asyncio.wait([task])
+        async with connected(peer) as (transport, task, _):
+            await transport.publish("a", b"")
+            task.cancel()
+            async with asyncio.timeout(2):
+                await asyncio.wait([task])
 
     run(main)
 
