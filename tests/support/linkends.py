@@ -5,20 +5,25 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from linklab import CrashingDatabase
 
+from tidegate.link import gateway_store
 from tidegate.link.effects import Publish, RunId
 from tidegate.link.fleet import add_gateway, pair
 from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_output import Produced
-from tidegate.link.identity import DeviceIdentity, GatewayIdentity
+from tidegate.link.identity import DeviceIdentity, GatewayIdentity, load_gateway
 from tidegate.link.prekeys import PrekeyStore
 from tidegate.link.topics import GONE, HERE, Topics
 from tidegate.link.transport import Message
+
+DEADLINE_S = 3 * 3600.0
+"""More than a clock is wrong. A device that was asked while two hours slow and started again while
+two hours fast gives up all the same: `deadline_exceeded`, which is told and not lost."""
 
 
 def make_fleet(root: Path) -> None:
@@ -55,6 +60,17 @@ class GatewayEnd:
 
 WALL_S = 1_800_000_000.0
 """Unix seconds when a world begins."""
+
+
+def new_gateway(fleet: Path, scratch: Path, seed: int, number: int) -> GatewayEnd:
+    """Gateway `number` of `make_fleet`'s, with a disk of its own for this history."""
+    stem = f"{seed}-{number}"
+    return GatewayEnd(
+        name=f"gw{number}",
+        disk=CrashingDatabase(scratch / f"g{stem}.sqlite", gateway_store.SCHEMA),
+        identity=load_gateway(fleet / ("gateway" if number == 0 else f"gateway{number}")),
+        prekeys=PrekeyStore(scratch / f"prekeys{stem}.json"),
+    )
 
 
 class Agenda:
@@ -110,9 +126,7 @@ def presence(
     return Publish(topic=topic, payload=word + rng.randbytes(16))
 
 
-def false_presence(rng: random.Random, device: DeviceIdentity) -> Iterator[Publish]:
+def false_presence(rng: random.Random, device: DeviceIdentity) -> Publish:
     """What need not be true, need not be new, need not be clear, and need not be about anybody."""
     word = rng.choice((GONE, GONE, HERE, b"", rng.randbytes(1)))
-    handle = rng.choice((None, None, "f" * 32))
-    for _ in range(rng.choice((1, 1, 5))):
-        yield presence(rng, device, word, handle)
+    return presence(rng, device, word, rng.choice((None, None, "f" * 32)))

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from linkends import Agenda, App, GatewayEnd, false_presence, presence
+from linkends import DEADLINE_S, Agenda, App, GatewayEnd, false_presence, new_gateway, presence
 from linklab import Crash, CrashingDatabase
 from linkweather import Setting, Weather
 
-from tidegate.link import gateway_store, outbox
+from tidegate.link import outbox
 from tidegate.link.device_core import DeviceCore
 from tidegate.link.device_states import State
 from tidegate.link.effects import (
@@ -37,18 +37,14 @@ from tidegate.link.gateway_core import GatewayCore
 from tidegate.link.gateway_keys import GatewayKeys
 from tidegate.link.gateway_output import Finished, Produced
 from tidegate.link.gateway_store import GatewayStore
-from tidegate.link.identity import load_device, load_gateway
+from tidegate.link.identity import load_device
 from tidegate.link.messages import Status
 from tidegate.link.outbox import Outbox, Outcome
-from tidegate.link.prekeys import ModelOffer, PrekeyStore
+from tidegate.link.prekeys import ModelOffer
 from tidegate.link.registry import DeviceRegistry
 from tidegate.link.timing import Timing
 from tidegate.link.topics import GONE, HERE
 from tidegate.link.transport import Message
-
-DEADLINE_S = 3 * 3600.0
-"""More than a clock is wrong. A device that was asked while two hours slow and started again while
-two hours fast gives up all the same: `deadline_exceeded`, which is told and not lost."""
 
 
 @dataclass(kw_only=True)
@@ -80,7 +76,8 @@ class World(Agenda):
         self.registry = DeviceRegistry(self.fleet / "gateway" / "devices.sqlite")
         self.device_disk = CrashingDatabase(self.scratch / f"d{self.seed}.sqlite", outbox.SCHEMA)
         self.device_identity = load_device(self.fleet / "device")
-        self.gateways = [self.new_gateway(number) for number in range(self.setting.gateways)]
+        numbers = range(self.setting.gateways)
+        self.gateways = [new_gateway(self.fleet, self.scratch, self.seed, n) for n in numbers]
         self.up = True
         self.lost_way = ""
         """Part of the topics on which everything is lost now."""
@@ -104,7 +101,10 @@ class World(Agenda):
                 self.weather.clock_jump_every_s,
                 lambda: self.jump(["device", *(end.name for end in self.gateways)]),
             ),
-            (self.weather.presence_lie_every_s, self.lie),
+            (
+                self.weather.presence_lie_every_s,
+                lambda: self.publish(false_presence(self.rng, self.device_identity)),
+            ),
             (self.weather.device_crash_every_s, lambda: self.device_disk.light(self.rng, 6)),
             (
                 self.weather.gateway_crash_every_s,
@@ -113,16 +113,6 @@ class World(Agenda):
         ):
             if every_s:
                 self.repeat(every_s, action, until_s=self.weather.calm_after_s)
-
-    def new_gateway(self, number: int) -> GatewayEnd:
-        folder = self.fleet / ("gateway" if number == 0 else f"gateway{number}")
-        stem = f"{self.seed}-{number}"
-        return GatewayEnd(
-            name=f"gw{number}",
-            disk=CrashingDatabase(self.scratch / f"g{stem}.sqlite", gateway_store.SCHEMA),
-            identity=load_gateway(folder),
-            prekeys=PrekeyStore(self.scratch / f"prekeys{stem}.json"),
-        )
 
     # Time.
 
@@ -328,10 +318,6 @@ class World(Agenda):
         """The broker tells every gateway how the device is."""
         if self.weather.presence_lie_every_s:
             self.publish(presence(self.rng, self.device_identity, word))
-
-    def lie(self) -> None:
-        for message in false_presence(self.rng, self.device_identity) if self.up else ():
-            self.publish(message)
 
     def publish(self, message: Publish, end: GatewayEnd | None = None) -> None:
         self.sent.append((self.now_s, message.topic, len(message.payload)))
