@@ -28,7 +28,7 @@ def test_the_flags_of_the_page_are_those_of_the_commands() -> None:
         parser = argparse.ArgumentParser()
         add(parser)
         known |= {word for word in parser.format_help().split() if word.startswith("--link-http")}
-    known = {word.strip("[],:") for word in known}
+    known = {word.strip("[],:)") for word in known}
     assert known <= set(re.findall(r"--link-http[a-z-]*", PAGE))
     assert set(re.findall(r"--link-http[a-z-]*", PAGE)) <= known
 

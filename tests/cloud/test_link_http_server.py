@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from linkhttp import SOON, http_of, running, until
@@ -188,3 +189,26 @@ def test_a_gateway_has_a_broker_or_http_or_both(fleet: Path) -> None:
     with pytest.raises(ConfigError, match="--link-http"):
         GatewaySettings(broker=None, keys=fleet / "gateway")
     assert GatewaySettings(broker=None, keys=fleet / "gateway", http=HERE).http is HERE
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, ""),
+        ({"names": ("gateway.example", "10.0.0.1")}, "https://gateway.example:{port}"),
+        ({"names": ("::1",)}, "https://[::1]:{port}"),
+        ({"url": "https://proxy.example/home/"}, "https://proxy.example:443/home"),
+    ],
+)
+def test_adverts_name_what_devices_call_it(fleet: Path, change: dict[str, Any], told: str) -> None:
+    async def main() -> None:
+        async with serving(fleet, replace(HERE, **change)) as server:
+            port = server.url.rsplit(":", 1)[1]
+            assert server.public_url == told.format(port=port)
+
+    run(main)
+
+
+def test_an_address_for_adverts_without_tls_is_refused(fleet: Path) -> None:
+    with pytest.raises(ConfigError, match="--link-http-plain"):
+        LinkHttpServer(fleet / "gateway", replace(HERE, url="http://proxy.example"))

@@ -220,9 +220,8 @@ def test_a_gateway_that_takes_nothing_makes_publishing_wait_and_not_grow(device:
 
 
 def test_too_many_gateways_are_refused(device: Path) -> None:
-    for count in (0, 9):
-        with pytest.raises(ConfigError, match=r"link\.http"):
-            HttpTransport(["http://127.0.0.1:1"] * count, lambda: load_device(device))
+    with pytest.raises(ConfigError, match=r"link\.http"):
+        HttpTransport(["http://127.0.0.1:1"] * 9, lambda: load_device(device))
 
 
 def test_a_proxy_of_the_environment_is_not_used_for_this_machine(

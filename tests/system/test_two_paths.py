@@ -158,6 +158,46 @@ def test_a_device_that_knows_no_broker_works_over_http_alone(deployment: TwoPath
     assert device.stop() == 0
 
 
+def test_a_device_learns_the_second_path_through_the_first_and_keeps_it(
+    deployment: TwoPaths,
+) -> None:
+    folder = deployment.folder
+    add_device(folder / "gateway" / "fleet", folder / "learner", [folder / "gateway"])
+    shares_authority(folder, "learner")
+    device = deployment.another_device("learner")
+    deployment.ready(device)
+    until(lambda: (folder / "learner" / "gateways.json").exists(), "the URL is learned")
+    assert deployment.path(device) == "mqtt"
+    assert device.stop() == 0
+    nowhere = f"mqtt://127.0.0.1:{free_port()}"
+    device = deployment.services.serve(
+        deployment.bundle,
+        *("--link", nowhere, "--keys", str(folder / "learner"), "--link-http-after", "0.5"),
+    )
+    deployment.ready(device)
+    assert deployment.path(device) == "http"
+    assert device.stop() == 0
+
+
+def test_a_cloud_that_is_told_to_stop_first_ends_what_it_streams_over_http(
+    deployment: TwoPaths,
+) -> None:
+    folder = deployment.folder
+    device = deployment.services.serve(
+        deployment.bundle, *("--keys", str(folder / "only"), "--link-http", deployment.gateway_url)
+    )
+    deployment.ready(device)
+    body = to_cloud(max_tokens=300)
+    whole = directly(deployment, body)
+    with streamed(device.url, body) as stream:
+        stream.read(10)
+        assert deployment.cloud.stop() == 0
+        stream.read()
+    assert stream.text == whole
+    deployment.start_cloud()
+    assert device.stop() == 0
+
+
 def test_a_gateway_that_nobody_vouches_for_is_not_spoken_to(deployment: TwoPaths) -> None:
     folder = deployment.folder
     add_device(folder / "gateway" / "fleet", folder / "wary", [folder / "gateway"])

@@ -18,7 +18,7 @@ from tidegate.link.http_door import HttpDoor
 from tidegate.link.http_hub import HttpHub
 from tidegate.link.http_stream import HubLimits
 from tidegate.link.http_tls import HttpTls, has_certificate
-from tidegate.link.http_url import is_loopback
+from tidegate.link.http_url import HttpUrl, is_loopback
 
 logger = logging.getLogger(__name__)
 _RENEW_EVERY_S = 3600.0
@@ -35,6 +35,8 @@ class LinkHttpSettings:
     port: int
     names: tuple[str, ...] = ()
     """What devices call it by: its authority then makes a certificate for these."""
+    url: str = ""
+    """What adverts say that devices find it at; by default the first of `names`, if there are."""
     client_certificates: bool = False
     """Ask every device for its certificate of the fleet as well."""
     plain: bool = False
@@ -56,6 +58,9 @@ class LinkHttpServer:
     """
 
     def __init__(self, keys: Path, settings: LinkHttpSettings) -> None:
+        self._settings = settings
+        if settings.url:
+            HttpUrl.parse(settings.url, plain=settings.plain)
         tls = None
         if settings.names or has_certificate(keys):
             tls = HttpTls(keys, names=settings.names, clients=settings.client_certificates)
@@ -89,6 +94,17 @@ class LinkHttpServer:
         if tls is not None:
             self._tls = tls
             self.hub.serve_with(self._renew)
+
+    @property
+    def public_url(self) -> str:
+        """For adverts; empty when nobody has said how devices call it."""
+        if self._settings.url:
+            return str(HttpUrl.parse(self._settings.url, plain=self._settings.plain))
+        if not self._settings.names:
+            return ""
+        port = self.url.rsplit(":", 1)[1]
+        name = self._settings.names[0]
+        return f"https://{f'[{name}]' if ':' in name else name}:{port}"
 
     @property
     def url(self) -> str:

@@ -245,6 +245,7 @@ def _open_gateway(
         models=lambda: (offer,),
         timing=Timing(pacing=settings.pacing),
         suites=settings.suites,
+        http="" if http is None else http.public_url,
     )
 
 

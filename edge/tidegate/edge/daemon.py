@@ -53,9 +53,8 @@ from tidegate.link.device import DeviceLink
 from tidegate.link.enrolment_renewal import CertificateRenewal
 from tidegate.link.key_rotation import KeyRotation
 from tidegate.link.path_choice import PATIENCE_S
-from tidegate.link.paths_access import device_way
+from tidegate.link.paths_access import DeviceWay, device_way
 from tidegate.link.suites import PREFERENCE
-from tidegate.link.transport import Transport
 from tidegate.model.bundle import Bundle
 from tidegate.model.manifest import MAX_MANIFEST_BYTES, Manifest
 
@@ -78,10 +77,12 @@ class LinkSettings:
     """URLs of gateways, for when the broker cannot be reached; alone without a broker."""
     http_after_s: float = PATIENCE_S
     """Without the broker before they are used, and with it before it is gone back to."""
+    http_learn: bool = True
+    """Use the URLs that gateways name in their signed adverts, too."""
     http_plain: bool = False
     """Allow `http://` to other machines."""
 
-    def way(self) -> Transport:
+    def way(self) -> DeviceWay:
         """What carries the link.
 
         Raises:
@@ -93,6 +94,7 @@ class LinkSettings:
             check=self.broker_check,
             http=self.http,
             http_after_s=self.http_after_s,
+            learn=self.http_learn,
             plain=self.http_plain,
         )
 
@@ -219,11 +221,13 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         link = None
         upkeep: tuple[tuple[str, Part], ...] = ()
         if settings.link is not None:
-            link = DeviceLink(settings.link.keys, settings.link.way(), suites=settings.link.suites)
+            way = settings.link.way()
+            link = DeviceLink(settings.link.keys, way.transport, suites=settings.link.suites)
             stack.push_async_callback(link.close)
             upkeep = (
                 ("certificate renewal", CertificateRenewal(settings.link.keys, link).run),
                 ("key rotation", KeyRotation(settings.link.keys, link).run),
+                ("learning gateways' URLs", partial(way.learn, link)),
             )
         executor = _open_model(bundle, settings)
         stack.callback(executor.close)

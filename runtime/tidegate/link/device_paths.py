@@ -55,6 +55,8 @@ class DevicePaths:
 
     @property
     def status(self) -> str:
+        if not self._http.status:
+            return self._broker.status
         used = {"broker": "the broker", "http": "http", "none": "no path"}[self._choice.use]
         waits = "" if self._running is not None else " (waits)"
         return f"{self._broker.status}; {self._http.status}{waits}; using {used}"

@@ -18,6 +18,8 @@ class GatewayView:
     models: tuple[ModelOffer, ...]
     load: float
     age_s: float
+    http: str = ""
+    """Where it takes devices over HTTP; empty for nowhere."""
 
     @classmethod
     def of(cls, advert: Advert, now_s: float) -> Self:
@@ -26,6 +28,7 @@ class GatewayView:
             models=advert.models,
             load=advert.load,
             age_s=max(0.0, now_s - advert.issued_s),
+            http=advert.http,
         )
 
 

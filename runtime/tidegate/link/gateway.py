@@ -72,6 +72,7 @@ class Gateway:
         load: 0 to 1 for the advert; by default the share of `max_requests` that run.
         max_requests: more are refused with `over_capacity`.
         suites: those that prekeys are made for, and requests are opened of.
+        http: the URL, for the advert, at which devices find it over HTTP.
 
     Raises:
         IdentityError, LinkError: the directory's keys or store cannot be used, or another process
@@ -90,6 +91,7 @@ class Gateway:
         max_requests: int = 64,
         timing: Timing | None = None,
         suites: Sequence[int] = PREFERENCE,
+        http: str = "",
     ) -> None:
         self._transport = transport
         self._handler = handler
@@ -111,6 +113,7 @@ class Gateway:
                     registry=self._registry,
                     wall_s=time.time,
                     revoked=_revoked(directory, identity.group),
+                    http=http,
                 ),
                 store=self._store,
                 timing=self._timing,

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class GatewayKeys:
     """Identity, prekeys and device registry of one gateway.
 
-    `revoked` is the list of revoked gateways that its adverts carry.
+    `revoked` is the list of revoked gateways that its adverts carry, `http` the URL they name.
     """
 
     def __init__(
@@ -34,12 +34,14 @@ class GatewayKeys:
         registry: DeviceRegistry,
         wall_s: Callable[[], float],
         revoked: RevokedGateways | None = None,
+        http: str = "",
     ) -> None:
         self.identity = identity
         self._prekeys = prekeys
         self._registry = registry
         self._wall_s = wall_s
         self._revoked = revoked
+        self._http = http
         self._assembler = Assembler(self._open_first)
 
     def open(self, now_s: float, handle: str, message: bytes) -> GatewayAttempt | None:
@@ -102,6 +104,7 @@ class GatewayKeys:
             load=load,
             prekeys=tuple(self._prekeys.public(now_s)),
             revocations=self._revocations(),
+            http=self._http,
         )
         return seal_advert(self.identity, advert)
 

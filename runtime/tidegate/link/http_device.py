@@ -27,7 +27,7 @@ class HttpTransport:
     """A `Transport` to gateways that serve HTTP.
 
     Args:
-        urls: of the gateways, see `HttpUrl.parse`.
+        urls: of the gateways, see `HttpUrl.parse`; more can be learned.
         who: reads the device's identity; asked for every connection, since its key may change.
         files: roots and client certificate for `https`.
         plain: allow `http` to other machines.
@@ -45,18 +45,32 @@ class HttpTransport:
         files: TlsFiles | None = None,
         plain: bool = False,
     ) -> None:
-        if not 1 <= len(urls) <= MOST_GATEWAYS:
-            raise ConfigError("link.http", list(urls), f"1 to {MOST_GATEWAYS} URLs")
+        if len(urls) > MOST_GATEWAYS:
+            raise ConfigError("link.http", list(urls), f"at most {MOST_GATEWAYS} URLs")
         identity = who()
         self._who, self._handle = who, identity.handle
         self._topics = Topics(identity.group)
         self._queue = EventQueue()
         self._traffic = TrafficTally()
         self._rng = random.Random()
-        self._ways = [_Way(HttpUrl.parse(url, plain=plain)) for url in urls]
+        self._given = tuple(HttpUrl.parse(url, plain=plain) for url in urls)
+        self._ways = [_Way(url) for url in self._given]
+        self._changed = asyncio.Event()
         self._files = files or TlsFiles()
         if any(way.url.tls for way in self._ways):
             tls_context(self._files)  # a file that cannot be used is said at once
+
+    def learn(self, urls: Sequence[str]) -> None:
+        """Use these beside the ones that were given, and none that was learned before.
+
+        Raises:
+            ConfigError: one is none.
+        """
+        wanted = [*self._given, *(HttpUrl.parse(url, plain=True) for url in urls)]
+        before = {way.url: way for way in self._ways}
+        fresh = dict.fromkeys(wanted[: max(MOST_GATEWAYS, len(self._given))])
+        self._ways = [before.get(url) or _Way(url) for url in fresh]
+        self._changed.set()
 
     @property
     def connected(self) -> bool:
@@ -83,9 +97,16 @@ class HttpTransport:
     async def run(self) -> None:
         # It writes a line with the URL for every call.
         logging.getLogger("httpx").setLevel(logging.WARNING)
+        kept: dict[_Way, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
-            for way in self._ways:
-                tasks.create_task(self._keep(way))
+            while True:
+                self._changed.clear()
+                for way in kept.keys() - self._ways:
+                    kept.pop(way).cancel()
+                for way in self._ways:
+                    if way not in kept:
+                        kept[way] = tasks.create_task(self._keep(way))
+                await self._changed.wait()
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Send to the gateway that `topic` names.

@@ -82,6 +82,8 @@ class Advert:
     """When the root certified `gateway_key`."""
     revocations: bytes = field(default=b"", repr=False)
     """The fleet's list of revoked gateways, as `gateway_revocation` reads it; nothing for none."""
+    http: str = ""
+    """Where it takes devices over HTTP; empty for nowhere."""
 
     def prekey(self, now_s: float, suites: Sequence[int] = PREFERENCE) -> Prekey | None:
         """The youngest prekey that is valid at `now_s`, of the first of `suites` that has one."""
@@ -123,6 +125,8 @@ def seal_advert(identity: GatewayIdentity, advert: Advert) -> bytes:
     }
     if advert.revocations:
         fields["revoked"] = advert.revocations.hex()
+    if advert.http:
+        fields["http"] = advert.http
     certificate = identity.certificate
     signed = statements.sign(identity.key, ADVERT_LABEL, fields)
     return len(certificate).to_bytes(2, "big") + certificate + signed
@@ -162,6 +166,7 @@ def open_advert(payload: bytes, *, root: Ed25519PublicKey, group: str, now_s: fl
         ),
         certified_s=certificate.nbf_s,
         revocations=_open_revocations(fields),
+        http=statements.text(fields, "http") if "http" in fields else "",
     )
     if (advert.group, advert.gateway_id) != (certificate.group, certificate.gateway_id):
         raise IdentityError("advert: speaks for another gateway than its certificate")

@@ -33,6 +33,13 @@ def add_link_http(parser: argparse.ArgumentParser) -> None:
         " http-key.pem in --keys, if they are there)",
     )
     parser.add_argument(
+        "--link-http-url",
+        default="",
+        metavar="URL",
+        help="what devices are told, in signed adverts, to find --link-http at, as behind a proxy"
+        " (default: the first --link-http-name)",
+    )
+    parser.add_argument(
         "--link-http-certificates",
         action="store_true",
         help="ask devices on --link-http for their certificate of the fleet, too",
@@ -49,7 +56,12 @@ def read_link_http(args: argparse.Namespace) -> LinkHttpSettings | None:
         ConfigError: it is no address, or something is said of a listener that there is not.
     """
     if args.link_http is None:
-        for flag in ("link_http_name", "link_http_certificates", "link_http_plain"):
+        for flag in (
+            "link_http_name",
+            "link_http_url",
+            "link_http_certificates",
+            "link_http_plain",
+        ):
             if getattr(args, flag):
                 raise ConfigError(flag.replace("_", "-"), "given", "used with --link-http")
         return None
@@ -60,6 +72,7 @@ def read_link_http(args: argparse.Namespace) -> LinkHttpSettings | None:
         host=host,
         port=port,
         names=tuple(args.link_http_name),
+        url=args.link_http_url,
         client_certificates=args.link_http_certificates,
         plain=args.link_http_plain,
     )
@@ -74,7 +87,12 @@ def add_gateway_urls(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="URL",
         help="https://... of a gateway, used while the broker cannot be reached, or alone without"
-        " --link; may be given more than once",
+        " --link; may be given more than once, beside those that gateways name in signed adverts",
+    )
+    parser.add_argument(
+        "--link-http-given-only",
+        action="store_true",
+        help="use no URL that was not given, whatever a gateway's signed advert names",
     )
     parser.add_argument(
         "--link-http-after",

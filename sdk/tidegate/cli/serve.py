@@ -211,5 +211,6 @@ def _link(args: argparse.Namespace, flags: LinkFlags) -> LinkSettings:
         suites=flags.suites,
         http=tuple(args.link_http),
         http_after_s=args.link_http_after,
+        http_learn=not args.link_http_given_only,
         http_plain=args.link_http_plain,
     )
