@@ -36,7 +36,8 @@ def sum_over_splits(
     total = tl.zeros_like(sums)
     if last:
         # Not from the first-level cache, which does not see what others wrote.
-        for other in range(SPLITS):
+        # Unrolled, so that the loads of all splits are under way at once.
+        for other in tl.static_range(SPLITS):
             start = partial + (block * SPLITS + other).to(tl.int64) * SIZE
             total += tl.load(start + place, cache_modifier=".cg")
         tl.store(arrived + block, 0)

@@ -25,7 +25,7 @@ def _constants(bits: int, pairs_per_expert: int, *, direct: bool, symmetric: boo
             "COUNT_BLOCK": 128,
             "DIRECT": direct,
             "TILES": launch["tiles"],
-            "TOKENS": 8 if direct else launch["tokens"],
+            "TOKENS": launch["tokens"],
             "STEP": DENSE_STEP if bits == 16 else 128,
             "BITS": bits,
             "SYMMETRIC": symmetric,
