@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from starlette.applications import Starlette
 
 from tidegate.api.http import create_app
 from tidegate.api.schema import Call
+from tidegate.api.server import BoundServer
 from tidegate.api.settings import HttpSettings
-from tidegate.cloud.access import AccessControl, CallSize
+from tidegate.cloud.access import AccessControl, CallSize, written_down
 from tidegate.cloud.access_settings import AccessSettings, open_access
 from tidegate.cloud.api_keys import ApiKey
 from tidegate.cloud.key_rules import KeyRules
@@ -98,3 +101,30 @@ async def keyed(
             yield Keyed(access=access, app=app, backend=backend, client=client)
     finally:
         await access.close()
+
+
+@contextmanager
+def serving_keyed(folder: Path, **settings: Any) -> Iterator[str]:
+    """The app on a port of its own, as one replica of the service; gives its URL."""
+    ready, stop = threading.Event(), list[Callable[[], None]]()
+    urls: list[str] = []
+
+    async def main() -> None:
+        access = keyed_access(folder, **settings)
+        async with written_down(access):
+            server = BoundServer(keyed_app(access, EchoBackend()), "127.0.0.1", 0, drain_s=5)
+            urls.append(server.url)
+            stop.append(server.drain)
+            ready.set()
+            await server.run()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    try:
+        assert ready.wait(20), "the replica did not start"
+        yield urls[0]
+    finally:
+        for one in stop:
+            one()
+        thread.join(timeout=15)
+        assert not thread.is_alive(), "the replica did not end"

@@ -192,6 +192,8 @@ class AccessControl:
         """Settle, and write everything down."""
         await asyncio.gather(*self._returns)
         await self.ledger.close()
+        if self._windows is not None:
+            await self._windows.close()
         await self.flush()
         self.usage.close()
         self.keys.close()

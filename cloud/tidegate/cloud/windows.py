@@ -24,6 +24,7 @@ from limits import RateLimitItem, RateLimitItemPerSecond
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 from limits.errors import StorageError
+from redis.asyncio import ConnectionPool
 
 from tidegate.cloud.key_rules import Rate
 from tidegate.errors import UnavailableError
@@ -47,14 +48,20 @@ class Windows:
     def __init__(self, url: str | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._storage: Any
+        self._pool: Any = None
         if url is None:
             self._storage = MemoryStorage(wrap_exceptions=True)
         else:
+            # Ours, because the storage closes none.
+            self._pool = ConnectionPool.from_url(
+                url, socket_timeout=5.0, socket_connect_timeout=5.0
+            )
             self._storage = RedisStorage(
                 f"async+{url}",
                 wrap_exceptions=True,
                 implementation="redispy",
                 key_prefix="tidegate-windows",
+                connection_pool=self._pool,
             )
         self._fixed = FixedWindowRateLimiter(self._storage)
         self._moving = MovingWindowRateLimiter(self._storage)
@@ -80,6 +87,11 @@ class Windows:
         """
         if rate.strategy == "fixed" and amount:
             await self._add(key, rate, -amount, number)
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._pool is not None:
+            await self._pool.aclose()
 
     async def _count(self, key: str, rate: Rate, amount: int) -> WindowState:
         now_s = self._clock()
