@@ -1,7 +1,8 @@
 """Thousands of simulated histories of the link: none may lose, double or change an answer.
 
 Each history is a number: it gives the weather (loss, duplicates, reordering, damage, outages,
-one-way partitions, clocks that are two hours wrong, crashes of either end at a random write, every
+one-way partitions, clocks that are two hours wrong, a broker that says untrue things about who is
+connected, crashes of either end at a random write, every
 other one a power cut that takes all writes since the last synced one), one gateway or two, the
 pacing and the window, and four requests of 0, 1, 12 and 60 payloads. After a minute the weather is
 calm; whatever has not ended 14 minutes later is lost. Then, in calm weather, either end is killed
