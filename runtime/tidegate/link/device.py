@@ -12,7 +12,9 @@ import random
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -50,6 +52,12 @@ logger = logging.getLogger(__name__)
 _BEING_READ = "the answer to this request is being read already"
 _GRACE_S = 5.0
 """The core ends a request at its deadline; a caller waits this much longer for it to say so."""
+
+
+class Submit(Protocol):
+    """`DeviceCore.submit` of a request that lacks its id."""
+
+    def __call__(self, now_s: float, /, *, request_id: RequestId) -> None: ...
 
 
 class DeviceLink:
@@ -145,7 +153,7 @@ class DeviceLink:
             for request_id in self._readers:
                 self._apply([Ended(request_id=request_id, state=State.FAILED, code=LINK_STOPPED)])
 
-    async def request(
+    def request(
         self,
         body: bytes,
         *,
@@ -180,21 +188,31 @@ class DeviceLink:
             ExecutionError: the gateway could not answer.
             LinkError: someone else reads this request's answer, or it makes no sense.
         """
+        submit = partial(
+            self._core.submit,
+            body=body,
+            deadline_s=deadline_s,
+            model=model,
+            priority=priority,
+            name=name,
+            gateway=gateway,
+        )
+        return self._answer(submit, request_id, name, deadline_s)
+
+    async def _answer(
+        self,
+        submit: Submit,
+        request_id: RequestId | None,
+        name: Name | None,
+        deadline_s: float,
+    ) -> AsyncGenerator[bytes, None]:
+        """What `request` gives."""
         request_id = await self._claim(request_id, name)
         reader = self._readers[request_id] = Reader()
         ended: Ended | None = None
         leave = False
         try:
-            left_s = await self._open(
-                reader,
-                request_id,
-                body,
-                deadline_s,
-                model=model,
-                priority=priority,
-                name=name,
-                gateway=gateway,
-            )
+            left_s = await self._open(reader, request_id, submit)
             while ended is None:
                 output = await self._next(reader, deadline_s if left_s is None else left_s)
                 if isinstance(output, Delivered):
@@ -298,31 +316,11 @@ class DeviceLink:
         self._thread.close()
         self._lock.release()
 
-    async def _open(
-        self,
-        reader: Reader,
-        request_id: RequestId,
-        body: bytes,
-        deadline_s: float,
-        *,
-        model: str | None,
-        priority: int,
-        name: Name | None,
-        gateway: str | None,
-    ) -> float | None:
+    async def _open(self, reader: Reader, request_id: RequestId, submit: Submit) -> float | None:
         """Submit it, or take it up; returns how long one that is taken up still has."""
         known = await self._thread.call(self._core.standing, request_id)
         if known is None:
-            await self._thread.call_now(
-                self._core.submit,
-                body,
-                request_id=request_id,
-                deadline_s=deadline_s,
-                model=model,
-                priority=priority,
-                name=name,
-                gateway=gateway,
-            )
+            await self._thread.call_now(submit, request_id=request_id)
             self._inbox.ring()
             return None
         reader.start_with(known)
