@@ -9,7 +9,7 @@ import triton.language as tl
 from gpus import DEVICE
 from packedlinears import random_packed
 
-from tidegate.kernels.launch import Gpu
+from tidegate.kernels.launch import Gpu, gpu_of
 from tidegate.kernels.linear import (
     DenseWeight,
     GpuLinear,
@@ -20,6 +20,7 @@ from tidegate.kernels.linear import (
     dequantise,
     retile,
 )
+from tidegate.kernels.linear.few import launch_few, suits_few
 from tidegate.kernels.linear.launching import launch_dense, launch_tiled
 from tidegate.kernels.linear.plan import ProductPlan, plan_product
 from tidegate.kernels.linear.reference import linear, weight_matrix
@@ -69,6 +70,41 @@ def test_tiles_multiply_as_the_reference_does(
     packed = random_packed(outputs, inputs, group, bits=bits, symmetric=symmetric, bias=bias)
     weight, x = tiles(packed), drawn(tokens, inputs, dtype=dtype)
     assert_same(apply_linear(x, weight), linear(x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "group", "symmetric", "bias", "tokens"),
+    [
+        (70, 600, 128, False, True, 1),
+        (64, 512, 64, True, False, 2),
+        (40, 100, 32, True, False, 3),
+        (17, 96, 16, False, True, 4),
+    ],
+)
+def test_few_tokens_multiply_as_the_reference_does(
+    outputs: int,
+    inputs: int,
+    group: int,
+    symmetric: bool,
+    bias: bool,
+    tokens: int,
+    bits: int,
+    dtype: torch.dtype,
+) -> None:
+    packed = random_packed(outputs, inputs, group, bits=bits, symmetric=symmetric, bias=bias)
+    weight, x = tiles(packed), drawn(tokens, inputs, dtype=dtype)
+    out = torch.empty(tokens, outputs, dtype=dtype, device=DEVICE)
+    launch_few(x, weight, out, gpu_of(x.device))
+    assert_same(out, linear(x, weight))
+
+
+def test_few_tokens_of_narrow_layers_are_split_instead() -> None:
+    wide, narrow = tiles(random_packed(2112, 16, 16)), tiles(random_packed(2048, 16, 16))
+    assert suits_few(wide, 4, H200)
+    assert not suits_few(narrow, 1, H200)
+    assert not suits_few(wide, 5, H200)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from tidegate.kernels.launch import gpu_of, launch_for
 from tidegate.kernels.linear.dequantise import dequantise
+from tidegate.kernels.linear.few import launch_few, suits_few
 from tidegate.kernels.linear.launching import launch_dense, launch_tiled
 from tidegate.kernels.linear.plan import plan_product
 from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, LowRankWeight, TiledLinear
@@ -114,6 +115,9 @@ def _tiled(
         wide = None if workspace is None else workspace.wide[:size].view(weight.outputs, -1)
         bias = None if weight.bias is None else weight.bias.to(x.dtype)
         return _matmul(x, dequantise(weight, x.dtype, out=wide), bias, out)
+    if not deterministic and suits_few(weight, len(x), gpu):
+        launch_few(x, weight, out, gpu)
+        return out
     plan = plan_product(weight, len(x), gpu, deterministic=deterministic)
     launch_tiled(x, weight, out, plan, workspace or workspace_for(plan, x.device))
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tidegate.kernels.launch import Gpu, launch_for
 from tidegate.kernels.linear.dequantise import dequantise_kernel
+from tidegate.kernels.linear.few import few_kernel
 from tidegate.kernels.linear.plan import DENSE_STEP
 from tidegate.kernels.linear.products import dense_kernel, tiled_kernel
 from tidegate.kernels.linear.w8a8 import quantise_kernel, w8a8_kernel
@@ -46,6 +47,32 @@ def _tiled(
             "EVEN": True,
             "SPLITS": 8,
             "APART": apart,
+            "STAGES": launch["num_stages"],
+        },
+        num_warps=launch["num_warps"],
+        dot=True,
+        divisible=("inputs", "outputs", *_STRIDES),
+    )
+
+
+def _few(dtype: str, tokens: int, *, bits: int = 4, step: int = 128, symmetric: bool) -> Variant:
+    launch = launch_for("linear", "few", _ANY, tokens=tokens, step=step * bits // 4)
+    pointers = {"x": f"*{dtype}", **_TILES, "out": f"*{dtype}"}
+    if symmetric:
+        del pointers["zeros"]
+    return Variant(
+        name=f"few {dtype} {tokens} {bits} bits {step}{'' if symmetric else ' with zero-points'}",
+        kernel=few_kernel,
+        signature={**pointers, **_SIZES, "steps": "i32", **_STRIDES},
+        constexprs={
+            "bias": None,
+            **({"zeros": None} if symmetric else {}),
+            "TOKENS": launch["tokens"],
+            "STEP": step,
+            "BITS": bits,
+            "SYMMETRIC": symmetric,
+            "HAS_BIAS": False,
+            "EVEN": True,
             "STAGES": launch["num_stages"],
         },
         num_warps=launch["num_warps"],
@@ -129,6 +156,9 @@ def _dequantise(dtype: str, bits: int) -> Variant:
 
 
 COMPILED = (
+    _few("bf16", 1, symmetric=True),
+    _few("fp16", 4, step=64, symmetric=False),
+    _few("bf16", 4, bits=8, symmetric=True),
     _tiled("bf16", 1),
     _tiled("bf16", 16),
     _tiled("bf16", 16, step=64, symmetric=False),

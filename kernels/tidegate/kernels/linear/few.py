@@ -1,0 +1,143 @@
+"""The product of tiles with one to four tokens: 16 outputs a program, nothing left to add up after.
+
+A tile's four groups of 16 rows (m5 m4 of `TiledLinear`) belong to the four warps of a program. Here
+each warp takes the same 16 outputs of another step, so a program reads four steps at a time and
+there are four times as many programs as tiles: enough to fill the memory's bandwidth without
+splitting inputs over programs. The right operand holds every token four times, once for each of the
+steps; of the product only a warp's own columns are kept, the rest is the matrix unit's idle time.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from tidegate.kernels.launch import Gpu, launch_for
+from tidegate.kernels.linear.products import store_sums
+from tidegate.kernels.linear.tiles import row_numbers, tile_numbers, widen
+from tidegate.kernels.linear.weights import TiledLinear
+
+Tensor = torch.Tensor
+MOST_TOKENS = 4
+
+
+@triton.jit
+def four_step_sums(
+    x: tl.tensor,
+    values: tl.tensor,
+    scales: tl.tensor,
+    zeros: tl.tensor,
+    tile: tl.tensor,
+    rows: tl.tensor,
+    steps: tl.tensor,
+    inputs: tl.tensor,
+    TOKENS: tl.constexpr,
+    STEP: tl.constexpr,
+    BITS: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    EVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> tl.tensor:
+    """Sums of the 16 rows `rows` of a tile, float32 [step in four and row, step in four and token].
+
+    `x` points at the first input of each column's token, [1, 4 * TOKENS]. EVEN says that `inputs`
+    fill the steps and these are a multiple of four.
+    """
+    WORDS: tl.constexpr = 2 * STEP * BITS
+    RUN: tl.constexpr = WORDS // (4 * (STEP // (16 * min(STEP // 16, 16 // BITS))))
+    word, pair = tl.arange(0, WORDS)[None, :], tl.arange(0, 32)[None, :]
+    within = word // (4 * RUN) * (4 * RUN) + rows * RUN + word % RUN
+    pair_within = rows * 8 + pair % 8
+    word_step, pair_step = word // RUN % 4, pair // 8
+    k = tl.arange(0, STEP)[:, None] + tl.arange(0, 4 * TOKENS)[None, :] // TOKENS * STEP
+    sums = tl.zeros([64, 4 * TOKENS], tl.float32)
+    for step in tl.range(0, steps, 4, num_stages=STAGES):
+        at = tile.to(tl.int64) * steps + step
+        column = step * STEP + k
+        if EVEN:
+            tokens = tl.load(x + column)
+            of_word, of_pair = word_step, pair_step
+        else:
+            # Past the last step a weight is read again, and multiplied by 0.
+            tokens = tl.load(x + column, mask=column < inputs, other=0.0)
+            of_word = tl.minimum(word_step, steps - 1 - step)
+            of_pair = tl.minimum(pair_step, steps - 1 - step)
+        words = tl.load(values + at * WORDS + (of_word * WORDS + within))
+        pairs = at * 32 + (of_pair * 32 + pair_within)
+        zero = 0.5 * 2**BITS
+        if not SYMMETRIC:
+            zero = tile_numbers(tl.load(zeros + pairs), 1)
+        weight = widen(words, zero, 1, STEP, BITS, x.dtype.element_ty)
+        product = tl.dot(weight, tokens, input_precision="ieee")
+        sums += row_numbers(tl.load(scales + pairs), 1) * product
+    return sums
+
+
+@triton.jit
+def few_kernel(
+    x: tl.tensor,
+    values: tl.tensor,
+    scales: tl.tensor,
+    zeros: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    tokens: tl.tensor,
+    inputs: tl.tensor,
+    outputs: tl.tensor,
+    steps: tl.tensor,
+    x_stride: tl.tensor,
+    out_stride: tl.tensor,
+    TOKENS: tl.constexpr,
+    STEP: tl.constexpr,
+    BITS: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    EVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """16 outputs of up to TOKENS tokens; grid (groups of 16 outputs,)."""
+    group = tl.program_id(0)
+    column = tl.arange(0, 4 * TOKENS)
+    start = x + tl.minimum(column % TOKENS, tokens - 1).to(tl.int64)[None, :] * x_stride
+    # fmt: off
+    sums = four_step_sums(start, values, scales, zeros, group // 4, group % 4, steps, inputs,
+                          TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
+    # fmt: on
+    own = (tl.arange(0, 64) // 16)[:, None] == (column // TOKENS)[None, :]
+    parts = tl.reshape(tl.where(own, sums, 0.0), [4, 16, 4, TOKENS])
+    total = tl.sum(tl.sum(parts, axis=2), axis=0)
+    row, token = group * 16 + tl.arange(0, 16), tl.arange(0, TOKENS)
+    store_sums(total, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)
+
+
+def suits_few(weight: TiledLinear, tokens: int, gpu: Gpu) -> bool:
+    """Whether `launch_few` is the way: few tokens, and outputs enough for every processor."""
+    return tokens <= MOST_TOKENS and 4 * weight.tiles >= gpu.processors
+
+
+def launch_few(x: Tensor, weight: TiledLinear, out: Tensor, gpu: Gpu) -> None:
+    """Multiply [T, in] by tiles into `out` [T, out]; T is 1 to 4."""
+    launch = launch_for("linear", "few", gpu, tokens=len(x), step=weight.step * weight.bits // 4)
+    few_kernel[(-(-weight.outputs // 16),)](
+        x,
+        weight.values,
+        weight.scales,
+        weight.zeros,
+        weight.bias,
+        out,
+        len(x),
+        weight.inputs,
+        weight.outputs,
+        weight.steps,
+        x.stride(0),
+        out.stride(0),
+        TOKENS=launch["tokens"],
+        STEP=weight.step,
+        BITS=weight.bits,
+        SYMMETRIC=weight.zeros is None,
+        HAS_BIAS=weight.bias is not None,
+        EVEN=weight.steps * weight.step == weight.inputs and weight.steps % 4 == 0,
+        STAGES=launch["num_stages"],
+        num_warps=launch["num_warps"],
+    )
