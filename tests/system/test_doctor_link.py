@@ -23,9 +23,10 @@ from tidegate.link.certificates import issue_server
 from tidegate.link.certificates_store import BROKER_CA, BROKER_CERTIFICATE, BROKER_KEY
 from tidegate.link.device import DeviceLink
 from tidegate.link.effects import InboundRequest
-from tidegate.link.fleet import pair
+from tidegate.link.fleet import pair, revoke_gateway
 from tidegate.link.gateway import Gateway
 from tidegate.link.gateway_keys import GatewayKeys
+from tidegate.link.gateway_revocation import import_revocations
 from tidegate.link.identity import load_device, load_gateway
 from tidegate.link.memory import MemoryBroker, MemoryTransport
 from tidegate.link.mosquitto import RULES
@@ -313,6 +314,18 @@ def test_a_gateway_of_another_fleet(place: Place, tmp_path: Path) -> None:
     asyncio.run(leave_advert(replace(place, gateway=tmp_path / "other-gateway")))
     found = look(place.broker.url, place.device)
     check_failed(found, "gateway", "pinned key", "another fleet")
+
+
+def test_a_gateway_whose_key_is_revoked(place: Place) -> None:
+    made = revoke_gateway(place.gateway / "fleet", "gw0")
+    import_revocations(place.device, made.statement)
+    asyncio.run(leave_advert(place))
+    found = look(place.broker.url, place.device)
+    check_failed(found, "gateway", "gw0 is on the fleet's list", "keys rotate gateway")
+    (place.device / "gateways.revoked").write_bytes(b"damaged")
+    check_failed(
+        look(place.broker.url, place.device), "gateway", "gateways.revoked", "import-revoked"
+    )
 
 
 @pytest.mark.parametrize(

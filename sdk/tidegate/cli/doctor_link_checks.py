@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tidegate.cli.doctor_link_gateway import AdvertFacts, hear_advert, round_trip
+from tidegate.cli.doctor_link_gateway import REVOKED_KEY, AdvertFacts, hear_advert, round_trip
 from tidegate.errors import IdentityError, TidegateError, UnavailableError
 from tidegate.link.broker_access import device_transport
 from tidegate.link.broker_check import Plan, device_plan, find_breaches, gateway_plan
@@ -23,6 +23,7 @@ from tidegate.link.broker_url import BrokerUrl
 from tidegate.link.certificate_facts import check_issued, read_facts, renewal_due_s
 from tidegate.link.certificates import gateway_common_name
 from tidegate.link.clock import CLOCK_SKEW_S, describe_s, utc
+from tidegate.link.gateway_revocation import REVOKED_FILE, read_revocations
 from tidegate.link.identity import DeviceIdentity, GatewayIdentity, load_device, load_gateway
 from tidegate.link.mqtt_connection import Access, Connection
 from tidegate.link.prekeys import ROTATE_AFTER_S
@@ -258,11 +259,16 @@ class _Walk:
         assert isinstance(self._who, DeviceIdentity)
         assert self._access is not None
         try:
-            heard = await hear_advert(self._access, self._who, wait_s=self._wait_s)
+            revoked = read_revocations(self._keys, self._who.root, self._who.group)
+            heard = await hear_advert(self._access, self._who, wait_s=self._wait_s, revoked=revoked)
         except UnavailableError as error:
             return _failed("gateway", str(error), "see the broker's log")
         except IdentityError as error:
             mend = "another fleet uses this broker and group: enroll the device in this one"
+            if REVOKED_FILE in str(error):
+                mend = "bring the fleet's newest list here: tidegate keys import-revoked"
+            if REVOKED_KEY in str(error):
+                mend = "give it a new key (tidegate keys rotate gateway), or start another gateway"
             return _failed("gateway", str(error), mend)
         if heard is None:
             what = f"none has announced itself within {self._wait_s:g} s"

@@ -12,12 +12,14 @@ from pathlib import Path
 from tidegate.errors import IdentityError, UnavailableError
 from tidegate.link import statements
 from tidegate.link.device import DeviceLink
+from tidegate.link.gateway_revocation import NONE_REVOKED, Revocations
 from tidegate.link.identity import DeviceIdentity
 from tidegate.link.mqtt_connection import Access, Connection
 from tidegate.link.prekeys import Advert, open_advert
 from tidegate.link.topics import Topics
 from tidegate.link.transport import EventQueue, Message, Transport
 
+REVOKED_KEY = "on the fleet's list of revoked ones"
 _DEADLINE_S = 15.0
 _NO_CALL = b"{}"
 """A body that no gateway takes for a call: it answers that, and no model runs."""
@@ -32,8 +34,12 @@ class AdvertFacts:
     retained: bool
 
 
-async def hear_advert(access: Access, who: DeviceIdentity, *, wait_s: float) -> AdvertFacts | None:
+async def hear_advert(
+    access: Access, who: DeviceIdentity, *, wait_s: float, revoked: Revocations = NONE_REVOKED
+) -> AdvertFacts | None:
     """The first advert that is valid now, else the last that the fleet signed, else None.
+
+    One by a key that is `revoked` counts as none of the fleet's.
 
     Raises:
         UnavailableError: the broker is gone.
@@ -51,7 +57,7 @@ async def hear_advert(access: Access, who: DeviceIdentity, *, wait_s: float) -> 
                 if not isinstance(event, Message):
                     continue
                 try:
-                    heard = _open(event, who)
+                    heard = _open(event, who, revoked)
                 except IdentityError as error:
                     refused = error
                     continue
@@ -69,10 +75,12 @@ def _is_current(heard: AdvertFacts) -> bool:
     return heard.advert.issued_s <= heard.heard_s < heard.advert.expires_s
 
 
-def _open(message: Message, who: DeviceIdentity) -> AdvertFacts:
+def _open(message: Message, who: DeviceIdentity, revoked: Revocations) -> AdvertFacts:
     """Verify an advert at the time it names: how far our clock is from that is another question."""
     issued_s = _issued_s(message.payload)
     advert = open_advert(message.payload, root=who.root, group=who.group, now_s=issued_s)
+    if revoked.revokes(advert.gateway_id, advert.certified_s):
+        raise IdentityError(f"the key of gateway {advert.gateway_id} is {REVOKED_KEY}")
     return AdvertFacts(advert=advert, heard_s=time.time(), retained=message.retained)
 
 
