@@ -37,7 +37,7 @@ from tidegate.link.gateway_revocation import (
     open_revocations,
     seal_revocations,
 )
-from tidegate.link.identity import load_device, load_gateway, read_root
+from tidegate.link.identity import load_device, load_gateway, open_certificate, read_root
 from tidegate.link.memory import MemoryBroker, MemoryTransport
 from tidegate.link.prekeys import PrekeyStore
 from tidegate.link.registry import DeviceRegistry
@@ -234,6 +234,21 @@ def test_the_gateway_goes_on_with_a_key_that_was_certified_later(fleet: Fleet) -
     fleet.revoke("gw1")
     directory.receive(0.0, Topics("home").advert("gw0"), stolen)
     assert "gw0 is revoked" in directory.problem
+
+
+def test_a_key_that_was_certified_while_a_clock_was_ahead_is_revoked_all_the_same(
+    tmp_path: Path,
+) -> None:
+    create_fleet(tmp_path / "fleet", now_s=NOW_S)
+    add_gateway(tmp_path / "fleet", tmp_path / "gateway", "gw0", now_s=NOW_S + 7200)
+    made = revoke_gateway(tmp_path / "fleet", "gw0", now_s=NOW_S)
+    certificate = open_certificate(
+        Ed25519PublicKey.from_public_bytes(read_root(tmp_path / "gateway")),
+        (tmp_path / "gateway" / "gateway.cert").read_bytes(),
+    )
+    assert certificate.nbf_s == NOW_S + 7200
+    assert made.revokes("gw0", certificate.nbf_s)
+    assert not made.revokes("gw0", certificate.nbf_s + 1)
 
 
 def test_an_older_list_in_an_advert_undoes_nothing(fleet: Fleet) -> None:

@@ -29,7 +29,6 @@ from tidegate.link.certificates_store import (
 )
 from tidegate.link.envelope import DeviceId
 from tidegate.link.gateway_revocation import (
-    NONE_REVOKED,
     REVOKED_FILE,
     Revocations,
     read_revocations,
@@ -56,6 +55,8 @@ from tidegate.link.topics import check_name
 from tidegate.link.wrapping import PassphraseSource
 
 CERTIFICATE_VALID_S = 365 * 24 * 3600
+CERTIFIED_FILE = "gateways.certified"
+"""In the fleet's folder: when the root last certified a key of each gateway."""
 
 
 def create_fleet(
@@ -112,29 +113,36 @@ def add_gateway(
     public = root.public_key().public_bytes_raw()
     write_atomic(gateway_dir / ROOT_FILE, public.hex().encode())
     _write_json(gateway_dir / "gateway.json", {"group": group, "gateway": gateway_id})
-    revoked = read_revocations(fleet_dir, root.public_key(), group)
-    certify_gateway(root, gateway_dir, group, gateway_id, revoked=revoked, now_s=now_s)
+    certify_gateway(root, fleet_dir, gateway_dir, group, gateway_id, now_s=now_s)
     return load_gateway(gateway_dir)
 
 
 def certify_gateway(
     root: Ed25519PrivateKey,
+    fleet_dir: Path,
     gateway_dir: Path,
     group: str,
     gateway_id: str,
     *,
-    revoked: Revocations = NONE_REVOKED,
     now_s: float | None = None,
 ) -> None:
     """Give a gateway a new signing key and the root's certificate for it.
 
     Devices believe whatever the root certifies, so the old key's adverts and the new key's are
     both good until the old certificate ends, or until the old key is revoked.
+
+    Raises:
+        IdentityError: the fleet's list of revoked gateways cannot be read.
     """
     key = Ed25519PrivateKey.generate()
+    revoked = read_revocations(fleet_dir, root.public_key(), group)
     nbf_s = int(time.time() if now_s is None else now_s)
     # Later than what is revoked, even within the same second.
     nbf_s = max(nbf_s, revoked.until_s.get(gateway_id, -1) + 1)
+    # Before there is a key: whatever was certified is found by a revocation.
+    certified = _certified(fleet_dir)
+    latest_s = max(nbf_s, certified.get(gateway_id, 0))
+    _write_json(fleet_dir / CERTIFIED_FILE, {**certified, gateway_id: latest_s})
     certificate = statements.sign(
         root,
         CERTIFICATE_LABEL,
@@ -148,6 +156,18 @@ def certify_gateway(
     )
     write_atomic(gateway_dir / "gateway.cert", certificate)
     write_atomic(gateway_dir / "gateway.key", key.private_bytes_raw())
+
+
+def _certified(fleet_dir: Path) -> dict[str, int]:
+    """When the fleet last certified a key of each gateway; nothing of those from before it kept."""
+    path = fleet_dir / CERTIFIED_FILE
+    if not path.exists():
+        return {}
+    try:
+        fields = json.loads(read_public(path))
+        return {name: statements.integer(fields, name) for name in fields}
+    except (ValueError, TypeError, AttributeError):
+        raise IdentityError(f"{path}: must be a JSON object") from None
 
 
 def certify_for_broker(fleet_dir: Path, gateway_dir: Path, *, passphrase: PassphraseSource) -> None:
@@ -206,12 +226,15 @@ def revoke_gateway(
 ) -> Revocations:
     """Stop believing every key that was certified for a gateway by now; the fleet keeps the list.
 
+    One that was certified while a clock was ahead is among them: the fleet has kept when.
+
     Raises:
         IdentityError: there is no fleet, or its list is damaged or full.
     """
     root, group = read_fleet(fleet_dir, passphrase=passphrase)
     before = read_revocations(fleet_dir, root.public_key(), group)
     now_s = time.time() if now_s is None else now_s
+    now_s = max(now_s, _certified(fleet_dir).get(gateway_id, 0))
     made = seal_revocations(root, group, before, gateway_id, now_s=now_s)
     write_atomic(fleet_dir / REVOKED_FILE, made.statement)
     return made

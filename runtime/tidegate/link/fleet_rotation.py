@@ -24,7 +24,6 @@ from tidegate.link.certificates_store import (
     write_revocations,
 )
 from tidegate.link.fleet import certify_for_broker, certify_gateway, read_fleet
-from tidegate.link.gateway_revocation import read_revocations
 from tidegate.link.identity import load_gateway, read_root
 from tidegate.link.keyfiles import FolderLock, passphrase_from_environment, read_public
 from tidegate.link.prekeys import PrekeyStore
@@ -57,8 +56,7 @@ def rotate_gateway(
     lock = FolderLock(gateway_dir)
     try:
         gateway = load_gateway(gateway_dir)
-        revoked = read_revocations(fleet_dir, root.public_key(), group)
-        certify_gateway(root, gateway_dir, group, gateway.gateway_id, revoked=revoked)
+        certify_gateway(root, fleet_dir, gateway_dir, group, gateway.gateway_id)
     finally:
         lock.release()
 

@@ -31,12 +31,14 @@ def add_kinds(kinds: Kinds) -> None:
 
 def revoke_gateway(args: argparse.Namespace) -> None:
     """Add a gateway to the fleet's list."""
+    from tidegate.link.clock import utc
     from tidegate.link.fleet import revoke_gateway
     from tidegate.link.gateway_revocation import REVOKED_FILE
 
     made = revoke_gateway(args.fleet, args.name, passphrase=passphrase_source(args))
     path = args.fleet / REVOKED_FILE
-    _say(f"{path} revokes the keys of {', '.join(sorted(made.until_s))}")
+    for name, until_s in sorted(made.until_s.items()):
+        _say(f"{path} revokes the keys of {name} that were certified up to {utc(until_s)}")
     _say(f"bring it to the other gateways, which tell the devices: keys import-revoked DIR {path}")
     _say("and to devices themselves where the broker may keep it from them")
     _say(f"{args.name} goes on with: keys rotate gateway DIR --fleet {args.fleet}")
