@@ -1,4 +1,4 @@
-"""docs/metrics.md names every counter of the link, and both ends expose every one."""
+"""docs/metrics.md names every counter of the link and of keys, and each is exposed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from linkpair import ScriptedCloud
 from toyengine import toy_engine
 
 from tidegate.api.metrics import render_counters
+from tidegate.cloud.access_metrics import AccessMetrics
 from tidegate.cloud.service import CloudBackend
+from tidegate.cloud.usage import UsageRow
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.link.counters import LinkCounters
 from tidegate.link.device import DeviceLink
@@ -21,6 +23,23 @@ from tidegate.link.gateway import Gateway
 from tidegate.link.memory import MemoryBroker, MemoryTransport
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+USED = UsageRow(
+    id="0",
+    key_id="key-1",
+    key_name="team",
+    request_id="r",
+    endpoint="/v1/chat/completions",
+    model="m",
+    began_s=0.0,
+    ended_s=1.0,
+    status=200,
+    outcome="ok",
+    prompt_tokens=3,
+    cached_tokens=1,
+    completion_tokens=2,
+    cost_nano=5,
+)
 
 
 def test_every_counter_has_its_line_and_every_line_a_counter() -> None:
@@ -52,3 +71,20 @@ def test_both_ends_expose_every_counter_of_the_page(tmp_path: Path) -> None:
         await device.close()
 
     asyncio.run(main())
+
+
+def test_every_metric_of_keys_has_its_line_with_its_labels() -> None:
+    rows = re.findall(r"^\| `(tidegate_(?:key|access)_[a-z_]+)` \| (.*?) \|", PAGE, re.MULTILINE)
+    named = {name: set(re.findall(r"`([a-z]+)`", labels)) for name, labels in rows}
+    families = list(AccessMetrics(per_key=False).registry.collect())
+    assert named.keys() == {f"{family.name}_total" for family in families}
+    metrics = AccessMetrics(per_key=False)
+    metrics.refused("tokens_rate")
+    metrics.used(USED)
+    exposed = {
+        sample.name: set(sample.labels)
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
+    assert exposed == named

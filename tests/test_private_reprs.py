@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from tidegate.api.admission import Knock
 from tidegate.api.answers import Said
 from tidegate.api.context_policy import Fitted
 from tidegate.api.schema import Call, Message, read_chat
 from tidegate.api.tools import Tool, ToolCall, ToolDelta
+from tidegate.cloud.access_settings import AccessSettings
 from tidegate.edge.semantic_cache import Question
 from tidegate.engine.choosing import Ask, Choice
 from tidegate.engine.drafts import Draft, Ended, Wish
@@ -63,6 +67,8 @@ HOLDERS: tuple[object, ...] = (
     Wish(key=0, tokens=IDS, most=1),
     Ended(key=0, tokens=IDS, prompt_tokens=1),
     Draft(kind="lookup 2", tokens=(TOKEN,)),
+    Knock(method="POST", path="/", key=SECRET, source=""),
+    AccessSettings(state=Path("state"), redis=f"redis://:{SECRET}@localhost"),
 )
 
 

@@ -20,7 +20,7 @@ class AccessMetrics:
 
     def __init__(self, *, per_key: bool) -> None:
         self.per_key = per_key
-        self._registry = registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         self._refused = Counter(
             "tidegate_access_refused",
             "Requests that a key's rules refused, by what they lacked.",
@@ -53,4 +53,4 @@ class AccessMetrics:
 
     def render(self) -> bytes:
         """Prometheus text exposition."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
