@@ -163,14 +163,15 @@ def test_the_order_of_sums_depends_on_the_splits_alone(dense: bool) -> None:
             launch_tiled(rows, tiled, out, one, workspace_for(one))
         return out
 
-    alone = torch.cat([product(row[None], plan(3, tokens=1)) for row in x])
+    few = [0, 7, 19]
+    alone = torch.cat([product(x[row][None], plan(3, tokens=1)) for row in few])
     together = product(x, plan(3, tokens=20))
     wide = product(x, plan(3, tokens=20, wide=True))
     in_turn = product(x, plan(3, tokens=20, apart=False, wide=True))
-    assert torch.equal(alone, together)
-    assert torch.equal(alone, wide)
-    assert torch.equal(alone, in_turn)
-    assert_same(alone, linear(x, weight))
+    assert torch.equal(alone, together[few])
+    assert torch.equal(together, wide)
+    assert torch.equal(together, in_turn)
+    assert_same(together, linear(x, weight))
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 16, 33, 64, 200, 513, 8192])

@@ -74,16 +74,16 @@ def test_activations_are_rounded_half_to_even_and_a_row_of_zeros_stays() -> None
 
 
 def test_a_token_alone_and_among_others_gets_the_same_numbers_in_the_fixed_order() -> None:
-    weight, x = layer(64, 1200, 32), drawn(150, 1200)
+    weight, x = layer(64, 1200, 32), drawn(20, 1200)
     assert plan_product(weight, 1, gpu_of(x.device), deterministic=True).splits > 1
     workspace = LinearWorkspace.of(
-        [weight], most_tokens=150, dtype=x.dtype, device=DEVICE, deterministic=True
+        [weight], most_tokens=20, dtype=x.dtype, device=DEVICE, deterministic=True
     )
-    out = torch.empty(150, 64, device=DEVICE)
+    out = torch.empty(20, 64, device=DEVICE)
     together = w8a8_linear(x, weight, out=out, deterministic=True, workspace=workspace)
     assert together is out
     assert not workspace.arrived.any()
-    for token in (0, 149):
+    for token in (0, 19):
         one = x[token : token + 1]
         alone = w8a8_linear(one, weight, deterministic=True, workspace=workspace)
         assert torch.equal(alone[0], together[token])

@@ -25,6 +25,7 @@ MOST_TOKENS = 4
 @triton.jit
 def four_step_sums(
     x: tl.tensor,
+    known: tl.tensor,
     values: tl.tensor,
     scales: tl.tensor,
     zeros: tl.tensor,
@@ -41,8 +42,8 @@ def four_step_sums(
 ) -> tl.tensor:
     """Sums of the 16 rows `rows` of a tile, float32 [step in four and row, step in four and token].
 
-    `x` points at the first input of each column's token, [1, 4 * TOKENS]. EVEN says that `inputs`
-    fill the steps and these are a multiple of four.
+    `x` points at the first input of each column's token and `known` says which there are, [1, 4 *
+    TOKENS]. EVEN says that `inputs` fill the steps and these are a multiple of four.
     """
     WORDS: tl.constexpr = 2 * STEP * BITS
     RUN: tl.constexpr = WORDS // (4 * (STEP // (16 * min(STEP // 16, 16 // BITS))))
@@ -56,11 +57,11 @@ def four_step_sums(
         at = tile.to(tl.int64) * steps + step
         column = step * STEP + k
         if EVEN:
-            tokens = tl.load(x + column)
+            tokens = tl.load(x + column, mask=known, other=0.0)
             of_word, of_pair = word_step, pair_step
         else:
             # Past the last step a weight is read again, and multiplied by 0.
-            tokens = tl.load(x + column, mask=column < inputs, other=0.0)
+            tokens = tl.load(x + column, mask=known & (column < inputs), other=0.0)
             of_word = tl.minimum(word_step, steps - 1 - step)
             of_pair = tl.minimum(pair_step, steps - 1 - step)
         words = tl.load(values + at * WORDS + (of_word * WORDS + within))
@@ -99,9 +100,10 @@ def few_kernel(
     """16 outputs of up to TOKENS tokens; grid (groups of 16 outputs,)."""
     group = tl.program_id(0)
     column = tl.arange(0, 4 * TOKENS)
-    start = x + tl.minimum(column % TOKENS, tokens - 1).to(tl.int64)[None, :] * x_stride
+    start = x + (column % TOKENS).to(tl.int64)[None, :] * x_stride
+    known = (column % TOKENS < tokens)[None, :]
     # fmt: off
-    sums = four_step_sums(start, values, scales, zeros, group // 4, group % 4, steps, inputs,
+    sums = four_step_sums(start, known, values, scales, zeros, group // 4, group % 4, steps, inputs,
                           TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
     # fmt: on
     own = (tl.arange(0, 64) // 16)[:, None] == (column // TOKENS)[None, :]
@@ -118,7 +120,7 @@ def suits_few(weight: TiledLinear, tokens: int, gpu: Gpu) -> bool:
 
 def launch_few(x: Tensor, weight: TiledLinear, out: Tensor, gpu: Gpu) -> None:
     """Multiply [T, in] by tiles into `out` [T, out]; T is 1 to 4."""
-    launch = launch_for("linear", "few", gpu, tokens=len(x), step=weight.step * weight.bits // 4)
+    launch = launch_for("linear", "few", gpu, step=weight.step * weight.bits // 4)
     few_kernel[(-(-weight.outputs // 16),)](
         x,
         weight.values,

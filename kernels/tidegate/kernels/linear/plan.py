@@ -16,8 +16,6 @@ from tidegate.kernels.linear.weights import TILE_ROWS, DenseWeight, TiledLinear
 
 LEAST_INPUTS = 256
 """Of a split: two to sixteen tiles, whose loads are all under way at once."""
-FEWEST_IN_ORDER = 16
-"""Columns of a product in the fixed order: for 8, Triton 3.6 takes the older matrix instruction."""
 DENSE_STEP = 64
 """Inputs that a dense product reads at a time: 128 bytes of a row, whatever the block."""
 
@@ -64,13 +62,12 @@ def plan_product(
     """Cut up the product of `tokens` rows (at least 1) with `weight`."""
     kernel = _KERNEL[type(weight)]
     tiles = ceil(weight.outputs / TILE_ROWS)
-    columns = max(tokens, FEWEST_IN_ORDER) if deterministic else tokens
-    launch = launch_for("linear", kernel, gpu, tokens=columns)
+    launch = launch_for("linear", kernel, gpu, tokens=tokens)
     output_blocks = ceil(tiles / launch["tiles"])
     token_blocks = ceil(tokens / launch["tokens"])
     programs = gpu.processors * launch["programs_per_processor"]
     if deterministic:
-        few = launch_for("linear", kernel, gpu, tokens=FEWEST_IN_ORDER)
+        few = launch_for("linear", kernel, gpu, tokens=1)
         wanted = gpu.processors * few["programs_per_processor"] / ceil(tiles / few["tiles"])
     else:
         wanted = programs / (output_blocks * token_blocks)

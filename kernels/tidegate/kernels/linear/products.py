@@ -97,13 +97,12 @@ def tiled_kernel(
     """
     tile, part = tl.program_id(0) * TILES, tl.program_id(1)
     token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
-    # What is beyond the last token is computed for it again, and not written.
-    start = x + tl.minimum(token, tokens - 1).to(tl.int64)[None, :] * x_stride
+    start, known = x + token.to(tl.int64)[None, :] * x_stride, (token < tokens)[None, :]
     per_split, most = tl.cdiv(steps, SPLITS), tl.cdiv(outputs, 64) - 1
     first = part * per_split
     last = tl.minimum(first + per_split, steps)
     # fmt: off
-    sums = tile_sums(start, values, scales, zeros, tile, most, first, last, steps, inputs,
+    sums = tile_sums(start, known, values, scales, zeros, tile, most, first, last, steps, inputs,
                      TILES, TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
     written = True
     if SPLITS > 1 and APART:
@@ -113,8 +112,8 @@ def tiled_kernel(
         for other in range(1, SPLITS):
             begin = other * per_split
             end = tl.minimum(begin + per_split, steps)
-            sums += tile_sums(start, values, scales, zeros, tile, most, begin, end, steps, inputs,
-                              TILES, TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
+            sums += tile_sums(start, known, values, scales, zeros, tile, most, begin, end, steps,
+                              inputs, TILES, TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
     # fmt: on
     if written:
         row = tile * 64 + tl.arange(0, TILES * 64)
@@ -147,13 +146,13 @@ def dense_kernel(
     part = tl.program_id(1)
     row = tl.program_id(0) * TILES * 64 + tl.arange(0, TILES * 64)
     token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
-    start = x + tl.minimum(token, tokens - 1).to(tl.int64)[None, :] * x_stride
+    start, known = x + token.to(tl.int64)[None, :] * x_stride, (token < tokens)[None, :]
     rows = weight + tl.minimum(row, outputs - 1).to(tl.int64)[:, None] * weight_stride
     steps = tl.cdiv(inputs, STEP)
     per_split = tl.cdiv(steps, SPLITS)
     first = part * per_split
     last = tl.minimum(first + per_split, steps)
-    sums = dense_sums(start, rows, first, last, inputs, TILES * 64, TOKENS, STEP, STAGES)
+    sums = dense_sums(start, known, rows, first, last, inputs, TILES * 64, TOKENS, STEP, STAGES)
     written = True
     if SPLITS > 1 and APART:
         block = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
@@ -162,6 +161,8 @@ def dense_kernel(
         for other in range(1, SPLITS):
             begin = other * per_split
             end = tl.minimum(begin + per_split, steps)
-            sums += dense_sums(start, rows, begin, end, inputs, TILES * 64, TOKENS, STEP, STAGES)
+            sums += dense_sums(
+                start, known, rows, begin, end, inputs, TILES * 64, TOKENS, STEP, STAGES
+            )
     if written:
         store_sums(sums, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)

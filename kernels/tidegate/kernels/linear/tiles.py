@@ -1,11 +1,12 @@
 """What the kernels over weights share: widening a tile in registers, and a block's sums.
 
 The weight is the left operand of the matrix instruction and the tokens are the right one, so few
-tokens cost few columns: 8 are the fewest. Integers are widened without a conversion instruction: a
-4-bit v becomes the number 16 + v by placing it below a fixed exponent, an 8-bit one 1024 + v in
-float16 and 2 ** 23 + v in float32 (for bfloat16, which has too few digits), and the zero-point with
-the same offset is subtracted, which is exact. Integers up to 256 are exact in bfloat16, so a tile's
-product is that of the integers; its scale is applied to the float32 sum.
+tokens cost few columns. 16 are the fewest: for 8, Triton 3.6 takes an older instruction, whose
+operand lies otherwise and which may round otherwise. Integers are widened without a conversion
+instruction: a 4-bit v becomes the number 16 + v by placing it below a fixed exponent, an 8-bit one
+1024 + v in float16 and 2 ** 23 + v in float32 (for bfloat16, which has too few digits), and the
+zero-point with the same offset is subtracted, which is exact. Integers up to 256 are exact in
+bfloat16, so a tile's product is that of the integers; its scale is applied to the float32 sum.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def row_numbers(pairs: tl.tensor, TILES: tl.constexpr) -> tl.tensor:
 @triton.jit
 def tile_sums(
     x: tl.tensor,
+    known: tl.tensor,
     values: tl.tensor,
     scales: tl.tensor,
     zeros: tl.tensor,
@@ -111,9 +113,9 @@ def tile_sums(
 ) -> tl.tensor:
     """Products of TILES * 64 outputs with TOKENS tokens over some steps, float32 [outputs, tokens].
 
-    `x` points at the first input of each token, [1, TOKENS]; `tile` is the first of the tiles and
-    `most` the last that there is, read again in place of what is beyond. EVEN says that `inputs`
-    fill the steps.
+    `x` points at the first input of each token and `known` says which tokens there are, [1,
+    TOKENS]; the others are not read. `tile` is the first of the tiles and `most` the last that
+    there is, read again in place of what is beyond. EVEN says that `inputs` fill the steps.
     """
     TYPE: tl.constexpr = x.dtype.element_ty
     WORDS: tl.constexpr = 2 * STEP * BITS
@@ -130,9 +132,9 @@ def tile_sums(
             zero = tile_numbers(tl.load(zeros + at * 32 + pair), TILES)
         column = step * STEP + k[:, None]
         if EVEN:
-            tokens = tl.load(x + column)
+            tokens = tl.load(x + column, mask=known, other=0.0)
         else:
-            tokens = tl.load(x + column, mask=column < inputs, other=0.0)
+            tokens = tl.load(x + column, mask=known & (column < inputs), other=0.0)
         weight = widen(words, zero, TILES, STEP, BITS, TYPE)
         sums += scale * tl.dot(weight, tokens, input_precision="ieee")
     return sums
@@ -141,6 +143,7 @@ def tile_sums(
 @triton.jit
 def dense_sums(
     x: tl.tensor,
+    known: tl.tensor,
     weight: tl.tensor,
     first: tl.tensor,
     last: tl.tensor,
@@ -156,6 +159,7 @@ def dense_sums(
     for step in tl.range(first, last, num_stages=STAGES):
         column = step * STEP + k
         rows = tl.load(weight + column[None, :], mask=column[None, :] < inputs, other=0.0)
-        tokens = tl.load(x + column[:, None], mask=column[:, None] < inputs, other=0.0)
+        read = known & (column[:, None] < inputs)
+        tokens = tl.load(x + column[:, None], mask=read, other=0.0)
         sums = tl.dot(rows, tokens, sums, input_precision="ieee")
     return sums

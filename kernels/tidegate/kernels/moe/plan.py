@@ -29,8 +29,6 @@ class ExpertsPlan:
 def plan_experts(*, pairs: int, experts: int, gpu: Gpu) -> ExpertsPlan:
     """Cut up `pairs` (at least 1) of tokens and experts."""
     direct = pairs <= launch_for("moe", "choice", gpu)["direct_pairs"]
-    # Not fewer than 16 columns: for 8, Triton 3.6 takes an older matrix instruction, which may
-    # round differently, and a token would depend on how many others there are.
     each = 1 if direct else ceil(pairs / experts)
     launch = launch_for("moe", "products", gpu, pairs_per_expert=each)
     tokens = launch["tokens"]

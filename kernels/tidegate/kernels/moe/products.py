@@ -33,6 +33,7 @@ def activated(x: tl.tensor, ACT: tl.constexpr) -> tl.tensor:
 @triton.jit
 def block_sums(
     start: tl.tensor,
+    known: tl.tensor,
     values: tl.tensor,
     scales: tl.tensor,
     zeros: tl.tensor,
@@ -53,12 +54,12 @@ def block_sums(
     if BITS == 16:
         row = tl.minimum(tile * 64 + tl.arange(0, TILES * 64), rows - 1)
         at = values + (expert.to(tl.int64) * rows + row)[:, None] * inputs
-        sums = dense_sums(start, at, 0, steps, inputs, TILES * 64, TOKENS, STEP, STAGES)
+        sums = dense_sums(start, known, at, 0, steps, inputs, TILES * 64, TOKENS, STEP, STAGES)
     else:
         tiles = tl.cdiv(rows, 64)
         most = (expert + 1) * tiles - 1
         # fmt: off
-        sums = tile_sums(start, values, scales, zeros, expert * tiles + tile, most, 0, steps,
+        sums = tile_sums(start, known, values, scales, zeros, expert * tiles + tile, most, 0, steps,
                          steps, inputs, TILES, TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
         # fmt: on
     return sums
@@ -102,17 +103,18 @@ def gate_up_kernel(
     pair = first + tl.minimum(within, size - 1)
     if not DIRECT:
         pair = tl.load(order + pair)
+    known = (within < size)[None, :]
     start = x + (pair // CHOSEN).to(tl.int64)[None, :] * x_stride
     tile = tl.program_id(0) * TILES
     # fmt: off
-    gate = block_sums(start, gate_values, gate_scales, gate_zeros, expert, tile, rows, width,
+    gate = block_sums(start, known, gate_values, gate_scales, gate_zeros, expert, tile, rows, width,
                       TILES, TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
-    up = block_sums(start, up_values, up_scales, up_zeros, expert, tile, rows, width,
+    up = block_sums(start, known, up_values, up_scales, up_zeros, expert, tile, rows, width,
                     TILES, TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
     # fmt: on
     row = tile * 64 + tl.arange(0, TILES * 64)
     place = (first + within).to(tl.int64)[None, :] * rows + row[:, None]
-    inside = (within < size)[None, :] & (row < rows)[:, None]
+    inside = known & (row < rows)[:, None]
     tl.store(inner + place, (activated(gate, ACT) * up).to(x.dtype.element_ty), mask=inside)
 
 
@@ -146,17 +148,18 @@ def down_kernel(
         return
     within = tl.arange(0, TOKENS)
     pair = first + tl.minimum(within, size - 1)
+    known = (within < size)[None, :]
     start = inner + pair.to(tl.int64)[None, :] * inputs
     if not DIRECT:
         pair = tl.load(order + pair)
     tile = tl.program_id(0) * TILES
     # fmt: off
-    sums = block_sums(start, values, scales, zeros, expert, tile, width, inputs,
+    sums = block_sums(start, known, values, scales, zeros, expert, tile, width, inputs,
                       TILES, TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
     # fmt: on
     row = tile * 64 + tl.arange(0, TILES * 64)
     place = pair.to(tl.int64)[None, :] * width + row[:, None]
-    inside = (within < size)[None, :] & (row < width)[:, None]
+    inside = known & (row < width)[:, None]
     tl.store(answers + place, sums.to(inner.dtype.element_ty), mask=inside)
 
 
