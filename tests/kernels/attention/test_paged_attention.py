@@ -71,6 +71,15 @@ def test_keys_and_values_of_eight_bits_are_scaled_back(
     agree(draw(MIXED, 4, 24, dtype), kv, MIXED, scale=0.2)
 
 
+def test_a_query_in_two_tiles_of_integers_is_as_sharp_as_it_was() -> None:
+    step = ragged_step([1, 12], [200, 40], device=DEVICE)
+    kv = filled_layer(step, kv_heads=2, head_size=64, precision="int8")
+    q = draw(step, 4, 64, torch.float16) * 3
+    got = paged_attention(q, kv, step, scale=1.0)
+    # Scores in the tens: an error of 2 ** -8 in a query's values would be a tenth of a weight.
+    torch.testing.assert_close(got, defined(q, kv, step, scale=1.0), atol=4e-3, rtol=2e-3)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "head_size"), [(1, 1, 64), (7, 1, 80), (10, 5, 20)])
 def test_heads_of_any_number_and_size(heads: int, kv_heads: int, head_size: int) -> None:
     step = ragged_step([11, 1], [3, 140], device=DEVICE)

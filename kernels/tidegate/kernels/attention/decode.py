@@ -19,6 +19,7 @@ from tidegate.kernels.attention.tile import (
     first_key,
     no_sums,
     query_tile,
+    split,
     store_rows,
     sweep,
 )
@@ -95,8 +96,8 @@ def decode(
     table = blocks + request.to(tl.int64) * blocks_stride
     cache = (keys_at, values_at, key_scales, value_scales, table, head, kv_heads)
     sums = sweep(
-        q, no_sums(BLOCK_M, BLOCK_H), position, low, high, high, cache, (window, cap, factor),
-        HEAD_SIZE, BLOCK_TOKENS, BLOCK_N, True,
+        split(q, keys_at), no_sums(BLOCK_M, BLOCK_H), position, low, high, high, cache,
+        (window, cap, factor), HEAD_SIZE, BLOCK_TOKENS, BLOCK_N, True, q.dtype,
     )  # fmt: skip
     if parts_at is None:
         rows = finish(sums, sinks, query_head)

@@ -54,8 +54,8 @@ class Shape:
 
     @property
     def columns(self) -> int:
-        """The head size filled up to a power of two, at least 16."""
-        return max(16, power_of_two(self.head_size))
+        """The head size filled up to a power of two; 32 is the least that 8 bits multiply at."""
+        return max(32, power_of_two(self.head_size))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from tidegate.kernels.attention.tile import (
     first_key,
     no_sums,
     query_tile,
+    split,
     store_rows,
     sweep,
 )
@@ -67,7 +68,7 @@ def prefill(
     table = blocks + request.to(tl.int64) * blocks_stride
     cache = (keys_at, values_at, key_scales, value_scales, table, head, kv_heads)
     rule = (window, cap, factor)
-    sums = no_sums(BLOCK_M, BLOCK_H)
+    queries, sums = split(q, keys_at), no_sums(BLOCK_M, BLOCK_H)
     inner = 0
     diagonal = (past + offset + 1) // BLOCK_N * BLOCK_N
     if window is not None:
@@ -75,35 +76,16 @@ def prefill(
         inner = tl.cdiv(tl.maximum(end - window, 0), BLOCK_N) * BLOCK_N
         inner = tl.minimum(tl.maximum(inner, first), diagonal)
         sums = sweep(
-            q,
-            sums,
-            position,
-            first,
-            inner,
-            end,
-            cache,
-            rule,
-            HEAD_SIZE,
-            BLOCK_TOKENS,
-            BLOCK_N,
-            True,
-        )
+            queries, sums, position, first, inner, end, cache, rule, HEAD_SIZE, BLOCK_TOKENS,
+            BLOCK_N, True, q.dtype,
+        )  # fmt: skip
     sums = sweep(
-        q,
-        sums,
-        position,
-        inner,
-        diagonal,
-        end,
-        cache,
-        rule,
-        HEAD_SIZE,
-        BLOCK_TOKENS,
-        BLOCK_N,
-        False,
-    )
+        queries, sums, position, inner, diagonal, end, cache, rule, HEAD_SIZE, BLOCK_TOKENS,
+        BLOCK_N, False, q.dtype,
+    )  # fmt: skip
     sums = sweep(
-        q, sums, position, diagonal, end, end, cache, rule, HEAD_SIZE, BLOCK_TOKENS, BLOCK_N, True
-    )
+        queries, sums, position, diagonal, end, end, cache, rule, HEAD_SIZE, BLOCK_TOKENS,
+        BLOCK_N, True, q.dtype,
+    )  # fmt: skip
     rows = finish(sums, sinks, query_head)
     store_rows(out_at, rows, start, token, query_head, kv_heads * SHARE, HEAD_SIZE)

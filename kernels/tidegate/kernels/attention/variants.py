@@ -153,7 +153,7 @@ def _combine(dtype: str, head_size: int, features: str = "") -> Variant:
             "TILE_TOKENS": 4,
             "HEAD_SIZE": head_size,
             "BLOCK_N": 64,
-            "BLOCK_H": max(16, power_of_two(head_size)),
+            "BLOCK_H": power_of_two(head_size),
             "BLOCK_S": COMBINED_AT_ONCE,
         },
     )
