@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 LABEL = b"tidegate/1"
 """Starts every label and all associated data of version 1."""
-_PLACE = struct.Struct(">QB")
+_pack_place = struct.Struct(">QB").pack
+NONCE_BYTES = 12
+_pack_length, _unpack_length = struct.Struct(">I").pack, struct.Struct(">I").unpack_from
 LENGTH_BYTES = 4
 TAG_BYTES = 16
 CHUNK_MULTIPLE = 64
@@ -62,7 +64,7 @@ class ChunkStream:
     ) -> None:
         context = direction + request_id
         self._aead = ChaCha20Poly1305(_expand(root, b" key" + context, 32))
-        self._iv = int.from_bytes(_expand(root, b" iv" + context, 12), "big")
+        self._iv = int.from_bytes(_expand(root, b" iv" + context, NONCE_BYTES), "big")
         self._aad = LABEL + context + attempt.to_bytes(2, "big") + handle.encode("ascii")
         self.next_n = 0
 
@@ -74,8 +76,10 @@ class ChunkStream:
         assert LENGTH_BYTES + len(data) <= padded_bytes, "padding never cuts"
         n = self.next_n
         self.next_n = n + 1
-        plaintext = (len(data).to_bytes(LENGTH_BYTES, "big") + data).ljust(padded_bytes, b"\0")
-        return n, self._aead.encrypt(self._nonce(n), plaintext, self._place(n, flags))
+        plaintext = (_pack_length(len(data)) + data).ljust(padded_bytes, b"\0")
+        # Spelled out here and in `open`: every microsecond counts some thousand times a second.
+        nonce = (self._iv ^ n).to_bytes(NONCE_BYTES, "big")
+        return n, self._aead.encrypt(nonce, plaintext, self._aad + _pack_place(n, flags))
 
     def open(self, n: int, flags: int, ciphertext: bytes) -> bytes:
         """Open chunk `n`.
@@ -83,18 +87,14 @@ class ChunkStream:
         Raises:
             InvalidTag, ValueError: anything about it is wrong.
         """
-        plaintext = self._aead.decrypt(self._nonce(n), ciphertext, self._place(n, flags))
-        end = LENGTH_BYTES + int.from_bytes(plaintext[:LENGTH_BYTES], "big")
-        zeros = plaintext.count(0, end)
-        if len(plaintext) < LENGTH_BYTES or end + zeros != len(plaintext):
+        nonce = (self._iv ^ n).to_bytes(NONCE_BYTES, "big")
+        plaintext = self._aead.decrypt(nonce, ciphertext, self._aad + _pack_place(n, flags))
+        if len(plaintext) < LENGTH_BYTES:
+            raise ValueError("padding")
+        end = LENGTH_BYTES + _unpack_length(plaintext)[0]
+        if end + plaintext.count(0, end) != len(plaintext):
             raise ValueError("padding")
         return plaintext[LENGTH_BYTES:end]
-
-    def _nonce(self, n: int) -> bytes:
-        return (self._iv ^ n).to_bytes(12, "big")
-
-    def _place(self, n: int, flags: int) -> bytes:
-        return self._aad + _PLACE.pack(n, flags)
 
 
 def _expand(root: bytes, info: bytes, length_bytes: int) -> bytes:

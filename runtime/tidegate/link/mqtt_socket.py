@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -38,8 +39,11 @@ class PahoSocket:
         self._heard = heard
         self._broken = broken
         self._loop = asyncio.get_running_loop()
+        self._thread_id = threading.get_ident()
         self._socket: Any = None
         self._stopped = False
+        self._watched = False
+        """The loop tells when the socket takes more."""
         client.on_socket_open = self._on_open
         client.on_socket_close = self._on_close
         client.on_socket_register_write = self._on_register_write
@@ -91,19 +95,31 @@ class PahoSocket:
             self._loop.remove_writer(sock)
 
     def _on_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:
-        self._loop.call_soon_threadsafe(self._watch_writable, sock)
+        self._soon(self._write_at_once, sock)
 
-    def _watch_writable(self, sock: Any) -> None:
+    def _write_at_once(self, sock: Any) -> None:
+        """Nearly always all of it goes: only what does not makes the loop watch the socket."""
+        if self._stopped or sock.fileno() < 0:
+            return
+        self._writable()
         if not self._stopped and sock.fileno() >= 0 and self._client.want_write():
+            self._watched = True
             self._loop.add_writer(sock, self._writable)
 
     def _on_unregister_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:
-        if sock.fileno() >= 0:
-            self._loop.call_soon_threadsafe(self._unwatch_writable, sock)
+        if self._watched and sock.fileno() >= 0:
+            self._soon(self._unwatch_writable, sock)
 
     def _unwatch_writable(self, sock: Any) -> None:
         if sock.fileno() >= 0 and not self._client.want_write():
+            self._watched = False
             self._loop.remove_writer(sock)
+
+    def _soon(self, callback: Callable[[Any], None], sock: Any) -> None:
+        if threading.get_ident() == self._thread_id:
+            self._loop.call_soon(callback, sock)
+        else:
+            self._loop.call_soon_threadsafe(callback, sock)
 
     def _readable(self, sock: Any) -> None:
         self._heard()

@@ -31,7 +31,8 @@ class Timing:
     silence_s: float = 7.0
     resend_min_s: float = 1.0
     resend_max_s: float = 30.0
-    ack_delay_s: float = 0.2
+    ack_delay_s: float = 0.5
+    """At most so long an acknowledgement waits for more; a quarter of the credit ends it."""
     lease_s: float = 60.0
     connect_timeout_s: float = 60.0
     """How long a caller waits for the first gateway ever to be known: every gateway that lives has
