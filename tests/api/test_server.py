@@ -254,6 +254,13 @@ def test_a_busy_port_is_one_clear_error() -> None:
         BoundServer(create_app(EchoBackend()), "127.0.0.1", server.port)
 
 
+def test_a_peer_that_vanishes_can_be_hung_up_on() -> None:
+    server = BoundServer(create_app(EchoBackend()), "127.0.0.1", 0, gone_after_s=30.0)
+    wait_ms = server._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    server.close()
+    assert wait_ms == 30_000
+
+
 def test_other_addresses_that_cannot_be_bound_are_named() -> None:
     app = create_app(EchoBackend())
     with pytest.raises(ConfigError, match="port = 70000"):

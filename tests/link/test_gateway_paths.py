@@ -138,6 +138,16 @@ def test_a_broker_that_hangs_does_not_hold_up_who_comes_over_http() -> None:
     run(main)
 
 
+def test_what_a_broker_no_longer_takes_is_counted() -> None:
+    async def main() -> None:
+        async with place() as at:
+            await at.paths.publish(TOPICS.response(OTHER), b"1")
+            at.broker.stop()
+            await until(lambda: at.paths.traffic.overflowed == 1, "it is counted")
+
+    run(main)
+
+
 def test_what_nobody_can_be_reached_for_is_told() -> None:
     async def main() -> None:
         async with place() as at:

@@ -54,7 +54,8 @@ class GatewayPaths:
 
     @property
     def traffic(self) -> Traffic:
-        own = Traffic(overflowed=self._queue.dropped)
+        lost = self._lost.snapshot().publish_failures
+        own = Traffic(overflowed=self._queue.dropped + lost)
         return self._broker.traffic + self._hub.traffic + own
 
     def subscribe(self, topic_filter: str) -> None:
