@@ -54,7 +54,7 @@ def _asks(rows: int, depth: Depth, device: torch.device) -> SamplingAsks:
     numbers = torch.zeros(rows, sampling.asks.NUMBERS, dtype=torch.float64)
     numbers[:, Column.TEMPERATURE] = 0 if depth == Depth.GREEDY else TEMPERATURE
     numbers[:, Column.TOP_P] = TOP_P if depth >= Depth.CUT else 1
-    numbers[:, Column.UNIFORM] = torch.linspace(0, 0.999, rows)
+    numbers[:, Column.UNIFORM] = torch.linspace(0.001, 0.999, rows)
     numbers[:, Column.REPETITION] = 1
     integers = torch.zeros(rows, 2, dtype=torch.int32)
     integers[:, 0] = TOP_K if depth == Depth.CUT_TWICE else 0
