@@ -12,9 +12,12 @@ from typing import Any
 import httpx
 import pytest
 from echobackend import EchoBackend
+from handembedder import LetterEmbedder
 from keyedapp import CHAT, HELLO, Clock, Keyed, keyed
 
+from tidegate.api.http import create_app
 from tidegate.api.keys import new_key
+from tidegate.api.settings import HttpSettings
 from tidegate.cloud.key_rules import Prices, Quota, Rate
 from tidegate.cloud.usage import exported
 from tidegate.engine.events import Failed
@@ -333,3 +336,69 @@ def test_metrics_name_keys_only_where_that_was_asked_for(tmp_path: Path) -> None
 
     run(tmp_path / "a", test)
     run(tmp_path / "b", test, metrics_per_key=True)
+
+
+def test_a_month_ends_with_its_last_millisecond(tmp_path: Path) -> None:
+    last_s = 1_701_388_799.999  # 2023-11-30T23:59:59.999Z
+    clock = Clock(last_s - 100)
+
+    async def test(world: Keyed) -> None:
+        _, key = world.add(quotas=(Quota(unit="requests", period="month", amount=1),))
+        assert (await world.chat(key)).status_code == 200
+        clock.now_s = last_s
+        refused = await world.chat(key)
+        assert error_of(refused) == (429, "insufficient_quota")
+        assert refused.headers["retry-after"] == "1"
+        clock.now_s += 0.001
+        assert (await world.chat(key)).status_code == 200
+
+    run(tmp_path, test, clock=clock)
+
+
+def test_a_call_astride_midnight_belongs_to_the_day_that_it_began_in(tmp_path: Path) -> None:
+    midnight_s = 1_700_006_400
+    clock = Clock(midnight_s - 1.0)
+
+    async def test(world: Keyed) -> None:
+        _, key = world.add(quotas=(PER_DAY,))
+        asking = asyncio.create_task(world.chat(key, max_tokens=50))
+        while not world.backend.begun:
+            await asyncio.sleep(0.005)
+        clock.now_s = midnight_s
+        assert (await asking).status_code == 200
+        # Nothing of it was returned to, or is missing from, the new day.
+        assert (await world.chat(key, max_tokens=97)).status_code == 200
+        assert (await world.chat(key, max_tokens=92)).status_code == 429
+        assert (await world.chat(key, max_tokens=91)).status_code == 200
+        began = [row["began_s"] for row in used(world)]
+        assert began == [midnight_s - 1, midnight_s, midnight_s]
+
+    run(tmp_path, test, clock=clock, backend=EchoBackend(word_s=0.03))
+
+
+def test_embeddings_reserve_the_most_that_their_texts_can_be_and_pay_what_they_are(
+    tmp_path: Path,
+) -> None:
+    async def test(world: Keyed) -> None:
+        _, key = world.add(rates=(BUCKET,), prices=Prices(prompt=1_000_000))
+        app = create_app(
+            world.backend, settings=HttpSettings(admission=world.access), embedder=LetterEmbedder()
+        )
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            async def embed(text: str) -> httpx.Response:
+                heads = {"Authorization": f"Bearer {key}"}
+                return await client.post("/v1/embeddings", json={"input": text}, headers=heads)
+
+            answer = await embed("ten letters are here")
+            assert answer.status_code == 200
+            assert answer.headers["x-ratelimit-remaining-tokens"] == "38"
+            (row,) = used(world)
+            assert row["prompt_tokens"] == answer.json()["usage"]["prompt_tokens"]
+            assert row["cost"] == f"{row['prompt_tokens'] / 1000:.9f}"
+            refused = await embed("x" * 59)
+            assert refused.status_code == 413
+            assert refused.json()["error"]["param"] == "input"
+
+    run(tmp_path, test)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from services import Service, Services, free_port, run_tidegate, until
 
 from tidegate.cloud.audit import AuditSettings
 from tidegate.cloud.failed_attempts import MOST_OF_A_SOURCE
-from tidegate.cloud.usage import FLUSH_S, MOST_WAITING
+from tidegate.cloud.usage import FLUSH_S, MOST_WAITING, UsageBook, exported
 
 pytestmark = pytest.mark.system
 
@@ -40,9 +41,8 @@ def add_key(state: Path, name: str, *flags: str) -> str:
 
 
 def rows(state: Path) -> list[dict[str, Any]]:
-    done = run_tidegate("usage", "export", str(state), "--format", "jsonl")
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    with closing(UsageBook(state)) as book:
+        return [exported(row) for row in book.rows(0, 1e12)]
 
 
 def test_every_command_of_the_page_runs(tmp_path: Path, cloud_checkpoint: Path) -> None:

@@ -16,6 +16,7 @@ import json
 import re
 import secrets
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NewType
 
@@ -162,5 +163,11 @@ def _record(row: tuple[Any, ...]) -> ApiKey:
         created_s=row[2],
         expires_s=row[3],
         revoked_s=row[4],
-        rules=rules_from_json(json.loads(row[5])),
+        rules=_rules(row[5]),
     )
+
+
+@lru_cache(maxsize=1024)
+def _rules(text: str) -> KeyRules:
+    """Rules never change, and reading them takes as long as finding them."""
+    return rules_from_json(json.loads(text))

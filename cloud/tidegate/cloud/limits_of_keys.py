@@ -70,8 +70,8 @@ def charges_of(rules: KeyRules, ask: Ask, now_s: float) -> tuple[Charge, ...]:
     )
 
 
-def check_fits(rules: KeyRules, ask: Ask) -> None:
-    """Refuse what no waiting would make fit.
+def check_fits(rules: KeyRules, ask: Ask, field: str) -> None:
+    """Refuse what no waiting would make fit; `field` is what the caller can make smaller.
 
     Raises:
         RequestError: the call may come to more than a limit ever allows at once.
@@ -80,10 +80,10 @@ def check_fits(rules: KeyRules, ask: Ask) -> None:
     for limit in every:
         if ask.of(limit.unit) > limit.amount:
             problem = (
-                f"prompt and answer may come to {ask.tokens} tokens: must be at most"
+                f"the call may come to {ask.tokens} tokens: must be at most"
                 f" {limit.amount}, the key's limit for {_span(limit)}"
             )
-            raise RequestError("max_tokens", problem, status=413)
+            raise RequestError(field, problem, status=413)
 
 
 def refused(limit: Quota | Rate, amount: int, left: float, wait_s: float) -> LimitError:

@@ -3,8 +3,8 @@
 Each operation is one Lua script, which Redis runs alone. A claim is kept under a lease that its
 process renews; whoever next takes something from the same key returns claims whose lease ran out.
 The clock is Redis's own, so the replicas' clocks need not agree. Counts are as durable as that
-Redis is: with `appendonly yes` they survive its restart. All names of one key share a hash tag, so
-a cluster keeps them together.
+Redis is: with `appendonly yes` they survive its restart. One Redis, no cluster: the names of the
+meters are made inside the scripts.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class RedisLedger:
     """See the module.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`; with the password in it if there is one.
+        url: `redis://` or `rediss://`, with the password in it if there is one.
         lease_s: see `LEASE_S`.
         now_s: for tests: a clock instead of Redis's own.
     """

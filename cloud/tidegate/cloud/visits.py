@@ -101,17 +101,21 @@ class KeyVisit:
         assert size is not None, "the service sets it before it serves"
         found = await size(call)
         self._prompt_tokens = found.prompt_tokens
-        await self.admit_tokens(found.prompt_tokens + found.answer_tokens, found.model)
+        tokens = found.prompt_tokens + found.answer_tokens
+        await self._admit(tokens, found.model, "max_tokens")
 
     async def admit_tokens(self, tokens: int, model: str) -> None:
         """See `Visit.admit_tokens`."""
+        await self._admit(tokens, model, "input")
+
+    async def _admit(self, tokens: int, model: str, field: str) -> None:
         assert self._key is not None
         assert not self._claim, "one call of one visit"
         self._model, self._ask = model, Ask(tokens=tokens)
         try:
             self._check_model(model)
             self._access.check_room()
-            check_fits(self._key.rules, self._ask)
+            check_fits(self._key.rules, self._ask, field)
             await self._take(self._key)
         except (AccessError, RequestError, CapacityError) as error:
             self._reason = error.limit if isinstance(error, LimitError) else error.code
