@@ -1,10 +1,10 @@
 """The product of tiles with one to four tokens: 16 outputs a program, nothing left to add up after.
 
-A tile's four groups of 16 rows (m5 m4 of `TiledLinear`) belong to the four warps of a program. Here
-each warp takes the same 16 outputs of another step, so a program reads four steps at a time and
+A tile's four groups of 16 rows (m5 m4 of `TiledLinear`) belong to four warps. Here each warp takes
+the same 16 outputs of another step, so a program of eight warps reads eight steps at a time and
 there are four times as many programs as tiles: enough to fill the memory's bandwidth without
-splitting inputs over programs. The right operand holds every token four times, once for each of the
-steps; of the product only a warp's own columns are kept, the rest is the matrix unit's idle time.
+splitting inputs over programs. The right operand holds every token once for each of the steps; of
+the product only a warp's own columns are kept, and the matrix unit has the time for the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_TOKENS = 4
 
 
 @triton.jit
-def four_step_sums(
+def abreast_sums(
     x: tl.tensor,
     known: tl.tensor,
     values: tl.tensor,
@@ -33,6 +33,7 @@ def four_step_sums(
     rows: tl.tensor,
     steps: tl.tensor,
     inputs: tl.tensor,
+    ABREAST: tl.constexpr,
     TOKENS: tl.constexpr,
     STEP: tl.constexpr,
     BITS: tl.constexpr,
@@ -40,20 +41,23 @@ def four_step_sums(
     EVEN: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> tl.tensor:
-    """Sums of the 16 rows `rows` of a tile, float32 [step in four and row, step in four and token].
+    """Sums of the 16 rows `rows` of a tile, float32 [which step and row, which step and token].
 
-    `x` points at the first input of each column's token and `known` says which there are, [1, 4 *
-    TOKENS]. EVEN says that `inputs` fill the steps and these are a multiple of four.
+    ABREAST steps are read at a time. `x` points at the first input of each column's token and
+    `known` says which there are, [1, ABREAST * TOKENS]. EVEN says that `inputs` fill the steps and
+    these are a multiple of ABREAST.
     """
     WORDS: tl.constexpr = 2 * STEP * BITS
     RUN: tl.constexpr = WORDS // (4 * (STEP // (16 * min(STEP // 16, 16 // BITS))))
+    TILES: tl.constexpr = ABREAST // 4
     word, pair = tl.arange(0, WORDS)[None, :], tl.arange(0, 32)[None, :]
+    four = tl.arange(0, TILES)[:, None] * 4
     within = word // (4 * RUN) * (4 * RUN) + rows * RUN + word % RUN
     pair_within = rows * 8 + pair % 8
-    word_step, pair_step = word // RUN % 4, pair // 8
-    k = tl.arange(0, STEP)[:, None] + tl.arange(0, 4 * TOKENS)[None, :] // TOKENS * STEP
-    sums = tl.zeros([64, 4 * TOKENS], tl.float32)
-    for step in tl.range(0, steps, 4, num_stages=STAGES):
+    word_step, pair_step = four + word // RUN % 4, four + pair // 8
+    k = tl.arange(0, STEP)[:, None] + tl.arange(0, ABREAST * TOKENS)[None, :] // TOKENS * STEP
+    sums = tl.zeros([ABREAST * 16, ABREAST * TOKENS], tl.float32)
+    for step in tl.range(0, steps, ABREAST, num_stages=STAGES):
         at = tile.to(tl.int64) * steps + step
         column = step * STEP + k
         if EVEN:
@@ -68,10 +72,10 @@ def four_step_sums(
         pairs = at * 32 + (of_pair * 32 + pair_within)
         zero = 0.5 * 2**BITS
         if not SYMMETRIC:
-            zero = tile_numbers(tl.load(zeros + pairs), 1)
-        weight = widen(words, zero, 1, STEP, BITS, x.dtype.element_ty)
+            zero = tile_numbers(tl.load(zeros + pairs), TILES)
+        weight = widen(words, zero, TILES, STEP, BITS, x.dtype.element_ty)
         product = tl.dot(weight, tokens, input_precision="ieee")
-        sums += row_numbers(tl.load(scales + pairs), 1) * product
+        sums += row_numbers(tl.load(scales + pairs), TILES) * product
     return sums
 
 
@@ -89,6 +93,7 @@ def few_kernel(
     steps: tl.tensor,
     x_stride: tl.tensor,
     out_stride: tl.tensor,
+    ABREAST: tl.constexpr,
     TOKENS: tl.constexpr,
     STEP: tl.constexpr,
     BITS: tl.constexpr,
@@ -99,15 +104,15 @@ def few_kernel(
 ) -> None:
     """16 outputs of up to TOKENS tokens; grid (groups of 16 outputs,)."""
     group = tl.program_id(0)
-    column = tl.arange(0, 4 * TOKENS)
+    column = tl.arange(0, ABREAST * TOKENS)
     start = x + (column % TOKENS).to(tl.int64)[None, :] * x_stride
     known = (column % TOKENS < tokens)[None, :]
     # fmt: off
-    sums = four_step_sums(start, known, values, scales, zeros, group // 4, group % 4, steps, inputs,
-                          TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
+    sums = abreast_sums(start, known, values, scales, zeros, group // 4, group % 4, steps, inputs,
+                        ABREAST, TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
     # fmt: on
-    own = (tl.arange(0, 64) // 16)[:, None] == (column // TOKENS)[None, :]
-    parts = tl.reshape(tl.where(own, sums, 0.0), [4, 16, 4, TOKENS])
+    own = (tl.arange(0, ABREAST * 16) // 16)[:, None] == (column // TOKENS)[None, :]
+    parts = tl.reshape(tl.where(own, sums, 0.0), [ABREAST, 16, ABREAST, TOKENS])
     total = tl.sum(tl.sum(parts, axis=2), axis=0)
     row, token = group * 16 + tl.arange(0, 16), tl.arange(0, TOKENS)
     store_sums(total, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)
@@ -120,7 +125,8 @@ def suits_few(weight: TiledLinear, tokens: int, gpu: Gpu) -> bool:
 
 def launch_few(x: Tensor, weight: TiledLinear, out: Tensor, gpu: Gpu) -> None:
     """Multiply [T, in] by tiles into `out` [T, out]; T is 1 to 4."""
-    launch = launch_for("linear", "few", gpu, step=weight.step * weight.bits // 4)
+    launch = launch_for("linear", "few", gpu, tokens=len(x), step=weight.step * weight.bits // 4)
+    abreast = launch["num_warps"]
     few_kernel[(-(-weight.outputs // 16),)](
         x,
         weight.values,
@@ -134,12 +140,13 @@ def launch_few(x: Tensor, weight: TiledLinear, out: Tensor, gpu: Gpu) -> None:
         weight.steps,
         x.stride(0),
         out.stride(0),
+        ABREAST=abreast,
         TOKENS=launch["tokens"],
         STEP=weight.step,
         BITS=weight.bits,
         SYMMETRIC=weight.zeros is None,
         HAS_BIAS=weight.bias is not None,
-        EVEN=weight.steps * weight.step == weight.inputs and weight.steps % 4 == 0,
+        EVEN=weight.steps * weight.step == weight.inputs and weight.steps % abreast == 0,
         STAGES=launch["num_stages"],
-        num_warps=launch["num_warps"],
+        num_warps=abreast,
     )

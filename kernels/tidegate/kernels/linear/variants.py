@@ -55,18 +55,19 @@ def _tiled(
     )
 
 
-def _few(dtype: str, *, bits: int = 4, step: int = 128, symmetric: bool) -> Variant:
-    launch = launch_for("linear", "few", _ANY, step=step * bits // 4)
+def _few(dtype: str, tokens: int, *, bits: int = 4, step: int = 128, symmetric: bool) -> Variant:
+    launch = launch_for("linear", "few", _ANY, tokens=tokens, step=step * bits // 4)
     pointers = {"x": f"*{dtype}", **_TILES, "out": f"*{dtype}"}
     if symmetric:
         del pointers["zeros"]
     return Variant(
-        name=f"few {dtype} {bits} bits {step}{'' if symmetric else ' with zero-points'}",
+        name=f"few {dtype} {tokens} {bits} bits {step}{'' if symmetric else ' with zero-points'}",
         kernel=few_kernel,
         signature={**pointers, **_SIZES, "steps": "i32", **_STRIDES},
         constexprs={
             "bias": None,
             **({"zeros": None} if symmetric else {}),
+            "ABREAST": launch["num_warps"],
             "TOKENS": launch["tokens"],
             "STEP": step,
             "BITS": bits,
@@ -156,9 +157,9 @@ def _dequantise(dtype: str, bits: int) -> Variant:
 
 
 COMPILED = (
-    _few("bf16", symmetric=True),
-    _few("fp16", step=64, symmetric=False),
-    _few("bf16", bits=8, symmetric=True),
+    _few("bf16", 1, symmetric=True),
+    _few("fp16", 4, step=64, symmetric=False),
+    _few("bf16", 4, bits=8, symmetric=True),
     _tiled("bf16", 16),
     _tiled("bf16", 16, step=64, symmetric=False),
     _tiled("bf16", 32, step=32),
