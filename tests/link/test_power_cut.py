@@ -94,6 +94,11 @@ def test_values_of_one_row_are_sealed_apart_and_open_in_their_place_only(tmp_pat
     many = [(b"%d" % number, "c", b"x") for number in range(3000)]
     for (row, column, data), value in zip(many, database.cipher.seal_all(many), strict=True):
         assert database.cipher.open(row, column, value) == data
+    # What has gone is forgotten, and can still be opened where it has not.
+    assert len(database.cipher._aeads) <= 1024
+    database.cipher.forget(b"2999")
+    assert b"2999" not in database.cipher._aeads
+    assert database.cipher.open(b"row0", "chunk 0", sealed[0]) == b"same"
     database.close()
 
 

@@ -459,3 +459,20 @@ def test_answers_that_were_begun_may_grow_until_the_store_is_full(tmp_path: Path
         store.begin(RequestKey(DEVICE, new_id()), 0, expires_ms=NEVER)
     assert 0 < store.room_bytes < 2_400
     store.close()
+
+
+def test_stores_keep_ciphers_of_what_is_under_way_only(tmp_path: Path) -> None:
+    store = GatewayStore.open(tmp_path / "requests.sqlite")
+    box = Outbox.open(tmp_path / "outbox.sqlite")
+    before = len(store._db.cipher._aeads), len(box._db.cipher._aeads)
+    for _ in range(5):
+        key = RequestKey(DEVICE, new_id())
+        store.begin(key, 0, expires_ms=NEVER)
+        store.append([Progress(key=key, first=0, payloads=[b"a"], status=Status.COMPLETE)])
+        box.add(key.request_id, b"prompt", deadline_ms=NEVER, model=None)
+        box.save(key.request_id, 0, [b"a"], outcome=Outcome.DONE)
+        store.close_request(key)
+        box.remove(key.request_id)
+    assert (len(store._db.cipher._aeads), len(box._db.cipher._aeads)) == before
+    store.close()
+    box.close()

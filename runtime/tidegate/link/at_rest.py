@@ -61,6 +61,10 @@ class RestCipher:
             sealed.append(nonce + self._aead(row).encrypt(nonce, data, column.encode()))
         return sealed
 
+    def forget(self, row: bytes) -> None:
+        """The row has gone, or nothing will be written to it for long."""
+        self._aeads.pop(row, None)
+
     def open(self, row: bytes, column: str, sealed: bytes) -> bytes:
         """Undo `seal`.
 

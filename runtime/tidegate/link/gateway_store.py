@@ -187,6 +187,8 @@ class GatewayStore:
                 f"UPDATE requests SET closed = 1, code = ? {_WHERE}", [(code, *key) for key in keys]
             )
         self._bytes -= freed_bytes
+        for key in keys:
+            self._db.cipher.forget(b"".join(key))
 
     def payloads(self, key: RequestKey) -> list[bytes]:
         """The stored part of an answer, in order.

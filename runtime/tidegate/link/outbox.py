@@ -273,6 +273,7 @@ class Outbox:
             db.execute("DELETE FROM chunks WHERE request_id = ?", (request_id,))
             db.execute("DELETE FROM requests WHERE request_id = ?", (request_id,))
         self._bytes -= freed_bytes
+        self._db.cipher.forget(request_id)
 
     def expire(self, now_ms: int) -> None:
         """Forget what nobody fetched within a day after its deadline, and empty the log.
