@@ -15,9 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from linkhttp import SOON, HttpSide, http_of, http_side, running, until
+from linklab import FAST
 
 from tidegate.errors import CapacityError, UnavailableError
+from tidegate.link.device import DeviceLink
+from tidegate.link.effects import InboundRequest
 from tidegate.link.fleet import add_device, pair
+from tidegate.link.gateway import Gateway
 from tidegate.link.http_access import PATH, header, sign_send, sign_stream
 from tidegate.link.http_frames import POST_BYTES, Frame, FrameSplitter, Kind
 from tidegate.link.http_hub import HttpHub
@@ -567,5 +571,61 @@ def test_the_bound_on_devices_is_told_as_lack_of_room() -> None:
             with pytest.raises(CapacityError):
                 hub.open("b" * 32, b"2")
             hub.close(stream)
+
+    run(main)
+
+
+@asynccontextmanager
+async def recorded(port: int) -> AsyncIterator[tuple[str, bytearray]]:
+    """A way to `port` on which somebody writes everything down, both directions."""
+    heard = bytearray()
+    tasks = set[asyncio.Task[None]]()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            heard.extend(data)
+            writer.write(data)
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        for pair_ in ((reader, back), (there, writer)):
+            tasks.add(asyncio.create_task(pass_on(*pair_)))
+
+    listening = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", heard
+    finally:
+        listening.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_who_reads_everything_on_the_way_reads_no_word(fleet: Path, device: DeviceIdentity) -> None:
+    prompt, answer = b"the confidential heron nests", b"under the northern sluice"
+
+    async def handler(request: InboundRequest) -> AsyncIterator[bytes]:
+        assert request.body == prompt
+        yield answer
+
+    async def main() -> None:
+        async with http_side(fleet / "gateway") as side:
+            gateway = Gateway(fleet / "gateway", side.hub, handler, timing=FAST)
+            async with recorded(side.server.port) as (url, heard):
+                link = DeviceLink(fleet / "device", http_of(url, fleet / "device"), timing=FAST)
+                async with running(gateway.run, link.run):
+                    said = [part async for part in link.request(prompt, deadline_s=20)]
+                await link.close()
+            await gateway.close()
+            assert said == [answer]
+            assert len(heard) > 1000
+            for word in (*prompt.split(), *answer.split()):
+                assert len(word) < 4 or word not in heard
+            for secret in (device.device_id, device.device_id.hex().encode()):
+                assert secret not in heard
+            named = [line for line in heard.split(b"\r\n") if device.handle.encode() in line]
+            assert all(line.startswith(b"Authorization: ") for line in named)
+            assert len(named) == 1, "only who opens the stream is named, and in no URL"
 
     run(main)

@@ -13,7 +13,7 @@ from linkhttp import QUICK, BothWays, both_ways, until, whole
 
 from tidegate.link.effects import InboundRequest
 from tidegate.link.fleet import pair
-from tidegate.link.memory import MemoryBroker
+from tidegate.link.memory import Faults, MemoryBroker
 
 
 @pytest.fixture
@@ -81,8 +81,12 @@ def test_an_answer_goes_on_over_http_when_the_broker_dies_and_back_when_it_retur
     run(main)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_every_answer_comes_once_while_both_paths_come_and_go(fleet: Path, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "faults"), [(1, None), (2, Faults(drop=0.05, duplicate=0.05, reorder=0.05))]
+)
+def test_every_answer_comes_once_while_both_paths_come_and_go(
+    fleet: Path, seed: int, faults: Faults | None
+) -> None:
     rng = Random(seed)
     bodies = [b"request %d" % number for number in range(24)]
 
@@ -99,7 +103,7 @@ def test_every_answer_comes_once_while_both_paths_come_and_go(fleet: Path, seed:
 
     async def main() -> None:
         timing = replace(QUICK, patience_s=0.1, steady_s=0.1, linger_s=0.05)
-        async with both_ways(fleet, timing=timing) as ways:
+        async with both_ways(fleet, timing=timing, faults=faults) as ways:
             disturbing = asyncio.create_task(disturb(ways))
             answers = []
             for start in range(0, len(bodies), 6):

@@ -26,7 +26,7 @@ from tidegate.link.http_door import HttpDoor
 from tidegate.link.http_hub import HttpHub
 from tidegate.link.http_stream import HubLimits
 from tidegate.link.identity import load_device
-from tidegate.link.memory import MemoryBroker, MemoryTransport
+from tidegate.link.memory import Faults, MemoryBroker, MemoryTransport
 from tidegate.link.path_choice import PathTiming
 from tidegate.link.prekeys import ModelOffer
 
@@ -101,12 +101,13 @@ async def both_ways(
     *,
     timing: PathTiming = QUICK,
     device_broker: MemoryBroker | None = None,
+    faults: Faults | None = None,
 ) -> AsyncIterator[BothWays]:
     """A device and a gateway of `fleet.pair` in `folder`, on a broker in memory and on HTTP.
 
-    The device is on `device_broker`, where that is another one.
+    The device is on `device_broker`, where that is another one. The broker has `faults`.
     """
-    broker = MemoryBroker()
+    broker = MemoryBroker(faults=faults)
     async with http_side(folder / "gateway") as side:
         link = replace(FAST, connect_timeout_s=10.0)
         ways = GatewayPaths(MemoryTransport(broker), side.hub)
