@@ -6,10 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import gpus
 import pytest
+import torch
+
+bench: Any = import_module("kernels.run")
+cases: Any = import_module("kernels.case")
+timing: Any = import_module("kernels.timing")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,3 +53,51 @@ def test_without_a_gpu_nothing_is_measured() -> None:
     assert done.returncode == 2
     assert "no NVIDIA GPU here" in done.stderr
     assert done.stdout == ""
+
+
+class FixedClock:
+    """Every call takes as long as it is told to, in the order kernel, copy, baseline."""
+
+    def __init__(self, *times_us: Sequence[float]) -> None:
+        self._times_us = times_us
+
+    def copy(self) -> None:
+        """Nothing to copy."""
+
+    def in_turns(
+        self, calls: Sequence[Callable[[], object]]
+    ) -> tuple[list[list[float]], list[bool]]:
+        for call in calls:
+            call()
+        times = [list(one) for one in self._times_us[: len(calls)]]
+        return times, [True] * len(calls)
+
+
+def measured(*bars: Any, error: float = 0.5) -> Any:
+    work = cases.Work(run=lambda: None, baseline=lambda: None, error=lambda: error)
+    case = cases.Case(
+        name="one",
+        make=lambda device: work,
+        bytes_moved=timing.COPY_BYTES,  # half of what a copy moves
+        flops=2_000_000,
+        baseline="another",
+        bars=bars,
+    )
+    clock = FixedClock([10.0, 20.0, 40.0], [20.0, 32.0, 64.0], [30.0, 50.0, 160.0])
+    return bench._timed(case, torch.device("cpu"), clock)
+
+
+def test_ratios_are_taken_within_turns_and_held_to_the_bars() -> None:
+    bars = [cases.Bar(kind="baseline", at_least=3.0), cases.Bar(kind="copy", at_least=0.81)]
+    told = measured(*bars)
+    assert told["reached"] == {"baseline": 3.0, "copy": 0.8, "tflops": 0.1}
+    assert [bar["met"] for bar in told["bars"]] == [True, False]
+    assert told["kernel"]["us"] == 20.0
+    assert "MISSED copy < 0.81" in bench._line({"family": "some", "case": "one"} | told)
+
+
+@pytest.mark.parametrize("error", [1.5, float("nan")])
+def test_a_fast_kernel_that_is_wrong_has_failed(error: float) -> None:
+    told = measured(error=error)
+    assert told["failed"] == "too far from float64"
+    assert "FAILED" in bench._line({"family": "some", "case": "one"} | told)
