@@ -143,6 +143,67 @@ def test_no_stretch_of_time_gets_more_than_a_full_bucket_and_what_flowed_in(
             assert spent <= CAPACITY + (to_s - from_s) * CAPACITY / WINDOW_S
 
 
+ACTS = st.lists(
+    st.tuples(st.sampled_from(["take", "settle", "again"]), st.integers(0, 7), st.integers(0, 60)),
+    max_size=40,
+)
+
+
+async def keeps_books(ledger: Ledger, key: str, acts: Sequence[tuple[str, int, int]]) -> None:
+    """A count is what was used and what is still reserved, and never above its most."""
+    spent, held, settled = 0, dict[int, int](), dict[int, int]()
+    for act, slot, amount in acts:
+        if act == "take" and slot not in held and slot not in settled:
+            taken = await ledger.take(key, f"{slot}", (count(amount),))
+            fits = spent + sum(held.values()) + amount <= CAPACITY
+            assert isinstance(taken, Taken) is fits
+            if fits:
+                held[slot] = amount
+        elif act == "settle" and slot in held:
+            used = min(amount, held[slot])
+            ledger.settle(key, f"{slot}", (count(held[slot]),), Used(requests=1, tokens=used))
+            settled[slot] = held.pop(slot)
+            spent += used
+        elif act == "again" and slot in settled:
+            once_more = Used(requests=1, tokens=amount)
+            ledger.settle(key, f"{slot}", (count(settled[slot]),), once_more)
+        await asyncio.gather(*getattr(ledger, "_settling", ()))
+        (left,) = _left(await ledger.take(key, "look", (count(0),)))
+        assert left == CAPACITY - spent - sum(held.values())
+
+
+def _left(taken: Taken | Denied) -> tuple[float, ...]:
+    assert isinstance(taken, Taken)
+    return taken.left
+
+
+@given(ACTS)
+def test_nothing_is_lost_and_nothing_is_spent_twice(acts: list[tuple[str, int, int]]) -> None:
+    asyncio.run(keeps_books(MemoryLedger(clock=Clock()), "key", acts))
+
+
+@pytest.mark.system
+def test_nothing_is_lost_and_nothing_is_spent_twice_on_redis(server: RedisServer) -> None:
+    from tidegate.cloud.redis_ledger import RedisLedger
+
+    runs = 0
+
+    @hypothesis.settings(max_examples=40, deadline=None)
+    @given(ACTS)
+    def check(acts: list[tuple[str, int, int]]) -> None:
+        nonlocal runs
+        runs += 1
+
+        async def main() -> None:
+            ledger = RedisLedger(server.url)
+            await keeps_books(ledger, f"books-{runs}", acts)
+            await ledger.close()
+
+        asyncio.run(main())
+
+    check()
+
+
 def test_a_claim_takes_all_of_its_charges_or_none() -> None:
     async def main() -> None:
         ledger = MemoryLedger(clock=Clock())

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from redisserver import redis_server
 from services import Service, Services, free_port, run_tidegate, until
 
 from tidegate.cloud.audit import AuditSettings
@@ -179,3 +181,31 @@ def test_the_openai_client_is_told_which_limit_it_hit(
         with pytest.raises(openai.AuthenticationError):
             asking.create(model="cloud", **ASK)
         client.close()
+
+
+def test_two_services_on_one_redis_spend_a_quota_once_and_refuse_without_it(
+    tmp_path: Path, cloud_checkpoint: Path
+) -> None:
+    state = tmp_path / "state"
+    limits = ("--quota-requests-day", "4", "--requests", "100/day/fixed", "--tokens", "9999/hour")
+    key = add_key(state, "team", *limits)
+    with redis_server(tmp_path) as redis, Services(tmp_path) as services:
+        flags = ("--state", str(state), "--limits-redis", redis.url)
+        pair = [services.cloud(cloud_checkpoint, *flags) for _ in range(2)]
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(ask, pair[number % 2], key) for number in range(12)]
+            told = sorted(one.result().status_code for one in asked)
+        assert told == [200] * 4 + [429] * 8
+        left = [ask(one, key).json()["error"]["message"] for one in pair]
+        assert all("4 requests per day reached: 0 left" in one for one in left)
+        redis.stop()
+        refused = [ask(one, key) for one in pair]
+        assert [(one.status_code, one.headers["retry-after"]) for one in refused] == [
+            (503, "2")
+        ] * 2
+        assert all("Redis" in one.json()["error"]["message"] for one in refused)
+        redis.start()
+        # Counts of a Redis that keeps its log survive it.
+        assert ask(pair[0], key).status_code == 429
+        assert [one.stop() for one in pair] == [0, 0]
+    assert len(rows(state)) == 4
