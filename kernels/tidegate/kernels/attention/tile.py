@@ -72,11 +72,11 @@ def query_tile(
 
 @triton.jit
 def split(q: tl.tensor, keys_at: tl.tensor) -> tl.tuple:
-    """Queries as the products with the keys take them: (whole, rest or None, step or None).
+    """Queries as the products with the keys take them: (whole, rest, step).
 
     Against int8 keys, q is `step * (254 * whole + rest)` in two int8 tiles, right to 2 ** -16 of a
     row's largest value: their products are exact and no key has to be turned into another type.
-    Float32, which only tests use, stays as it is.
+    Against others they stay as they are, as does float32, which only tests use: whole is q then.
     """
     if keys_at.dtype.element_ty == tl.int8 and q.dtype != tl.float32:
         wide = q.to(tl.float32)
@@ -86,7 +86,7 @@ def split(q: tl.tensor, keys_at: tl.tensor) -> tl.tuple:
         rest = rounded((steps - whole) * 254.0)
         return whole.to(tl.int8), rest.to(tl.int8), step / 254.0
     else:
-        return q, None, None
+        return q, q, q
 
 
 @triton.jit
@@ -99,7 +99,7 @@ def rounded(x: tl.tensor) -> tl.tensor:
 def products(queries: tl.tuple, key: tl.tensor) -> tl.tensor:
     """Float32 q.k of a tile's rows with keys [BLOCK_N, BLOCK_H]."""
     whole, rest, step = queries
-    if rest is None:
+    if whole.dtype != tl.int8:
         return tl.dot(whole, tl.trans(widened(key, whole.dtype)), input_precision="ieee")
     else:  # 254 * 127 * 127 * H fits 32 bits up to H = 512
         turned = tl.trans(key)
