@@ -64,7 +64,7 @@ def store_sums(
     tl.store(out + place, sums.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def tiled_kernel(
     x: tl.tensor,
     values: tl.tensor,
@@ -120,7 +120,7 @@ def tiled_kernel(
         store_sums(sums, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def dense_kernel(
     x: tl.tensor,
     weight: tl.tensor,

@@ -77,7 +77,7 @@ def int8_sums(
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def w8a8_kernel(
     rows: tl.tensor,
     row_scales: tl.tensor,

@@ -45,7 +45,7 @@ def route_kernel(
     tl.store(shares + token * CHOSEN + place, parts, mask=place < CHOSEN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def group_kernel(
     experts: tl.tensor,
     order: tl.tensor,
