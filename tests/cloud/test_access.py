@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from echobackend import EchoBackend
 from handembedder import LetterEmbedder
 from keyedapp import CHAT, HELLO, Clock, Keyed, keyed
 
+from tidegate.api.backend import AnswerEvent
 from tidegate.api.http import create_app
 from tidegate.api.keys import new_key
+from tidegate.api.schema import Call
 from tidegate.api.settings import HttpSettings
+from tidegate.cloud.charges import Taken
 from tidegate.cloud.key_rules import Prices, Quota, Rate
+from tidegate.cloud.limits_of_keys import Ask, charges_of
 from tidegate.cloud.usage import exported
 from tidegate.engine.events import Failed
 from tidegate.errors import CapacityError, LinkError
@@ -217,30 +222,37 @@ def test_a_call_that_failed_costs_no_tokens_and_one_never_begun_not_even_a_reque
     run(tmp_path, test, backend=backend)
 
 
+async def leave_after(world: Keyed, key: str, word: bytes) -> None:
+    """Ask for a stream, and hang up when `word` has come; b"" hangs up at once."""
+    body = json.dumps(HELLO | {"stream": True, "max_tokens": 50}).encode()
+    asked, heard = False, asyncio.Event()
+    if not word:
+        heard.set()
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        if not asked:
+            asked = True
+            return {"type": "http.request", "body": body}
+        await heard.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if word and word in message.get("body", b""):
+            heard.set()
+
+    heads = [
+        (b"authorization", f"Bearer {key}".encode()),
+        (b"content-type", b"application/json"),
+    ]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": heads}
+    await world.app({**scope, "query_string": b"", "client": ("10.0.0.1", 1)}, receive, send)
+
+
 def test_a_client_that_leaves_pays_for_the_prompt_and_what_was_said(tmp_path: Path) -> None:
     async def test(world: Keyed) -> None:
         _, key = world.add(rates=(BUCKET,), prices=Prices(prompt=1000, completion=2000))
-        body = json.dumps(HELLO | {"stream": True, "max_tokens": 50}).encode()
-        asked, heard = False, asyncio.Event()
-
-        async def receive() -> dict[str, Any]:
-            nonlocal asked
-            if not asked:
-                asked = True
-                return {"type": "http.request", "body": body}
-            await heard.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            if b" two" in message.get("body", b""):
-                heard.set()
-
-        heads = [
-            (b"authorization", f"Bearer {key}".encode()),
-            (b"content-type", b"application/json"),
-        ]
-        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": heads}
-        await world.app({**scope, "query_string": b"", "client": ("10.0.0.1", 1)}, receive, send)
+        await leave_after(world, key, b" two")
         (row,) = used(world)
         assert (row["outcome"], row["prompt_tokens"], row["completion_tokens"]) == ("aborted", 3, 2)
         assert row["cost"] == "0.000007000"
@@ -248,6 +260,54 @@ def test_a_client_that_leaves_pays_for_the_prompt_and_what_was_said(tmp_path: Pa
         assert left == "2"
 
     run(tmp_path, test, backend=EchoBackend(word_s=0.02))
+
+
+class Moody(EchoBackend):
+    """Every third answer breaks off, every seventh call is refused."""
+
+    def answer(self, call: Call) -> AsyncIterator[AnswerEvent]:
+        number = len(self.calls)
+        self.calls.append(call)
+        mood = EchoBackend(
+            word_s=self.word_s,
+            refuse=CapacityError("full") if number % 7 == 6 else None,
+            break_after=1 if number % 3 == 2 else None,
+        )
+        return mood.answer(call)
+
+
+def test_after_a_crowd_of_every_kind_nothing_stays_reserved_and_the_books_agree(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+
+    async def test(world: Keyed) -> None:
+        quotas = (
+            Quota(unit="tokens", period="day", amount=2_000),
+            Quota(unit="requests", period="day", amount=1_000),
+        )
+        record, key = world.add(quotas=quotas)
+        crowd: list[Awaitable[object]] = []
+        for number in range(160):
+            match number % 5:
+                case 0:
+                    crowd.append(leave_after(world, key, (b"", b"one", b" two")[number % 3]))
+                case 1:
+                    crowd.append(world.chat(key, max_tokens="many"))
+                case 2:
+                    crowd.append(world.chat(key, max_tokens=50, stream=True))
+                case _:
+                    crowd.append(world.chat(key, max_tokens=50, n=1 + number % 2))
+        await asyncio.gather(*crowd)
+        outcomes = {row["outcome"] for row in used(world)}
+        assert outcomes == {"ok", "aborted", "failed"}
+        booked = world.access.usage.since(record.id, 0)
+        charges = charges_of(record.rules, Ask(tokens=0), clock())
+        none = tuple(replace(charge, amount=0) for charge in charges)
+        taken = await world.access.ledger.take(record.id, "look", none)
+        assert taken == Taken(left=(2_000 - booked.tokens, 1_000 - booked.requests))
+
+    run(tmp_path, test, clock=clock, backend=Moody(word_s=0.003))
 
 
 def test_several_answers_are_reserved_together_and_their_prompt_is_paid_once(
