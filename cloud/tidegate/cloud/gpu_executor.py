@@ -8,13 +8,15 @@ recorded and replayed; steps with prompts in them run as they come.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 
+from tidegate.cloud.draw_buffers import MOST_EDITS, DrawBuffers
 from tidegate.cloud.gpu_memory import (
     LEFT_ALONE,
     MemoryPart,
@@ -31,6 +33,7 @@ from tidegate.cloud.sharding import ShardedWeights, head_of_table, shard
 from tidegate.cloud.step_buffers import DeviceStep, StepBuffers, StepShape
 from tidegate.cloud.step_shapes import DecodeShapes, exact_shape
 from tidegate.cloud.team import Team
+from tidegate.engine.device_sampling import SampledStep
 from tidegate.engine.executor import (
     ExecutorLimits,
     ExecutorStep,
@@ -39,6 +42,7 @@ from tidegate.engine.executor import (
     StepResult,
 )
 from tidegate.engine.facts import ExecutorFacts
+from tidegate.engine.sampling import Draw
 from tidegate.errors import ConfigError, ExecutionError
 from tidegate.kernels.attention import workspace_floats
 from tidegate.kernels.device_weights import DeviceWeights
@@ -48,6 +52,7 @@ from tidegate.kernels.linear.workspace import LinearWorkspace
 from tidegate.kernels.moe import MoeWorkspace
 from tidegate.kernels.paged_kv import KvLayer
 from tidegate.kernels.paged_ops import Device, PagedOps
+from tidegate.kernels.sampling.asks import SamplingAsks
 from tidegate.kernels.scratch import Scratch
 from tidegate.kernels.weight_loading import load_weights
 from tidegate.model.architecture import Architecture
@@ -115,6 +120,8 @@ class GpuExecutor:
         self._logits = torch.zeros(
             (settings.step_logits, arch.vocab), dtype=torch.float32, device=self._at
         )
+        self._tokens = torch.zeros(settings.step_logits, dtype=torch.int32, device=self._at)
+        self._draws = DrawBuffers(rows=settings.step_logits, vocab=arch.vocab, device=self._at)
         probe = self._layer(self._probe_blocks())
         loaded = load_weights(
             arch, weights, dtype=settings.dtype, device=self._at, head_part=head_part
@@ -191,18 +198,28 @@ class GpuExecutor:
 
     def execute(self, step: ExecutorStep) -> StepResult:
         """See `Executor.execute`."""
-        rows = step.rows
-        count = sum(row.logits for row in rows)
-        try:
-            with torch.inference_mode():
-                self._run(rows)
-                logits = self._logits[:count].to("cpu", copy=True).numpy()
-        except (RuntimeError, IndexError, ValueError) as error:
-            tokens = sum(len(row.tokens) for row in rows)
-            raise ExecutionError(
-                f"a step of {len(rows)} rows and {tokens} tokens failed: {error}"
-            ) from error
+        count = sum(row.logits for row in step.rows)
+        with _failing(step), torch.inference_mode():
+            self._run(step.rows, None)
+            logits = self._logits[:count].to("cpu", copy=True).numpy()
         return StepResult(logits=logits)
+
+    def can_draw(self, draw: Draw) -> bool:
+        """See `SamplingExecutor.can_draw`: all but draws about very many tokens."""
+        named = len(draw.params.logit_bias) + len(draw.ends)
+        if draw.history is not None:
+            named += len(draw.history.ids)
+        return named <= MOST_EDITS
+
+    def execute_and_sample(self, step: ExecutorStep, draws: Sequence[Draw | None]) -> SampledStep:
+        """See `SamplingExecutor.execute_and_sample`."""
+        drawn = [place for place, draw in enumerate(draws) if draw is not None]
+        left = [place for place, draw in enumerate(draws) if draw is None]
+        with _failing(step), torch.inference_mode():
+            self._run(step.rows, draws)
+            tokens = self._tokens[: len(draws)].cpu().numpy().astype(np.int64)[drawn]
+            logits = self._logits[left].cpu().numpy()
+        return SampledStep(tokens=tokens, sound=tokens >= 0, logits=logits)
 
     def close(self) -> None:
         """See `Executor.close`."""
@@ -219,7 +236,9 @@ class GpuExecutor:
         return (
             *self._buffers.addresses(),
             *self._device.scratch.addresses(),
+            *self._draws.addresses(),
             self._logits.data_ptr(),
+            self._tokens.data_ptr(),
             *cache,
         )
 
@@ -230,26 +249,33 @@ class GpuExecutor:
             shape, decode = told
             self._team.receive(self._buffers.staging(shape))
             with torch.inference_mode():
-                self._run_filled(shape, decode=decode)
+                self._run_filled(shape, None, decode=decode)
 
-    def _run(self, rows: Sequence[Row]) -> None:
-        """Run the rows; their logits are the first of `self._logits`."""
+    def _run(self, rows: Sequence[Row], draws: Sequence[Draw | None] | None) -> None:
+        """Run the rows; their logits are the first of `self._logits`, tokens of `self._tokens`."""
         size = self._settings.block_tokens
         decode = self._shapes.of(rows)
         shape = decode or exact_shape(rows, size)
         staging = self._buffers.fill(rows, shape, size)
         if self._team is not None:
             self._team.tell(shape, staging, decode=decode is not None)
-        self._run_filled(shape, decode=decode is not None)
+        self._run_filled(shape, draws, decode=decode is not None)
 
-    def _run_filled(self, shape: StepShape, *, decode: bool) -> None:
+    def _run_filled(
+        self, shape: StepShape, draws: Sequence[Draw | None] | None, *, decode: bool
+    ) -> None:
         step = self._buffers.upload(shape, keep=decode)
-        self._graphs.run(shape if decode else None, lambda: self._walk(step))
+        wish, asks = (None, None) if draws is None else self._draws.load(draws, shape.logits)
+        self._graphs.run((shape, wish) if decode else None, lambda: self._walk(step, asks))
 
-    def _walk(self, step: DeviceStep) -> None:
+    def _walk(self, step: DeviceStep, asks: SamplingAsks | None) -> None:
         ops = PagedOps(self._device, step.tensors, step.wanted)
         logits = ops.numbers(decoder(ops, self._arch, self._device.weights))
         self._logits[: len(logits)].copy_(logits)
+        if asks is not None:
+            self._device.kernels.sample(
+                self._logits[: asks.rows], asks, out=self._tokens[: asks.rows]
+            )
 
     def _run_worst_cases(self) -> None:
         """Run the largest steps there can be, so that every buffer gets its size.
@@ -281,7 +307,7 @@ class GpuExecutor:
             for rows in (prompts, answers):
                 shape = self._shapes.of(rows) or exact_shape(rows, settings.block_tokens)
                 self._buffers.fill(rows, shape, settings.block_tokens)
-                self._walk(self._buffers.upload(shape, keep=False))
+                self._walk(self._buffers.upload(shape, keep=False), None)
         self._device.scratch.seal()
 
     def _probe_blocks(self) -> int:
@@ -310,7 +336,7 @@ class GpuExecutor:
 
     def _used(self) -> MemorySum:
         scratch = self._device.scratch.nbytes
-        steps = scratch + self._buffers.nbytes + self._logits.nbytes
+        steps = scratch + self._buffers.nbytes + self._logits.nbytes + self._draws.nbytes
         parts = [
             MemoryPart(name="weights", nbytes=self._device.weights.nbytes),
             MemoryPart(name=f"steps of {self._settings.step_tokens} tokens", nbytes=steps),
@@ -320,6 +346,18 @@ class GpuExecutor:
             others = max(0, torch.cuda.max_memory_allocated(self._at) - known)
             parts.append(MemoryPart(name="what kernels need besides", nbytes=others))
         return MemorySum(parts=tuple(parts))
+
+
+@contextmanager
+def _failing(step: ExecutorStep) -> Iterator[None]:
+    """Name the step that fails."""
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError) as error:
+        rows, tokens = len(step.rows), sum(len(row.tokens) for row in step.rows)
+        raise ExecutionError(
+            f"a step of {rows} rows and {tokens} tokens failed: {error}"
+        ) from error
 
 
 def _shared(whole: int, parts: int) -> list[int]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tidegate.kernels.moe.weights import ExpertWeights
     from tidegate.kernels.paged_kv import KvLayer, StepTensors
     from tidegate.kernels.pointwise.table import PackedTable
+    from tidegate.kernels.sampling.asks import SamplingAsks
     from tidegate.model.architecture import Activation
 
 Tensor = torch.Tensor
@@ -157,6 +158,14 @@ class Moe(Protocol):
     ) -> Tensor: ...
 
 
+class Sample(Protocol):
+    """See `tidegate.kernels.sampling`."""
+
+    def __call__(
+        self, logits: Tensor, asks: SamplingAsks, *, out: Tensor | None = None
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Kernels:
     """One set."""
@@ -172,6 +181,7 @@ class Kernels:
     linear: LinearProduct
     route: Route
     moe: Moe
+    sample: Sample
 
 
 def torch_kernels() -> Kernels:
@@ -182,6 +192,7 @@ def torch_kernels() -> Kernels:
     from tidegate.kernels.linear import reference as linear
     from tidegate.kernels.moe import reference as moe
     from tidegate.kernels.pointwise import reference as pointwise
+    from tidegate.kernels.sampling import reference as sampling
 
     def product(
         x: Tensor,
@@ -217,12 +228,14 @@ def torch_kernels() -> Kernels:
         linear=product,
         route=moe.route,
         moe=mixture,
+        sample=sampling.sample,
     )
 
 
 def triton_kernels() -> Kernels:
     """The kernels; on a CPU they are interpreted, where `TRITON_INTERPRET` says so."""
     from tidegate.kernels import attention, kv_write, linear, moe, pointwise
+    from tidegate.kernels.sampling import reference as sampling
 
     return Kernels(
         name="Triton kernels",
@@ -236,4 +249,5 @@ def triton_kernels() -> Kernels:
         linear=linear.apply_linear,
         route=moe.route,
         moe=moe.moe,
+        sample=sampling.sample,
     )
