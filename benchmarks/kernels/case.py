@@ -45,6 +45,29 @@ class Case:
     bars: tuple[Bar, ...] = field(default=())
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """What a figure of a report has to reach."""
+
+    figure: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def met(self, value: float) -> bool:
+        """Whether `value` reaches it."""
+        above = self.at_least is None or value >= self.at_least
+        return above and (self.at_most is None or value <= self.at_most)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Report:
+    """Something measured as a whole, in its own way: figures by name."""
+
+    name: str
+    measure: Callable[[torch.device], dict[str, float]]
+    limits: tuple[Limit, ...] = field(default=())
+
+
 def half_type(device: torch.device) -> torch.dtype:
     """What activations are: bf16; float16 where kernels are interpreted, which cannot do bf16."""
     return torch.bfloat16 if device.type == "cuda" else torch.float16

@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-_NOT_FAMILIES = {"case", "run", "timing"}
+_NOT_FAMILIES = {"case", "models", "run", "timing"}
 _TURNS = 60
 
 
@@ -87,6 +87,37 @@ def _measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+        yield from _reports(family, arguments, device)
+
+
+def _reports(family: str, arguments: argparse.Namespace, device: Any) -> Iterator[dict[str, Any]]:
+    """What a family measures in its own way."""
+    reports = getattr(import_module(f"kernels.{family}"), "reports", None)
+    for report in () if reports is None else reports(arguments.quick):
+        if arguments.only and arguments.only not in f"{family} {report.name}":
+            continue
+        told: dict[str, Any] = {"family": family, "case": report.name}
+        try:
+            told["figures"] = report.measure(device)
+            told["bars"] = [
+                {
+                    **asdict(limit),
+                    "kind": limit.figure,
+                    "met": limit.met(told["figures"][limit.figure]),
+                }
+                for limit in report.limits
+                if not arguments.quick
+            ]
+        except Exception as error:  # as with a case
+            told |= {"failed": f"{type(error).__name__}: {error}"[:2000]}
+            traceback.print_exc()
+        print(_line(told), file=sys.stderr, flush=True)
+        yield told
+        gc.collect()
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
 
 
 def _tried(case: Any, device: Any) -> dict[str, Any]:
@@ -136,6 +167,10 @@ def _line(told: dict[str, Any]) -> str:
     name = f"{told['family']}: {told['case']}"
     if "failed" in told:
         return f"{name}: FAILED, {told['failed']}"
+    if "figures" in told:
+        missed = [one["figure"] for one in told["bars"] if not one["met"]]
+        figures = ", ".join(f"{key} {value:.4g}" for key, value in told["figures"].items())
+        return f"{name}: {figures}" + "".join(f"  MISSED {one}" for one in missed)
     if "kernel" not in told:
         return f"{name}: ran"
     reached = ", ".join(f"{kind} {value:.3f}" for kind, value in told["reached"].items())

@@ -8,7 +8,7 @@ recorded and replayed; steps with prompts in them run as they come.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -164,6 +164,11 @@ class GpuExecutor:
         self._load_s = time.monotonic() - began_s
 
     @property
+    def settings(self) -> GpuSettings:
+        """As it was made."""
+        return self._settings
+
+    @property
     def limits(self) -> ExecutorLimits:
         """See `Executor.limits`."""
         return ExecutorLimits(
@@ -220,6 +225,20 @@ class GpuExecutor:
             tokens = self._tokens[: len(draws)].cpu().numpy().astype(np.int64)[drawn]
             logits = self._logits[left].cpu().numpy()
         return SampledStep(tokens=tokens, sound=tokens >= 0, logits=logits)
+
+    def prepared(self, rows: Sequence[Row], draws: Sequence[Draw | None]) -> Callable[[], None]:
+        """What a decode step of these rows launches, to be measured alone; valid until the next."""
+        shape = self._shapes.of(rows)
+        assert shape is not None, "every row decodes one token"
+        self._buffers.fill(rows, shape, self._settings.block_tokens)
+        step = self._buffers.upload(shape, keep=True)
+        _, asks = self._draws.load(draws, shape.logits)
+
+        def launch() -> None:
+            with torch.inference_mode():
+                self._walk(step, asks)
+
+        return launch
 
     def close(self) -> None:
         """See `Executor.close`."""
