@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from toyexecutor import ToyExecutor
 
 from tidegate.engine.device_sampling import SampledStep
-from tidegate.engine.executor import ExecutorStep, PagedGeometry, SlotGeometry
+from tidegate.engine.executor import ExecutorStep, PagedGeometry, Row, SlotGeometry
 from tidegate.engine.sampling import Draw, sample
+from tidegate.errors import ExecutionError
 
 
 @dataclass(kw_only=True)
@@ -54,3 +55,55 @@ class SamplingToy(ToyExecutor):
             sound=np.array([one is not None for one in found], np.bool_),
             logits=logits[left],
         )
+
+
+class PipelinedToy(SamplingToy):
+    """One that takes a step while the one before is pending; tokens are fed inside it."""
+
+    def __init__(self, geometry: PagedGeometry | SlotGeometry) -> None:
+        super().__init__(geometry)
+        self.most_pending = self.submitted = self.fed = self._pending = 0
+        self._last: SampledStep | None = None
+
+    def submit(self, step: ExecutorStep, draws: Sequence[Draw]) -> PendingToy:
+        self.submitted += 1
+        self._pending += 1
+        self.most_pending = max(self.most_pending, self._pending)
+        assert self._pending <= 2
+        for draw in draws:
+            assert draw.allowed is None
+            assert draw.history is None
+        rows = tuple(self._fed(row) for row in step.rows)
+        try:
+            self._last = self.execute_and_sample(replace(step, rows=rows), draws)
+            return PendingToy(self._landed, self._last, None)
+        except ExecutionError as error:
+            self._last = None
+            return PendingToy(self._landed, None, error)
+
+    def _fed(self, row: Row) -> Row:
+        if row.fed is None:
+            return row
+        self.fed += 1
+        # Behind a step that failed there is nothing to be fed with, and nobody looks.
+        token = 0 if self._last is None else self._last.tokens[row.fed]
+        return replace(row, tokens=np.append(row.tokens[:-1], token), fed=None)
+
+    def _landed(self) -> None:
+        self._pending -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class PendingToy:
+    """A step that has run, and whose end nobody has seen yet."""
+
+    landed: Callable[[], None]
+    found: SampledStep | None
+    error: ExecutionError | None
+
+    def result(self) -> SampledStep:
+        self.landed()
+        if self.error is not None:
+            raise self.error
+        assert self.found is not None
+        return self.found

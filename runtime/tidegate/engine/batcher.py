@@ -2,97 +2,30 @@
 
 Everything between two steps of the executor, without asyncio and without text. A request that
 leaves while its step runs keeps its KV until `settle`, since the executor is still writing to it.
+A step may be planned while the one before it runs (`next_behind`): whoever gets a token from that
+one is planned for as if it were known, and its row is fed with it on the device.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from tidegate.engine.choosing import Ask
-from tidegate.engine.drafts import Wish
-from tidegate.engine.executor import (
-    Executor,
-    ExecutorLimits,
-    ExecutorStep,
-    PagedGeometry,
-    Row,
-    SlotGeometry,
-)
+import numpy as np
+
+from tidegate.engine.batch import Batch, budget_for, kv_for, wish_of
+from tidegate.engine.executor import Executor, ExecutorStep, Row, SlotGeometry
 from tidegate.engine.generation import Generation
-from tidegate.engine.kv import KvCache, Match
-from tidegate.engine.paged_kv import PagedKv
+from tidegate.engine.kv import Match
 from tidegate.engine.prefix_disk import DiskPrefixes, UnitCopy
 from tidegate.engine.quarantine import Quarantine
 from tidegate.engine.scheduler import Budget, Candidate, Key, Plan, Room, State, plan
 from tidegate.engine.settings import EngineSettings
-from tidegate.engine.slot_kv import SlotKv
 from tidegate.engine.speculation import MOST_DRAFT_TOKENS, Guessing
 
 _HEADROOM = 100
 """One unit in so many stays free on admission (vLLM's watermark); a device has slots, and none."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Batch:
-    """A step with the requests its rows belong to, in row order."""
-
-    step: ExecutorStep
-    chunks: tuple[tuple[Generation, int], ...]
-    preempted: int
-    loads: tuple[tuple[Generation, tuple[UnitCopy, ...]], ...] = ()
-    """Who has no row but loads what is stored of it."""
-    guessing: Guessing | None = None
-    """Where a row may run guessed tokens after its own; they have room in the KV."""
-
-    @property
-    def everyone(self) -> tuple[Generation, ...]:
-        """The requests of its rows and its loads."""
-        return *(one for one, _ in self.chunks), *(one for one, _ in self.loads)
-
-    @property
-    def samplers(self) -> tuple[Generation, ...]:
-        """The requests whose rows want logits, in row order."""
-        pairs = zip(self.chunks, self.step.rows, strict=True)
-        return tuple(generation for (generation, _), row in pairs if row.logits)
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Tokens of the rows that do more than decode; a resumed request counts again."""
-        return sum(
-            tokens
-            for (generation, tokens), row in zip(self.chunks, self.step.rows, strict=True)
-            if tokens > 1 or row.past < len(generation.request.prompt)
-        )
-
-    @property
-    def cached_tokens(self) -> int:
-        """Prompt tokens that those who load had not to compute so far."""
-        return sum(one.cached_tokens or 0 for one, _ in self.loads)
-
-    def asks(self) -> tuple[Ask, ...]:
-        """How the tokens of `samplers` are to be chosen."""
-        return tuple(generation.ask() for generation in self.samplers)
-
-
-def kv_for(geometry: PagedGeometry | SlotGeometry, *, reuse: bool) -> KvCache:
-    """The books that fit the executor's shape."""
-    if isinstance(geometry, PagedGeometry):
-        return PagedKv(geometry, reuse=reuse)
-    return SlotKv(geometry, reuse=reuse)
-
-
-def budget_for(limits: ExecutorLimits, settings: EngineSettings) -> Budget:
-    """The executor's limits, shared out by the settings."""
-    reserve = settings.prefill_reserve_tokens
-    return Budget(
-        tokens=limits.step_tokens,
-        rows=limits.step_rows,
-        chunk_tokens=settings.chunk_tokens or limits.step_tokens,
-        prefill_reserve=limits.step_tokens // 4 if reserve is None else reserve,
-        logits=limits.step_logits,
-    )
 
 
 class Batcher:
@@ -114,8 +47,19 @@ class Batcher:
         """In general, and in the step that is being made."""
         self.running: dict[Key, Generation] = {}
         self.waiting: list[Generation] = []
-        self._in_flight: frozenset[Key] = frozenset()
+        self._flying: list[Batch] = []
+        """The step that runs, and the one behind it if there is one."""
+        self._promised: dict[Key, int] = {}
+        """While the step behind is planned: who gets a token from the one that runs, and where."""
+        self._begun: dict[Key, int] = {}
+        """Then too: tokens that it computes of each."""
+        self._forgotten: set[Key] = set()
+        """Who left a step that runs, with KV that nobody may reuse."""
         self._quarantine = Quarantine()
+
+    @property
+    def _in_flight(self) -> frozenset[Key]:
+        return frozenset(one.key for batch in self._flying for one in batch.everyone)
 
     @property
     def empty(self) -> bool:
@@ -139,6 +83,8 @@ class Batcher:
             self._disk.end(generation.key)
         if generation.key not in self._in_flight:
             self.kv.release(generation.key, forget=forget)
+        elif forget:
+            self._forgotten.add(generation.key)
 
     def forget_kv(self) -> None:
         """The executor's KV is gone: begin new books. Nobody may have any."""
@@ -163,9 +109,39 @@ class Batcher:
             self._admit(generation)
         return self._batch(decided)
 
+    def foreseeable(self, batch: Batch) -> bool:
+        """Whether a step may be planned behind this one before it has ended."""
+        simple = self._disk is None and batch.guessing is None and not self._quarantine.group
+        return simple and all(one.foreseeable for one, _ in batch.chunks)
+
+    def next_behind(self) -> Batch | None:
+        """The step behind the one that runs; None when that has to end first.
+
+        It has to when somebody would be preempted, when somebody's next token depends on more than
+        the device knows, or when nobody goes on.
+        """
+        (flying,) = self._flying
+        others = (one.foreseeable for one in self.running.values())
+        if not self.foreseeable(flying) or not all(others):
+            return None
+        self._promised = {one.key: place for place, one in enumerate(flying.samplers)}
+        self._begun = {one.key: tokens for one, tokens in flying.chunks}
+        self._guesses = False
+        try:
+            decided = plan(self._state(self.waiting), self._budget)
+            admitted = [one for one in self.waiting if one.key in decided.admitted]
+            foreseen = all(one.foreseeable for one in admitted)
+            if not decided.chunks or decided.preempted or not foreseen:
+                return None
+            for generation in admitted:
+                self._admit(generation)
+            return self._batch(decided)
+        finally:
+            self._promised, self._begun = {}, {}
+
     def settle(self, batch: Batch, loaded: tuple[int, ...] = ()) -> None:
         """Book what a step has computed, and of each of its loads the units that were there."""
-        self._in_flight = frozenset()
+        self._flying.remove(batch)
         for generation, tokens in batch.chunks:
             self._commit(generation, generation.computed + tokens)
         for (generation, copies), done in zip(batch.loads, loaded, strict=True):
@@ -173,10 +149,12 @@ class Batcher:
 
     def _commit(self, generation: Generation, computed: int) -> None:
         generation.computed = computed
-        if generation.request.reuse:
+        forget = generation.key in self._forgotten
+        if generation.request.reuse and not forget:
             self.kv.commit(generation.key, generation.tokens[:computed])
-        if generation.key not in self.running:
-            self.kv.release(generation.key)
+        if generation.key not in self.running and generation.key not in self._in_flight:
+            self._forgotten.discard(generation.key)
+            self.kv.release(generation.key, forget=forget)
 
     def _settle_load(self, generation: Generation, copies: tuple[UnitCopy, ...], done: int) -> None:
         if self._disk is None or generation.key not in self.running:
@@ -220,9 +198,10 @@ class Batcher:
             batch: the step.
             guessed: it ran guessed tokens, so a request that was alone may not be the culprit.
         """
-        self._in_flight = frozenset()
+        self._flying.remove(batch)
         for generation in batch.everyone:
             self.kv.release(generation.key, forget=True)
+            self._forgotten.discard(generation.key)
         here = [one for one in batch.everyone if self.running.pop(one.key, None) is not None]
         for generation in here:
             self._requeue(generation)
@@ -232,11 +211,21 @@ class Batcher:
         )
         return tuple(one for one in self.waiting if one.key in given_up)
 
+    def withdraw(self, batch: Batch) -> None:
+        """Book that a step ran on KV that was lost in the one before: its requests start over."""
+        self._flying.remove(batch)
+        for generation in batch.everyone:
+            self.kv.release(generation.key, forget=True)
+            self._forgotten.discard(generation.key)
+            if self.running.pop(generation.key, None) is not None:
+                self._requeue(generation)
+
     def abandon_step(self) -> None:
         """Forget a step whose end nobody will see, because making it failed or the loop stops."""
         for key in self._in_flight - self.running.keys():
             self.kv.release(key, forget=True)
-        self._in_flight = frozenset()
+        self._flying.clear()
+        self._forgotten.clear()
         self.kv.take_copies()
 
     def _state(self, line: list[Generation]) -> State:
@@ -244,7 +233,9 @@ class Batcher:
         # Who would free what is asked only when somebody may have to go.
         tight = room.free < len(self.running) + room.units(self._budget.tokens)
         return State(
-            running=tuple(self._runner(one, tight) for one in self.running.values()),
+            running=tuple(
+                self._runner(one, tight) for one in self.running.values() if self._goes_on(one)
+            ),
             waiting=tuple(self._front(line, room)),
             room=room,
         )
@@ -263,11 +254,23 @@ class Batcher:
             if tokens < 1 or free < 1:
                 return
 
+    def _known(self, one: Generation) -> int:
+        """Its tokens, the promised one among them."""
+        return one.length + (one.key in self._promised)
+
+    def _computed(self, one: Generation) -> int:
+        """Those that are computed, once the step that runs has ended."""
+        return one.computed + self._begun.get(one.key, 0)
+
+    def _goes_on(self, one: Generation) -> bool:
+        """Whether the promised token is not its last, as far as lengths say."""
+        return one.key not in self._promised or one.remaining(self.context_tokens) > 1
+
     def _runner(self, one: Generation, tight: bool) -> Candidate:
         return Candidate(
             key=one.key,
-            tokens=one.length,
-            computed=one.computed,
+            tokens=self._known(one),
+            computed=self._computed(one),
             priority=one.request.priority,
             deadline_s=one.request.deadline_s,
             held=self.kv.held(one.key),
@@ -339,10 +342,9 @@ class Batcher:
                 # this one all the same, since what its slot is to begin with may be copied now.
                 loads.append((generation, ()))
             else:
-                most = generation.length - generation.computed
+                most = self._known(generation) - self._computed(generation)
                 chunks.append((generation, min(chunk.tokens, most)))
                 drafts.append(chunk.draft)
-        self._in_flight = frozenset(one.key for one, _ in chunks) | {one.key for one, _ in loads}
         rows = tuple(
             self._row(generation, tokens, draft)
             for (generation, tokens), draft in zip(chunks, drafts, strict=True)
@@ -353,27 +355,18 @@ class Batcher:
             preempted=len(decided.preempted),
             loads=tuple(loads),
         )
-        if not self._guesses:
-            return batch
-        return replace(batch, guessing=self._guessing(batch, drafts, decided.draft_tokens))
+        if self._guesses:
+            batch = replace(batch, guessing=self._guessing(batch, drafts, decided.draft_tokens))
+        self._flying.append(batch)
+        return batch
 
     def _guessing(self, batch: Batch, drafts: list[int], most: int) -> Guessing:
         wishes = tuple(
-            self._wish(one, draft) if one.request.speculation else None
+            wish_of(one, draft, self.context_tokens) if one.request.speculation else None
             for (one, _), draft in zip(batch.chunks, drafts, strict=True)
         )
         decoding = not batch.prefill_tokens and not batch.loads
         return Guessing(wishes=wishes, most=most, decoding=decoding)
-
-    def _wish(self, one: Generation, most: int) -> Wish:
-        return Wish(
-            key=one.key,
-            tokens=one.tokens,
-            most=most,
-            guide=one.guide,
-            shared=one.request.reuse,
-            remaining=one.remaining(self.context_tokens),
-        )
 
     def _load(
         self, generation: Generation, tokens: int, disk: DiskPrefixes
@@ -383,13 +376,18 @@ class Batcher:
         return disk.copies(generation.key, end, self.kv.place(generation.key))
 
     def _row(self, generation: Generation, tokens: int, draft: int) -> Row:
-        past, end = generation.computed, generation.computed + tokens
+        past = self._computed(generation)
+        end = past + tokens
         self.kv.grow(generation.key, end + draft)
         place = self.kv.place(generation.key)
+        own, fed = generation.tokens[past:end], None
+        if end > generation.length:
+            own, fed = np.append(own, np.int64(0)), self._promised[generation.key]
         return Row(
-            tokens=generation.tokens[past:end],
+            tokens=own,
             past=past,
             blocks=place.blocks,
             slot=place.slot,
-            logits=int(end == generation.length),
+            logits=int(end == self._known(generation)),
+            fed=fed,
         )

@@ -52,6 +52,34 @@ class SamplingExecutor(Protocol):
         """
 
 
+class Pending(Protocol):
+    """A step that was submitted."""
+
+    def result(self) -> SampledStep:
+        """Wait for it.
+
+        Raises:
+            ExecutionError: it failed.
+        """
+
+
+@runtime_checkable
+class PipelinedExecutor(SamplingExecutor, Protocol):
+    """One that takes a step while the one before it runs."""
+
+    def submit(self, step: ExecutorStep, draws: Sequence[Draw]) -> Pending:
+        """Begin a step; at most one other may be pending.
+
+        Args:
+            step: rows whose `Row.fed` is set are fed with tokens of the step submitted before.
+            draws: one for every logit. They bring no mask and no history and bias nothing, which
+                every such executor can draw by.
+
+        Raises:
+            ExecutionError: as `Executor.execute`.
+        """
+
+
 class DeviceChoosing:
     """The tokens of one step, chosen on the device as far as it can."""
 

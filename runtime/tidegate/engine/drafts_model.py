@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from tidegate.engine.batcher import kv_for
+from tidegate.engine.batch import kv_for
 from tidegate.engine.drafts import NOTHING, Draft, Ended, Wish
 from tidegate.engine.executor import Executor, ExecutorStep, Row, Tokens, Unloadable
 from tidegate.engine.kv import Match

@@ -16,7 +16,8 @@ from functools import partial
 
 from tidegate.engine.admission import check_line, check_request
 from tidegate.engine.answer import Answer
-from tidegate.engine.batcher import Batch, Batcher
+from tidegate.engine.batch import Batch
+from tidegate.engine.batcher import Batcher
 from tidegate.engine.drafts import Drafter, GrammarDrafter, PaidDrafter
 from tidegate.engine.drafts_lookup import LookupDrafter
 from tidegate.engine.events import Cancelled, Failed, Finished
@@ -30,7 +31,7 @@ from tidegate.engine.roster import Roster
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.snapshot import EngineSnapshot, Meter
 from tidegate.engine.speculation import Speculator
-from tidegate.engine.stepper import Stepper, Work
+from tidegate.engine.stepper import Outcome, Stepper, Work
 from tidegate.engine.text import TextModel
 from tidegate.errors import (
     RequestError,
@@ -276,33 +277,63 @@ class Engine:
             await asyncio.sleep(0)
             return
         self._roster.scheduled(batch)
-        work = Work(
+        if self._stepper.pipelines and self._batcher.foreseeable(batch):
+            await self._run_ahead(batch)
+            return
+        outcome = await self._stepper.run(self._work_of(batch))
+        if not self._finish(batch, outcome):
+            return
+        if speculator is not None and batch.guessing is not None:
+            speculator.timed(self.clock() - began_s)
+        await self._spill(idle=False)
+
+    def _work_of(self, batch: Batch) -> Work:
+        return Work(
             step=batch.step,
             asks=batch.asks(),
             guessing=batch.guessing,
             load=partial(self._load, batch),
         )
-        outcome = await self._stepper.run(work)
+
+    async def _run_ahead(self, batch: Batch) -> None:
+        """Run a step, and plan each next one while one runs, until one cannot be foreseen."""
+        flight = self._stepper.launch(self._work_of(batch))
+        while True:
+            following, behind = self._batcher.next_behind(), None
+            if following is not None:
+                self._roster.scheduled(following)
+                behind = self._stepper.launch(self._work_of(following))
+            finished = self._finish(batch, await self._stepper.land(flight))
+            if following is None or behind is None:
+                return
+            if not finished:
+                # It ran on what the failed one left behind.
+                await self._stepper.land(behind)
+                self._batcher.withdraw(following)
+                return
+            self._roster.drop_abandoned()
+            batch, flight = following, behind
+
+    def _finish(self, batch: Batch, outcome: Outcome) -> bool:
+        """Book what a step gave and hand out its tokens; False when it failed."""
         self._meter.last_progress_s = self.clock()
         if isinstance(outcome.error, UnavailableError):
             # There is no model to run on: nobody in the batch is to blame, and all may come again.
             self._batcher.settle_failed(batch, guessed=any(outcome.guessed))
             self._roster.fail_all(outcome.error)
-            return
+            return False
         if outcome.error is not None:
             self._meter.failed()
             given_up = self._batcher.settle_failed(batch, guessed=any(outcome.guessed))
             self._roster.fail(given_up, outcome.error)
-            return
+            return False
         cached = batch.cached_tokens
         self._batcher.settle(batch, outcome.loaded)
         self._meter.prefix_hit_tokens += batch.cached_tokens - cached
         self._roster.absorb(batch, outcome)
         self._batcher.clear_guesses(batch)
         self._batcher.clear_suspects(batch)
-        if speculator is not None and batch.guessing is not None:
-            speculator.timed(self.clock() - began_s)
-        await self._spill(idle=False)
+        return True
 
     async def _wait_for_work(self) -> None:
         """Sleep until there is some; unload the model when that takes long."""

@@ -66,6 +66,9 @@ class Row:
     """Slots: the request's row."""
     logits: int = 1
     """How many of its last tokens' logits are needed, 0 to `len(tokens)`."""
+    fed: int | None = None
+    """The last of `tokens` is the token that the step submitted before chose at this place of all
+    that it chose; see `engine.device_sampling.PipelinedExecutor`. None: it is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -84,22 +84,35 @@ class Generation:
         deadline_s = self.request.deadline_s
         return self.request.priority, float("inf") if deadline_s is None else deadline_s, self.key
 
-    def ask(self, draft: Tokens | None = None) -> Ask:
-        """How its next tokens are to be chosen, those after `draft` among them."""
-        draw = self._draw()
+    @property
+    def foreseeable(self) -> bool:
+        """Whether how its tokens are chosen does not depend on which they are."""
+        params = self.request.sampling
+        plain = params.logprobs is None and not params.logit_bias
+        return plain and self.guide is None and self._counter is None
+
+    def ask(self, draft: Tokens | None = None, *, ahead: int = 0) -> Ask:
+        """How its next tokens are to be chosen, those after `draft` among them.
+
+        Args:
+            draft: what was guessed.
+            ahead: tokens before the one to choose that are not known yet; none unless its tokens
+                are `foreseeable`.
+        """
+        draw = self._draw(self._length + ahead)
         if draft is None:
             return Ask(draw=draw, guide=self.guide)
         return Ask(draw=draw, draft=draft, guide=self.guide)
 
-    def _draw(self) -> Draw:
+    def _draw(self, position: int) -> Draw:
         params = self.request.sampling
         ends_from = len(self.request.prompt) + params.min_tokens
         return Draw(
             params=params,
             seed=self._seed,
-            position=self._length,
+            position=position,
             history=None if self._counter is None else self._counter.history(),
-            ends=tuple(self._ends) if self._length < ends_from else (),
+            ends=tuple(self._ends) if position < ends_from else (),
             ends_from=ends_from,
         )
 

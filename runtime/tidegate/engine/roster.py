@@ -10,7 +10,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from tidegate.engine.batcher import Batch, Batcher
+from tidegate.engine.batch import Batch
+from tidegate.engine.batcher import Batcher
 from tidegate.engine.choosing import Choice
 from tidegate.engine.drafts import Ended
 from tidegate.engine.events import Cancelled, Failed, Finished, FinishReason, Terminal

@@ -14,11 +14,17 @@ from functools import partial
 
 import numpy as np
 
-from tidegate.engine.choosing import Ask, Choice, choose
-from tidegate.engine.device_sampling import DeviceChoosing, SamplingExecutor
+from tidegate.engine.choosing import Ask, Choice, accepted, choose
+from tidegate.engine.device_sampling import (
+    DeviceChoosing,
+    Pending,
+    PipelinedExecutor,
+    SamplingExecutor,
+)
 from tidegate.engine.drafts import Draft
 from tidegate.engine.executor import Executor, ExecutorStep, Row, StepResult
 from tidegate.engine.one_thread import OneThread
+from tidegate.engine.sampling import Sampled
 from tidegate.engine.speculation import Guessing, Speculator
 from tidegate.errors import ExecutionError, TidegateError, describe_defect
 
@@ -66,6 +72,16 @@ class Outcome:
     """What the loads returned."""
 
 
+@dataclass(kw_only=True, slots=True, eq=False)
+class Flight:
+    """A step that was launched and has not landed."""
+
+    work: Work
+    launched_s: float
+    pending: Pending | None = None
+    error: TidegateError | None = None
+
+
 class Stepper:
     """Runs one step at a time. `close` lets a running step end, but only for so long."""
 
@@ -78,6 +94,8 @@ class Stepper:
         """Run `executor`; without a `speculator` nothing is guessed."""
         self._executor = executor
         self._sampling = executor if isinstance(executor, SamplingExecutor) else None
+        self._pipeline = executor if isinstance(executor, PipelinedExecutor) else None
+        self._landed_s = 0.0
         self._speculator = speculator
         self._clock = clock
         self._thread: OneThread[Outcome] = OneThread("tidegate-step")
@@ -91,6 +109,46 @@ class Stepper:
         self._running = self._thread.submit(partial(self._run, work))
         # A step can not be interrupted: cancelling the loop must not lose sight of it.
         return await asyncio.shield(self._running)
+
+    @property
+    def pipelines(self) -> bool:
+        """Whether the executor takes a step while another runs."""
+        return self._pipeline is not None
+
+    def launch(self, work: Work) -> Flight:
+        """Begin a step that guesses and loads nothing, behind the one that runs."""
+        flight = Flight(work=work, launched_s=self._clock())
+        self._running = self._thread.submit(partial(self._launch, flight))
+        return flight
+
+    async def land(self, flight: Flight) -> Outcome:
+        """Wait for a step; flights land in the order in which they were launched."""
+        self._running = self._thread.submit(partial(self._land, flight))
+        return await asyncio.shield(self._running)
+
+    def _launch(self, flight: Flight) -> Outcome:
+        assert self._pipeline is not None, "who launches has such an executor"
+        draws = [ask.draw for ask in flight.work.asks]
+        try:
+            flight.pending = self._pipeline.submit(flight.work.step, draws)
+        except Exception as error:  # as in `_run`
+            flight.error = _told(error)
+        return Outcome(error=flight.error)
+
+    def _land(self, flight: Flight) -> Outcome:
+        try:
+            if flight.pending is None:
+                return Outcome(guessed=flight.work.guessed, error=flight.error)
+            found = flight.pending.result()
+            choices = tuple(
+                accepted(Sampled(token=token) if sound else None, None)
+                for token, sound in zip(found.tokens.tolist(), found.sound.tolist(), strict=True)
+            )
+        except Exception as error:  # as in `_run`
+            return Outcome(guessed=flight.work.guessed, error=_told(error))
+        now_s = self._clock()
+        began_s, self._landed_s = max(self._landed_s, flight.launched_s), now_s
+        return Outcome(choices=choices, guessed=flight.work.guessed, elapsed_s=now_s - began_s)
 
     async def call(self, work: Callable[[], None]) -> None:
         """Run something else in the thread, where the executor is at rest.
@@ -122,14 +180,8 @@ class Stepper:
             started_s = self._clock()
             choices = pick()
             elapsed_s = executed_s + self._clock() - started_s
-        except TidegateError as error:
-            _log.warning("a step of the model failed: %s", error)
-            return Outcome(guessed=work.guessed, error=error)
         except Exception as error:  # the boundary between a backend's libraries and the engine
-            _log.error("a step of the model failed: %s", describe_defect(error))
-            lost = ExecutionError(f"a step of the model failed: {type(error).__name__}")
-            lost.__cause__ = error
-            return Outcome(guessed=work.guessed, error=lost)
+            return Outcome(guessed=work.guessed, error=_told(error))
         self._learn(work, drafts, choices)
         return Outcome(choices=choices, guessed=work.guessed, elapsed_s=elapsed_s, loaded=loaded)
 
@@ -176,6 +228,17 @@ def _with_drafts(work: Work, drafts: Sequence[Draft]) -> Work:
         place += row.logits
     step = ExecutorStep(rows=tuple(rows), copies=work.step.copies)
     return Work(step=step, asks=tuple(asks), guessing=work.guessing, load=work.load)
+
+
+def _told(error: Exception) -> TidegateError:
+    """What a step failed with: our own error, or one of ours in place of a library's."""
+    if isinstance(error, TidegateError):
+        _log.warning("a step of the model failed: %s", error)
+        return error
+    _log.error("a step of the model failed: %s", describe_defect(error))
+    lost = ExecutionError(f"a step of the model failed: {type(error).__name__}")
+    lost.__cause__ = error
+    return lost
 
 
 def _quietly(work: Callable[[], None]) -> Outcome:
