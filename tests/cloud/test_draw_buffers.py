@@ -1,4 +1,4 @@
-"""Draws on their way to the device: what the reference chooses from them is what the engine does."""
+"""Draws on their way to the device: the reference chooses from them what the engine chooses."""
 
 from __future__ import annotations
 

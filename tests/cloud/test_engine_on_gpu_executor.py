@@ -18,11 +18,13 @@ from wordmodel import write_word_checkpoint
 
 from tidegate.cloud.gpu_executor import GpuExecutor
 from tidegate.cloud.gpu_settings import GpuSettings
+from tidegate.cloud.pending_step import PendingStep
 from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
 from tidegate.engine.drafts import Drafter
 from tidegate.engine.engine import Engine
-from tidegate.engine.executor import Executor
+from tidegate.engine.executor import Executor, ExecutorStep
 from tidegate.engine.request import Priority
+from tidegate.engine.sampling import Draw
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
 from tidegate.model.checkpoint import Checkpoint
@@ -71,9 +73,15 @@ def expected(folder: Path) -> list[tuple[int, ...]]:
         return asyncio.run(one_by_one(engine_on(plain, folder)))
 
 
-def engine_on(executor: Executor, folder: Path, *, drafters: Sequence[Drafter] = ()) -> Engine:
+def engine_on(
+    executor: Executor,
+    folder: Path,
+    *,
+    drafters: Sequence[Drafter] = (),
+    settings: EngineSettings | None = None,
+) -> Engine:
     text = TextModel.load(folder / "text", context_tokens=CONTEXT_TOKENS)
-    return Engine(executor, text, model_id="tiny", drafters=drafters, settings=EngineSettings())
+    return Engine(executor, text, model_id="tiny", drafters=drafters, settings=settings)
 
 
 def prompts() -> list[tuple[int, ...]]:
@@ -116,6 +124,25 @@ def test_answers_are_those_of_the_plain_walk_alone_and_together(
 ) -> None:
     assert asyncio.run(one_by_one(engine_on(executor, folder))) == expected
     assert asyncio.run(together(engine_on(executor, folder))) == expected
+
+
+def test_steps_planned_ahead_change_no_token(
+    executor: GpuExecutor,
+    folder: Path,
+    expected: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fed: list[int] = []
+    submit = executor.submit
+
+    def counted(step: ExecutorStep, draws: Sequence[Draw]) -> PendingStep:
+        fed.append(sum(row.fed is not None for row in step.rows))
+        return submit(step, draws)
+
+    monkeypatch.setattr(executor, "submit", counted)
+    settings = EngineSettings(speculation=False)
+    assert asyncio.run(together(engine_on(executor, folder, settings=settings))) == expected
+    assert sum(fed) > 40
 
 
 def test_a_cached_prefix_changes_no_token(

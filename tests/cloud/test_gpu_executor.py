@@ -17,6 +17,8 @@ from tidegate.cloud.graphs import Graphs
 from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
 from tidegate.converters.rounding.rtn import quantise
 from tidegate.engine.executor import Executor, ExecutorStep, Row
+from tidegate.engine.request import SamplingParams
+from tidegate.engine.sampling import Draw
 from tidegate.errors import ConfigError, ExecutionError
 from tidegate.kernels.kernel_set import triton_kernels
 from tidegate.kernels.paged_kv import KvPrecision
@@ -123,9 +125,13 @@ def test_eight_bit_keys_and_values_stay_near(precision: KvPrecision, most: float
 def test_a_step_leaves_everything_where_it_is() -> None:
     arch = tiny_architecture()
     executor = GpuExecutor(arch, RandomWeights(arch), SETTINGS)
-    before = executor.addresses()
+    before = sorted(executor.addresses())
     run(executor, arch.vocab)
-    assert executor.addresses() == before
+    draw = Draw(params=SamplingParams(max_tokens=1), seed=0, position=1)
+    row = Row(tokens=np.array([3]), past=0, blocks=np.array([0], np.int32))
+    executor.execute_and_sample(ExecutorStep(rows=(row,)), [draw])
+    executor.submit(ExecutorStep(rows=(replace(row, past=1, fed=0),)), [draw]).result()
+    assert sorted(executor.addresses()) == before
 
 
 def test_steps_that_fill_every_limit_need_no_more_than_was_allocated() -> None:

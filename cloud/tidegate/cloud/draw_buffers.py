@@ -26,6 +26,7 @@ MOST_EDITS: Final = 2048
 thousand tokens has as many."""
 _AHEAD: Final = 64
 _WORD: Final = 2**64 - 1
+_MOST_TOP_K: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,10 +79,15 @@ class DrawBuffers:
             "masks": ((rows, words), torch.int32),
         }
         pinned = device.type == "cuda"
-        self._staging = {
-            name: torch.zeros(shape, dtype=dtype, pin_memory=pinned)
-            for name, (shape, dtype) in shapes.items()
-        }
+        # Two, in turn: a step is written while the copy of the one before it may be under way.
+        self._stagings = [
+            {
+                name: torch.zeros(shape, dtype=dtype, pin_memory=pinned)
+                for name, (shape, dtype) in shapes.items()
+            }
+            for _ in range(2)
+        ]
+        self._staging = self._stagings[0]
         self._host = {name: one.numpy() for name, one in self._staging.items()}
         self._device = {
             name: torch.zeros(shape, dtype=dtype, device=device)
@@ -96,11 +102,14 @@ class DrawBuffers:
 
     def addresses(self) -> tuple[int, ...]:
         """Where all lies, for tests that it stays there."""
-        both = (*self._staging.values(), *self._device.values())
-        return tuple(one.data_ptr() for one in both)
+        groups = (*self._stagings, self._device)
+        return tuple(one.data_ptr() for group in groups for one in group.values())
 
     def load(self, draws: Sequence[Draw | None], rows: int) -> tuple[AskShape, SamplingAsks]:
         """Bring the draws to the device, padded to `rows`; who has none is greedy."""
+        self._stagings.reverse()
+        self._staging = self._stagings[0]
+        self._host = {name: one.numpy() for name, one in self._staging.items()}
         host, used = self._host, {"numbers": rows, "integers": rows}
         self._fill_numbers(draws, rows)
         edits = [edits_of(draw) for draw in draws]
@@ -147,7 +156,7 @@ class DrawBuffers:
                 line[Column.MIN_P] = params.min_p
                 line[Column.TOP_P] = params.top_p
                 line[Column.UNIFORM] = self._uniforms.at(draw.seed, draw.position)
-                integers[place, 0] = params.top_k or 0
+                integers[place, 0] = min(params.top_k or 0, _MOST_TOP_K)
 
     def _fill_edits(self, edits: Sequence[npt.NDArray[np.int32] | None], rows: int) -> int:
         """Write all rows' edits, one behind the other; how many there are."""

@@ -47,6 +47,11 @@ class DeviceStep:
     tensors: StepTensors
     wanted: Tensor
     """int64 [logits], the tokens whose logits are asked for; those of padding are token 0's."""
+    fed: Tensor
+    """int64 [rows], the place among the tokens chosen last that a row's last token is; -1 for those
+    whose token is known."""
+    last: Tensor
+    """int64 [rows], each row's last token; 0 for padding without any."""
 
 
 class StepBuffers:
@@ -69,9 +74,11 @@ class StepBuffers:
         )
         nbytes = _layout(largest)[1]
         on_gpu = device.type == "cuda"
-        self._staging = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=on_gpu)
+        # Two, in turn: a step is written while the copy of the one before it may be under way.
+        self._stagings = [
+            torch.zeros(nbytes, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(2)
+        ]
         self._device = torch.zeros(nbytes, dtype=torch.uint8, device=device)
-        self._host = self._staging.numpy()
         self._steps: dict[StepShape, DeviceStep] = {}
 
     @property
@@ -81,20 +88,22 @@ class StepBuffers:
 
     def addresses(self) -> tuple[int, ...]:
         """Where both lie, for tests that they stay there."""
-        return self._staging.data_ptr(), self._device.data_ptr()
+        return tuple(one.data_ptr() for one in (*self._stagings, self._device))
 
     def fill(self, rows: Sequence[Row], shape: StepShape, block_tokens: int) -> Tensor:
         """Write the rows to the staging, padded to `shape`; the bytes that they take."""
         layout, used = _layout(shape)
+        self._stagings.reverse()
+        host = self._stagings[0].numpy()
         views: _Views = {
-            name: self._host[start:end].view(dtype) for name, (start, end, dtype) in layout.items()
+            name: host[start:end].view(dtype) for name, (start, end, dtype) in layout.items()
         }
         _fill(views, rows, shape, block_tokens)
-        return self._staging[:used]
+        return self._stagings[0][:used]
 
     def staging(self, shape: StepShape) -> Tensor:
         """The bytes of the staging that a step of this shape takes, for another to fill."""
-        return self._staging[: _layout(shape)[1]]
+        return self._stagings[0][: _layout(shape)[1]]
 
     def upload(self, shape: StepShape, *, keep: bool) -> DeviceStep:
         """Copy what was filled to the device.
@@ -104,7 +113,7 @@ class StepBuffers:
             keep: the shape will come again, so its views are made once and for all.
         """
         used = _layout(shape)[1]
-        self._device[:used].copy_(self._staging[:used], non_blocking=True)
+        self._device[:used].copy_(self._stagings[0][:used], non_blocking=True)
         found = self._steps.get(shape) or self._views(shape)
         if keep:
             self._steps[shape] = found
@@ -125,7 +134,9 @@ class StepBuffers:
             most_tokens=shape.most_tokens,
             most_length=shape.most_length,
         )
-        return DeviceStep(tensors=tensors, wanted=parts["wanted"])
+        return DeviceStep(
+            tensors=tensors, wanted=parts["wanted"], fed=parts["fed"], last=parts["last"]
+        )
 
 
 _TORCH = {np.int32: torch.int32, np.int64: torch.int64}
@@ -138,6 +149,8 @@ def _layout(shape: StepShape) -> tuple[dict[str, _Part], int]:
     counts: tuple[tuple[str, int, type[np.int32] | type[np.int64]], ...] = (
         ("places", shape.tokens, np.int64),
         ("wanted", shape.logits, np.int64),
+        ("fed", shape.rows, np.int64),
+        ("last", shape.rows, np.int64),
         ("tokens", shape.tokens, np.int32),
         ("positions", shape.tokens, np.int32),
         ("starts", shape.rows + 1, np.int32),
@@ -182,6 +195,9 @@ def _fill(views: _Views, rows: Sequence[Row], shape: StepShape, block_tokens: in
     views["places"][:total] = block * block_tokens + positions % block_tokens
     views["places"][total:] = 0
     _fill_wanted(views["wanted"], rows, ends)
+    views["fed"][:] = -1
+    views["fed"][:count] = [-1 if row.fed is None else row.fed for row in rows]
+    views["last"][:] = views["starts"][1:] - 1
 
 
 def _fill_blocks(views: _Views, rows: Sequence[Row], shape: StepShape) -> None:

@@ -79,6 +79,10 @@ class Team:
             self._parts = torch.empty(values, dtype=dtype, device=self._device)
         return self._parts[:values].view(self.part.world * rows, each)
 
+    def share(self, tokens: Tensor) -> None:
+        """Give everybody what the first process has."""
+        distributed.broadcast(tokens, 0)
+
     def least(self, number: int) -> int:
         """The smallest of what all processes say."""
         said = torch.tensor([number])

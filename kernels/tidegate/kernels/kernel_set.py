@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tidegate.kernels.paged_kv import KvLayer, StepTensors
     from tidegate.kernels.pointwise.table import PackedTable
     from tidegate.kernels.sampling.asks import SamplingAsks
+    from tidegate.kernels.sampling.workspace import SamplingWorkspace
     from tidegate.model.architecture import Activation
 
 Tensor = torch.Tensor
@@ -162,7 +163,12 @@ class Sample(Protocol):
     """See `tidegate.kernels.sampling`."""
 
     def __call__(
-        self, logits: Tensor, asks: SamplingAsks, *, out: Tensor | None = None
+        self,
+        logits: Tensor,
+        asks: SamplingAsks,
+        *,
+        out: Tensor | None = None,
+        workspace: SamplingWorkspace | None = None,
     ) -> Tensor: ...
 
 
@@ -216,6 +222,15 @@ def torch_kernels() -> Kernels:
     ) -> Tensor:
         return moe.moe(x, experts, shares, weights, act, out=out)
 
+    def choose(
+        logits: Tensor,
+        asks: SamplingAsks,
+        *,
+        out: Tensor | None = None,
+        workspace: SamplingWorkspace | None = None,
+    ) -> Tensor:
+        return sampling.sample(logits, asks, out=out)
+
     return Kernels(
         name="torch references",
         paged_attention=attention.paged_attention,
@@ -228,14 +243,13 @@ def torch_kernels() -> Kernels:
         linear=product,
         route=moe.route,
         moe=mixture,
-        sample=sampling.sample,
+        sample=choose,
     )
 
 
 def triton_kernels() -> Kernels:
     """The kernels; on a CPU they are interpreted, where `TRITON_INTERPRET` says so."""
-    from tidegate.kernels import attention, kv_write, linear, moe, pointwise
-    from tidegate.kernels.sampling import reference as sampling
+    from tidegate.kernels import attention, kv_write, linear, moe, pointwise, sampling
 
     return Kernels(
         name="Triton kernels",

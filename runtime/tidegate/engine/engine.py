@@ -269,7 +269,7 @@ class Engine:
     async def _step(self) -> None:
         began_s = self.clock()
         speculator = self._speculator
-        batch = self._batcher.next(guess=speculator is not None and not speculator.rests())
+        batch = self._batcher.next(guess=self._may_guess())
         self._meter.preemptions += batch.preempted
         if not batch.everyone:
             made_way = batch.preempted or self._disk is not None
@@ -286,6 +286,12 @@ class Engine:
         if speculator is not None and batch.guessing is not None:
             speculator.timed(self.clock() - began_s)
         await self._spill(idle=False)
+
+    def _may_guess(self) -> bool:
+        if self._speculator is None:
+            return False
+        few = len(self._batcher.running) <= self._settings.most_guessing
+        return (few or not self._stepper.pipelines) and not self._speculator.rests()
 
     def _work_of(self, batch: Batch) -> Work:
         return Work(

@@ -23,6 +23,9 @@ class EngineSettings:
     shared_guesses: bool = True
     """Answers to one request help to guess another's; not where callers are strangers, since how
     many guesses held would tell one of them what another was answered."""
+    most_guessing: int = 4
+    """Nobody guesses while more requests run on an executor that takes a step while another runs:
+    it then runs ahead instead, which guesses would forbid. By rule, not measured."""
     stall_after_s: float = 30.0
     """Work exists and no step finished for this long: unhealthy."""
     unload_after_s: float | None = None
