@@ -226,12 +226,12 @@ def test_packed_weights_give_the_logits_of_what_they_stand_for() -> None:
 
 
 KERNEL_CASES: dict[str, Callable[[], Architecture]] = {
-    "llama": lambda: tiny_architecture(layers=1, width=32),
     "packed": lambda: replace(
         tiny_architecture(layers=1, width=32), qk_norm="head", attention_softcap=3.0
     ),
-    "experts": lambda: replace(_described("qwen3_moe"), layers=1),
-    "scales": lambda: replace(_described("granite"), layers=1, head_softcap=5.0),
+    "experts": lambda: replace(
+        _described("qwen3_moe"), layers=1, embed_scale=3.0, residual_scale=0.5, head_softcap=5.0
+    ),
 }
 
 
