@@ -7,6 +7,7 @@ insiders  mutated plaintexts, sealed and signed with the right keys, as a broken
           would: nothing raised
 adverts   mutated adverts, and mutated fields under a right signature: read, or refused by name
 plain     mutated plaintexts at their decoders: a value, or a ValueError
+http      mutated frames, headers and signed words of the HTTP path: read, or refused by name
 
 A crash is whatever else comes out; it is printed with its input, and the run goes on.
 
@@ -36,6 +37,7 @@ sys.path[1:1] = import_paths()
 
 import psutil  # noqa: E402
 from link.fuzz_cores import Cores  # noqa: E402
+from link.fuzz_http import HttpReaders  # noqa: E402
 from linklab import Peers, new_peers  # noqa: E402
 from report import report  # noqa: E402
 
@@ -195,6 +197,17 @@ def fuzz_cores(rng: random.Random, result: Result, cores: Cores) -> None:
         result.outcomes[f"{kind}: survived"] += 1
 
 
+def fuzz_http(result: Result, http: HttpReaders) -> None:
+    result.inputs["http"] += 1
+    try:
+        name, mutation, outcome = http.act()
+    except Exception as error:
+        result.wrong("http", repr(error), b"")
+        return
+    result.mutations[mutation] += 1
+    result.outcomes[f"{name}: {outcome}"] += 1
+
+
 def run(minutes: float, seed: int) -> dict[str, object]:
     """Fuzz for so long; everything but the keys follows from `seed`."""
     rng, result, process = random.Random(seed), Result(), psutil.Process()
@@ -202,12 +215,15 @@ def run(minutes: float, seed: int) -> dict[str, object]:
     while time.monotonic() - started_s < minutes * 60:
         with tempfile.TemporaryDirectory() as folder:
             targets, cores = sealed_targets(rng), Cores(Path(folder))
+            http = HttpReaders(Path(folder) / "http", rng)
             for _ in range(FRESH_EVERY):
                 fuzz_sealed(rng, result, targets)
                 fuzz_plain(rng, result)
                 fuzz_adverts(rng, result, cores)
                 fuzz_cores(rng, result, cores)
+                fuzz_http(result, http)
             cores.close()
+            http.close()
         rss_mib.append(round(process.memory_info().rss / 2**20, 1))
     return {
         "seed": seed,
