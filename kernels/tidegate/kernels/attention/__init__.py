@@ -44,7 +44,9 @@ def paged_attention(
         sinks: float32 [N], scores that join the denominator of the softmax and add no value.
         out: [T, N, H] contiguous, where the result goes.
         workspace: float32, flat, `workspace_floats` of the step's limits or more.
-        deterministic: a request's result does not depend, bit for bit, on the step around it.
+        deterministic: a request's result does not depend, bit for bit, on the step around it. It
+            may depend on the request's own cut into steps: up to SHORT new tokens go one way,
+            more of them the other.
 
     Returns:
         [T, N, H] of q's dtype. Rows of padding are 0.

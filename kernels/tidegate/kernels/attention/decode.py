@@ -43,7 +43,18 @@ def segment_bounds(
         return low, tl.minimum(low + size, end)
 
 
-@triton.jit
+# What differs from step to step must not ask for another compilation.
+@triton.jit(
+    do_not_specialize=[
+        "logs_at",
+        "starts",
+        "lengths",
+        "blocks",
+        "blocks_stride",
+        "tiles",
+        "most_tokens",
+    ]
+)
 def decode(
     q_at: tl.tensor,
     out_at: tl.tensor,
@@ -113,7 +124,7 @@ def decode(
         tl.store(parts_at + at[:, None] * HEAD_SIZE + columns[None, :], rows, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["logs_at", "starts", "lengths", "most_tokens", "segments"])
 def combine(
     out_at: tl.tensor,
     parts_at: tl.tensor,

@@ -22,7 +22,8 @@ from tidegate.kernels.attention.tile import (
 )
 
 
-@triton.jit
+# What differs from step to step must not ask for another compilation.
+@triton.jit(do_not_specialize=["starts", "lengths", "blocks", "blocks_stride", "requests"])
 def prefill(
     q_at: tl.tensor,
     out_at: tl.tensor,
