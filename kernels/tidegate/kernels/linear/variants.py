@@ -7,6 +7,7 @@ from tidegate.kernels.linear.dequantise import dequantise_kernel
 from tidegate.kernels.linear.few import few_kernel
 from tidegate.kernels.linear.plan import DENSE_STEP
 from tidegate.kernels.linear.products import dense_kernel, tiled_kernel
+from tidegate.kernels.linear.rows import rows_kernel
 from tidegate.kernels.linear.w8a8 import quantise_kernel, w8a8_kernel
 from tidegate.kernels.variant import Variant
 
@@ -156,6 +157,21 @@ def _dequantise(dtype: str, bits: int) -> Variant:
     )
 
 
+_ROWS = Variant(
+    name="rows bf16 4 bits",
+    kernel=rows_kernel,
+    signature={
+        "values": "*i32",
+        "scales": "*fp16",
+        "tokens": "*i32",
+        "out": "*bf16",
+        **dict.fromkeys(("steps", "inputs", "out_stride"), "i32"),
+    },
+    constexprs={"zeros": None, "STEP": 128, "BITS": 4, "SYMMETRIC": True},
+    num_warps=1,
+    divisible=("inputs", "out_stride"),
+)
+
 COMPILED = (
     _few("bf16", 1, symmetric=True),
     _few("fp16", 4, step=64, symmetric=False),
@@ -175,4 +191,5 @@ COMPILED = (
     _w8a8(256, shifted=False, apart=False),
     _w8a8(256, shifted=True, apart=False),
     _QUANTISE,
+    _ROWS,
 )
