@@ -203,7 +203,7 @@ class World(Agenda):
     def die_gateway(self, end: GatewayEnd) -> None:
         self.crashes += 1
         end.core = None
-        end.inbox, end.outputs = [], []
+        end.inbox, end.outputs, end.handlers = [], [], {}
         self.after(self.rng.uniform(0.0, 4.0), lambda: self.start_gateway(end))
 
     def on_device(self, act: Callable[[DeviceCore], list[DeviceEffect]]) -> None:
