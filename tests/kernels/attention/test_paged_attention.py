@@ -128,6 +128,27 @@ def test_a_deterministic_request_is_the_same_alone_and_in_company() -> None:
         assert torch.equal(got, whole[rows])
 
 
+def test_a_prompt_cut_into_long_chunks_comes_to_the_same_bits() -> None:
+    whole = ragged_step([75], [0], device=DEVICE)
+    kv = filled_layer(whole, kv_heads=2, head_size=16)
+    q = draw(whole, 6, 16)
+    at_once = paged_attention(q, kv, whole, scale=0.2, window=50, deterministic=True)
+    for begin, end in ((0, 9), (9, 41), (41, 75)):
+        rows = slice(begin, end)
+        chunk = StepTensors(
+            tokens=whole.tokens[rows],
+            positions=whole.positions[rows],
+            starts=torch.tensor([0, end - begin], dtype=torch.int32, device=DEVICE),
+            lengths=torch.tensor([end], dtype=torch.int32, device=DEVICE),
+            blocks=whole.blocks,
+            places=whole.places[rows],
+            most_tokens=end - begin,
+            most_length=end,
+        )
+        got = paged_attention(q[rows], kv, chunk, scale=0.2, window=50, deterministic=True)
+        assert torch.equal(got, at_once[rows])
+
+
 def test_more_room_for_lengths_changes_nothing_in_deterministic_mode() -> None:
     step = ragged_step([1, 2], [1500, 40], device=DEVICE)
     kv = filled_layer(step, kv_heads=1, head_size=16)

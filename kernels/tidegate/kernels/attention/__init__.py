@@ -3,6 +3,9 @@
 `paged_attention` starts one family of programs or two: requests of few new tokens are read in
 segments (`decode.py`), the others in tiles of their tokens (`prefill.py`). Its twin in plain torch
 operations is `tidegate.kernels.attention.reference.paged_attention`.
+
+A cache in blocks of 128 tokens or more spares the search for each key's block: one block holds all
+keys of a tile then.
 """
 
 from __future__ import annotations
@@ -44,9 +47,9 @@ def paged_attention(
         sinks: float32 [N], scores that join the denominator of the softmax and add no value.
         out: [T, N, H] contiguous, where the result goes.
         workspace: float32, flat, `workspace_floats` of the step's limits or more.
-        deterministic: a request's result does not depend, bit for bit, on the step around it. It
-            may depend on the request's own cut into steps: up to SHORT new tokens go one way,
-            more of them the other.
+        deterministic: a request's result does not depend, bit for bit, on the step around it, nor
+            on how a prompt is cut as long as every cut has more than SHORT tokens. A token alone
+            and the same token within a long chunk differ by rounding.
 
     Returns:
         [T, N, H] of q's dtype. Rows of padding are 0.
