@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from checkpoints import write_checkpoint
 from hfcheckpoints import tiny_config
 from tinymodel import RandomWeights, tiny_architecture
 
@@ -19,12 +21,14 @@ from tidegate.converters.rounding.rtn import quantise
 from tidegate.engine.executor import Executor, ExecutorStep, Row
 from tidegate.engine.request import SamplingParams
 from tidegate.engine.sampling import Draw
-from tidegate.errors import ConfigError, ExecutionError
+from tidegate.errors import CheckpointError, ConfigError, ExecutionError
 from tidegate.kernels.kernel_set import triton_kernels
 from tidegate.kernels.paged_kv import KvPrecision
 from tidegate.model.architecture import Architecture
-from tidegate.model.packed import DenseLinear, Linear, LowRankLinear
+from tidegate.model.checkpoint import Checkpoint
+from tidegate.model.packed import DenseLinear, Linear, LowRankLinear, dense_weight
 from tidegate.model.registry import describe, known_model_types
+from tidegate.model.resident import ResidentWeights
 
 SETTINGS = GpuSettings(
     rows=4, context_tokens=64, step_tokens=64, kv_tokens=256, activations="fp32", device="cpu"
@@ -249,3 +253,34 @@ def test_the_kernels_give_what_their_references_do(case: str) -> None:
     settings = replace(SETTINGS, step_tokens=32)
     executor = GpuExecutor(arch, weights, settings, kernels=triton_kernels())
     assert max(differences(run(executor, arch.vocab), reference(arch, weights))) < TOLERANCE
+
+
+def test_weights_of_16_bits_go_to_the_device_as_they_are_in_the_file(tmp_path: Path) -> None:
+    arch = replace(tiny_architecture(), qkv_bias=False)
+    folder = write_checkpoint(tmp_path / "model", arch, RandomWeights(arch), shards=2)
+    settings = replace(SETTINGS, activations="bf16")
+    with Checkpoint.open(folder) as checkpoint:
+        weights = checkpoint.weights()
+        stored = weights.stored("layers.0.q")
+        assert stored is not None
+        assert stored.bfloat
+        bits = stored.values.astype(np.uint32) << 16
+        assert np.array_equal(bits.view(np.float32), dense_weight(weights.linear("layers.0.q")))
+        found = run(GpuExecutor(checkpoint.decoder, weights, settings), arch.vocab)
+        widened = ResidentWeights(weights)  # has no `stored`
+        expected = run(GpuExecutor(checkpoint.decoder, widened, settings), arch.vocab)
+    assert max(differences(found, expected)) == 0
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    arch = tiny_architecture()
+    weights = RandomWeights(arch)
+    broken = weights.linear("layers.1.down")
+    assert isinstance(broken, DenseLinear)
+    broken.weight[3, 5] = np.inf
+    folder = write_checkpoint(tmp_path / "model", arch, weights)
+    with (
+        Checkpoint.open(folder) as checkpoint,
+        pytest.raises(CheckpointError, match=r"layers\.1\.down: holds numbers that are not finite"),
+    ):
+        GpuExecutor(checkpoint.decoder, checkpoint.weights(), SETTINGS)

@@ -40,7 +40,14 @@ from tidegate.cloud.step_buffers import DeviceStep, StepBuffers, StepShape
 from tidegate.cloud.step_shapes import DecodeShapes, exact_shape
 from tidegate.cloud.team import Team
 from tidegate.engine.device_sampling import SampledStep
-from tidegate.engine.executor import ExecutorLimits, ExecutorStep, PagedGeometry, Row, StepResult
+from tidegate.engine.executor import (
+    ExecutorLimits,
+    ExecutorStep,
+    Logits,
+    PagedGeometry,
+    Row,
+    StepResult,
+)
 from tidegate.engine.facts import ExecutorFacts
 from tidegate.engine.sampling import Draw
 from tidegate.errors import ConfigError
@@ -52,6 +59,7 @@ from tidegate.kernels.sampling.asks import SamplingAsks
 from tidegate.kernels.sampling.workspace import SamplingWorkspace
 from tidegate.kernels.scratch import Scratch
 from tidegate.model.architecture import Architecture
+from tidegate.model.packed import PackedLinear
 from tidegate.model.walk import Weights, decoder
 
 Tensor = torch.Tensor
@@ -90,7 +98,9 @@ class GpuExecutor:
         self._at = torch.device(settings.device)
         on_gpu = self._at.type == "cuda"
         limit_bytes = memory_limit(settings, self._at)
-        check_weights(self._arch, settings, limit_bytes)
+        first = weights.linear("layers.0.o") if limit_bytes is not None else None
+        packed_bits = first.bits if isinstance(first, PackedLinear) else None
+        check_weights(self._arch, settings, limit_bytes, packed_bits=packed_bits)
         if graphs is None:
             graphs = Graphs(CudaRecorder() if on_gpu and settings.graphs else None)
         self._graphs = graphs
@@ -201,7 +211,7 @@ class GpuExecutor:
         with failing(step), torch.inference_mode():
             self._run(step.rows, draws)
             tokens = self._tokens[: len(draws)].cpu().numpy().astype(np.int64)[drawn]
-            logits = self._logits[left].cpu().numpy()
+            logits = self._logits[left].cpu().numpy() if left else _no_logits(self._arch.vocab)
         return SampledStep(tokens=tokens, sound=tokens >= 0, logits=logits)
 
     def submit(self, step: ExecutorStep, draws: Sequence[Draw]) -> PendingStep:
@@ -328,3 +338,7 @@ class GpuExecutor:
             others = max(0, torch.cuda.max_memory_allocated(self._at) - known)
             parts.append(MemoryPart(name="what kernels need besides", nbytes=others))
         return MemorySum(parts=tuple(parts))
+
+
+def _no_logits(vocab: int) -> Logits:
+    return np.empty((0, vocab), np.float32)

@@ -63,9 +63,11 @@ def least_blocks(context_tokens: int, settings: GpuSettings) -> int:
     return -(-context_tokens // settings.block_tokens) + 1
 
 
-def weight_bytes(arch: Architecture, settings: GpuSettings) -> int:
-    """Of the weights, when none is packed: what to expect before any was read."""
-    return arch.parameters * settings.dtype.itemsize
+def weight_bytes(arch: Architecture, settings: GpuSettings, *, packed_bits: int | None) -> int:
+    """Of the weights at least: what to expect before all were read."""
+    if packed_bits is None:
+        return arch.parameters * settings.dtype.itemsize
+    return arch.parameters * packed_bits // 8
 
 
 def kv_blocks(
@@ -115,19 +117,31 @@ def kv_blocks(
     return blocks
 
 
-def check_weights(arch: Architecture, settings: GpuSettings, limit_bytes: int | None) -> None:
+def check_weights(
+    arch: Architecture,
+    settings: GpuSettings,
+    limit_bytes: int | None,
+    *,
+    packed_bits: int | None = None,
+) -> None:
     """Refuse a model whose weights alone are too many, before an hour of reading them.
+
+    Args:
+        arch: the model.
+        settings: of the executor.
+        limit_bytes: what it may take; None for no limit.
+        packed_bits: of the first layer's weights, if they are packed.
 
     Raises:
         ConfigError: with the arithmetic.
     """
-    nbytes = weight_bytes(arch, settings)
+    nbytes = weight_bytes(arch, settings, packed_bits=packed_bits)
     if limit_bytes is not None and nbytes > limit_bytes:
         raise ConfigError(
             "MiB of memory available",
             limit_bytes // _MIB,
             f"at least {_mib(nbytes)}, the weights alone: {arch.parameters:,} in "
-            f"{settings.activations}",
+            f"{settings.activations if packed_bits is None else f'{packed_bits} bits'}",
         )
 
 

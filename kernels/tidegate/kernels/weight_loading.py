@@ -2,27 +2,40 @@
 
 Packed weights stay packed and are tiled on the device. Those that share their input are merged
 where they are packed alike. The embedding table is always rows in the activations' type, since it
-is gathered from; a tied head that is packed is kept beside it.
+is gathered from; a tied head that is packed is kept beside it. Dense weights of 16 bits go to the
+device as the bits that they are in the file, and are looked through there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
+from tidegate.errors import CheckpointError
 from tidegate.kernels.device_weights import MERGED, DeviceWeights, Product
 from tidegate.kernels.linear.retile import can_merge, retile, to_gpu
 from tidegate.kernels.linear.weights import DenseWeight, GpuLinear
 from tidegate.kernels.moe.weights import ExpertWeights, stack_experts
 from tidegate.model.architecture import Architecture
+from tidegate.model.checkpoint import StoredLinear
 from tidegate.model.ops import GatedMlp
 from tidegate.model.packed import Array, DenseLinear, Linear, PackedLinear, dense_weight
 from tidegate.model.roles import Role, roles
 from tidegate.model.walk import Weights
 
 Tensor = torch.Tensor
+
+
+@runtime_checkable
+class HasStored(Protocol):
+    """Weights that a checkpoint holds in 16 bits, see `CheckpointWeights.stored`."""
+
+    def stored(self, role: str) -> StoredLinear | None:
+        """See there."""
 
 
 def load_weights(
@@ -44,6 +57,7 @@ def load_weights(
 
     Raises:
         ConfigError: a weight is packed in groups that the kernels do not have.
+        CheckpointError: a weight cannot be read, or is not finite.
     """
     loading = _Loading(arch=arch, source=source, dtype=dtype, device=device, head_part=head_part)
     return loading.run()
@@ -72,6 +86,10 @@ class _Loading:
 
     def _linears(self, found: DeviceWeights, names: Sequence[str], known: dict[str, Role]) -> None:
         shells = self._name(found, names, known)
+        stored = self._stored(names)
+        if stored is not None:
+            self._add_stored(found, names, shells, stored)
+            return
         linears = [self.source.linear(name) for name in names]
         if names[0] == "embed":
             self._embedding(found, shells[0], linears[0])
@@ -82,6 +100,54 @@ class _Loading:
                 found.add_product([shell], self._product([name], [linear]))
         if names[0].endswith(".router"):
             found.add_experts(shells[0], self._experts(names[0].removesuffix("router")))
+
+    def _stored(self, names: Sequence[str]) -> list[StoredLinear] | None:
+        """The weights as they lie in the file, when that is all that is needed of them."""
+        plain = names[0] != "embed" or self.head_part is None
+        if not isinstance(self.source, HasStored) or names[0].endswith(".router") or not plain:
+            return None
+        found = [self.source.stored(name) for name in names]
+        whole = [one for one in found if one is not None]
+        return whole if len(whole) == len(found) else None
+
+    def _add_stored(
+        self,
+        found: DeviceWeights,
+        names: Sequence[str],
+        shells: Sequence[Linear],
+        stored: Sequence[StoredLinear],
+    ) -> None:
+        weights = [self._bits(name, one) for name, one in zip(names, stored, strict=True)]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        if names[0] == "embed":
+            found.add_table(shells[0], weight)
+        if names[0] != "embed" or self.arch.tied_head:
+            biases = None
+            if any(one.bias is not None for one in stored):
+                sizes = [len(one.values) for one in stored]
+                biases = torch.cat(
+                    [
+                        torch.zeros(size, dtype=self.dtype, device=self.device)
+                        if one.bias is None
+                        else self._moved(one.bias)
+                        for one, size in zip(stored, sizes, strict=True)
+                    ]
+                )
+            tails = [name.rpartition(".")[2] for name in names]
+            product = Product(
+                weight=DenseWeight(weight=weight, bias=biases),
+                outputs=tuple(len(one.values) for one in stored),
+                purpose="head" if names[0] == "embed" else "+".join(tails),
+                partial=tails[0] in _PARTIAL,
+            )
+            found.add_product(shells, product)
+
+    def _bits(self, name: str, stored: StoredLinear) -> Tensor:
+        kind = torch.bfloat16 if stored.bfloat else torch.float16
+        weight = torch.from_numpy(stored.values.view(np.int16)).to(self.device).view(kind)
+        if not bool(torch.isfinite(weight).all()):
+            raise CheckpointError(f"{name}: holds numbers that are not finite")
+        return weight.to(self.dtype)
 
     def _name(
         self, found: DeviceWeights, names: Sequence[str], known: dict[str, Role]

@@ -1,6 +1,6 @@
 """`Ops`: the verbs of the forward walk, which every backend implements.
 
-An implementation may run now on tensors (`TorchOps`, `TritonOps`) or emit a graph (`OnnxOps`,
+An implementation may run now on tensors (`TorchOps`, `PagedOps`) or emit a graph (`OnnxOps`,
 `OpenVinoOps`); `X` is its own value type and the walk never looks inside. Rotary positions are a
 part of `attention` because every fused kernel takes them there. Fusion belongs in here: `linears`
 and `gated_mlp` say which weights share an input, and an implementation may merge them.

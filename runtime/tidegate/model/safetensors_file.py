@@ -75,15 +75,7 @@ class SafetensorsFile:
                 or the file cannot be read any more.
         """
         entry = self._find(name, _FLOATS)
-        shape, start = entry.shape, entry.start
-        if flat:
-            shape = (math.prod(shape[:-1]), *shape[-1:])
-        if rows is not None:
-            first, after = rows
-            if not shape or not 0 <= first <= after <= shape[0]:
-                raise self._refuse(f"{name}: rows {first} to {after}: its shape is {shape}")
-            row_bytes = math.prod(shape[1:]) * np.dtype(STORED_AS[entry.dtype]).itemsize
-            shape, start = (after - first, *shape[1:]), start + first * row_bytes
+        shape, start = self._part(name, entry, rows, flat)
         values = np.empty(shape, np.float32)
         try:
             self._widen(values.reshape(-1), entry.dtype, start)
@@ -91,20 +83,43 @@ class SafetensorsFile:
             raise self._refuse(f"{name}: {error}") from error
         return values
 
-    def read_raw(self, name: str) -> npt.NDArray[np.generic]:
+    def read_raw(
+        self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False
+    ) -> npt.NDArray[np.generic]:
         """A copy of a tensor in its own type, bfloat16 as the bits of its values in uint16.
+
+        Args:
+            name: the tensor.
+            rows: as for `read`.
+            flat: as for `read`.
 
         Raises:
             CheckpointError: there is no such tensor, numpy has no such type, or the file cannot
                 be read any more.
         """
         entry = self._find(name, STORED_AS)
-        values: npt.NDArray[np.generic] = np.empty(entry.shape, np.dtype(STORED_AS[entry.dtype]))
+        shape, start = self._part(name, entry, rows, flat)
+        values: npt.NDArray[np.generic] = np.empty(shape, np.dtype(STORED_AS[entry.dtype]))
         try:
-            self._fill(values.reshape(-1).view(np.uint8), entry.start)
+            self._fill(values.reshape(-1).view(np.uint8), start)
         except CheckpointError as error:
             raise self._refuse(f"{name}: {error}") from error
         return values
+
+    def _part(
+        self, name: str, entry: TensorEntry, rows: tuple[int, int] | None, flat: bool
+    ) -> tuple[tuple[int, ...], int]:
+        """Shape and first byte of what is asked for of a tensor."""
+        shape, start = entry.shape, entry.start
+        if flat:
+            shape = (math.prod(shape[:-1]), *shape[-1:])
+        if rows is None:
+            return shape, start
+        first, after = rows
+        if not shape or not 0 <= first <= after <= shape[0]:
+            raise self._refuse(f"{name}: rows {first} to {after}: its shape is {shape}")
+        row_bytes = math.prod(shape[1:]) * np.dtype(STORED_AS[entry.dtype]).itemsize
+        return (after - first, *shape[1:]), start + first * row_bytes
 
     def _find(self, name: str, dtypes: Mapping[str, str] | tuple[str, ...]) -> TensorEntry:
         entry = self.entries.get(name)
