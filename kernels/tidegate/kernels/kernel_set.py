@@ -156,6 +156,7 @@ class Moe(Protocol):
         *,
         out: Tensor | None = None,
         workspace: MoeWorkspace | None = None,
+        deterministic: bool = False,
     ) -> Tensor: ...
 
 
@@ -219,6 +220,7 @@ def torch_kernels() -> Kernels:
         *,
         out: Tensor | None = None,
         workspace: MoeWorkspace | None = None,
+        deterministic: bool = False,
     ) -> Tensor:
         return moe.moe(x, experts, shares, weights, act, out=out)
 

@@ -176,7 +176,14 @@ class PagedOps:
         weights = self._device.weights.experts(router)
         out = self._like("moe", numbers)
         mixed = self._kernels.moe(
-            numbers, chosen, shares, weights, act, out=out, workspace=self._device.moe_workspace
+            numbers,
+            chosen,
+            shares,
+            weights,
+            act,
+            out=out,
+            workspace=self._device.moe_workspace,
+            deterministic=self._device.deterministic,
         )
         return Done(mixed if self._device.group is None else self._device.group.sum(mixed))
 

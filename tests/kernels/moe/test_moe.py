@@ -65,14 +65,16 @@ def test_of_equal_experts_the_first_are_chosen() -> None:
     assert torch.allclose(shares, torch.full((1, 3), 1 / 3, device=DEVICE))
 
 
-@pytest.mark.parametrize("tokens", [1, 17])
+@pytest.mark.parametrize(("tokens", "deterministic"), [(1, False), (1, True), (17, False)])
 @pytest.mark.parametrize(
     "weights", [layer(), layer(zeros=True), layer(bits=8, zeros=True), layer(dense=True)]
 )
-def test_experts_compute_as_the_reference_does(weights: ExpertWeights, tokens: int) -> None:
+def test_experts_compute_as_the_reference_does(
+    weights: ExpertWeights, tokens: int, deterministic: bool
+) -> None:
     x = drawn(tokens, WIDTH)
     experts, shares = chosen_for(tokens)
-    found = moe(x, experts, shares, weights, "silu")
+    found = moe(x, experts, shares, weights, "silu", deterministic=deterministic)
     assert torch.allclose(found, reference.moe(x, experts, shares, weights, "silu"), atol=1e-5)
 
 
@@ -84,7 +86,7 @@ def test_every_activation_is_the_references(act: Activation) -> None:
     assert torch.allclose(found, reference.moe(x, experts, shares, weights, act), atol=1e-5)
 
 
-def test_a_token_alone_and_among_others_gets_the_same_numbers() -> None:
+def test_a_token_alone_and_among_others_gets_the_same_numbers_in_the_fixed_order() -> None:
     x, weights = drawn(18, WIDTH), layer()
     experts, shares = chosen_for(18)
     workspace = MoeWorkspace.of(
@@ -95,7 +97,15 @@ def test_a_token_alone_and_among_others_gets_the_same_numbers() -> None:
     assert together is out
     for token in (0, 17):
         one = slice(token, token + 1)
-        alone = moe(x[one], experts[one], shares[one], weights, "silu", workspace=workspace)
+        alone = moe(
+            x[one],
+            experts[one],
+            shares[one],
+            weights,
+            "silu",
+            workspace=workspace,
+            deterministic=True,
+        )
         assert torch.equal(alone[0], together[token])
 
 

@@ -79,6 +79,16 @@ def abreast_sums(
     return sums
 
 
+@triton.jit
+def own_sums(sums: tl.tensor, ABREAST: tl.constexpr, TOKENS: tl.constexpr) -> tl.tensor:
+    """Of `abreast_sums`, each step's own columns, added up: float32 [16, TOKENS]."""
+    row_step = tl.arange(0, ABREAST * 16)[:, None] // 16
+    column_step = tl.arange(0, ABREAST * TOKENS)[None, :] // TOKENS
+    own = tl.where(row_step == column_step, sums, 0.0)
+    parts = tl.reshape(own, [ABREAST, 16, ABREAST, TOKENS])
+    return tl.sum(tl.sum(parts, axis=2), axis=0)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def few_kernel(
     x: tl.tensor,
@@ -111,9 +121,7 @@ def few_kernel(
     sums = abreast_sums(start, known, values, scales, zeros, group // 4, group % 4, steps, inputs,
                         ABREAST, TOKENS, STEP, BITS, SYMMETRIC, EVEN, STAGES)
     # fmt: on
-    own = (tl.arange(0, ABREAST * 16) // 16)[:, None] == (column // TOKENS)[None, :]
-    parts = tl.reshape(tl.where(own, sums, 0.0), [ABREAST, 16, ABREAST, TOKENS])
-    total = tl.sum(tl.sum(parts, axis=2), axis=0)
+    total = own_sums(sums, ABREAST, TOKENS)
     row, token = group * 16 + tl.arange(0, 16), tl.arange(0, TOKENS)
     store_sums(total, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)
 

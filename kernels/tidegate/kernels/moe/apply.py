@@ -1,7 +1,7 @@
 """`route` and `moe`: the wrappers of the experts' kernels; `reference` defines both.
 
-A row's result depends on its own token alone, whatever else is in the step: every product sums its
-inputs in one order. So there is no other mode for determinism.
+Each product sums its inputs in one order, but few pairs have kernels of their own with another;
+when `deterministic`, these are left out, and a row depends on its own token alone.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from tidegate.kernels.launch import gpu_of
+from tidegate.kernels.launch import gpu_of, launch_for
 from tidegate.kernels.linear.plan import DENSE_STEP
 from tidegate.kernels.linear.weights import TILE_ROWS, DenseWeight
+from tidegate.kernels.moe.few import few_down_kernel, few_gate_up_kernel
 from tidegate.kernels.moe.plan import ExpertsPlan, plan_experts
 from tidegate.kernels.moe.products import combine_kernel, down_kernel, gate_up_kernel
 from tidegate.kernels.moe.routing import group_kernel, route_kernel
@@ -97,6 +98,7 @@ def moe(
     *,
     out: Tensor | None = None,
     workspace: MoeWorkspace | None = None,
+    deterministic: bool = False,
 ) -> Tensor:
     """The sum of the chosen experts' gated MLPs, weighted by `shares`; see `reference.moe`.
 
@@ -108,6 +110,7 @@ def moe(
         act: between gate and product.
         out: [T, width], to write into.
         workspace: for at least T tokens; made anew when there is none.
+        deterministic: whether sums are in one order, whatever else is in the step.
 
     Returns:
         [T, width] in the type of `x`.
@@ -124,7 +127,10 @@ def moe(
     if workspace.order.numel() < tokens * chosen:
         raise ValueError(f"workspace: {workspace.order.numel()} pairs, not {tokens * chosen}")
     plan = plan_experts(pairs=tokens * chosen, experts=weights.count, gpu=gpu_of(x.device))
-    _products(x, experts, weights, act, plan, workspace)
+    if plan.direct and not deterministic and _kind(weights) != "dense":
+        _few_products(x, experts, weights, act, workspace)
+    else:
+        _products(x, experts, weights, act, plan, workspace)
     block = min(1024, triton.next_power_of_2(weights.width))
     combine_kernel[(tokens, triton.cdiv(weights.width, block))](
         workspace.answers,
@@ -190,6 +196,44 @@ def _products(
     )
 
 
+def _few_products(
+    x: Tensor, experts: Tensor, weights: ExpertWeights, act: Activation, workspace: MoeWorkspace
+) -> None:
+    """Gate and up, then down, a program for 16 outputs of each pair."""
+    launch = launch_for("moe", "few", gpu_of(x.device))
+    pairs, abreast = experts.numel(), launch["num_warps"]
+    shared = {"ABREAST": abreast, "STAGES": launch["num_stages"], "num_warps": abreast}
+    few_gate_up_kernel[(triton.cdiv(weights.inner, 16), pairs)](
+        x,
+        experts,
+        *_tensors(weights.gate),
+        *_tensors(weights.up),
+        workspace.inner,
+        x.stride(0),
+        weights.width,
+        weights.inner,
+        CHOSEN=experts.shape[1],
+        ACT=act,
+        **_packing(weights.gate, abreast),
+        **shared,
+    )
+    few_down_kernel[(triton.cdiv(weights.width, 16), pairs)](
+        workspace.inner,
+        experts,
+        *_tensors(weights.down),
+        workspace.answers,
+        weights.inner,
+        weights.width,
+        **_packing(weights.down, abreast),
+        **shared,
+    )
+
+
+def _kind(weights: ExpertWeights) -> str:
+    dense = isinstance(weights.gate, DenseWeight) or isinstance(weights.down, DenseWeight)
+    return "dense" if dense else "tiled"
+
+
 def _blocks(rows: int, plan: ExpertsPlan) -> int:
     return triton.cdiv(rows, TILE_ROWS * plan.tiles)  # type: ignore[no-any-return]
 
@@ -201,13 +245,13 @@ def _tensors(weight: Stacked) -> tuple[Tensor, Tensor | None, Tensor | None]:
     return weight.values, weight.scales, weight.zeros
 
 
-def _packing(weight: Stacked) -> dict[str, int | bool]:
-    """How the kernels are to read `weight`."""
+def _packing(weight: Stacked, abreast: int = 1) -> dict[str, int | bool]:
+    """How the kernels are to read `weight`, `abreast` steps at a time."""
     if isinstance(weight, DenseWeight):
         return {"STEP": DENSE_STEP, "BITS": 16, "SYMMETRIC": True, "EVEN": False}
     return {
         "STEP": weight.step,
         "BITS": weight.bits,
         "SYMMETRIC": weight.zeros is None,
-        "EVEN": weight.steps * weight.step == weight.inputs,
+        "EVEN": weight.steps * weight.step == weight.inputs and weight.steps % abreast == 0,
     }

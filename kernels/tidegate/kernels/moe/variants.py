@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tidegate.kernels.launch import Gpu, launch_for
 from tidegate.kernels.linear.plan import DENSE_STEP
+from tidegate.kernels.moe.few import few_down_kernel, few_gate_up_kernel
 from tidegate.kernels.moe.products import combine_kernel, down_kernel, gate_up_kernel
 from tidegate.kernels.moe.routing import group_kernel, route_kernel
 from tidegate.kernels.variant import Variant
@@ -87,6 +88,43 @@ def _down(
     )
 
 
+def _few(dtype: str, *, symmetric: bool) -> tuple[Variant, Variant]:
+    launch = launch_for("moe", "few", _ANY)
+    gate, no_gate = _weight("gate_", dtype, 4, symmetric=symmetric)
+    up, no_up = _weight("up_", dtype, 4, symmetric=symmetric)
+    down, no_down = _weight("", dtype, 4, symmetric=symmetric)
+    shared = {
+        "ABREAST": launch["num_warps"],
+        "STEP": 128,
+        "BITS": 4,
+        "SYMMETRIC": symmetric,
+        "EVEN": True,
+        "STAGES": launch["num_stages"],
+    }
+    ends = {"x": f"*{dtype}", "experts": "*i32", "inner": f"*{dtype}"}
+    sizes = dict.fromkeys(("x_stride", "width", "rows"), "i32")
+    gate_up = Variant(
+        name=f"few gate_up {dtype}",
+        kernel=few_gate_up_kernel,
+        signature={**ends, **gate, **up, **sizes},
+        constexprs={**shared, **dict.fromkeys(no_gate | no_up), "CHOSEN": 8, "ACT": "silu"},
+        num_warps=launch["num_warps"],
+        dot=True,
+        divisible=tuple(sizes),
+    )
+    ends = {"inner": f"*{dtype}", "experts": "*i32", "answers": f"*{dtype}"}
+    narrow = Variant(
+        name=f"few down {dtype}",
+        kernel=few_down_kernel,
+        signature={**ends, **down, "inputs": "i32", "width": "i32"},
+        constexprs={**shared, **dict.fromkeys(no_down), "EVEN": False},
+        num_warps=launch["num_warps"],
+        dot=True,
+        divisible=("inputs", "width"),
+    )
+    return gate_up, narrow
+
+
 _ROUTE = Variant(
     name="route bf16 8 of 128",
     kernel=route_kernel,
@@ -115,6 +153,8 @@ _COMBINE = Variant(
 )
 
 COMPILED = (
+    *_few("bf16", symmetric=True),
+    *_few("fp16", symmetric=False),
     _gate_up("bf16", 4, 1, direct=True),
     _gate_up("bf16", 4, 16),
     _gate_up("bf16", 4, 64, symmetric=False),
