@@ -110,22 +110,17 @@ class DrawBuffers:
         self._stagings.reverse()
         self._staging = self._stagings[0]
         self._host = {name: one.numpy() for name, one in self._staging.items()}
-        host, used = self._host, {"numbers": rows, "integers": rows}
+        used = {"numbers": rows, "integers": rows}
         self._fill_numbers(draws, rows)
         edits = [edits_of(draw) for draw in draws]
         if any(one is not None for one in edits):
             used |= {"starts": rows + 1, "edits": self._fill_edits(edits, rows)}
-        masked = [place for place, draw in enumerate(draws) if _mask(draw) is not None]
-        for place in masked:
-            host["masks"][place] = _mask(draws[place])
-            host["integers"][place, 1] = 1
+        masked = self._fill_masks(draws)
         if masked:
-            used["masks"] = masked[-1] + 1
+            used["masks"] = masked
         for name, count in used.items():
             self._device[name][:count].copy_(self._staging[name][:count], non_blocking=True)
-        shape = AskShape(
-            rows=rows, depth=depth_of(draws), edits="edits" in used, masks=bool(masked)
-        )
+        shape = AskShape(rows=rows, depth=depth_of(draws), edits="edits" in used, masks=masked > 0)
         return shape, self._asks(shape)
 
     def _asks(self, shape: AskShape) -> SamplingAsks:
@@ -141,22 +136,39 @@ class DrawBuffers:
 
     def _fill_numbers(self, draws: Sequence[Draw | None], rows: int) -> None:
         numbers, integers = self._host["numbers"], self._host["integers"]
+        lines = [self._numbers(draw) for draw in draws]
         numbers[:rows] = _GREEDY
+        if any(line is not _GREEDY for line in lines):
+            numbers[: len(draws)] = lines
         integers[:rows] = 0
+        integers[: len(draws), 0] = [_top_k(draw) for draw in draws]
+
+    def _numbers(self, draw: Draw | None) -> list[float]:
+        """A line of `SamplingAsks.numbers`."""
+        if draw is None or (draw.params.temperature == 0 and not draw.params.penalises):
+            return _GREEDY
+        params, warm = draw.params, draw.params.temperature > 0
+        # In the order of `Column`.
+        return [
+            params.temperature,
+            params.min_p if warm else 0.0,
+            params.top_p if warm else 1.0,
+            self._uniforms.at(draw.seed, draw.position) if warm else 0.0,
+            params.repetition_penalty,
+            params.frequency_penalty,
+            params.presence_penalty,
+            0.0,
+        ]
+
+    def _fill_masks(self, draws: Sequence[Draw | None]) -> int:
+        """Write the rows' masks; the rows up to the last that has one."""
+        last = 0
         for place, draw in enumerate(draws):
-            if draw is None:
-                continue
-            params, line = draw.params, numbers[place]
-            if params.penalises:
-                line[Column.REPETITION] = params.repetition_penalty
-                line[Column.FREQUENCY] = params.frequency_penalty
-                line[Column.PRESENCE] = params.presence_penalty
-            if params.temperature > 0:
-                line[Column.TEMPERATURE] = params.temperature
-                line[Column.MIN_P] = params.min_p
-                line[Column.TOP_P] = params.top_p
-                line[Column.UNIFORM] = self._uniforms.at(draw.seed, draw.position)
-                integers[place, 0] = min(params.top_k or 0, _MOST_TOP_K)
+            if draw is not None and draw.allowed is not None:
+                self._host["masks"][place] = draw.allowed.view(np.int32)
+                self._host["integers"][place, 1] = 1
+                last = place + 1
+        return last
 
     def _fill_edits(self, edits: Sequence[npt.NDArray[np.int32] | None], rows: int) -> int:
         """Write all rows' edits, one behind the other; how many there are."""
@@ -171,8 +183,15 @@ class DrawBuffers:
         return end
 
 
-_GREEDY: Final = np.zeros(NUMBERS)
-_GREEDY[Column.TOP_P] = _GREEDY[Column.REPETITION] = 1.0
+_GREEDY: Final = [
+    1.0 if column in (Column.TOP_P, Column.REPETITION) else 0.0 for column in range(NUMBERS)
+]
+
+
+def _top_k(draw: Draw | None) -> int:
+    if draw is None or draw.params.temperature == 0:
+        return 0
+    return min(draw.params.top_k or 0, _MOST_TOP_K)
 
 
 def depth_of(draws: Sequence[Draw | None]) -> Depth:
@@ -209,7 +228,3 @@ def edits_of(draw: Draw | None) -> npt.NDArray[np.int32] | None:
     if history is not None and counted:
         edits[np.searchsorted(tokens, history.ids), 2] = history.generated
     return edits
-
-
-def _mask(draw: Draw | None) -> npt.NDArray[np.int32] | None:
-    return None if draw is None or draw.allowed is None else draw.allowed.view(np.int32)

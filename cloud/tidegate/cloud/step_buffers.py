@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tidegate.engine.executor import Row
+from tidegate.engine.executor import Blocks, Row
 from tidegate.kernels.paged_kv import StepTensors
 
 Tensor = torch.Tensor
@@ -78,6 +78,8 @@ class StepBuffers:
         self._stagings = [
             torch.zeros(nbytes, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(2)
         ]
+        self._known: list[tuple[StepShape | None, _Lines]] = [(None, []), (None, [])]
+        """Of each staging: what it was filled for last, and whose blocks each line holds."""
         self._device = torch.zeros(nbytes, dtype=torch.uint8, device=device)
         self._steps: dict[StepShape, DeviceStep] = {}
 
@@ -98,11 +100,18 @@ class StepBuffers:
         views: _Views = {
             name: host[start:end].view(dtype) for name, (start, end, dtype) in layout.items()
         }
-        _fill(views, rows, shape, block_tokens)
+        self._known.reverse()
+        known, lines = self._known[0]
+        if known != shape:  # everything lies elsewhere
+            lines = [None] * shape.rows
+            self._known[0] = shape, lines
+        _fill(views, rows, shape, block_tokens, lines)
         return self._stagings[0][:used]
 
     def staging(self, shape: StepShape) -> Tensor:
         """The bytes of the staging that a step of this shape takes, for another to fill."""
+        self._stagings.reverse()
+        self._known = [(None, []), (None, [])]
         return self._stagings[0][: _layout(shape)[1]]
 
     def upload(self, shape: StepShape, *, keep: bool) -> DeviceStep:
@@ -139,6 +148,9 @@ class StepBuffers:
         )
 
 
+_Lines = list[Blocks | None]
+_NOBODYS: Blocks = np.zeros(0, np.int32)
+
 _TORCH = {np.int32: torch.int32, np.int64: torch.int64}
 _Part = tuple[int, int, type[np.int32] | type[np.int64]]
 
@@ -168,7 +180,9 @@ def _layout(shape: StepShape) -> tuple[dict[str, _Part], int]:
 _Views = dict[str, npt.NDArray[np.signedinteger]]
 
 
-def _fill(views: _Views, rows: Sequence[Row], shape: StepShape, block_tokens: int) -> None:
+def _fill(
+    views: _Views, rows: Sequence[Row], shape: StepShape, block_tokens: int, lines: _Lines
+) -> None:
     counts = np.array([len(row.tokens) for row in rows])
     past = np.array([row.past for row in rows])
     total, count = int(counts.sum()), len(rows)
@@ -188,7 +202,7 @@ def _fill(views: _Views, rows: Sequence[Row], shape: StepShape, block_tokens: in
     positions = np.arange(total) + np.repeat(past - (ends - counts), counts)
     views["positions"][:total] = positions
     views["positions"][total:] = 0
-    _fill_blocks(views, rows, shape)
+    _fill_blocks(views, rows, shape, lines)
     table = views["blocks"].reshape(shape.rows, shape.width)
     owner = np.repeat(np.arange(count), counts)
     block = table[owner, positions // block_tokens].astype(np.int64)
@@ -200,22 +214,28 @@ def _fill(views: _Views, rows: Sequence[Row], shape: StepShape, block_tokens: in
     views["last"][:] = views["starts"][1:] - 1
 
 
-def _fill_blocks(views: _Views, rows: Sequence[Row], shape: StepShape) -> None:
+def _fill_blocks(views: _Views, rows: Sequence[Row], shape: StepShape, lines: _Lines) -> None:
+    """Write the table's lines, but for those that hold the same blocks already."""
     table = views["blocks"].reshape(shape.rows, shape.width)
-    table[:] = 0
-    for line, row in zip(table, rows, strict=False):
-        assert row.blocks is not None, "the engine places rows in blocks for a PagedGeometry"
-        used = row.blocks[: shape.width]
-        line[: len(used)] = used
-        line[: len(used)] += 1
+    for place, row in enumerate(rows):
+        blocks = row.blocks
+        assert blocks is not None, "the engine places rows in blocks for a PagedGeometry"
+        if lines[place] is not blocks:
+            used = blocks[: shape.width]
+            table[place, : len(used)] = used + 1
+            table[place, len(used) :] = 0
+            lines[place] = blocks
+    for place in range(len(rows), shape.rows):
+        if lines[place] is not _NOBODYS:
+            table[place] = 0
+            lines[place] = _NOBODYS
 
 
 def _fill_wanted(
     wanted: npt.NDArray[np.signedinteger], rows: Sequence[Row], ends: npt.NDArray[np.int64]
 ) -> None:
-    at = 0
-    for row, end in zip(rows, ends.tolist(), strict=True):
-        if row.logits:
-            wanted[at : at + row.logits] = np.arange(end - row.logits, end)
-            at += row.logits
-    wanted[at:] = 0
+    counts = np.array([row.logits for row in rows])
+    total, before = int(counts.sum()), counts.cumsum() - counts
+    # The first of a row's tokens that are wanted, and how far behind it each one is.
+    wanted[:total] = np.repeat(ends - counts - before, counts) + np.arange(total)
+    wanted[total:] = 0
