@@ -1,8 +1,8 @@
 """Compiles kernels for GPUs that are not there, and reads what they take from the binaries.
 
 Run as a program, since the switch between compiling and interpreting is read when a kernel is
-defined: `python -P compilegate.py MODULE` compiles every `Variant` of `MODULE.COMPILED` for every
-architecture and prints one JSON line each. `cuobjdump` comes with Triton.
+defined: `python -P compilegate.py MODULE 90` compiles every `Variant` of `MODULE.COMPILED` for
+sm_90 and prints one JSON line each. `cuobjdump` comes with Triton.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -53,7 +55,14 @@ def registered() -> list[str]:
 
 
 def compiled(module: str) -> list[Compiled]:
-    """Compile what `module` lists, in a process that compiles and whose cache starts empty."""
+    """Compile what `module` lists, for every architecture at once."""
+    with ThreadPoolExecutor(len(SHARED_LIMIT_BYTES)) as pool:
+        found = list(pool.map(partial(_elsewhere, module), SHARED_LIMIT_BYTES))
+    return [one for part in found for one in part]
+
+
+def _elsewhere(module: str, sm: int) -> list[Compiled]:
+    """Compile for one architecture, in a process that compiles and whose cache starts empty."""
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(sys.path),
@@ -62,7 +71,7 @@ def compiled(module: str) -> list[Compiled]:
         }
         environment.pop("TRITON_INTERPRET", None)
         done = subprocess.run(
-            [sys.executable, "-P", __file__, module],
+            [sys.executable, "-P", __file__, module, str(sm)],
             env=environment,
             capture_output=True,
             text=True,
@@ -74,14 +83,13 @@ def compiled(module: str) -> list[Compiled]:
     return [Compiled(**json.loads(line)) for line in lines]
 
 
-def _everything(module: str) -> Iterator[Compiled]:
+def _everything(module: str, sm: int) -> Iterator[Compiled]:
     variants: tuple[Variant, ...] = tuple(import_module(module).COMPILED)
     names = [variant.name for variant in variants]
     if not names or len(names) != len(set(names)):
         raise ValueError(f"{module}.COMPILED: names must be there and differ, not {names}")
     for variant in variants:
-        for sm in variant.architectures:
-            yield _compile(variant, sm)
+        yield _compile(variant, sm)
 
 
 def _compile(variant: Variant, sm: int) -> Compiled:
@@ -170,5 +178,5 @@ def _problem(
 
 
 if __name__ == "__main__":
-    for one in _everything(sys.argv[1]):
+    for one in _everything(sys.argv[1], int(sys.argv[2])):
         print(json.dumps(asdict(one)), flush=True)
