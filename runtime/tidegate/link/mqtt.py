@@ -116,20 +116,21 @@ class MqttTransport:
 
     async def run(self) -> None:
         failures = 0
-        told = False
+        told: set[str] = set()
         while True:
             began_s = asyncio.get_running_loop().time()
             try:
                 await self._serve_once()
-                told = False
+                told.clear()
                 steady = asyncio.get_running_loop().time() - began_s >= STEADY_S
                 failures = 0 if steady else failures + 1
                 wait_s = pause_s(failures, self._rng)
             except UnavailableError as error:
                 self._traffic.failed(error)
-                if not told:
+                # Each once while it is away: TLS does not say at every try why it was refused.
+                if str(error) not in told:
                     logger.warning("broker %s: %s; trying again", self._url, error)
-                told = True
+                told.add(str(error))
                 self._problem = str(error)
                 failures += 1
                 wait_s = pause_s(failures, self._rng)
