@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +128,39 @@ def test_a_renewal_moves_the_end_of_a_device_and_answers_its_request_again(
     assert registry.certificate_for(name, b"\1") == b"1"
     assert registry.certificate_for(name, b"\3") is None
     assert registry.certificate_for(DeviceId(os.urandom(16)), b"\1") is None
+
+
+def _outside(path: Path, statement: str) -> list[str]:
+    """What another process reads or writes in the file, which it then leaves."""
+    program = (
+        "import sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1])\n"
+        "print(*(row[0] for row in db.execute(sys.argv[2])), sep='\\n')\n"
+        "db.commit()\n"
+        "db.close()\n"
+    )
+    command = [sys.executable, "-I", "-c", program, str(path), statement]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_who_opens_the_file_a_second_time_here_takes_no_lock_from_the_first(
+    registry: DeviceRegistry, tmp_path: Path
+) -> None:
+    path = tmp_path / "devices.sqlite"
+    registry.add(_record(1))
+    with closing(DeviceRegistry(path)) as second:
+        second.add(_record(2))
+        # A process that takes itself for the last one deletes the log when it leaves, and what is
+        # written from then on by the one is never seen by the other.
+        for number in (1, 2):
+            _outside(path, f"UPDATE devices SET revoked = 1 WHERE handle = '{number:032x}'")
+            for one in (registry, second):
+                found = one.find_handle(f"{number:032x}")
+                assert found is not None
+                assert found.revoked
+        registry.change_key(DeviceId(b"\2" * 16), lambda old: replace(old, public_key=bytes(32)))
+        kept = _outside(path, "SELECT hex(public_key) FROM devices ORDER BY handle")
+    assert kept == ["01" * 32, "00" * 32]
 
 
 def test_a_registry_that_cannot_be_written_says_so_and_keeps_nothing(

@@ -24,9 +24,7 @@ def open_file(path: Path) -> sqlite3.Connection:
         OSError, sqlite3.Error: it cannot be opened or is no database.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Made here and not by SQLite: never, not even at first, may others read it.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    path.chmod(0o600)
+    _make_private(path)
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         for setting in _SETTINGS:
@@ -35,6 +33,20 @@ def open_file(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _make_private(path: Path) -> None:
+    """Made here and not by SQLite: never, not even at first, may others read it.
+
+    A file that is there is not opened here: closing it would drop the locks of every connection
+    that this process has on it (fcntl(2)), and the next process to leave the file would then take
+    itself for the last one and delete the log under us (sqlite.org/howtocorrupt.html, 2.2).
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if path.is_file():
+            path.chmod(0o600)
 
 
 @contextmanager
