@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,31 @@ def test_a_list_that_contradicts_what_is_known_changes_nothing(
     with pytest.raises(IdentityError, match="known here with another key"):
         take(export_devices(identity, there, now_s=NOW_S), root, here)
     assert len(here.devices()) == 1
+
+
+def test_nobody_changes_a_device_between_the_look_at_it_and_the_list(
+    fleet: tuple[GatewayIdentity, bytes], there: DeviceRegistry, tmp_path: Path
+) -> None:
+    class Watched(DeviceRegistry):
+        """Somebody else tries to write whenever it is read."""
+
+        refused = 0
+
+        def devices(self) -> list[DeviceRecord]:
+            found = super().devices()
+            with closing(sqlite3.connect(tmp_path / "here.sqlite", timeout=0)) as other:
+                try:
+                    other.execute("UPDATE devices SET public_key = x'00'")
+                except sqlite3.OperationalError:
+                    self.refused += 1
+            return found
+
+    identity, root = fleet
+    there.add(record(1))
+    with closing(Watched(tmp_path / "here.sqlite")) as here:
+        here.add(record(1))
+        take(export_devices(identity, there, now_s=NOW_S), root, here)
+        assert here.refused == 1
 
 
 def _fields(one: DeviceRecord) -> dict[str, object]:

@@ -2,8 +2,7 @@
 
 What a list says can only be added: a device it does not name stays, one that either side has
 revoked is revoked, a key gives way only to one that follows from it, and an old list brings
-nothing back. It holds device ids, which no broker may
-learn, so it travels like a key::
+nothing back. It holds device ids, which no broker may learn, so it travels like a key::
 
     certificate_bytes u16 | certificate | statement of the gateway key
 """
@@ -99,9 +98,10 @@ def import_devices(
     if named != (group, gateway.gateway_id) or gateway.group != group:
         raise IdentityError("device list: of another group or gateway than it says")
     theirs = [_record(item) for item in statements.items(fields, "devices", most=MOST_DEVICES)]
-    ours = {one.device_id: one for one in registry.devices()}
-    merged = [_merged(one, ours.get(one.device_id)) for one in theirs]
+    # Read and written in one go: a running gateway may just be taking a device's new key.
     with registry.transaction() as db:
+        ours = {one.device_id: one for one in registry.devices()}
+        merged = [_merged(one, ours.get(one.device_id)) for one in theirs]
         for record in merged:
             insert_device(db, record)
     return Imported(
