@@ -79,6 +79,9 @@ class GatewayPaths:
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Send on the path, or paths, that lead to whom it is for.
 
+        A broker that is slow makes its callers wait only while nobody reads over HTTP: the answers
+        of those who do come through here, too. Sessions and their credit bound what waits then.
+
         Raises:
             UnavailableError: none of them is up.
         """
@@ -90,7 +93,8 @@ class GatewayPaths:
         if streams and not everyone and handle not in self._on_both:
             return
         if self._broker.connected:
-            await self._to_broker.room()
+            if not self._hub.handles:
+                await self._to_broker.room()
             self._to_broker.put(Publish(topic=topic, payload=payload, retain=retain))
         elif not streams:
             raise UnavailableError(self.status)

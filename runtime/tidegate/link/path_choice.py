@@ -13,7 +13,7 @@ from tidegate.errors import ConfigError
 
 Use = Literal["broker", "http", "none"]
 PATIENCE_S = 5.0
-"""Without the broker before HTTP is tried; callers wait 10 s for a gateway to be known."""
+"""Without the broker before HTTP is tried; who never knew a gateway waits a minute for one."""
 FOREVER_S = 3600.0
 _RETAINED_S = 5.0
 """What comes sooner after a connection may be old: the broker kept it."""
