@@ -279,6 +279,29 @@ def test_a_revocation_holds_from_the_next_body_on(fleet: Path, tmp_path: Path) -
     run(main)
 
 
+def test_a_device_whose_time_is_over_is_told_that_and_not_that_it_was_revoked(
+    fleet: Path, tmp_path: Path
+) -> None:
+    gateway = fleet / "gateway"
+    add_device(gateway / "fleet", tmp_path / "ended", [gateway])
+    ended = load_device(tmp_path / "ended")
+
+    async def main() -> None:
+        timing = replace(SOON, recheck_s=3600.0)
+        async with http_side(gateway, timing=timing) as side, running(side.hub.run):
+            await until(lambda: side.hub.connected, "the hub runs")
+            async with caller(side, ended) as one, one.stream() as response:
+                assert (await one.send()).status_code == 204
+                with closing(DeviceRegistry(gateway / "devices.sqlite")) as registry:
+                    record = registry.find(ended.device_id)
+                    assert record is not None
+                    registry.add(replace(record, expires_s=1))
+                assert code(await one.send(number=1)) == (403, "device_refused")
+                assert (await next_said(frames(response))).data == b"device_expired"
+
+    run(main)
+
+
 def test_a_reader_that_takes_nothing_holds_no_memory_and_is_hung_up_on(
     fleet: Path, device: DeviceIdentity
 ) -> None:

@@ -169,7 +169,12 @@ def test_a_jump_in_numbers_costs_nothing() -> None:
     assert not window.take(0)
 
 
-@given(st.text(max_size=80))
+@given(st.from_regex(r"[A-Za-z0-9_-]{1,128}", fullmatch=True), st.binary(min_size=1, max_size=2048))
+def test_a_header_brings_its_name_and_statement(name: str, statement: bytes) -> None:
+    assert read_header(header(name, statement)) == (name, statement)
+
+
+@given(st.from_regex(r"(Tidegate |tidegate )?[A-Za-z0-9_=. -]{0,80}", fullmatch=True))
 def test_a_header_is_understood_or_refused(value: str) -> None:
     try:
         name, statement = read_header(value)

@@ -36,7 +36,6 @@ from tidegate.link.http_door import HttpDoor
 from tidegate.link.http_frames import POST_BYTES, Kind, split
 from tidegate.link.http_hub import HttpHub
 from tidegate.link.http_stream import BEAT_S, DeviceStream
-from tidegate.link.registry import REVOKED
 
 _STATUS: tuple[tuple[type[TidegateError], int], ...] = (
     (DeviceRefusedError, 403),
@@ -157,7 +156,7 @@ class LinkHttp:
                 self._door.take_send, stream.handle, stream.challenge, statement, body
             )
         except DeviceRefusedError:
-            self._hub.end([stream.handle], REVOKED)
+            await self._send_away((stream.handle,))
             raise
         # It may have ended meanwhile; and what was taken already changes nothing a second time.
         if self._find(name).numbers.take(number):
@@ -199,12 +198,16 @@ class LinkHttp:
         """End the streams of devices that were revoked or have expired, within `recheck_s`."""
         while True:
             await asyncio.sleep(self._timing.recheck_s)
-            try:
-                refused = await self._thread.call(self._door.refused, self._hub.handles)
-            except CapacityError:
-                continue  # every body asks again; the streams are asked about next time
-            for handle, code in refused.items():
-                self._hub.end([handle], code)
+            await self._send_away(self._hub.handles)
+
+    async def _send_away(self, handles: tuple[str, ...]) -> None:
+        """End those of `handles` that are refused; each is told why."""
+        try:
+            refused = await self._thread.call(self._door.refused, handles)
+        except CapacityError:
+            return  # every body asks again; the streams are asked about next time
+        for handle, code in refused.items():
+            self._hub.end([handle], code)
 
 
 def _refusal(status: int, code: str, message: str) -> JSONResponse:
