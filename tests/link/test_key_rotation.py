@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -17,10 +18,11 @@ from tidegate.errors import IdentityError, UnavailableError
 from tidegate.link import key_rotation
 from tidegate.link.device import DeviceLink
 from tidegate.link.effects import InboundRequest
+from tidegate.link.envelope import DeviceId, RequestId
 from tidegate.link.fleet import add_device, add_gateway, create_fleet
 from tidegate.link.gateway import Gateway
 from tidegate.link.identity import load_device
-from tidegate.link.key_rotation import STAGED, KeyRegistrar, KeyRotation, stage
+from tidegate.link.key_rotation import CONFIRM, STAGED, KeyRegistrar, KeyRotation, stage
 from tidegate.link.keyfiles import rewrite_secret, write_atomic
 from tidegate.link.memory import MemoryBroker, MemoryTransport
 from tidegate.link.registry import DeviceRecord, DeviceRegistry
@@ -205,6 +207,52 @@ def test_a_daemon_that_dies_anywhere_goes_on_and_its_key_works_all_the_time(
     play(afterwards)
     assert [home.known(number).keys for number in range(2)] == [(home.key(),)] * 2
     assert not (home.device / STAGED).exists()
+
+
+def test_a_change_whose_device_went_is_over_before_the_next_one_begins(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Dawdling(DeviceRegistry):
+        """Says how many were at it at once."""
+
+        now = most = 0
+
+        def change_key(
+            self, device_id: DeviceId, change: Callable[[DeviceRecord], DeviceRecord]
+        ) -> DeviceRecord:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            begun.set()
+            go_on.wait(10)
+            try:
+                return super().change_key(device_id, change)
+            finally:
+                self.now -= 1
+
+    async def test() -> None:
+        device_id = load_device(home.device).device_id
+        request = InboundRequest(
+            device_id=device_id, request_id=RequestId(bytes(16)), body=CONFIRM + b"x", attempt=0
+        )
+
+        async def answer(registrar: KeyRegistrar) -> list[bytes]:
+            return [part async for part in registrar(request)]
+
+        with closing(Dawdling(home.gateways[0] / "devices.sqlite")) as registry:
+            registrar = KeyRegistrar(Slow(), registry)
+            first = asyncio.create_task(answer(registrar))
+            assert await asyncio.to_thread(begun.wait, 10)
+            first.cancel()
+            second = asyncio.create_task(answer(registrar))
+            await asyncio.sleep(0.1)
+            go_on.set()
+            (refused,) = await second
+            assert b"refused" in refused
+            assert first.cancelled()
+            assert registry.most == 1
+
+    play(test)
 
 
 def test_the_daemons_part_sees_a_staged_key_by_itself(tmp_path: Path) -> None:

@@ -31,3 +31,18 @@ class CoreThread:
     def close(self) -> None:
         """Wait for what is running; nothing can be called afterwards."""
         self._executor.shutdown(wait=True)
+
+
+async def to_its_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `function` in a thread, and when cancelled meanwhile wait until it has ended.
+
+    Whoever keeps others from what it works on, by a lock, may let go only then.
+    """
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()
+        raise

@@ -22,6 +22,7 @@ from tidegate.link import statements
 from tidegate.link.certificate_facts import renewal_due_s
 from tidegate.link.certificates import make_request
 from tidegate.link.certificates_store import BROKER_CA, BROKER_CERTIFICATE, BROKER_KEY, FACTS
+from tidegate.link.core_thread import to_its_end
 from tidegate.link.effects import InboundRequest
 from tidegate.link.enrolment import Granted, check_granted
 from tidegate.link.enrolment_gateway import Enrolment
@@ -165,7 +166,7 @@ class RenewingHandler:
         csr_pem = request.body.removeprefix(PREFIX)
         try:
             async with self._one_at_a_time:
-                granted = await asyncio.to_thread(self._enrolment.renew, request.device_id, csr_pem)
+                granted = await to_its_end(self._enrolment.renew, request.device_id, csr_pem)
         except IdentityError as error:
             yield statements.canonical_json({"refused": str(error)})
             return
@@ -180,5 +181,5 @@ class RenewingHandler:
         """Renew the gateway's own broker certificate when it is due, until cancelled."""
         while True:
             async with self._one_at_a_time:
-                await asyncio.to_thread(self._enrolment.renew_own)
+                await to_its_end(self._enrolment.renew_own)
             await asyncio.sleep(_ASLEEP_S)

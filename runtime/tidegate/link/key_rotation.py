@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tidegate.errors import IdentityError, TidegateError, UnavailableError
 from tidegate.link import statements
+from tidegate.link.core_thread import to_its_end
 from tidegate.link.device_keys import confirmation, confirmed, registered, succession
 from tidegate.link.device_views import GatewayView
 from tidegate.link.effects import InboundRequest
@@ -206,9 +207,7 @@ class KeyRegistrar:
     ) -> AsyncIterator[bytes]:
         try:
             async with self._one_at_a_time:
-                record = await asyncio.to_thread(
-                    self._registry.change_key, request.device_id, change
-                )
+                record = await to_its_end(self._registry.change_key, request.device_id, change)
         except IdentityError as error:
             yield statements.canonical_json({"refused": str(error)})
             return
