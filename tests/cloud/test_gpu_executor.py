@@ -180,6 +180,34 @@ def test_decode_steps_are_recorded_by_shape_and_replayed_on_new_numbers() -> Non
     assert (recorder.recorded, recorder.replayed) == (1, 3)
 
 
+class Refusing:
+    """A recorder of a device that can record nothing, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+        self.asked += 1
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_a_step_that_cannot_be_recorded_runs_plainly_and_is_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arch = tiny_architecture()
+    weights = RandomWeights(arch)
+    recorder = Refusing()
+    executor = GpuExecutor(arch, weights, SETTINGS, graphs=Graphs(recorder))
+    decode = ((0, 1, 1), (1, 1, 1), (3, 1, 1))
+    steps = (STEPS[0], decode, decode)
+    settings = TorchSettings(slots=4, context_tokens=64, step_tokens=64)
+    expected = run(TorchExecutor(arch, weights, settings), arch.vocab, steps)
+    for one, other in zip(run(executor, arch.vocab, steps), expected, strict=True):
+        assert np.allclose(one, other, atol=TOLERANCE)
+    assert recorder.asked == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_a_failed_step_says_so_and_the_next_one_works() -> None:
     arch = tiny_architecture()
     executor = GpuExecutor(arch, RandomWeights(arch), SETTINGS)

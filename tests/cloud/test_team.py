@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from teamwork import SETTINGS, WORLD, all_logits, member, models
+from teamwork import SETTINGS, WORLD, all_logits, fed_tokens, idle_member, member, models
 
 from tidegate.cloud.gpu_executor import GpuExecutor
 
 
-@pytest.mark.system
-def test_two_processes_give_the_logits_of_one(tmp_path: Path) -> None:
+def run_team(target: Callable[..., None], *arguments: object) -> None:
+    """Run every process of a team to its end, which must be a good one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=member, args=(rank, port, tmp_path)) for rank in range(WORLD)
+        context.Process(target=target, args=(rank, port, *arguments)) for rank in range(WORLD)
     ]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=120)
-        assert process.exitcode == 0
+    assert [process.exitcode for process in processes] == [0] * WORLD
+
+
+@pytest.mark.system
+def test_two_processes_give_the_logits_of_one(tmp_path: Path) -> None:
+    run_team(member, tmp_path)
     for name, arch, weights in models():
-        alone = all_logits(GpuExecutor(arch, weights, SETTINGS), arch.vocab)
+        alone = GpuExecutor(arch, weights, SETTINGS)
         together = np.load(tmp_path / f"{name.replace('/', ' ')}.npy")
-        assert np.allclose(alone, together, atol=2e-5), name
+        assert np.allclose(all_logits(alone, arch.vocab), together, atol=2e-5), name
+        fed = np.load(tmp_path / f"{name.replace('/', ' ')} fed.npy")
+        assert np.array_equal(fed_tokens(alone, arch.vocab), fed), name
+
+
+@pytest.mark.system
+def test_a_team_waits_longer_for_a_step_than_for_an_exchange() -> None:
+    run_team(idle_member)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,15 @@ import torch
 from hfcheckpoints import tiny_config
 from tinymodel import RandomWeights, tiny_architecture
 
+from tidegate.cloud import team
 from tidegate.cloud.gpu_executor import GpuExecutor
 from tidegate.cloud.gpu_settings import GpuSettings
 from tidegate.cloud.sharding import Part
 from tidegate.cloud.team import Address, Team
 from tidegate.converters.rounding.rtn import quantise
 from tidegate.engine.executor import ExecutorStep, Row
+from tidegate.engine.request import SamplingParams
+from tidegate.engine.sampling import Draw
 from tidegate.model.architecture import Architecture
 from tidegate.model.packed import DenseLinear, Linear
 from tidegate.model.registry import describe
@@ -66,16 +70,51 @@ def all_logits(executor: GpuExecutor, vocab: int) -> npt.NDArray[np.float32]:
     return np.concatenate([executor.execute(step).logits for step in steps(vocab)])
 
 
+def fed_tokens(executor: GpuExecutor, vocab: int) -> npt.NDArray[np.int64]:
+    """Tokens of two rows, each step fed with those of the one before without being told them."""
+    rng = np.random.default_rng(5)
+    blocks = [np.array(own, np.int32) for own in ((3, 0), (5, 1))]
+    draw = Draw(params=SamplingParams(max_tokens=8, temperature=0.0), seed=0, position=0)
+    found, past = [], (7, 12)
+    for ahead in range(4):
+        rows = tuple(
+            Row(tokens=rng.integers(0, vocab, count), past=0, blocks=own)
+            if ahead == 0
+            else Row(tokens=np.zeros(1, np.int64), past=count + ahead - 1, blocks=own, fed=place)
+            for place, (count, own) in enumerate(zip(past, blocks, strict=True))
+        )
+        found.append(executor.submit(ExecutorStep(rows=rows), [draw, draw]).result().tokens)
+    return np.concatenate(found)
+
+
+def idle_member(rank: int, port: int) -> None:
+    """One process of a team whose exchanges may take a second, and that has none for two."""
+    team.TIMEOUT_S = 1.0  # type: ignore[misc]
+    mine = Team(
+        Part(rank=rank, world=WORLD),
+        Address(host="127.0.0.1", port=port),
+        vocab=203,
+        device=torch.device("cpu"),
+    )
+    if rank:
+        assert mine.listen() is None
+    else:
+        time.sleep(2.5)
+        mine.dismiss()
+    mine.leave()
+
+
 def member(rank: int, port: int, folder: Path) -> None:
     """Run as one process of the team; the first writes what it got to `folder`."""
     torch.set_num_threads(1)
     part, address = Part(rank=rank, world=WORLD), Address(host="127.0.0.1", port=port)
-    team = Team(part, address, vocab=203, device=torch.device("cpu"))
+    mine = Team(part, address, vocab=203, device=torch.device("cpu"))
     for name, arch, weights in models():
-        executor = GpuExecutor(arch, weights, SETTINGS, team=team)
+        executor = GpuExecutor(arch, weights, SETTINGS, team=mine)
         if rank:
             executor.follow()
         else:
             np.save(folder / f"{name.replace('/', ' ')}.npy", all_logits(executor, arch.vocab))
+            np.save(folder / f"{name.replace('/', ' ')} fed.npy", fed_tokens(executor, arch.vocab))
             executor.close()
-    team.leave()
+    mine.leave()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -26,6 +28,16 @@ from tidegate.kernels.weight_loading import load_weights
 from tidegate.model.architecture import Architecture
 from tidegate.model.rope import Rope
 from tidegate.model.walk import Weights
+
+
+@contextmanager
+def running(at: torch.device) -> Iterator[None]:
+    """Without gradients, and with `at` as the thread's own device.
+
+    Triton, events and recordings take the thread's device, wherever the tensors lie.
+    """
+    with torch.inference_mode(), torch.cuda.device(at) if at.type == "cuda" else nullcontext():
+        yield
 
 
 def part_of(arch: Architecture, team: Team | None) -> Architecture:

@@ -22,6 +22,7 @@ from tidegate.cloud.gpu_device import (
     new_layer,
     open_device,
     part_of,
+    running,
     worst_cases,
 )
 from tidegate.cloud.gpu_memory import (
@@ -192,7 +193,7 @@ class GpuExecutor:
     def execute(self, step: ExecutorStep) -> StepResult:
         """See `Executor.execute`."""
         count = sum(row.logits for row in step.rows)
-        with failing(step), torch.inference_mode():
+        with failing(step), running(self._at):
             self._run(step.rows, None)
             logits = self._logits[:count].to("cpu", copy=True).numpy()
         return StepResult(logits=logits)
@@ -208,7 +209,7 @@ class GpuExecutor:
         """See `SamplingExecutor.execute_and_sample`."""
         drawn = [place for place, draw in enumerate(draws) if draw is not None]
         left = [place for place, draw in enumerate(draws) if draw is None]
-        with failing(step), torch.inference_mode():
+        with failing(step), running(self._at):
             self._run(step.rows, draws)
             tokens = self._tokens[: len(draws)].cpu().numpy().astype(np.int64)[drawn]
             logits = self._logits[left].cpu().numpy() if left else _no_logits(self._arch.vocab)
@@ -216,7 +217,7 @@ class GpuExecutor:
 
     def submit(self, step: ExecutorStep, draws: Sequence[Draw]) -> PendingStep:
         """See `PipelinedExecutor.submit`."""
-        with failing(step), torch.inference_mode():
+        with failing(step), running(self._at):
             self._run(step.rows, draws)
             self._chosen.reverse()
             host = self._chosen[0][: len(draws)]
@@ -232,7 +233,7 @@ class GpuExecutor:
         _, asks = self._draws.load(draws, shape.logits)
 
         def launch() -> None:
-            with torch.inference_mode():
+            with running(self._at):
                 self._walk(step, asks)
 
         return launch
@@ -265,7 +266,7 @@ class GpuExecutor:
         while (told := self._team.listen()) is not None:
             shape, decode = told
             self._team.receive(self._buffers.staging(shape))
-            with torch.inference_mode():
+            with running(self._at):
                 self._run_filled(shape, None, decode=decode)
 
     def _run(self, rows: Sequence[Row], draws: Sequence[Draw | None] | None) -> None:
@@ -283,7 +284,12 @@ class GpuExecutor:
     ) -> None:
         step = self._buffers.upload(shape, keep=decode)
         wish, asks = (None, None) if draws is None else self._draws.load(draws, shape.logits)
-        self._graphs.run((shape, wish) if decode else None, lambda: self._walk(step, asks))
+        if self._team is None:
+            self._graphs.run((shape, wish) if decode else None, lambda: self._walk(step, asks))
+            return
+        # All of a team record the same steps at the same time, and only the first one chooses.
+        self._graphs.run((shape, None) if decode else None, lambda: self._walk(step, None))
+        self._choose(asks)
 
     def _walk(self, step: DeviceStep, asks: SamplingAsks | None) -> None:
         tokens, chosen = step.tensors.tokens, self._tokens
@@ -296,6 +302,9 @@ class GpuExecutor:
         ops = PagedOps(self._device, step.tensors, step.wanted)
         logits = ops.numbers(decoder(ops, self._arch, self._device.weights))
         self._logits[: len(logits)].copy_(logits)
+        self._choose(asks)
+
+    def _choose(self, asks: SamplingAsks | None) -> None:
         if asks is not None:
             self._device.kernels.sample(
                 self._logits[: asks.rows],
@@ -309,7 +318,7 @@ class GpuExecutor:
         size = self._settings.block_tokens
         if self._at.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._at)
-        with torch.inference_mode():
+        with running(self._at):
             for rows in worst_cases(self._settings, self._context_tokens):
                 shape = self._shapes.of(rows) or exact_shape(rows, size)
                 self._buffers.fill(rows, shape, size)

@@ -2,15 +2,19 @@
 
 A step of a shape that was seen before is replayed with one launch; a new shape runs plainly and is
 recorded right after, so nothing is recorded that traffic does not ask for and the first request
-does not wait for shapes it never has. Keyed by all that a recording bakes in.
+does not wait for shapes it never has. Keyed by all that a recording bakes in. What cannot be
+recorded runs plainly, and the log says so.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable
 from typing import Final, Protocol
 
 import torch
+
+_log = logging.getLogger(__name__)
 
 Replay = Callable[[], None]
 
@@ -33,6 +37,8 @@ class Graphs:
         """Record at most `most` keys; those beyond run plainly."""
         self._recorder, self._most = recorder, most
         self._replays: dict[Hashable, Replay] = {}
+        self._plain: set[Hashable] = set()
+        """What could not be recorded."""
 
     def __len__(self) -> int:
         return len(self._replays)
@@ -50,12 +56,23 @@ class Graphs:
             replay()
             return
         body()
-        if self._recorder is not None and key is not None and len(self._replays) < self._most:
-            self._replays[key] = self._recorder.record(body)
+        if key is None or key in self._plain or len(self._replays) >= self._most:
+            return
+        if self._recorder is not None:
+            self._record(self._recorder, key, body)
+
+    def _record(self, recorder: Recorder, key: Hashable, body: Callable[[], None]) -> None:
+        """Keep a recording; a body that cannot be recorded has run, and will run plainly."""
+        try:
+            self._replays[key] = recorder.record(body)
+        except RuntimeError as error:  # the boundary between recording and serving
+            self._plain.add(key)
+            _log.warning("a step cannot be recorded and runs slower: %s", error)
 
     def clear(self) -> None:
         """Forget all recordings."""
         self._replays.clear()
+        self._plain.clear()
 
 
 class CudaRecorder:

@@ -22,6 +22,9 @@ Tensor = torch.Tensor
 
 TIMEOUT_S: Final = 600.0
 """For an exchange: nobody waits longer than others need to load their part of a model."""
+_IDLE: Final = timedelta(days=3650)
+"""For the next step, which comes when somebody asks; who waits for one that is gone is told by the
+connection."""
 _STOP: Final = 0
 
 
@@ -55,6 +58,8 @@ class Team:
             world_size=part.world,
             timeout=timedelta(seconds=TIMEOUT_S),
         )
+        self._steps = distributed.new_group(backend="gloo", timeout=_IDLE)
+        """What steps are told by: nothing may come for days."""
         self._parts: Tensor | None = None
         self._device = device
 
@@ -92,12 +97,12 @@ class Team:
     def tell(self, shape: StepShape, staging: Tensor, *, decode: bool) -> None:
         """Have the others run a step; only the first process may."""
         header = torch.tensor([1 + decode, *astuple(shape)])
-        distributed.broadcast(header, 0)
-        distributed.broadcast(staging, 0)
+        distributed.broadcast(header, 0, group=self._steps)
+        distributed.broadcast(staging, 0, group=self._steps)
 
     def dismiss(self) -> None:
         """Let the others go; only the first process may."""
-        distributed.broadcast(torch.tensor([_STOP] * 7), 0)
+        distributed.broadcast(torch.tensor([_STOP] * 7), 0, group=self._steps)
 
     def listen(self) -> tuple[StepShape, bool] | None:
         """The shape of the next step and whether it decodes; None when there is none.
@@ -105,7 +110,7 @@ class Team:
         What it brings has to be taken with `receive` right after.
         """
         header = torch.zeros(7, dtype=torch.int64)
-        distributed.broadcast(header, 0)
+        distributed.broadcast(header, 0, group=self._steps)
         kind, rows, tokens, width, logits, most_tokens, most_length = header.tolist()
         if kind == _STOP:
             return None
@@ -121,7 +126,7 @@ class Team:
 
     def receive(self, staging: Tensor) -> None:
         """Fill the staging with what the first process has."""
-        distributed.broadcast(staging, 0)
+        distributed.broadcast(staging, 0, group=self._steps)
 
     def leave(self) -> None:
         """End the membership."""

@@ -141,3 +141,13 @@ def test_what_does_not_fit_is_refused() -> None:
         moe(drawn(2, WIDTH + 1), experts, shares, layer(), "silu")
     with pytest.raises(ValueError, match="chosen = 6"):
         route(drawn(1, 5), chosen=6, normalised=True)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_token_that_is_not_a_number_is_routed_to_experts_that_are_there() -> None:
+    logits = torch.full((2, COUNT), torch.nan, device=DEVICE)
+    logits[1] = torch.arange(COUNT)
+    experts, shares = route(logits, chosen=CHOSEN, normalised=True)
+    assert 0 <= int(experts.min()) <= int(experts.max()) < COUNT
+    assert shares[0].isnan().all()
+    assert experts[1].tolist() == [COUNT - 1, COUNT - 2]

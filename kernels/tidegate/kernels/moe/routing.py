@@ -29,18 +29,22 @@ def route_kernel(
     row = tl.load(logits + token * stride + number, mask=number < COUNT, other=-float("inf"))
     row = row.to(tl.float32)
     odds = tl.exp(row - tl.max(row, axis=0))
-    odds = tl.where(number < COUNT, odds / tl.sum(odds, axis=0), -1.0)
+    whole = tl.sum(odds, axis=0)
+    odds = tl.where(number < COUNT, odds / whole, -1.0)
     picked = tl.zeros([CHOSEN_BLOCK], tl.int32)
     parts = tl.zeros([CHOSEN_BLOCK], tl.float32)
     for turn in tl.static_range(CHOSEN):
         # Of equal ones the first.
         best = tl.max(odds, axis=0)
         which = tl.min(tl.where(odds == best, number, BLOCK), axis=0)
+        # Where nothing is a number, one past the last would win, which has no weights to read.
+        which = tl.minimum(which, COUNT - 1)
         picked = tl.where(place == turn, which, picked)
         parts = tl.where(place == turn, best, parts)
         odds = tl.where(number == which, -1.0, odds)
     if NORMALISED:
         parts = parts / tl.sum(parts, axis=0)
+    parts = tl.where(whole == whole, parts, float("nan"))
     tl.store(experts + token * CHOSEN + place, picked, mask=place < CHOSEN)
     tl.store(shares + token * CHOSEN + place, parts, mask=place < CHOSEN)
 

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# What differs from step to step must not ask for another compilation.
+@triton.jit(do_not_specialize=["runs"])
 def norm_rows(
     x: tl.tensor,
     residual: tl.tensor,
