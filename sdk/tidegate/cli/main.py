@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "measure what compression cost, against the checkpoint",
     "bundle": "sign, pack or unpack a bundle",
     "doctor": "show what this machine can run, and how it runs a bundle",
+    "profile": "show what is known of a board: power modes, sensors, energy, and sources",
     "serve": "run the device daemon on a bundle",
     "cloud": "run the cloud service on a checkpoint",
     "broker": "run a small MQTT broker, for laptops",
