@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from checkpoints import write_checkpoint
 from hfcheckpoints import tiny_config
 from tinymodel import RandomWeights, tiny_architecture
@@ -24,6 +25,7 @@ from tidegate.engine.sampling import Draw
 from tidegate.errors import CheckpointError, ConfigError, ExecutionError
 from tidegate.kernels.kernel_set import triton_kernels
 from tidegate.kernels.paged_kv import KvPrecision
+from tidegate.kernels.weight_loading import load_weights
 from tidegate.model.architecture import Architecture
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.packed import DenseLinear, Linear, LowRankLinear, dense_weight
@@ -297,7 +299,12 @@ def test_weights_of_16_bits_go_to_the_device_as_they_are_in_the_file(tmp_path: P
         found = run(GpuExecutor(checkpoint.decoder, weights, settings), arch.vocab)
         widened = ResidentWeights(weights)  # has no `stored`
         expected = run(GpuExecutor(checkpoint.decoder, widened, settings), arch.vocab)
+        loaded = [
+            load_weights(checkpoint.decoder, one, dtype=torch.bfloat16, device="cpu")
+            for one in (weights, widened)
+        ]
     assert max(differences(found, expected)) == 0
+    assert loaded[0].nbytes == loaded[1].nbytes, "a table that is the head too is counted once"
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:

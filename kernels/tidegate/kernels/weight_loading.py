@@ -119,8 +119,6 @@ class _Loading:
     ) -> None:
         weights = [self._bits(name, one) for name, one in zip(names, stored, strict=True)]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        if names[0] == "embed":
-            found.add_table(shells[0], weight)
         if names[0] != "embed" or self.arch.tied_head:
             biases = None
             if any(one.bias is not None for one in stored):
@@ -141,6 +139,8 @@ class _Loading:
                 partial=tails[0] in _PARTIAL,
             )
             found.add_product(shells, product)
+        if names[0] == "embed":  # behind the head that it may be, whose bytes are counted once
+            found.add_table(shells[0], weight)
 
     def _bits(self, name: str, stored: StoredLinear) -> Tensor:
         kind = torch.bfloat16 if stored.bfloat else torch.float16
