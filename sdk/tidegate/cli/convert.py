@@ -19,6 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidegate.cli.board import add_profile, read_profile
 from tidegate.errors import ConfigError
 from tidegate.model.bundle import Bundle
 from tidegate.model.encoder import EncoderArchitecture
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", default="onnx,openvino", help="onnx, openvino or both (default: both)"
     )
     parser.add_argument("--recipe", help="name of a recipe, or a TOML file (docs/recipes.md)")
+    add_profile(parser, "the recipe of a decoder")
     parser.add_argument(
         "--bits", type=int, help="bits per weight: 4 or 8 (default 4; 8 for encoders)"
     )
@@ -97,8 +99,12 @@ def run(args: argparse.Namespace) -> int:
     from tidegate.converters.onnx.variant_names import parse_variants
 
     _check_flags(args)
+    preset = None if args.profile is None else read_profile(args.profile).runtime.recipe
     targets, recipe = parse_targets(args.target), _recipe(args, _BITS)
     checkpoint = find_checkpoint(args.checkpoint)
+    if args.profile is not None and not _is_encoder(checkpoint):
+        args.recipe = preset
+        recipe = _recipe(args, _BITS)
     if args.recipe is None and args.bits is None and _is_encoder(checkpoint):
         recipe = _recipe(args, _ENCODER_BITS)
     plan = ConversionPlan(
@@ -137,6 +143,12 @@ def _check_flags(args: argparse.Namespace) -> None:
 
     if args.measure is not None and not args.measure.is_file():
         raise ConfigError("measure", str(args.measure), "a text file")
+    if args.profile is not None:
+        said = {"recipe": args.recipe, "compare": args.compare, "bits": args.bits}
+        said |= {"group-size": args.group_size, "symmetric": args.symmetric or None}
+        for flag, value in said.items():
+            if value is not None:
+                raise ConfigError(flag, value, "left out with --profile, which names the recipe")
     if args.measure is not None and args.lora is not None:
         allowed = "left out with --measure, which holds it against the checkpoint without it"
         raise ConfigError("lora", str(args.lora), allowed)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidegate.cli.board import Served, add_profile, describe, read_profile, served
 from tidegate.cli.link_http import add_gateway_urls
 from tidegate.cli.service import LinkFlags, ServiceFlags, add_link, add_service, read_service
 from tidegate.cli.trust import add_trust, read_trust
@@ -43,10 +44,10 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """How the model runs."""
+    add_profile(parser, "executor, rows, threads and memory where no flag does")
     parser.add_argument(
         "--executor",
         choices=("auto", "onnx", "openvino"),
-        default="auto",
         help="what runs the model (default: the fastest that the bundle holds)",
     )
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
@@ -56,7 +57,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="for longer prompts of callers who do not say (default: refuse, or let them overflow)",
     )
-    parser.add_argument("--rows", type=int, default=4, help="requests that run at once (default 4)")
+    parser.add_argument("--rows", type=int, help="requests that run at once (default 4)")
     parser.add_argument("--threads", type=int, help="threads (default: the runtime's choice)")
     parser.add_argument(
         "--kv-precision",
@@ -145,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     from tidegate.cli.listen import announce, run_until_signal
     from tidegate.edge.daemon import open_edge
 
-    settings = _settings(args, read_service(args))
+    settings = _settings(args, read_service(args), _served(args))
 
     async def main(stop: asyncio.Event) -> None:
         async with open_edge(settings) as edge:
@@ -159,8 +160,19 @@ def run(args: argparse.Namespace) -> int:
     return run_until_signal(main)
 
 
-def _settings(args: argparse.Namespace, service: ServiceFlags) -> EdgeSettings:
-    """Everything that the flags say."""
+def _served(args: argparse.Namespace) -> Served:
+    """What flags and profile say of executor, rows, threads and memory."""
+    from tidegate.edge.machine import read_machine
+
+    profile = None if args.profile is None else read_profile(args.profile)
+    taken = served(args, profile, read_machine().memory_bytes)
+    if profile is not None:
+        print(f"tidegate serve: profile {describe(profile, taken)}", file=sys.stderr)
+    return taken
+
+
+def _settings(args: argparse.Namespace, service: ServiceFlags, taken: Served) -> EdgeSettings:
+    """Everything that the flags say, and the profile where they do not."""
     from tidegate.edge.daemon import EdgeSettings
 
     return EdgeSettings(
@@ -168,7 +180,7 @@ def _settings(args: argparse.Namespace, service: ServiceFlags) -> EdgeSettings:
         host=service.host,
         port=service.port,
         api_key_hashes=service.api_key_hashes,
-        executor=_executor(args),
+        executor=_executor(args, taken),
         queue_limit=args.queue,
         context_policy=args.context_policy,
         embedder=args.embedder,
@@ -178,7 +190,7 @@ def _settings(args: argparse.Namespace, service: ServiceFlags) -> EdgeSettings:
         draft=args.draft,
         prefix_cache=args.prefix_cache,
         prefix_cache_mib=args.prefix_cache_mib,
-        memory_mib=args.memory_mib,
+        memory_mib=taken.memory_mib,
         unload_after_s=args.unload_after,
         restart_when_stuck=args.restart_when_stuck,
         trusted_signers=read_trust(args.trust),
@@ -186,14 +198,14 @@ def _settings(args: argparse.Namespace, service: ServiceFlags) -> EdgeSettings:
     )
 
 
-def _executor(args: argparse.Namespace) -> ExecutorSettings:
+def _executor(args: argparse.Namespace, taken: Served) -> ExecutorSettings:
     from tidegate.edge.executors.choice import ExecutorSettings
 
     return ExecutorSettings(
-        choice=args.executor,
+        choice=taken.executor,
         context_tokens=args.context,
-        rows=args.rows,
-        threads=args.threads,
+        rows=taken.rows,
+        threads=taken.threads,
         exact=args.exact,
         kv_precision=args.kv_precision,
         native=args.native,
