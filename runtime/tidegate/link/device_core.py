@@ -384,7 +384,7 @@ class DeviceCore:
             kept = self._keep.wrote(lambda outbox: outbox.remove(request_id))
             self.tally.add("cancelled")
         else:
-            kept = self._keep.save(live)
+            kept = self._keep.end(live)
             self.tally.add("completed" if state is State.DONE else "failed")
         self._keep.forget(live)
         nudge_queued(now_s, self._live.values())

@@ -118,6 +118,19 @@ class Keeper:
             live.outcome = self._outcome(live)
         return True
 
+    def end(self, live: Live) -> bool:
+        """Save how it ended; False when the disk refuses.
+
+        Another request may have taken the room that its last payloads need. Of an answer that
+        failed nobody misses them, and without the failure it would stay open to its deadline.
+        """
+        if self.save(live):
+            return True
+        if self._outcome(live) is not Outcome.FAILED:
+            return False
+        self.forget(live)
+        return self.save(live)
+
     def _outcome(self, live: Live) -> Outcome:
         return _OUTCOMES.get(live.session.state, Outcome.OPEN)
 
