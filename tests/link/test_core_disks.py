@@ -23,9 +23,11 @@ from tidegate.link.envelope import (
 )
 from tidegate.link.gateway_output import Produced
 from tidegate.link.gateway_store import GatewayStore, RequestKey
+from tidegate.link.identity import load_device
 from tidegate.link.limits import MAX_REQUEST_BODY_BYTES
 from tidegate.link.messages import MAX_ANSWER_BYTES, MAX_PAYLOAD_BYTES
 from tidegate.link.outbox import Outbox, Outcome
+from tidegate.link.prekeys import VALID_FOR_S
 
 
 @pytest.mark.parametrize("end", ["cancel", "done"])
@@ -74,6 +76,21 @@ def test_a_disk_that_refuses_prekeys_is_counted_and_survived(tmp_path: Path) -> 
     ends.meet()
     assert len(ends.device.gateways(ends.now_s)) == 1
     ends.close()
+
+
+def test_while_old_prekeys_cannot_be_erased_no_row_of_theirs_is(ends: Ends) -> None:
+    """What an old prekey still opens must still be known to have run."""
+    row = RequestKey(load_device(ends.root / "device").device_id, ends.ask())
+    started(ends.to_gateway(ends.request()))
+    (ends.root / "prekeys.json").unlink()
+    (ends.root / "prekeys.json").mkdir()
+    ends.now_s = VALID_FOR_S + 3600.0
+    ends.gateway.poll(ends.now_s)
+    assert ends.store.find(row) is not None
+    (ends.root / "prekeys.json").rmdir()
+    ends.now_s += 3600.0
+    ends.gateway.poll(ends.now_s)
+    assert ends.store.find(row) is None
 
 
 def test_a_registry_that_cannot_be_read_drops_the_request_and_nothing_else(ends: Ends) -> None:

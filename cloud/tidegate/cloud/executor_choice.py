@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -52,6 +53,8 @@ def open_executor(arch: Architecture, weights: Weights, settings: ExecutorSettin
     """
     if chosen(settings.choice) == "gpu":
         _only_without(settings, "gpu", ("threads",))
+        # Triton's default changes with 3.10, and 3.9 warns as long as nothing is said.
+        os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
         # Imported here: a cloud on torch goes without Triton.
         from tidegate.cloud.gpu_executor import GpuExecutor
 

@@ -19,8 +19,8 @@ _log = logging.getLogger(__name__)
 Replay = Callable[[], None]
 
 MOST_GRAPHS: Final = 128
-"""Recordings kept; each holds its launches (about 1 MiB for 40 layers) and no tensors of its own,
-since all of them share one pool."""
+"""Recordings kept, those used last. Each holds its launches (about 1 MiB for 40 layers) and no
+tensors of its own, since all of them share one pool."""
 
 
 class Recorder(Protocol):
@@ -34,9 +34,10 @@ class Graphs:
     """Runs bodies by key; `recorder` None: always plainly."""
 
     def __init__(self, recorder: Recorder | None = None, *, most: int = MOST_GRAPHS) -> None:
-        """Record at most `most` keys; those beyond run plainly."""
+        """Keep at most `most` recordings: a further one takes the place of the longest unused."""
         self._recorder, self._most = recorder, most
         self._replays: dict[Hashable, Replay] = {}
+        """The longest unused first."""
         self._plain: set[Hashable] = set()
         """What could not be recorded."""
 
@@ -51,12 +52,13 @@ class Graphs:
                 for a body that is not worth a recording.
             body: reads and writes buffers that stay where they are.
         """
-        replay = self._replays.get(key)
+        replay = self._replays.pop(key, None)
         if replay is not None:
+            self._replays[key] = replay
             replay()
             return
         body()
-        if key is None or key in self._plain or len(self._replays) >= self._most:
+        if key is None or key in self._plain:
             return
         if self._recorder is not None:
             self._record(self._recorder, key, body)
@@ -68,6 +70,9 @@ class Graphs:
         except RuntimeError as error:  # the boundary between recording and serving
             self._plain.add(key)
             _log.warning("a step cannot be recorded and runs slower: %s", error)
+        if len(self._replays) > self._most:
+            # Recording waits for the device, so nothing runs that would be freed here.
+            del self._replays[next(iter(self._replays))]
 
     def clear(self) -> None:
         """Forget all recordings."""
