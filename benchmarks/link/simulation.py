@@ -28,7 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +153,9 @@ def main() -> int:
     if options.seed is not None:
         with place() as (fleet, stores):
             verdict = history(options.seed, fleet, stores)
-        print(json.dumps(asdict(verdict), indent=2))
+        # `asdict` makes pairs of a Counter's keys in Python 3.11.
+        shown = asdict(replace(verdict, counters=Counter())) | {"counters": verdict.counters}
+        print(json.dumps(shown, indent=2))
         return not verdict.kept
     log = None
     if options.work is not None:
