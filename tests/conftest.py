@@ -46,3 +46,9 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Let the interpreter end as it does without this, or Triton's library reports leaks."""
+    gc.unfreeze()
