@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tidegate.link.broker_tls import TlsFiles
+from tidegate.link.broker_tls import BrokerSocket, TlsFiles, tls_context
 from tidegate.link.certificate_facts import read_facts
 from tidegate.link.certificates import (
     CertifiedKey,
@@ -98,3 +101,36 @@ def test_the_next_connection_shows_a_renewed_certificate_and_never_half_of_one(
                     await running
 
     asyncio.run(main())
+
+
+def test_why_a_certificate_was_refused_is_heard_even_by_who_writes_first(
+    tmp_path: Path, ca: CertifiedKey
+) -> None:
+    (tmp_path / "ca.pem").write_bytes(ca.certificate_pem)
+    files = _write(tmp_path, "device", _device(make_ca("elsewhere")))
+    served = _write(tmp_path, "server", issue_server(ca, ["127.0.0.1"]))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    assert served.certificate is not None
+    context.load_cert_chain(served.certificate, served.key)
+    context.load_verify_locations(cadata=ca.certificate_pem.decode())
+    context.verify_mode = ssl.CERT_REQUIRED
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse() -> None:
+            accepted, _ = listening.accept()
+            with accepted, pytest.raises(ssl.SSLError):
+                context.wrap_socket(accepted, server_side=True)
+
+        server = threading.Thread(target=refuse)
+        server.start()
+        with socket.create_connection(listening.getsockname()) as plain:
+            sock = tls_context(files).wrap_socket(plain, server_hostname="127.0.0.1")
+            with sock:
+                server.join()
+                assert isinstance(sock, BrokerSocket)
+                sock.send(b"CONNECT")
+                # It is answered by a reset, which the next one meets.
+                time.sleep(0.1)
+                with pytest.raises((ConnectionError, ssl.SSLError)):
+                    sock.send(b"CONNECT")
+                assert sock.failure == "unknown ca"

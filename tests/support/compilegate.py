@@ -89,7 +89,8 @@ def _everything(module: str, sm: int) -> Iterator[Compiled]:
     if not names or len(names) != len(set(names)):
         raise ValueError(f"{module}.COMPILED: names must be there and differ, not {names}")
     for variant in variants:
-        yield _compile(variant, sm)
+        if sm in variant.architectures:
+            yield _compile(variant, sm)
 
 
 def _compile(variant: Variant, sm: int) -> Compiled:

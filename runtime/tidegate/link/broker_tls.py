@@ -7,11 +7,16 @@ one nothing older is spoken.
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tidegate.errors import ConfigError
 from tidegate.link.certificates_store import BROKER_CA, BROKER_CERTIFICATE, BROKER_KEY
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +49,8 @@ class BrokerSocket(ssl.SSLSocket):
     """An SSL socket that closes itself when its handshake fails and remembers what it was told.
 
     paho forgets a socket whose handshake failed, and it drops the alert with which a TLS 1.3 peer
-    refuses a client certificate: that comes after the handshake, with the first read.
+    refuses a client certificate: that comes after the handshake, with the first read. Who writes
+    before meets a connection that is closed already, so what was said before it closed is read then.
     """
 
     failure: str | None = None
@@ -63,6 +69,16 @@ class BrokerSocket(ssl.SSLSocket):
             raise
         except ssl.SSLError as error:
             self.failure = describe_ssl(error)
+            raise
+
+    def send(self, data: Buffer, flags: int = 0) -> int:
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            with suppress(OSError):
+                self.recv()
             raise
 
 
