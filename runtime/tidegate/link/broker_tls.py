@@ -50,7 +50,7 @@ class BrokerSocket(ssl.SSLSocket):
 
     paho forgets a socket whose handshake failed, and it drops the alert with which a TLS 1.3 peer
     refuses a client certificate: that comes after the handshake, with the first read. Who writes
-    before meets a connection that is closed already, so what was said before it closed is read then.
+    before that may find the connection closed; what was said before it closed is read then.
     """
 
     failure: str | None = None
