@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 from toydrafter import ForetellingDrafter
 from toyengine import PAGED, SLOTS, Collected, ask, collect, serving, toy_engine, with_sampling
-from toyexecutor import Behaviour, ToyExecutor
+from toyexecutor import Behaviour, ToyExecutor, VirtualClock
 
 from tidegate.engine.drafts import Drafter
 from tidegate.engine.engine import Engine
@@ -81,7 +81,9 @@ async def everything(
         poisoned = any(POISON in row.tokens for row in step.rows)
         return poisoned or executor.record.steps in steps_that_fail
 
-    executor = ToyExecutor(shape, behaviour=Behaviour(fails=fails))
+    # steps that cost what they cost: whether guessing pays must not hang on who else is busy
+    behaviour = Behaviour(fails=fails, clock=VirtualClock(), step_s=1e-3, token_s=1e-5)
+    executor = ToyExecutor(shape, behaviour=behaviour)
     settings = EngineSettings(most_waiting=50, chunk_tokens=24, speculation=speculation)
     async with serving(toy_engine(executor, settings=settings, drafters=drafters)) as engine:
         ends = await asyncio.gather(
