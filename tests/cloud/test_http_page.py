@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tidegate.cli.link_http import add_gateway_urls, add_link_http
 from tidegate.cloud.link_http import LinkHttpTiming
-from tidegate.cloud.link_http_server import PromptProtocol
+from tidegate.cloud.link_http_server import MOST_PER_ADDRESS, PromptProtocol
 from tidegate.link.http_access import CHALLENGE_BYTES, CHALLENGE_S, PATH, SCHEME, WINDOW
 from tidegate.link.http_device import MOST_GATEWAYS
 from tidegate.link.http_frames import HEAD, POST_BYTES, Kind
@@ -37,6 +37,8 @@ def test_the_limits_of_the_page_are_those_of_the_code() -> None:
     limits, timing = HubLimits(), LinkHttpTiming()
     assert f"| {limits.most_devices}; the next one" in PAGE
     assert f"| connections | {2 * limits.most_devices + 64} |" in PAGE
+    assert f"| connections from one address | {MOST_PER_ADDRESS}," in PAGE
+    assert f"(gateway) | {MOST_PER_ADDRESS}; any number" in PAGE
     assert f"| one message | {MAX_MESSAGE_BYTES // 1024} KiB |" in PAGE
     assert f"| {POST_BYTES // 1024} KiB, whole within {timing.body_s:g} s |" in PAGE
     assert f"| {limits.device_bytes >> 20} MiB, then messages are lost" in PAGE

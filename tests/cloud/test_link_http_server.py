@@ -169,6 +169,38 @@ def test_a_connection_on_which_nothing_happens_is_closed(
     run(main)
 
 
+def test_one_address_has_only_so_many_connections_and_gets_them_back(fleet: Path) -> None:
+    async def asked(port: int, connections: list[socket.socket]) -> bytes:
+        """Whatever a new connection from here is answered; nothing when it is hung up on."""
+        loop = asyncio.get_running_loop()
+        one = socket.create_connection(("127.0.0.1", port))
+        one.setblocking(False)
+        connections.append(one)
+        async with asyncio.timeout(3):
+            try:
+                await loop.sock_sendall(
+                    one, b"GET /tidegate/1/challenge HTTP/1.1\r\nHost: x\r\n\r\n"
+                )
+                return await loop.sock_recv(one, 4096)
+            except ConnectionError:
+                return b""
+
+    async def main() -> None:
+        async with serving(fleet, replace(HERE, most_per_address=3)) as server:
+            port = int(server.url.rsplit(":", 1)[1])
+            held: list[socket.socket] = []
+            answers = [await asked(port, held) for _ in range(5)]
+            assert [bool(answer) for answer in answers] == [True, True, True, False, False]
+            held[0].close()
+            async with asyncio.timeout(3):
+                while not await asked(port, held):
+                    await asyncio.sleep(0.02)
+            for one in held:
+                one.close()
+
+    run(main)
+
+
 def test_a_stream_is_no_connection_on_which_nothing_happens(
     fleet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from asyncio import Transport
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ _RENEW_EVERY_S = 3600.0
 _GONE_AFTER_S = 30.0
 """A peer that acknowledges nothing for so long has vanished: its answers go over the broker."""
 _BESIDE_STREAMS = 64
+MOST_PER_ADDRESS = 128
+"""Connections: of sixty devices that share an address, as in a house behind a router."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +44,9 @@ class LinkHttpSettings:
     """Ask every device for its certificate of the fleet as well."""
     plain: bool = False
     """No TLS beyond this machine: a proxy in front of it does that."""
+    most_per_address: int = MOST_PER_ADDRESS
+    """Connections from one address, so that no one peer keeps all others out; 0 for any number, as
+    behind a proxy, which is one address for everybody."""
     limits: HubLimits = field(default_factory=HubLimits)
     timing: LinkHttpTiming = field(default_factory=LinkHttpTiming)
 
@@ -61,6 +67,8 @@ class LinkHttpServer:
         self._settings = settings
         if settings.url:
             HttpUrl.parse(settings.url, plain=settings.plain)
+        if settings.most_per_address < 0:
+            raise ConfigError("link.http.most_per_address", settings.most_per_address, "at least 0")
         tls = None
         if settings.names or has_certificate(keys):
             tls = HttpTls(keys, names=settings.names, clients=settings.client_certificates)
@@ -85,7 +93,7 @@ class LinkHttpServer:
                 # One connection to read and one to write; the rest is for those who come.
                 most_connections=2 * settings.limits.most_devices + _BESIDE_STREAMS,
                 gone_after_s=_GONE_AFTER_S,
-                protocol=PromptProtocol,
+                protocol=prompt_protocol(most_per_address=settings.most_per_address),
             )
         except ConfigError:
             door.close()
@@ -143,16 +151,26 @@ class PromptProtocol(H11Protocol):
     """
 
     look_every_s = 15.0
+    most_per_address = 0
+    of_address: Counter[str]
+    """Connections that are open, of one listener: see `prompt_protocol`."""
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
         self._seen: object = object()
         self._look = self.loop.call_later(self.look_every_s, self._look_again)
+        self._address = "" if self.client is None else self.client[0]
+        self.of_address[self._address] += 1
+        if 0 < self.most_per_address < self.of_address[self._address]:
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._look.cancel()
+        self.of_address[self._address] -= 1
+        if not self.of_address[self._address]:
+            del self.of_address[self._address]
         super().connection_lost(exc)
 
     def _look_again(self) -> None:
@@ -163,3 +181,9 @@ class PromptProtocol(H11Protocol):
             return
         self._seen = cycle
         self._look = self.loop.call_later(self.look_every_s, self._look_again)
+
+
+def prompt_protocol(*, most_per_address: int) -> type[PromptProtocol]:
+    """The protocol of one listener, with a count of its own; 0: any number from one address."""
+    members = {"most_per_address": most_per_address, "of_address": Counter[str]()}
+    return type("ListenerProtocol", (PromptProtocol,), members)

@@ -164,16 +164,19 @@ class GatewayStore:
         ends = [
             (item.status, item.code, *item.key) for item in batch if item.status is not Status.MORE
         ]
+        stored = 0
         with self._db.write(synced=bool(ends)) as db:
             for start in range(0, len(rows), _ROWS_AT_ONCE):
                 some = rows[start : start + _ROWS_AT_ONCE]
                 places = ", ".join(["(?, ?, ?, ?)"] * len(some))
-                db.execute(
+                stored += db.execute(
                     f"INSERT OR IGNORE INTO chunks VALUES {places}",
                     [value for row in some for value in row],
-                )
+                ).rowcount
             db.executemany(f"UPDATE requests SET status = ?, code = ? {_WHERE}", ends)
-        self._bytes += sum(map(len, sealed))
+        # Payloads that were there already take no more room; how much they are, only a count tells.
+        again = stored < len(rows)
+        self._bytes = self._chunk_bytes() if again else self._bytes + sum(map(len, sealed))
 
     def close_request(self, key: RequestKey, code: str = "already_answered") -> None:
         """Drop the answer and keep the row; `code` is what a later attempt is told."""

@@ -47,6 +47,13 @@ def add_link_http(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--link-http-plain", action="store_true", help=f"{_PLAIN}; for a proxy that has TLS"
     )
+    parser.add_argument(
+        "--link-http-per-address",
+        type=int,
+        metavar="N",
+        help="connections from one address, 0 for any number (default 128, and any number with"
+        " --link-http-plain, since a proxy is one address for everybody)",
+    )
 
 
 def read_link_http(args: argparse.Namespace) -> LinkHttpSettings | None:
@@ -61,13 +68,17 @@ def read_link_http(args: argparse.Namespace) -> LinkHttpSettings | None:
             "link_http_url",
             "link_http_certificates",
             "link_http_plain",
+            "link_http_per_address",
         ):
-            if getattr(args, flag):
+            if getattr(args, flag) not in (None, "", []) and getattr(args, flag) is not False:
                 raise ConfigError(flag.replace("_", "-"), "given", "used with --link-http")
         return None
-    from tidegate.cloud.link_http_server import LinkHttpSettings
+    from tidegate.cloud.link_http_server import MOST_PER_ADDRESS, LinkHttpSettings
 
     host, port = parse_listen(args.link_http)
+    per_address = args.link_http_per_address
+    if per_address is None:
+        per_address = 0 if args.link_http_plain else MOST_PER_ADDRESS
     return LinkHttpSettings(
         host=host,
         port=port,
@@ -75,6 +86,7 @@ def read_link_http(args: argparse.Namespace) -> LinkHttpSettings | None:
         url=args.link_http_url,
         client_certificates=args.link_http_certificates,
         plain=args.link_http_plain,
+        most_per_address=per_address,
     )
 
 
