@@ -1,6 +1,6 @@
 # Every target sets up what it needs first; nothing has to be installed by hand.
 PYTHON ?= python3
-PIP_EXTRAS := all,dev
+PIP_EXTRAS := all,ray,dev
 # Processes of the unit suite; each takes about a gigabyte once it has loaded every library.
 WORKERS ?= 2
 RUN := .venv/bin/python -P

@@ -41,7 +41,7 @@ class BoundServer:
         most_connections: more are answered with 503; None for any number.
         gone_after_s: a peer that acknowledges nothing for so long is hung up on, where the system
             can tell (Linux).
-        protocol: of a connection, instead of uvicorn's choice.
+        protocol: of a connection, instead of h11's.
 
     Raises:
         ConfigError: `host` is no address of this machine, or `port` is taken or not allowed.
@@ -70,7 +70,7 @@ class BoundServer:
         """The real port, also when 0 was asked for."""
         config = uvicorn.Config(
             app,
-            http=protocol or "auto",
+            http=protocol or "h11",  # bounds headers, and is the same whatever else is installed
             log_config=None,
             log_level="critical",  # the door logs what the app did; the rest is line noise
             lifespan="off",
