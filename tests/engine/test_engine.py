@@ -404,13 +404,15 @@ def test_logits_of_the_wrong_shape_fail_the_step() -> None:
     assert "shape (1, 7): must be (1, 300)" in terminal.message
 
 
-def test_draining_finishes_what_runs_and_refuses_what_comes() -> None:
+def test_draining_finishes_what_runs_and_refuses_what_waits_and_what_comes() -> None:
     async def scenario() -> tuple[bool, list[Collected]]:
-        async with serving(toy_engine()) as engine:
+        executor = ToyExecutor(PAGED, behaviour=Behaviour(step_s=0.005))
+        async with serving(toy_engine(executor, eos=False)) as engine:
             reading = [
                 asyncio.create_task(collect(engine.submit(ask(f"r{n}", PROMPT)))) for n in range(12)
             ]
-            await until(lambda: engine.snapshot().running > 0)
+            await until(lambda: engine.snapshot().generated_tokens > 0)
+            assert (engine.snapshot().running, engine.snapshot().waiting) == (8, 4)
             draining = asyncio.create_task(engine.drain(10))
             await asyncio.sleep(0)
             assert not engine.snapshot().accepting
@@ -420,7 +422,11 @@ def test_draining_finishes_what_runs_and_refuses_what_comes() -> None:
 
     drained, answers = asyncio.run(scenario())
     assert drained
-    assert all(isinstance(answer.terminal, Finished) for answer in answers)
+    assert all(isinstance(answer.terminal, Finished) for answer in answers[:8])
+    for answer in answers[8:]:
+        assert isinstance(answer.terminal, Failed)
+        assert (answer.terminal.code, answer.terminal.retryable) == ("unavailable", True)
+        assert not answer.tokens
 
 
 def test_draining_too_slowly_fails_the_rest_to_be_retried() -> None:

@@ -123,7 +123,11 @@ class Services:
 
     def tidegate(self, name: str, *arguments: str) -> Service:
         """Start `tidegate ARGUMENTS` and wait until it announces its URL."""
-        service = self._start(name, [*TIDEGATE, *arguments], announces=True)
+        return self.announced(name, [*TIDEGATE, *arguments])
+
+    def announced(self, name: str, command: Sequence[str]) -> Service:
+        """Start any program that announces itself as `tidegate` does."""
+        service = self._start(name, command, announces=True)
         line = _first_line(service.process)
         assert line.split(), f"{name} did not start:\n{service.log.read_text(errors='replace')}"
         service.url = line.split()[-1]

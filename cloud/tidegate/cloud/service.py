@@ -11,11 +11,12 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from tidegate.api.engine_backend import EngineBackend, encode_call, fit_sampling
 from tidegate.api.http import create_app
-from tidegate.api.lifecycle import Part, kept_alive, run_service
+from tidegate.api.lifecycle import Part, exit_when_stuck, kept_alive, run_service
 from tidegate.api.metrics import Metrics, render_counters, render_gauge, render_paths
 from tidegate.api.schema import Call
 from tidegate.api.server import BoundServer
@@ -87,8 +88,16 @@ class CloudSettings:
     queue_limit: int = 256
     gateway: GatewaySettings | None = None
     drain_s: float = 30.0
+    stall_after_s: float = 30.0
+    """Work exists and no step ended for so long: unhealthy."""
+    restart_when_stuck: bool = False
+    """End the process then, for its supervisor to start it again."""
     access: AccessSettings | None = None
     """Keys with rules, limits, usage and an audit log; None: the keys above are all there is."""
+
+    def __post_init__(self) -> None:
+        if self.drain_s < 0:
+            raise ConfigError("drain_s", self.drain_s, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,6 +127,9 @@ class Cloud:
         parts: list[Part] = [] if self.gateway is None else [self.gateway.run]
         if self.renewing is not None:
             parts.append(kept_alive("certificate renewal", self.renewing.keep_own))
+        if self.settings.restart_when_stuck:
+            every_s = self.settings.stall_after_s / 6
+            parts.append(partial(exit_when_stuck, self.engine, every_s=every_s))
         return parts
 
     async def _settle(self) -> None:
@@ -269,6 +281,10 @@ def _open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:
         executor,
         text,
         model_id=settings.model_id,
-        settings=EngineSettings(most_waiting=settings.queue_limit, shared_guesses=False),
+        settings=EngineSettings(
+            most_waiting=settings.queue_limit,
+            shared_guesses=False,
+            stall_after_s=settings.stall_after_s,
+        ),
     )
     return engine, executor

@@ -1,8 +1,8 @@
 """Runs the parts of a service together and ends them in order.
 
-On the stop event the engine refuses new requests first (so readiness flips), lets those here
-finish, then the HTTP server and other front doors drain, then everything else is cancelled. A part
-that fails ends all.
+On the stop event the engine refuses new requests and those that wait first (so readiness flips),
+lets those that run finish, then the HTTP server and other front doors drain, then everything else
+is cancelled. A part that fails ends all.
 """
 
 from __future__ import annotations

@@ -168,12 +168,13 @@ class Engine:
             self._grammars.close()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests and let those here finish.
+        """Refuse new requests and those that still wait, and let what has begun finish.
 
         Returns:
             False when `timeout_s` was not enough; what was left then failed, to be retried.
         """
         self._accepting = False
+        self._roster.fail_unbegun(UnavailableError("the engine is shutting down"))
         try:
             async with asyncio.timeout(timeout_s):
                 await self._roster.nobody.wait()

@@ -111,6 +111,11 @@ class Roster:
         """End everybody with `Failed`."""
         self.fail(self._batcher.everyone(), error)
 
+    def fail_unbegun(self, error: Exception) -> None:
+        """End those that no step has met with `Failed`: another engine can begin them sooner."""
+        waiting = [*self._batcher.waiting]  # `fail` takes them out of it
+        self.fail((one for one in waiting if one.first_scheduled_s is None), error)
+
     def _advance(self, generation: Generation, choice: Choice, guessed: int) -> None:
         if choice.error is not None:
             raise choice.error

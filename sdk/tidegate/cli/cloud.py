@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_access(parser)
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
     _add_executor(parser)
+    _add_supervision(parser)
     add_link(parser, end="gateway", broker="to listen on")
     add_link_http(parser)
     parser.add_argument(
@@ -71,6 +72,28 @@ def _add_executor(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_supervision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--drain",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long running answers may take after SIGTERM (default 30)",
+    )
+    parser.add_argument(
+        "--stall-after",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="/health fails when there is work and no step ended for so long (default 30)",
+    )
+    parser.add_argument(
+        "--restart-when-stuck",
+        action="store_true",
+        help="exit with status 70 when /health fails, for a supervisor to start it again",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Open the checkpoint, then serve until SIGTERM or SIGINT."""
     from tidegate.cli.listen import announce, run_until_signal
@@ -106,6 +129,9 @@ def run(args: argparse.Namespace) -> int:
             deterministic=args.deterministic,
         ),
         gateway=gateway,
+        drain_s=args.drain,
+        stall_after_s=args.stall_after,
+        restart_when_stuck=args.restart_when_stuck,
         access=read_access(args),
     )
 
