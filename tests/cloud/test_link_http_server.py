@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from linkhttp import SOON, http_of, running, until
 
+from tidegate.cloud.link_front import GatewaySettings
 from tidegate.cloud.link_http_server import LinkHttpServer, LinkHttpSettings, PromptProtocol
-from tidegate.cloud.service import GatewaySettings
 from tidegate.errors import ConfigError
 from tidegate.link.broker_tls import TlsFiles
 from tidegate.link.certificate_facts import read_facts

@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from typing import Protocol
 
-from tidegate.api.backend import AnswerEvent
-from tidegate.api.engine_backend import EngineBackend
+from tidegate.api.backend import AnswerEvent, Health
 from tidegate.api.metrics import Metrics
 from tidegate.api.schema import Call, read_chat, read_completion
 from tidegate.api.wire import parse_json, write_event
@@ -22,10 +22,22 @@ from tidegate.errors import RequestError, TidegateError
 from tidegate.link.effects import InboundRequest
 
 
+class LinkBackend(Protocol):
+    """What a handler asks: an engine's backend, or one that reaches engines elsewhere."""
+
+    def answer_as(
+        self, call: Call, request_id: str, *, join_unread: bool = True
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """See `EngineBackend.answer_as`."""
+
+    def health(self) -> Health:
+        """See `Backend.health`."""
+
+
 class LinkHandler:
     """`tidegate.link.gateway.Handler` over an engine."""
 
-    def __init__(self, backend: EngineBackend, metrics: Metrics) -> None:
+    def __init__(self, backend: LinkBackend, metrics: Metrics) -> None:
         """Answer with `backend` and count in `metrics`, as the HTTP front door does."""
         self._backend, self._metrics = backend, metrics
         self._active = 0
@@ -51,7 +63,7 @@ class LinkHandler:
 
     async def _answer(self, request: InboundRequest) -> AsyncGenerator[AnswerEvent, None]:
         try:
-            call = _seeded(read_call(request.body), request.request_id)
+            call = seeded(read_call(request.body), request.request_id)
             events = self._backend.answer_as(call, request.request_id.hex(), join_unread=False)
             async with aclosing(events):
                 async for event in events:
@@ -64,7 +76,7 @@ class LinkHandler:
 
         Its handler waits to be cancelled. A stored failure would be final for the device.
         """
-        draining = not self._backend.engine.snapshot().accepting
+        draining = not self._backend.health().ready
         return draining and isinstance(event, Failed) and event.retryable
 
     @contextmanager
@@ -105,7 +117,7 @@ def read_call(body: bytes) -> Call:
     return call
 
 
-def _seeded(call: Call, request_id: bytes) -> Call:
+def seeded(call: Call, request_id: bytes) -> Call:
     """A seed for a sampled answer that came without one, the same at every attempt."""
     sampling = call.sampling
     if sampling.temperature == 0 or sampling.seed is not None:

@@ -25,53 +25,24 @@ from tidegate.cloud.access import AccessControl, CallSize, written_down
 from tidegate.cloud.access_settings import AccessSettings, open_access
 from tidegate.cloud.executor_choice import ExecutorSettings, open_executor
 from tidegate.cloud.handler import LinkHandler
-from tidegate.cloud.link_http_server import LinkHttpServer, LinkHttpSettings
+from tidegate.cloud.link_front import GatewaySettings, open_link
+from tidegate.cloud.link_http_server import LinkHttpServer
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
-from tidegate.errors import ConfigError, RequestError
-from tidegate.link.broker_access import CheckMode, gateway_transport
-from tidegate.link.certificates_store import has_authority
-from tidegate.link.enrolment_gateway import Enrolment
+from tidegate.errors import RequestError
 from tidegate.link.enrolment_renewal import RenewingHandler
-from tidegate.link.gateway import Gateway, Handler
-from tidegate.link.gateway_paths import GatewayPaths
+from tidegate.link.gateway import Gateway
 from tidegate.link.identity import load_gateway
-from tidegate.link.key_rotation import KeyRegistrar
 from tidegate.link.prekeys import ModelOffer
-from tidegate.link.registry import DeviceRegistry
-from tidegate.link.suites import PREFERENCE
-from tidegate.link.timing import Pacing, Timing
-from tidegate.link.transport import PATHS, Transport
+from tidegate.link.transport import PATHS
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.text_files import write_text_files
 
 _TICKS_S = 0.25
 """A few of the gateway's ticks. What a slow device has not acknowledged by then is stored: it asks
 for it again when there is a gateway again."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GatewaySettings:
-    """How devices reach the gateway: through a broker, over HTTP, or both."""
-
-    broker: str | None = field(repr=False)
-    """`mqtt://` or `mqtts://`, with the password in it if there is one: never logged."""
-    keys: Path
-    """The folder that the gateway's keys and its request table live in."""
-    broker_check: CheckMode = "auto"
-    """Whether to refuse a broker on which others' topics can be used."""
-    suites: tuple[int, ...] = PREFERENCE
-    """Those of the envelope that devices may use."""
-    pacing: Pacing = "tick"
-    """When chunks of answers leave, see `tidegate.link.gateway_pacing`."""
-    http: LinkHttpSettings | None = None
-    """Where to take devices that cannot reach the broker."""
-
-    def __post_init__(self) -> None:
-        if self.broker is None and self.http is None:
-            raise ConfigError("link", None, "a broker's URL, or an address with --link-http")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +128,7 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
             surface = replace(surface, open_paths=settings.access.open_paths)
         if settings.gateway is not None:
             load_gateway(settings.gateway.keys)  # before a file is made there, and in no time
-        engine, executor = _open_engine(settings)
+        engine, executor = open_engine(settings)
         stack.callback(executor.close)
         metrics = Metrics()
         backend = CloudBackend(engine, created_s=int(time.time()))
@@ -166,19 +137,9 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
         handler = LinkHandler(backend, metrics)
         renewing = None
         if settings.gateway is not None:
-            if has_authority(settings.gateway.keys):
-                enrolment = Enrolment(settings.gateway.keys)
-                stack.callback(enrolment.close)
-                renewing = RenewingHandler(handler, enrolment)
-            registry = DeviceRegistry(settings.gateway.keys / "devices.sqlite")
-            stack.callback(registry.close)
-            registrar = KeyRegistrar(renewing or handler, registry)
-            if settings.gateway.http is not None:
-                backend.http = LinkHttpServer(settings.gateway.keys, settings.gateway.http)
-                stack.push_async_callback(backend.http.close)
-            gateway = _open_gateway(settings.gateway, registrar, engine, backend.http)
-            stack.push_async_callback(gateway.close)
-            backend.gateway = gateway
+            offer = ModelOffer(id=engine.model_id, context_tokens=engine.context_tokens)
+            link = await stack.enter_async_context(open_link(settings.gateway, handler, offer))
+            backend.gateway, backend.http, renewing = link.gateway, link.http, link.renewing
         app = create_app(backend, settings=surface, metrics=metrics)
         server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
         stack.callback(server.close)
@@ -246,31 +207,13 @@ class CloudBackend(EngineBackend):
         return found + text
 
 
-def _open_gateway(
-    settings: GatewaySettings, handler: Handler, engine: Engine, http: LinkHttpServer | None
-) -> Gateway:
-    offer = ModelOffer(id=engine.model_id, context_tokens=engine.context_tokens)
-    return Gateway(
-        settings.keys,
-        _way(settings, http),
-        handler,
-        models=lambda: (offer,),
-        timing=Timing(pacing=settings.pacing),
-        suites=settings.suites,
-        http="" if http is None else http.public_url,
-    )
+def open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:
+    """The engine of a service, and its executor, which the caller closes.
 
-
-def _way(settings: GatewaySettings, http: LinkHttpServer | None) -> Transport:
-    """The broker, HTTP, or both as one."""
-    if settings.broker is None:
-        assert http is not None, "the settings have one of them"
-        return http.hub
-    broker = gateway_transport(settings.broker, settings.keys, check=settings.broker_check)
-    return broker if http is None else GatewayPaths(broker, http.hub)
-
-
-def _open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:
+    Raises:
+        CheckpointError: the checkpoint is damaged or of an unknown kind.
+        ConfigError: a size is out of range.
+    """
     with Checkpoint.open(settings.checkpoint) as checkpoint:
         arch = checkpoint.decoder
         executor = open_executor(arch, checkpoint.weights(), settings.executor)

@@ -80,8 +80,12 @@ def fit_sampling(
     return replace(sampling, max_tokens=most, min_tokens=min(sampling.min_tokens, most))
 
 
-def _refuse_strays(call: Call) -> None:
-    """Refuse in the cloud what should not have left its device; it is then not answered either."""
+def refuse_strays(call: Call) -> None:
+    """Refuse in the cloud what should not have left its device; it is then not answered either.
+
+    Raises:
+        RequestError: the call was meant to stay on its device.
+    """
     if call.options.privacy in ("local", "redact"):
         problem = f"{call.options.privacy!r}: must stay on a device, and this is the cloud"
         raise RequestError("tidegate.privacy", problem, status=422)
@@ -132,7 +136,7 @@ class EngineBackend:
         if call.model not in (None, self.engine.model_id):
             raise RequestError("model", f"must be {self.engine.model_id!r}", status=404)
         if self._route == "cloud":
-            _refuse_strays(call)
+            refuse_strays(call)
         fitted = await fit_call(
             call,
             partial(encode_call, self.engine.text),

@@ -20,6 +20,18 @@ from tidegate.errors import CapacityError
 _ROOT = b""
 
 
+def extend_chain(chain: list[bytes], tokens: Tokens, block_tokens: int) -> list[bytes]:
+    """Add the keys of further full blocks of `tokens` to those in `chain`, and return it.
+
+    Equal keys mean equal tokens from the first one on, here and in every other process.
+    """
+    for index in range(len(chain), len(tokens) // block_tokens):
+        parent = chain[-1] if chain else _ROOT
+        content = tokens[index * block_tokens : (index + 1) * block_tokens].tobytes()
+        chain.append(blake2b(parent + content, digest_size=16).digest())
+    return chain
+
+
 class PagedKv:
     """Ref-counted blocks with hash-chained prefix reuse and LRU eviction.
 
@@ -160,12 +172,7 @@ class PagedKv:
 
     def _extended(self, chain: list[bytes], tokens: Tokens) -> list[bytes]:
         """`chain`, now as long as there are full blocks."""
-        size = self._block_tokens
-        for index in range(len(chain), len(tokens) // size):
-            parent = chain[-1] if chain else _ROOT
-            content = tokens[index * size : (index + 1) * size].tobytes()
-            chain.append(blake2b(parent + content, digest_size=16).digest())
-        return chain
+        return extend_chain(chain, tokens, self._block_tokens)
 
     def _take_free(self) -> int:
         if not self._free:

@@ -98,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
     """Open the checkpoint, then serve until SIGTERM or SIGINT."""
     from tidegate.cli.listen import announce, run_until_signal
     from tidegate.cloud.executor_choice import ExecutorSettings
-    from tidegate.cloud.service import CloudSettings, GatewaySettings, open_cloud
+    from tidegate.cloud.link_front import GatewaySettings
+    from tidegate.cloud.service import CloudSettings, open_cloud
 
     service = read_service(args)
     gateway = None
