@@ -11,7 +11,7 @@ demo: .venv/ready
 	$(RUN) -m tidegate.cli demo
 
 test: .venv/ready
-	scripts/system-deps mosquitto redis-server curl
+	scripts/system-deps mosquitto redis-server prometheus curl
 	$(RUN) -m pytest -q -m "not system" -n $(WORKERS) --dist loadfile
 	$(RUN) -m pytest -q -m system
 

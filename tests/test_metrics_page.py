@@ -1,21 +1,26 @@
-"""docs/metrics.md names every counter of the link and of keys, and each is exposed."""
+"""docs/metrics.md names everything that a scrape has, and a scrape has everything it names."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import httpx
+from keyedapp import keyed_access
 from linklab import FAST
 from linkpair import ScriptedCloud
 from toyengine import toy_engine
 
-from tidegate.api.metrics import render_counters
+from tidegate.api.engine_metrics import render_engine
+from tidegate.api.http import HttpSettings, create_app
+from tidegate.api.metrics import Metrics, render_counters
 from tidegate.cloud.access_metrics import AccessMetrics
 from tidegate.cloud.service import CloudBackend
 from tidegate.cloud.usage import UsageRow
 from tidegate.edge.cloud_leg import CloudLeg
+from tidegate.engine.prefix_disk import StoreNumbers
 from tidegate.link.counters import LinkCounters
 from tidegate.link.device import DeviceLink
 from tidegate.link.fleet import pair
@@ -40,6 +45,61 @@ USED = UsageRow(
     completion_tokens=2,
     cost_nano=5,
 )
+
+
+DISK = StoreNumbers(kept_bytes=1, units=1, writes=1)
+
+
+async def scrape(tmp_path: Path) -> str:
+    """What the cloud says with everything on, and a device with a disk tier."""
+    pair(tmp_path / "device", tmp_path / "gateway")
+    engine = toy_engine()
+    backend = CloudBackend(engine, created_s=0)
+    backend.gateway = Gateway(
+        tmp_path / "gateway", MemoryTransport(MemoryBroker()), ScriptedCloud(()), timing=FAST
+    )
+    backend.access = keyed_access(tmp_path / "state")
+    settings = HttpSettings(admission=backend.access)
+    app = create_app(backend, settings=settings, metrics=Metrics(vllm_names=True))
+    try:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer = await client.get("/metrics")
+            assert answer.status_code == 200
+    finally:
+        await backend.access.close()
+        await backend.gateway.close()
+    with_disk = replace(engine.snapshot(), disk=DISK)
+    return answer.text + render_engine("m", with_disk).decode()
+
+
+def test_a_scrape_has_what_the_page_names_and_nothing_else(tmp_path: Path) -> None:
+    named = set(re.findall(r"^\| `((?:tidegate|process)_[a-z_0-9]+)", PAGE, re.MULTILINE))
+    text = asyncio.run(scrape(tmp_path))
+    exposed = set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE))
+    assert {name for name in exposed if not name.startswith("vllm:")} == named
+
+
+def test_labels_are_those_of_the_page(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| `(tidegate_[a-z0-9_]+)` \| (`[a-z_`, ]+`) \|", PAGE, re.MULTILINE)
+    labels = {name: set(re.findall(r"`([a-z_]+)`", listed)) for name, listed in rows}
+    text = asyncio.run(scrape(tmp_path))
+    for name, listed in re.findall(r"^(tidegate_[a-z0-9_]+)\{(.*?)\} ", text, re.MULTILINE):
+        family = name if name in labels else re.sub(r"_(bucket|sum|count)$", "", name)
+        told = set(re.findall(r'([a-z_]+)="', listed)) - {"le"}
+        assert told == labels.get(family, {"path"}), name  # the link's path has no column
+
+
+def test_vllms_names_are_those_that_the_page_promises(tmp_path: Path) -> None:
+    text = asyncio.run(scrape(tmp_path))
+    exposed = set(re.findall(r"^# TYPE vllm:(\S+) ", text, re.MULTILINE))
+    calls_and_engine = PAGE[: PAGE.index("With a prefix cache on disk")]
+    rows = re.findall(r"^\| `tidegate_([a-z0-9_]+)` \|", calls_and_engine, re.MULTILINE)
+    without = ("requests_total", "admission_rejections_total", "http_responses_total")
+    same = {name for name in rows if name not in without and not name.startswith("engine_")}
+    older = set(re.findall(r"`vllm:([a-z_]+)`", PAGE))
+    assert exposed == same | older
+    assert older & same == set()
 
 
 def test_every_counter_has_its_line_and_every_line_a_counter() -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from tidegate.api.backend import AnswerEvent, Health
-from tidegate.api.metrics import Metrics
+from tidegate.api.metrics import AskedCall, CallRecord, Metrics
 from tidegate.api.schema import Call, read_chat, read_completion
 from tidegate.api.wire import parse_json, write_event
 from tidegate.engine.events import Failed
@@ -52,7 +52,7 @@ class LinkHandler:
         """Yield the answer's events as payloads; an error is the last event, not an exception."""
         record = self._metrics.begin()
         with self._working() as leave:
-            async with aclosing(self._answer(request)) as events:
+            async with aclosing(self._answer(request, record)) as events:
                 async for event in events:
                     if self._is_going_away(event):
                         leave()
@@ -61,9 +61,12 @@ class LinkHandler:
                     yield write_event(event)
             record.end()
 
-    async def _answer(self, request: InboundRequest) -> AsyncGenerator[AnswerEvent, None]:
+    async def _answer(
+        self, request: InboundRequest, record: CallRecord
+    ) -> AsyncGenerator[AnswerEvent, None]:
         try:
             call = seeded(read_call(request.body), request.request_id)
+            record.about(AskedCall(call))
             events = self._backend.answer_as(call, request.request_id.hex(), join_unread=False)
             async with aclosing(events):
                 async for event in events:

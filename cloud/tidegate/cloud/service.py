@@ -65,6 +65,8 @@ class CloudSettings:
     """End the process then, for its supervisor to start it again."""
     access: AccessSettings | None = None
     """Keys with rules, limits, usage and an audit log; None: the keys above are all there is."""
+    vllm_metrics: bool = True
+    """`/metrics` tells vLLM's names as well."""
 
     def __post_init__(self) -> None:
         if self.drain_s < 0:
@@ -130,7 +132,7 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
             load_gateway(settings.gateway.keys)  # before a file is made there, and in no time
         engine, executor = open_engine(settings)
         stack.callback(executor.close)
-        metrics = Metrics()
+        metrics = Metrics(vllm_names=settings.vllm_metrics)
         backend = CloudBackend(engine, created_s=int(time.time()))
         if access is not None:
             access.size, backend.access = backend.size_of, access

@@ -25,7 +25,7 @@ from tidegate.api.choices import Event as ChoiceEvent
 from tidegate.api.choices import side_by_side
 from tidegate.api.door import ClientGoneError, FailedAnswerError, adopt_request_id, error_response
 from tidegate.api.long_json import long_json
-from tidegate.api.metrics import Metrics
+from tidegate.api.metrics import AskedCall, CallRecord, Metrics
 from tidegate.api.progress import Progress
 from tidegate.api.schema import Call
 from tidegate.api.settings import HttpSettings
@@ -100,7 +100,7 @@ class CallEndpoint:
     async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         visit = visit_of(scope)
         tally = Tally() if visit is None else visit.tally
-        once = partial(self._answer_once, tally=tally)
+        once = partial(self._answer_once, tally=tally, asked=AskedCall(call))
         async with aclosing(side_by_side(call, once)) as answer:
             _, routed = await anext(answer)
             assert isinstance(routed, Routed)  # _checked lets nothing else be first
@@ -114,8 +114,10 @@ class CallEndpoint:
         # When the call is over and counted.
         await (await _whole(call, progress))(scope, receive, send)
 
-    def _answer_once(self, call: Call, tally: Tally) -> Answer:
-        return _checked(self._backend.answer(call), self._metrics, tally)
+    def _answer_once(self, call: Call, tally: Tally, asked: AskedCall) -> Answer:
+        record = self._metrics.begin()
+        record.about(asked)
+        return _checked(self._backend.answer(call), record, tally)
 
     async def _stream(self, progress: Progress, answer: Choices, scope: Scope, send: Send) -> None:
         outlet = _Outlet(send, self._settings)
@@ -152,13 +154,13 @@ async def _whole(call: Call, progress: Progress) -> Response:
     return Response(await long_json(progress.whole), media_type="application/json")
 
 
-async def _checked(events: AsyncIterator[AnswerEvent], metrics: Metrics, tally: Tally) -> Answer:
+async def _checked(events: AsyncIterator[AnswerEvent], record: CallRecord, tally: Tally) -> Answer:
     """The events of an answer that goes well: `Routed`, texts, `Finished`; recorded and tallied.
 
     Raises:
         FailedAnswerError: the answer failed or was cancelled, or the backend broke its contract.
     """
-    record, choice = metrics.begin(), tally.choice()
+    choice = tally.choice()
     try:
         first = True
         async for event in events:

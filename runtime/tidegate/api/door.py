@@ -10,6 +10,7 @@ import logging
 import math
 import re
 import secrets
+from collections.abc import Callable
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -89,9 +90,13 @@ def log_unexpected(error: Exception, scope: Scope) -> None:
 class Door:
     """The middleware. See the module's docstring."""
 
-    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: HttpSettings, responded: Callable[[str, int], None]
+    ) -> None:
+        """Guard `app`; `responded` is told the path and the status of each request, 0 for none."""
         self._app = app
         self._settings = settings
+        self._responded = responded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; other kinds of scope pass through."""
@@ -128,6 +133,7 @@ class Door:
             if not status:
                 await response(scope, receive, send_with_id)
         finally:
+            self._responded(scope["path"], status)
             if visit is not None:
                 visit.leave(status, request_id(scope))
 

@@ -15,7 +15,7 @@ from functools import partial
 
 from tidegate.api.backend import AnswerEvent, Health, ModelCard, Route, Routed
 from tidegate.api.context_policy import fit_call
-from tidegate.api.metrics import EngineNumbers, render_engine, render_prefix_disk
+from tidegate.api.engine_metrics import render_engine
 from tidegate.api.schema import Call
 from tidegate.api.tools_answer import tool_use, with_calls
 from tidegate.api.tools_prompt import encode_with_tools
@@ -221,21 +221,4 @@ class EngineBackend:
 
     def metrics(self) -> bytes:
         """See `Backend.metrics`."""
-        now = self.engine.snapshot()
-        engine = render_engine(
-            EngineNumbers(
-                model=self.engine.model_id,
-                running=now.running,
-                waiting=now.waiting,
-                kv_usage=now.kv_usage,
-                prefix_queries=now.prefix_query_tokens,
-                prefix_hits=now.prefix_hit_tokens,
-                preemptions=now.preemptions,
-                drafts=now.drafts,
-                draft_tokens=now.draft_tokens,
-                accepted_draft_tokens=now.accepted_draft_tokens,
-            )
-        )
-        if now.disk is None:
-            return engine
-        return engine + render_prefix_disk(self.engine.model_id, now.disk_hit_tokens, now.disk)
+        return render_engine(self.engine.model_id, self.engine.snapshot())

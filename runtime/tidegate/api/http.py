@@ -23,6 +23,7 @@ from tidegate.api.calls import CallEndpoint
 from tidegate.api.door import RETRY_AFTER_S, Door
 from tidegate.api.embeddings import Embedder, EmbeddingEndpoint
 from tidegate.api.metrics import CONTENT_TYPE, Metrics
+from tidegate.api.responded import Responded
 from tidegate.api.schema import read_chat, read_completion
 from tidegate.api.settings import HttpSettings
 
@@ -45,6 +46,7 @@ def create_app(
     """
     settings = settings or HttpSettings()
     metrics = metrics or Metrics()
+    metrics.expect(card.id for card in backend.models())
     active = asyncio.BoundedSemaphore(settings.max_calls)
     calls = {
         "/v1/chat/completions": read_chat,
@@ -61,9 +63,10 @@ def create_app(
     embeddings = EmbeddingEndpoint(embedder, settings=settings, active=active)
     routes.append(Route("/v1/embeddings", embeddings, methods=["POST"]))
     routes += _reports(backend, metrics, embedder, status=settings.status)
+    counted = Responded(metrics, [*routes, *extra_routes])
     app = Starlette(
         routes=[*routes, *extra_routes],
-        middleware=[Middleware(Door, settings=settings)],
+        middleware=[Middleware(Door, settings=settings, responded=counted)],
         exception_handlers={HTTPException: _http_error},
     )
     app.router.redirect_slashes = False  # a redirect would trust the Host header
@@ -99,7 +102,7 @@ def _reports(
         return _probe(fit, {"ready": fit, "detail": now.detail})
 
     async def show_metrics(_: Request) -> Response:
-        return Response(metrics.render() + backend.metrics(), media_type=CONTENT_TYPE)
+        return Response(metrics.show(backend.metrics()), media_type=CONTENT_TYPE)
 
     async def show_status(_: Request) -> Response:
         return Response(json.dumps(dict(await backend.status())), media_type="application/json")

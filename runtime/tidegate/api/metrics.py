@@ -1,113 +1,236 @@
-"""Prometheus metrics of answered calls and of the engine, named as vLLM names its own.
+"""Prometheus metrics of answered calls, named as vLLM names its own under our prefix.
 
-Dashboards and autoscalers (KEDA, KServe) made for vLLM work after replacing the prefix `vllm:`
-with `tidegate_`. Names and buckets from vLLM's v1/metrics/loggers.py. Each `Metrics` has its own
-registry, so two apps in one process do not collide.
+Each `Metrics` has its own registry, so two apps in one process do not collide. A call's tokens cost
+one observation each; everything else is counted when it ends. Those of engines are in
+`engine_metrics`, vLLM's own names in `exposition`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from tidegate.api.backend import AnswerEvent, Routed
+from tidegate.api.exposition import exposition
+from tidegate.api.metrics_buckets import CHOICES, COUNTS, REQUEST_S, TOKEN_S, TTFT_S, Buckets
+from tidegate.api.schema import Call
 from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta, Usage
-from tidegate.engine.prefix_disk import StoreNumbers
 from tidegate.errors import TidegateError
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-_TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5)
-_TTFT_BUCKETS = (*_TTFT_S, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)
-_ITL_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 1.0, 2.5, 5)
-_E2E_S = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0)
-_E2E_BUCKETS = (*_E2E_S, 120.0, 240.0, 480.0, 960.0)
+_REASONS: Final = ("stop", "length", "tool_calls", "content_filter", "abort", "error")
+_MODEL: Final = ("model_name",)
 
 
 class Metrics:
-    """Counts the calls of every front door that shares it: HTTP here, the link in the cloud."""
+    """Counts the calls of every front door that shares it: HTTP here, the link in the cloud.
 
-    def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        model, route = ["model_name"], ["model_name", "route"]
-        self.requests = Counter(
-            "tidegate_requests", "Calls by where they ran.", route, registry=registry
-        )
-        self.success = Counter(
-            "tidegate_request_success",
+    Args:
+        vllm_names: `show` tells vLLM's names as well.
+    """
+
+    def __init__(self, *, vllm_names: bool = False) -> None:
+        self._vllm_names = vllm_names
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # nothing where the system has no /proc
+        self.requests = self._counter("requests", "Calls by where they ran.", "route")
+        self.success = self._counter(
+            "request_success",
             "Calls by how they ended; 'abort' when the client left, 'error' when they failed.",
-            ["model_name", "finished_reason"],
-            registry=registry,
+            "finished_reason",
         )
         self.rejections = Counter(
             "tidegate_admission_rejections",
             "Calls refused for lack of room, by error code.",
             ["code"],
-            registry=registry,
+            registry=self._registry,
         )
-        self.prompt_tokens = Counter(
-            "tidegate_prompt_tokens", "Prompt tokens processed.", model, registry=registry
+        self.responses = Counter(
+            "tidegate_http_responses",
+            "Answered HTTP requests; 499 when the client left before an answer.",
+            ["path", "status"],
+            registry=self._registry,
         )
-        self.generation_tokens = Counter(
-            "tidegate_generation_tokens", "Tokens generated.", model, registry=registry
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered calls.")
+        self.cached_tokens = self._counter(
+            "prompt_tokens_cached", "Those that were found in the prefix cache."
         )
-        self.ttft = Histogram(
-            "tidegate_time_to_first_token_seconds",
-            "From the call's arrival to its first text.",
-            model,
-            registry=registry,
-            buckets=_TTFT_BUCKETS,
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self.ttft = self._histogram(
+            "time_to_first_token_seconds", "From the call's arrival to its first text.", TTFT_S
         )
-        self.itl = Histogram(
-            "tidegate_inter_token_latency_seconds",
-            "Between texts of one answer, per token.",
-            model,
-            registry=registry,
-            buckets=_ITL_BUCKETS,
+        self.itl = self._histogram(
+            "inter_token_latency_seconds", "Between texts of one answer, per token.", TOKEN_S
         )
-        self.e2e = Histogram(
-            "tidegate_e2e_request_latency_seconds",
-            "From the call's arrival to its end.",
-            model,
-            registry=registry,
-            buckets=_E2E_BUCKETS,
+        self.e2e = self._histogram(
+            "e2e_request_latency_seconds", "From the call's arrival to its end.", REQUEST_S
         )
+        self.phases = _Phases(self)
+        self.sizes = _Sizes(self)
 
     def begin(self) -> CallRecord:
-        """Start recording one call."""
+        """Start recording one answer of a call."""
         return CallRecord(self)
 
+    def responded(self, path: str, status: int) -> None:
+        """An HTTP request is over; `path` is one of those that are served."""
+        self.responses.labels(path, str(status)).inc()
+
+    def expect(self, models: Iterable[str]) -> None:
+        """Tell of these models from the beginning, so that rates know their first call."""
+        for model in models:
+            for reason in _REASONS:
+                self.success.labels(model, reason)
+            for family in (
+                self.prompt_tokens,
+                self.cached_tokens,
+                self.generation_tokens,
+                self.ttft,
+                self.itl,
+                self.e2e,
+                *self.phases.all,
+                *self.sizes.all,
+            ):
+                family.labels(model)
+
     def render(self) -> bytes:
-        """Prometheus text exposition."""
+        """Prometheus text exposition of what is counted here."""
         return generate_latest(self._registry)
+
+    def show(self, others: bytes) -> bytes:
+        """What `/metrics` answers: this and the text of the other parts, each family once."""
+        return exposition(self.render() + others, vllm=self._vllm_names)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"tidegate_{name}", text, [*_MODEL, *labels], registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Buckets) -> Histogram:
+        return Histogram(f"tidegate_{name}", text, _MODEL, registry=self._registry, buckets=buckets)
+
+
+class _Phases:
+    """Where the time of whole answers went, as the engine told it."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        def seconds(name: str, text: str) -> Histogram:
+            return metrics._histogram(f"request_{name}_time_seconds", text, REQUEST_S)
+
+        self.queue = seconds("queue", "From a call's submission to its first step.")
+        self.prefill = seconds("prefill", "From its first step to its first token.")
+        self.decode = seconds("decode", "From its first token to its last.")
+        self.inference = seconds("inference", "From its first step to its last token.")
+        self.per_token = metrics._histogram(
+            "request_time_per_output_token_seconds",
+            "Mean time of an answer's tokens after the first.",
+            TOKEN_S,
+        )
+        self.all = (self.queue, self.prefill, self.decode, self.inference, self.per_token)
+
+    def observe(self, model: str, finished: Finished) -> None:
+        took, later = finished.timing, finished.usage.completion_tokens - 1
+        self.queue.labels(model).observe(took.first_scheduled_s)
+        self.prefill.labels(model).observe(took.first_token_s - took.first_scheduled_s)
+        self.decode.labels(model).observe(took.decode_s)
+        self.inference.labels(model).observe(
+            took.first_token_s - took.first_scheduled_s + took.decode_s
+        )
+        if later > 0:
+            self.per_token.labels(model).observe(took.decode_s / later)
+
+
+class _Sizes:
+    """How large calls and their answers were."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        def tokens(name: str, text: str) -> Histogram:
+            return metrics._histogram(f"request_{name}", text, COUNTS)
+
+        self.prompt = tokens("prompt_tokens", "Tokens of a prompt.")
+        self.computed = tokens("prefill_kv_computed_tokens", "Of those, the ones not cached.")
+        self.generation = tokens("generation_tokens", "Tokens of an answer.")
+        self.longest = tokens("max_num_generation_tokens", "Tokens of a call's longest answer.")
+        self.max_tokens = tokens("params_max_tokens", "What calls gave as max_tokens.")
+        self.choices = metrics._histogram("request_params_n", "What calls gave as n.", CHOICES)
+        self.all = (
+            self.prompt,
+            self.computed,
+            self.generation,
+            self.longest,
+            self.max_tokens,
+            self.choices,
+        )
+
+    def observe(self, model: str, usage: Usage) -> None:
+        self.prompt.labels(model).observe(usage.prompt_tokens)
+        self.computed.labels(model).observe(usage.prompt_tokens - usage.cached_tokens)
+        self.generation.labels(model).observe(usage.completion_tokens)
+
+
+class AskedCall:
+    """What a call wants, counted once however many answers (`n`) that means."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._taken = False
+        self._ended = self._longest_tokens = 0
+
+    def taken(self, sizes: _Sizes, model: str) -> None:
+        """One of its answers begins."""
+        if not self._taken:
+            self._taken = True
+            sizes.choices.labels(model).observe(self._call.n)
+            sizes.max_tokens.labels(model).observe(self._call.sampling.max_tokens)
+
+    def ended(self, sizes: _Sizes, model: str, tokens: int) -> None:
+        """One of its answers is whole; after the last one the longest is known."""
+        self._ended += 1
+        self._longest_tokens = max(self._longest_tokens, tokens)
+        if self._ended == self._call.n:
+            sizes.longest.labels(model).observe(self._longest_tokens)
 
 
 class CallRecord:
-    """One call as it is answered: `see` every event, then `end` once, whatever happened."""
+    """One answer as it comes: `see` every event, then `end` once, whatever happened."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._began_s = self._last_s = time.monotonic()
         self._model: str | None = None
         self._route: str | None = None
+        self._itl: Histogram | None = None
+        self._asked: AskedCall | None = None
         self._first = True
         self._reason = "abort"
+
+    def about(self, asked: AskedCall) -> None:
+        """Say which call it answers."""
+        self._asked = asked
 
     def see(self, event: AnswerEvent) -> None:
         """Record one event of the answer."""
         match event:
-            case Routed():
-                self._model, self._route = event.model, event.route
-                self._metrics.requests.labels(event.model, event.route).inc()
             case TextDelta():
                 self._text(len(event.tokens) or 1)
+            case Routed():
+                self._model, self._route = event.model, event.route
+                self._itl = self._metrics.itl.labels(event.model)
+                self._metrics.requests.labels(event.model, event.route).inc()
+                if self._asked is not None:
+                    self._asked.taken(self._metrics.sizes, event.model)
             case Finished():
                 self._reason = event.reason
-                self._usage(event.usage)
+                self._finished(event)
             case Cancelled():
                 self._usage(event.usage)
             case Failed():
@@ -133,86 +256,26 @@ class CallRecord:
         if self._first:
             self._first = False
             self._metrics.ttft.labels(self._model).observe(now_s - self._began_s)
-        else:
-            self._metrics.itl.labels(self._model).observe((now_s - self._last_s) / tokens)
+        elif self._itl is not None:
+            self._itl.observe((now_s - self._last_s) / tokens)
         self._last_s = now_s
+
+    def _finished(self, finished: Finished) -> None:
+        self._usage(finished.usage)
+        if self._route == "cache" or self._model is None:
+            return
+        self._metrics.phases.observe(self._model, finished)
+        sizes, usage = self._metrics.sizes, finished.usage
+        sizes.observe(self._model, usage)
+        if self._asked is not None:
+            self._asked.ended(sizes, self._model, usage.completion_tokens)
 
     def _usage(self, usage: Usage) -> None:
         if self._route == "cache":
             return  # nothing was processed or generated for it
         self._metrics.prompt_tokens.labels(self._model).inc(usage.prompt_tokens)
+        self._metrics.cached_tokens.labels(self._model).inc(usage.cached_tokens)
         self._metrics.generation_tokens.labels(self._model).inc(usage.completion_tokens)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineNumbers:
-    """What an engine knows about itself; counters since it started."""
-
-    model: str
-    running: int
-    waiting: int
-    kv_usage: float
-    """Part of the KV cache in use, 0 to 1 (vLLM calls it `perc` all the same)."""
-    prefix_queries: int
-    """Prompt tokens looked up in the prefix cache."""
-    prefix_hits: int
-    """Prompt tokens found there."""
-    preemptions: int = 0
-    drafts: int = 0
-    """Rows of steps that verified guessed tokens."""
-    draft_tokens: int = 0
-    accepted_draft_tokens: int = 0
-
-
-def render_engine(numbers: EngineNumbers) -> bytes:
-    """Prometheus text exposition of an engine: what a `Backend.metrics()` returns."""
-    registry = CollectorRegistry()
-    gauges = {
-        "num_requests_running": ("Requests in the running batch.", numbers.running),
-        "num_requests_waiting": ("Requests waiting to be scheduled.", numbers.waiting),
-        "kv_cache_usage_perc": ("KV cache in use, 1 is all.", numbers.kv_usage),
-    }
-    counters = {
-        "prefix_cache_queries": ("Tokens looked up in the prefix cache.", numbers.prefix_queries),
-        "prefix_cache_hits": ("Tokens found in the prefix cache.", numbers.prefix_hits),
-        "num_preemptions": ("Requests preempted for lack of KV.", numbers.preemptions),
-        "spec_decode_num_drafts": ("Drafts that were verified.", numbers.drafts),
-        "spec_decode_num_draft_tokens": ("Tokens guessed ahead.", numbers.draft_tokens),
-        "spec_decode_num_accepted_tokens": (
-            "Guessed tokens that held.",
-            numbers.accepted_draft_tokens,
-        ),
-    }
-    for name, (text, value) in gauges.items():
-        gauge = Gauge(f"tidegate_{name}", text, ["model_name"], registry=registry)
-        gauge.labels(numbers.model).set(value)
-    for name, (text, value) in counters.items():
-        counter = Counter(f"tidegate_{name}", text, ["model_name"], registry=registry)
-        counter.labels(numbers.model).inc(value)
-    return generate_latest(registry)
-
-
-def render_prefix_disk(model: str, hit_tokens: int, store: StoreNumbers) -> bytes:
-    """Prometheus text exposition of the prefix cache's disk tier."""
-    registry = CollectorRegistry()
-    gauges = {
-        "bytes": ("Bytes of the files.", store.kept_bytes),
-        "units": ("Units of KV kept.", store.units),
-        "writing": ("1 while prefixes are written, 0 once the disk refused.", store.writing),
-    }
-    counters = {
-        "hit_tokens": ("Tokens loaded instead of computed.", hit_tokens),
-        "writes": ("Units written.", store.writes),
-        "evictions": ("Units removed for lack of room.", store.evictions),
-        "errors": ("Units that could not be read or written.", store.errors),
-    }
-    for name, (text, value) in gauges.items():
-        gauge = Gauge(f"tidegate_prefix_disk_{name}", text, ["model_name"], registry=registry)
-        gauge.labels(model).set(value)
-    for name, (text, value) in counters.items():
-        counter = Counter(f"tidegate_prefix_disk_{name}", text, ["model_name"], registry=registry)
-        counter.labels(model).inc(value)
-    return generate_latest(registry)
 
 
 def render_paths(prefix: str, up: Iterable[str], *, known: Sequence[str]) -> bytes:

@@ -220,6 +220,11 @@ class Engine:
             loaded=loaded,
             disk_hit_tokens=0 if self._disk is None else self._disk.hit_tokens,
             disk=None if self._disk is None else self._disk.numbers(),
+            kv_units=kv.units,
+            kv_unit_tokens=kv.unit_tokens,
+            step_tokens=tuple(meter.step_tokens),
+            tokens_of_steps=meter.tokens_of_steps,
+            accepted_lengths=tuple(meter.accepted_lengths),
         )
 
     def _lookup(self, most_requests: int) -> LookupDrafter:

@@ -5,13 +5,19 @@ Counters only ever grow; rates are exponentially weighted means, None until some
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
+from typing import Final
 
 from tidegate.engine.events import Cancelled, Failed, Finished, Terminal
 from tidegate.engine.prefix_disk import StoreNumbers
 
 _WEIGHT = 0.2
 """Of the newest measurement: the last ten or so decide, which follows throttling in seconds."""
+
+
+STEP_TOKENS: Final = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Steps are counted by how many tokens they have at most; vLLM's bounds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +63,15 @@ class EngineSnapshot:
     """Tokens loaded from the disk tier instead of computed; `prefix_hit_tokens` has them too."""
     disk: StoreNumbers | None = None
     """None without a disk tier."""
+    kv_units: int = 0
+    """Blocks or slots of the KV memory, and below tokens that one of them holds."""
+    kv_unit_tokens: int = 0
+    step_tokens: tuple[int, ...] = ()
+    """Steps that fell between the bounds of `STEP_TOKENS`, the last one has those above all."""
+    tokens_of_steps: int = 0
+    """Of all steps: prompt tokens that they computed and tokens that they gave."""
+    accepted_lengths: tuple[int, ...] = ()
+    """Rows with guessed tokens by how many of those held: none, one, two ..."""
 
 
 @dataclass(slots=True)
@@ -73,6 +88,9 @@ class Meter:
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
     steps: int = 0
+    step_tokens: list[int] = field(default_factory=lambda: [0] * (len(STEP_TOKENS) + 1))
+    tokens_of_steps: int = 0
+    accepted_lengths: list[int] = field(default_factory=lambda: [0])
     failed_steps: int = 0
     failed_in_a_row: int = 0
     ended: dict[type[Terminal], int] = field(
@@ -90,6 +108,8 @@ class Meter:
         self.steps += 1
         self.failed_in_a_row = 0
         self.prompt_tokens += prompt_tokens
+        self.step_tokens[bisect_left(STEP_TOKENS, prompt_tokens + tokens)] += 1
+        self.tokens_of_steps += prompt_tokens + tokens
         if elapsed_s <= 0:
             return
         if prompt_tokens:
@@ -102,6 +122,9 @@ class Meter:
         self.drafts += 1
         self.draft_tokens += guessed
         self.accepted_draft_tokens += accepted
+        lengths = self.accepted_lengths
+        lengths.extend([0] * (accepted + 1 - len(lengths)))
+        lengths[accepted] += 1
 
     def failed(self) -> None:
         """Book a failed step."""

@@ -134,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         stall_after_s=args.stall_after,
         restart_when_stuck=args.restart_when_stuck,
         access=read_access(args),
+        vllm_metrics=not args.no_vllm_metrics,
     )
 
     async def main(stop: asyncio.Event) -> None:

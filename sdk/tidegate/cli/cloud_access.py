@@ -38,6 +38,9 @@ def add_access(parser: argparse.ArgumentParser) -> None:
         "--metrics-need-key", action="store_true", help="serve /metrics to keys of that scope only"
     )
     parser.add_argument(
+        "--no-vllm-metrics", action="store_true", help="leave vLLM's names out of /metrics"
+    )
+    parser.add_argument(
         "--audit-days", type=float, default=90.0, help="keep audit lines so long; 0 writes none"
     )
     parser.add_argument(
