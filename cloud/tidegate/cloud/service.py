@@ -31,7 +31,7 @@ from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
-from tidegate.errors import RequestError
+from tidegate.errors import ConfigError, RequestError
 from tidegate.link.enrolment_renewal import RenewingHandler
 from tidegate.link.gateway import Gateway
 from tidegate.link.identity import load_gateway
