@@ -13,9 +13,11 @@ from tidegate.api.server import BoundServer
 
 
 @contextmanager
-def serving(app: ASGIApp, *, drain_s: float = 5.0) -> Iterator[BoundServer]:
+def serving(
+    app: ASGIApp, *, drain_s: float = 5.0, protocol: type[asyncio.Protocol] | None = None
+) -> Iterator[BoundServer]:
     """Serve `app` on a free port while the block runs."""
-    server = BoundServer(app, "127.0.0.1", 0, drain_s=drain_s)
+    server = BoundServer(app, "127.0.0.1", 0, drain_s=drain_s, protocol=protocol)
     thread = threading.Thread(target=lambda: asyncio.run(server.run()), daemon=True)
     thread.start()
     try:

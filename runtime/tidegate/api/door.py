@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.api.admission import Knock, Visit, keep_visit
 from tidegate.api.answers import HIDDEN_MESSAGE, error_answer, error_object, status_of_code
+from tidegate.api.connection import MOST_HEAD_BYTES
 from tidegate.api.settings import HttpSettings
 from tidegate.engine.events import Failed
 from tidegate.errors import CapacityError, TidegateError, describe_defect
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 RETRY_AFTER_S: Final = 2.0
 """Told with a 503, which unlike `CapacityError` carries no hint of its own."""
 
+_MOST_HEADERS: Final = 100
 _ID_KEY = "tidegate.request_id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -121,7 +123,7 @@ class Door:
             await send(message)
 
         try:
-            refusal = self._wrong_host(headers)
+            refusal = _wrong_head(scope) or self._wrong_host(headers)
             if refusal is None:
                 visit = self._visit(scope, headers)
                 refusal = self._refusal(scope["path"], headers, visit)
@@ -169,6 +171,18 @@ class Door:
             return None
         body = error_object("no valid API key was given", status=401, code="invalid_api_key")
         return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+
+
+def _wrong_head(scope: Scope) -> JSONResponse | None:
+    """The answer to a head that is too long: h11 looks only while it waits for more of it."""
+    pairs = scope["headers"]
+    head_bytes = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    head_bytes += sum(len(name) + len(value) for name, value in pairs)
+    if len(pairs) <= _MOST_HEADERS and head_bytes <= MOST_HEAD_BYTES:
+        return None
+    allowed = f"must be at most {_MOST_HEADERS} headers and {MOST_HEAD_BYTES} bytes"
+    problem = f"a head of {len(pairs)} headers and {head_bytes} bytes: {allowed}"
+    return JSONResponse(error_object(problem, status=431, code="invalid_request"), 431)
 
 
 def _bearer(headers: Headers) -> str | None:

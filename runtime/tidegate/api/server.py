@@ -17,7 +17,13 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from tidegate.api.connection import MOST_HEAD_BYTES, PatientProtocol
 from tidegate.errors import ConfigError
+
+_SEND_BUFFER_BYTES = 128 << 10
+"""What the system holds for one that does not read, where it would be megabytes; it doubles it."""
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+"""Who vanished without a goodbye while nothing was sent is known after two minutes (Linux)."""
 
 
 class _Server(uvicorn.Server):
@@ -41,7 +47,7 @@ class BoundServer:
         most_connections: more are answered with 503; None for any number.
         gone_after_s: a peer that acknowledges nothing for so long is hung up on, where the system
             can tell (Linux).
-        protocol: of a connection, instead of h11's.
+        protocol: of a connection, instead of `PatientProtocol`.
 
     Raises:
         ConfigError: `host` is no address of this machine, or `port` is taken or not allowed.
@@ -70,7 +76,9 @@ class BoundServer:
         """The real port, also when 0 was asked for."""
         config = uvicorn.Config(
             app,
-            http=protocol or "h11",  # bounds headers, and is the same whatever else is installed
+            # On h11 both, which bounds heads, and is the same whatever else is installed.
+            http=protocol or PatientProtocol,
+            h11_max_incomplete_event_size=MOST_HEAD_BYTES,
             log_config=None,
             log_level="critical",  # the door logs what the app did; the rest is line noise
             lifespan="off",
@@ -136,6 +144,12 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         if os.name == "posix":
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # As with `TCP_USER_TIMEOUT`, connections inherit these.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEP_ALIVE.items():
+            if hasattr(socket, name):
+                bound.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         bound.bind(address)
         # Listening now, not at `run`: two sockets with SO_REUSEADDR may both bind, one may listen.
         bound.listen(2048)
