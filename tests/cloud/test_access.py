@@ -71,7 +71,7 @@ def test_a_key_opens_what_its_scopes_say_and_nothing_else(tmp_path: Path) -> Non
 def test_no_key_a_wrong_one_and_one_too_long_to_be_one_are_refused_alike(tmp_path: Path) -> None:
     async def test(world: Keyed) -> None:
         world.add()
-        for key in (None, "", new_key(), "x" * 100_000):
+        for key in (None, "", new_key(), "x" * 30_000):
             refused = await world.chat(key)
             assert error_of(refused) == (401, "invalid_api_key")
             assert refused.headers["www-authenticate"] == "Bearer"
