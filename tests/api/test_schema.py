@@ -74,9 +74,52 @@ def test_null_counts_as_absent() -> None:
     assert chat(**dict.fromkeys(names)) == chat()
 
 
-def test_unknown_fields_are_ignored_but_not_inside_the_extension() -> None:
-    assert chat(user="x", metadata={"a": 1}) == chat()
-    assert "unknown key 'rout'" in refusal(tidegate={"rout": "edge"})
+def test_an_unknown_field_is_refused_with_the_one_that_was_meant() -> None:
+    assert refusal(temprature=1) == "temprature: is an unknown field: did you mean 'temperature'?"
+    assert refusal(tidegate={"rout": "edge"}).startswith("tidegate.rout: is an unknown field: did ")
+    assert "must be one of those in /openapi.json" in refusal(zzz=1)
+    assert refusal(stream=True, stream_options={"zzz": 1}) == (
+        "stream_options.zzz: is an unknown field: must be 'include_obfuscation' or 'include_usage'"
+    )
+    assert len(refusal(**{"\ud800" + "é" * 10_000: 1}).encode()) < 200
+
+
+def test_a_field_of_the_other_kind_of_call_is_refused_with_the_reason() -> None:
+    assert refusal(prompt="x") == "prompt: chats have messages instead: must be absent"
+    with pytest.raises(RequestError, match="tools: only chats have it: must be absent"):
+        read_completion({"prompt": "x", "tools": []})
+
+
+def test_fields_that_change_nothing_are_taken_but_not_of_any_type() -> None:
+    assert chat(user="x", metadata={"a": "1"}, prediction={"type": "content"}) == chat()
+    assert refusal(user=3) == "user: is a number: must be a string"
+    assert refusal(metadata=[1]) == "metadata: is a list of 1: must be an object"
+
+
+def test_an_answers_message_can_be_sent_again_as_it_came() -> None:
+    answer: dict[str, object] = {
+        "role": "assistant",
+        "content": "hi",
+        "refusal": None,
+        "annotations": [],
+    }
+    call = read_chat({"messages": [*HELLO, {**answer, "audio": None, "function_call": None}]})
+    assert call.messages[1] == Message(role="assistant", content="hi")
+
+
+def test_a_prompt_that_ends_open_is_one_that_is_continued() -> None:
+    begun = [*HELLO, {"role": "assistant", "content": "so"}]
+    both = {"continue_final_message": True, "add_generation_prompt": False}
+    assert read_chat({"messages": begun, **both}).continue_final_message
+    assert chat(add_generation_prompt=True) == chat()
+    assert refusal(add_generation_prompt=False).startswith("add_generation_prompt: false: must be")
+
+
+def test_what_a_stream_has_is_asked_of_streams_only() -> None:
+    asked = {"stream_options": {"include_usage": True}}
+    assert chat(stream=True, **asked).include_usage
+    assert refusal(**asked).startswith("stream_options: is there: must come with stream")
+    assert "not supported" in refusal(stream=True, stream_options={"include_obfuscation": True})
 
 
 def test_developer_is_system_and_parts_join_as_lines() -> None:
@@ -125,7 +168,7 @@ def test_top_k_can_be_off_in_other_servers_ways() -> None:
         ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}, "schema: is ab"),
         ("structured_outputs", {}, "structured_outputs: has none: must have one of 'json', 'reg"),
         ("structured_outputs", {"regex": "a", "choice": ["a"]}, "structured_outputs: has 2: must"),
-        ("structured_outputs", {"xml": "a"}, "structured_outputs: unknown key 'xml'"),
+        ("structured_outputs", {"xml": "a"}, "structured_outputs.xml: is an unknown field: must"),
         ("structured_outputs", {"json_object": False}, "json_object: false: must be true or abs"),
         ("structured_outputs", {"json": 3}, "structured_outputs.json: is a number: must be a JSON"),
         ("structured_outputs", {"json": {"const": 10**5000}}, "too long a number"),
@@ -150,6 +193,24 @@ def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(
     [
         ("best_of", 2),
         ("echo", True),
+        ("store", True),
+        ("service_tier", "flex"),
+        ("modalities", ["text", "audio"]),
+        ("modalities", []),
+        ("audio", {"voice": "x"}),
+        ("web_search_options", {}),
+        ("reasoning_effort", "high"),
+        ("verbosity", "low"),
+        ("functions", [{"name": "x"}]),
+        ("function_call", {"name": "x"}),
+        ("moderation", {}),
+        ("use_beam_search", True),
+        ("length_penalty", 2),
+        ("skip_special_tokens", False),
+        ("return_token_ids", True),
+        ("chat_template", "x"),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("truncate_prompt_tokens", 5),
     ],
 )
 def test_what_would_change_the_answer_and_is_not_served_is_refused(
@@ -157,12 +218,14 @@ def test_what_would_change_the_answer_and_is_not_served_is_refused(
 ) -> None:
     said = refusal(**{field: value})
     assert said.startswith(f"{field}: ")
-    assert "not supported yet" in said
+    assert "not supported" in said
 
 
 def test_neutral_values_of_unserved_fields_pass() -> None:
     assert chat(n=1, logprobs=False, tools=[], response_format={"type": "text"}) == chat()
     assert chat(presence_penalty=0, frequency_penalty=0.0, logit_bias={}) == chat()
+    assert chat(store=False, service_tier="auto", modalities=["text"], verbosity="medium") == chat()
+    assert chat(length_penalty=1, functions=[], function_call="none", bad_words=[]) == chat()
 
 
 def test_both_token_limits_must_agree() -> None:
@@ -240,7 +303,7 @@ chats = st.builds(
     sampling=sampling,
     max_tokens_given=st.just(True),
     n=st.integers(1, 16),
-    stream=st.booleans(),
+    stream=st.just(True),
     include_usage=st.booleans(),
     options=options,
 )

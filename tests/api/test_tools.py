@@ -269,7 +269,7 @@ def test_a_wrong_tool_is_named(fields: dict[str, object], said: str) -> None:
 
 
 def test_completions_have_no_tools() -> None:
-    with pytest.raises(RequestError, match="tools: only chats have them"):
+    with pytest.raises(RequestError, match="tools: only chats have it"):
         read_completion({"prompt": "x", "tools": [NOW]})
 
 

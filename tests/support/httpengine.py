@@ -27,7 +27,8 @@ def body(said: str = "hello", **fields: object) -> dict[str, object]:
 @asynccontextmanager
 async def served(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
     """Both run around a block."""
-    app = create_app(EngineBackend(engine, route="edge", created_s=0))
+    backend = EngineBackend(engine, route="edge", created_s=0)
+    app = create_app(backend, texts=backend.text_of)
     server = BoundServer(app, "127.0.0.1", 0)
     async with running(engine), httpx.AsyncClient(base_url=server.url, timeout=10) as client:
         serving = asyncio.create_task(server.run())

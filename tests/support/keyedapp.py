@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 from echobackend import EchoBackend
 from starlette.applications import Starlette
+from toytext import toy_text
 
 from tidegate.api.http import create_app
 from tidegate.api.schema import Call
@@ -23,6 +24,7 @@ from tidegate.cloud.access import AccessControl, CallSize, written_down
 from tidegate.cloud.access_settings import AccessSettings, open_access
 from tidegate.cloud.api_keys import ApiKey
 from tidegate.cloud.key_rules import KeyRules
+from tidegate.engine.text import TextModel
 
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "one two three"}]}
@@ -82,9 +84,15 @@ def keyed_access(
     return access
 
 
+async def text_of(_: str) -> TextModel:
+    """A toy's tokens, whatever the model."""
+    return toy_text()
+
+
 def keyed_app(access: AccessControl, backend: EchoBackend, **settings: Any) -> Starlette:
     """The app of an access."""
-    return create_app(backend, settings=replace(HttpSettings(admission=access), **settings))
+    surface = replace(HttpSettings(admission=access), **settings)
+    return create_app(backend, settings=surface, texts=text_of)
 
 
 @asynccontextmanager

@@ -19,23 +19,25 @@ Strategy = Literal["bucket", "fixed", "sliding"]
 SCOPES: Final = ("chat", "completions", "embeddings", "models", "metrics", "admin")
 """`admin` is everything else that the service shows, `/status` among it."""
 
+_TEXT: Final = ("chat", "completions")
 _PATHS: Final = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "completions",
-    "/v1/embeddings": "embeddings",
-    "/v1/models": "models",
-    "/metrics": "metrics",
+    "/v1/chat/completions": ("chat",),
+    "/v1/completions": ("completions",),
+    "/v1/embeddings": ("embeddings",),
+    "/v1/models": ("models",),
+    "/metrics": ("metrics",),
+    **{f"{root}{path}": _TEXT for root in ("", "/v1") for path in ("/tokenize", "/detokenize")},
 }
 _SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 _RATE = re.compile(r"([0-9]{1,12})/([0-9]{0,6})(second|minute|hour|day|s)(?:/([a-z]+))?")
 MICRO: Final = 1_000_000
 
 
-def scope_of(path: str) -> str:
-    """The scope that a key needs for `path`."""
+def scopes_of(path: str) -> tuple[str, ...]:
+    """The scopes of which a key needs one for `path`."""
     if path.startswith("/v1/models/"):
-        return "models"
-    return _PATHS.get(path, "admin")
+        return ("models",)
+    return _PATHS.get(path, ("admin",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

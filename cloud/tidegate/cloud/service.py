@@ -142,7 +142,7 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
             offer = ModelOffer(id=engine.model_id, context_tokens=engine.context_tokens)
             link = await stack.enter_async_context(open_link(settings.gateway, handler, offer))
             backend.gateway, backend.http, renewing = link.gateway, link.http, link.renewing
-        app = create_app(backend, settings=surface, metrics=metrics)
+        app = create_app(backend, settings=surface, metrics=metrics, texts=backend.text_of)
         server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
         stack.callback(server.close)
         yield Cloud(

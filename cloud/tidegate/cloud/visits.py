@@ -14,7 +14,7 @@ from tidegate.api.schema import Call
 from tidegate.cloud.api_keys import ApiKey
 from tidegate.cloud.charges import Charge, Denied, Used
 from tidegate.cloud.failed_attempts import WINDOW_S
-from tidegate.cloud.key_rules import Quota, Rate, scope_of
+from tidegate.cloud.key_rules import Quota, Rate, scopes_of
 from tidegate.cloud.limits_of_keys import (
     Ask,
     bucket_headers,
@@ -71,9 +71,10 @@ class KeyVisit:
             self._unknown(why)
             return
         assert key is not None
-        scope = scope_of(self._knock.path)
-        if scope not in key.rules.scopes:
-            self._refuse(403, "insufficient_scope", f"this key lacks the scope {scope!r}")
+        scopes = scopes_of(self._knock.path)
+        if not set(scopes) & set(key.rules.scopes):
+            lacking = " or ".join(map(repr, scopes))
+            self._refuse(403, "insufficient_scope", f"this key lacks the scope {lacking}")
 
     def _unknown(self, why: str) -> None:
         """No key, or none that opens anything. Its holder may know that it was one once."""
@@ -94,6 +95,11 @@ class KeyVisit:
         heads = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": f"{WINDOW_S:.0f}"}}
         body = error_object(message, status=status, code=code)
         self.refusal = JSONResponse(body, status, heads.get(status))
+
+    def may_use(self, model: str) -> bool:
+        """See `Visit.may_use`."""
+        allowed = () if self._key is None else self._key.rules.models
+        return not allowed or model in allowed
 
     async def admit(self, call: Call) -> None:
         """See `Visit.admit`."""
@@ -124,9 +130,8 @@ class KeyVisit:
 
     def _check_model(self, model: str) -> None:
         assert self._key is not None
-        allowed = self._key.rules.models
-        if allowed and model not in allowed:
-            names = ", ".join(allowed)
+        if not self.may_use(model):
+            names = ", ".join(self._key.rules.models)
             raise AccessError(f"model {model[:64]!r}: this key may use {names}; name one of them")
 
     async def _take(self, key: ApiKey) -> None:

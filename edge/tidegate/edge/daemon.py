@@ -255,7 +255,13 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
             stack.callback(embedder.close)
         backend = _make_backend(engine, executor, link, embedder, memory, settings)
         answers = [] if link is None else answer_routes(link)
-        app = create_app(backend, settings=surface, embedder=embedder, extra_routes=answers)
+        app = create_app(
+            backend,
+            settings=surface,
+            embedder=embedder,
+            texts=backend.text_of,
+            extra_routes=answers,
+        )
         server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
         stack.callback(server.close)
         yield Edge(settings=settings, engine=engine, server=server, link=link, upkeep=upkeep)

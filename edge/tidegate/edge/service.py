@@ -39,6 +39,7 @@ from tidegate.edge.router import (
 )
 from tidegate.engine.events import Finished, TextDelta, Timing
 from tidegate.engine.request import SamplingParams
+from tidegate.engine.text import TextModel
 from tidegate.errors import (
     CapacityError,
     ExecutionError,
@@ -108,6 +109,10 @@ class EdgeBackend:
     def models(self) -> tuple[ModelCard, ...]:
         """See `Backend.models`."""
         return self._local.models()
+
+    async def text_of(self, model: str) -> TextModel:
+        """See `EngineBackend.text_of`."""
+        return await self._local.text_of(model)
 
     async def answer(self, call: Call) -> AsyncIterator[AnswerEvent]:
         """See `Backend.answer`."""

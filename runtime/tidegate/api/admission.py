@@ -70,7 +70,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._choices: list[ChoiceTally] = []
-        self._read_tokens = 0
+        self._read_tokens: int | None = None
 
     def choice(self) -> ChoiceTally:
         """Begin to count one more answer."""
@@ -79,13 +79,13 @@ class Tally:
         return made
 
     def read_only(self, tokens: int) -> None:
-        """The call read so many tokens and wrote none."""
+        """The call is answered: it read so many tokens, maybe none, and wrote none."""
         self._read_tokens = tokens
 
     @property
     def outcome(self) -> Outcome:
         """Of the whole call: `ok` only if every answer is whole."""
-        if self._read_tokens:
+        if self._read_tokens is not None:
             return "ok"
         found = {choice.outcome for choice in self._choices} or {"none"}
         order: tuple[Outcome, ...] = ("failed", "aborted", "none", "ok")
@@ -97,7 +97,7 @@ class Tally:
         used = [choice.usage for choice in self._choices]
         told = max(used, key=lambda usage: usage.prompt_tokens, default=None)
         return Usage(
-            prompt_tokens=self._read_tokens if told is None else told.prompt_tokens,
+            prompt_tokens=self._read_tokens or 0 if told is None else told.prompt_tokens,
             completion_tokens=sum(usage.completion_tokens for usage in used),
             cached_tokens=used[0].cached_tokens if used else 0,
         )
@@ -117,6 +117,9 @@ class Visit(Protocol):
     @property
     def tally(self) -> Tally:
         """Filled while the call is answered."""
+
+    def may_use(self, model: str) -> bool:
+        """Whether its key may name this model; others are not shown to it."""
 
     async def admit(self, call: Call) -> None:
         """Reserve what a call may use at most.

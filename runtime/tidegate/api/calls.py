@@ -26,6 +26,7 @@ from tidegate.api.choices import side_by_side
 from tidegate.api.door import ClientGoneError, FailedAnswerError, adopt_request_id, error_response
 from tidegate.api.long_json import long_json
 from tidegate.api.metrics import AskedCall, CallRecord, Metrics
+from tidegate.api.models import check_model
 from tidegate.api.progress import Progress
 from tidegate.api.schema import Call
 from tidegate.api.settings import HttpSettings
@@ -73,7 +74,7 @@ class CallEndpoint:
             raise error
         async with self._active:
             call = self._read(await read_json(scope, receive, self._settings))
-            self._check_model(call.model)
+            check_model(call.model, self._backend.models(), scope)
             call = replace(call, retry_key=_retry_key(scope) if call.n == 1 else None)
             await self._admit(call, scope)
             await unless_gone(receive, self._answer(call, scope, receive, send))
@@ -88,14 +89,6 @@ class CallEndpoint:
         except Exception as error:
             self._metrics.begin().failed(error)
             raise
-
-    def _check_model(self, model: str | None) -> None:
-        served = [card.id for card in self._backend.models()]
-        if model is not None and model not in served:
-            names = ", ".join(served) or "none"
-            raise RequestError(
-                "model", f"{model[:64]!r} is not served: must be {names}", status=404
-            )
 
     async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         visit = visit_of(scope)

@@ -21,9 +21,10 @@ from tidegate.api.admission import visit_of
 from tidegate.api.answers import Json
 from tidegate.api.backend import ModelCard
 from tidegate.api.body import read_json, unless_gone
-from tidegate.api.fields import Fields, kind_of, prose
+from tidegate.api.field_table import Choice, Ignored, Integer, Raw, Table
+from tidegate.api.fields import kind_of, prose
 from tidegate.api.long_json import long_json
-from tidegate.api.schema import MODEL_CHARS
+from tidegate.api.schema import MODEL
 from tidegate.api.settings import HttpSettings
 from tidegate.errors import CapacityError, RequestError
 
@@ -34,6 +35,49 @@ MOST_INPUTS: Final = 2048
 """Inputs of one call, as OpenAI has it."""
 _TOKEN_IDS: Final = 2**31 - 1
 _DIMENSIONS: Final = 1 << 16
+
+_TEXT: Final = {"type": "string", "minLength": 1}
+_TOKENS: Final = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": _TOKEN_IDS},
+    "minItems": 1,
+}
+_INPUT = Raw(
+    name="input",
+    required=True,
+    schema_={
+        "anyOf": [
+            _TEXT,
+            _TOKENS,
+            {
+                "type": "array",
+                "items": {"anyOf": [_TEXT, _TOKENS]},
+                "minItems": 1,
+                "maxItems": MOST_INPUTS,
+            },
+        ]
+    },
+    told="Text or token ids; or a list of either.",
+)
+_ENCODING = Choice(
+    name="encoding_format",
+    allowed=("float", "base64"),
+    told="base64 is little-endian float32; numbers if absent.",
+)
+_SIZE = Integer(
+    name="dimensions", low=1, high=_DIMENSIONS, told="Only the model's own; it cannot be cut."
+)
+EMBEDDING = Table(
+    name="EmbeddingCall",
+    told="Texts that become vectors.",
+    fields=(
+        _INPUT,
+        MODEL,
+        _ENCODING,
+        _SIZE,
+        Ignored(name="user", kind="string", told="Nothing is recorded of it."),
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,15 +124,12 @@ def read_embedding(data: object) -> EmbeddingCall:
     Raises:
         RequestError: a field is wrong.
     """
-    fields = Fields(data)
+    fields = EMBEDDING.open(data)
     return EmbeddingCall(
-        inputs=_inputs(fields.raw("input")),
-        model=fields.name("model", most_chars=MODEL_CHARS),
-        encoding=cast(
-            Literal["float", "base64"],
-            fields.choice("encoding_format", ("float", "base64")) or "float",
-        ),
-        dimensions=fields.integer("dimensions", 1, _DIMENSIONS),
+        inputs=_inputs(_INPUT.read(fields)),
+        model=MODEL.read(fields),
+        encoding=cast(Literal["float", "base64"], _ENCODING.read(fields) or "float"),
+        dimensions=_SIZE.read(fields),
     )
 
 

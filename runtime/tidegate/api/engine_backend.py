@@ -114,6 +114,11 @@ class EngineBackend:
             ),
         )
 
+    async def text_of(self, model: str) -> TextModel:
+        """The text side of the model; see `tidegate.api.tokens.TextOf`."""
+        assert model == self.engine.model_id, "one of `models`"
+        return self.engine.text
+
     async def answer(self, call: Call) -> AsyncIterator[AnswerEvent]:
         """See `Backend.answer`."""
         async with aclosing(self.answer_as(call, new_request_id())) as events:

@@ -73,11 +73,15 @@ class Fields:
         RequestError: `data` is no object, or a field that is read is wrong.
     """
 
-    def __init__(self, data: object, path: str = "") -> None:
+    def __init__(
+        self, data: object, path: str = "", *, known: frozenset[str] | None = None
+    ) -> None:
+        """`known` are the fields that readers may ask for; see `tidegate.api.field_table`."""
         if not isinstance(data, dict):
             raise RequestError(path or "body", f"is {kind_of(data)}: must be a JSON object")
         self._data: dict[object, object] = data
         self._path = path
+        self._known = known
 
     def path(self, name: str) -> str:
         """How errors call the field `name` of this object."""
@@ -85,6 +89,7 @@ class Fields:
 
     def raw(self, name: str) -> object:
         """The field as it came; None when absent."""
+        assert self._known is None or name in self._known, f"{name} is in no table"
         return self._data.get(name)
 
     def names(self) -> tuple[str, ...]:

@@ -17,15 +17,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from tidegate.api.answers import error_object, models_object
+from tidegate.api.answers import error_object
 from tidegate.api.backend import Backend, ModelCard
 from tidegate.api.calls import CallEndpoint
 from tidegate.api.door import RETRY_AFTER_S, Door
 from tidegate.api.embeddings import Embedder, EmbeddingEndpoint
 from tidegate.api.metrics import CONTENT_TYPE, Metrics
+from tidegate.api.models import model_routes
 from tidegate.api.responded import Responded
 from tidegate.api.schema import read_chat, read_completion
 from tidegate.api.settings import HttpSettings
+from tidegate.api.tokens import TextOf, token_routes
 
 __all__ = ["HttpSettings", "create_app"]
 
@@ -36,13 +38,14 @@ def create_app(
     settings: HttpSettings | None = None,
     metrics: Metrics | None = None,
     embedder: Embedder | None = None,
+    texts: TextOf | None = None,
     extra_routes: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """An ASGI app that serves `backend`.
 
     `metrics` may be shared with another front door of the same backend; `/metrics` shows it, then
-    what the backend adds. `embedder` answers `/v1/embeddings`. `extra_routes` come last and pass
-    the same door, keys included.
+    what the backend adds. `embedder` answers `/v1/embeddings`, `texts` `/tokenize` and
+    `/detokenize`. `extra_routes` come last and pass the same door, keys included.
     """
     settings = settings or HttpSettings()
     metrics = metrics or Metrics()
@@ -62,6 +65,7 @@ def create_app(
     ]
     embeddings = EmbeddingEndpoint(embedder, settings=settings, active=active)
     routes.append(Route("/v1/embeddings", embeddings, methods=["POST"]))
+    routes += token_routes(backend, texts, settings=settings, active=active)
     routes += _reports(backend, metrics, embedder, status=settings.status)
     counted = Responded(metrics, [*routes, *extra_routes])
     app = Starlette(
@@ -79,19 +83,6 @@ def _reports(
     def cards() -> tuple[ModelCard, ...]:
         return backend.models() if embedder is None else (*backend.models(), embedder.card)
 
-    async def models(_: Request) -> Response:
-        return JSONResponse(models_object(cards()))
-
-    async def model(request: Request) -> Response:
-        wanted = request.path_params["model"]
-        for card in cards():
-            if card.id == wanted:
-                listed = models_object((card,))["data"]
-                assert isinstance(listed, list)
-                return JSONResponse(listed[0])
-        body = error_object("no such model", status=404, code="model_not_found", param="model")
-        return JSONResponse(body, 404)
-
     async def health(_: Request) -> Response:
         now = backend.health()
         return _probe(now.healthy, {"healthy": now.healthy, "detail": now.detail})
@@ -108,8 +99,7 @@ def _reports(
         return Response(json.dumps(dict(await backend.status())), media_type="application/json")
 
     routes: list[BaseRoute] = [
-        Route("/v1/models", models),
-        Route("/v1/models/{model:path}", model),
+        *model_routes(cards),
         Route("/health", health),
         Route("/ready", ready),
         Route("/metrics", show_metrics),

@@ -1,69 +1,156 @@
 """Requests of the OpenAI-compatible API, read from JSON and validated field by field.
 
 A `Call` keeps what the engine needs in its own types; every wrong field is one `RequestError` that
-names it, what it was and what is allowed. Fields that clients send and that change nothing here
-(`user`, `metadata`, `store`, ...) are ignored, as OpenAI's own API does with unknown ones; those
-that would change the answer and are not supported are refused.
+names it, what it was and what is allowed. So is a field that nobody knows. The tables `CHAT` and
+`COMPLETION` hold all fields; those that change nothing here, or may not, are in `schema_others`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import Final, Literal, cast, get_args
 
+from tidegate.api.field_table import Choice, Field, Flag, Inner, Integer, Name, Neutral, Raw, Table
 from tidegate.api.fields import Fields, kind_of, prose, shown
+from tidegate.api.messages import MESSAGES, message_json, read_messages
+from tidegate.api.messages import Message as Message
+from tidegate.api.messages import Role as Role
+from tidegate.api.schema_others import CHAT_OTHERS, COMPLETION_OTHERS, ONLY_CHATS, ONLY_COMPLETIONS
 from tidegate.api.schema_sampling import (
     REST_OF_CONTEXT,
+    SAMPLING_FIELDS,
     TOKEN_IDS,
     Kind,
     read_max_tokens,
     read_sampling,
     sampling_json,
 )
-from tidegate.api.structured import constraint_json, read_constraint
-from tidegate.api.tools import (
-    ToolCall,
-    Tools,
-    read_tool_call_id,
-    read_tool_calls,
-    read_tools,
-    tool_call_object,
-    tools_json,
-)
+from tidegate.api.structured import CONSTRAINT_FIELDS, constraint_json, read_constraint
+from tidegate.api.tools import TOOL_FIELDS, Tools, read_tools, tools_json
 from tidegate.engine.request import Constraint, Priority, SamplingParams
 from tidegate.errors import RequestError
 
 RouteWish = Literal["auto", "edge", "cloud"]
 ContextPolicy = Literal["error", "truncate_oldest", "truncate_middle"]
 Privacy = Literal["local", "redact", "sealed", "any"]
-Role = Literal["system", "user", "assistant", "tool"]
 
 MODEL_CHARS = 256
 MOST_CHOICES = 16
 """Answers of one call. Each has a place in the engine's line of its own."""
 _DAY_MS = 86_400_000
-_ROLES = (*get_args(Role), "developer")
 
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "echo": (False,),
-    "suffix": ("",),
-    "functions": ([],),
-    "function_call": ("auto", "none"),
-    "modalities": (["text"],),
-    "audio": (),
-    "web_search_options": (),
+MODEL = Name(
+    name="model", most_chars=MODEL_CHARS, told="One of /v1/models; the first of them if absent."
+)
+_TOKENS: Final = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": TOKEN_IDS},
+    "minItems": 1,
 }
-"""Fields that would change the answer and that nothing here serves yet: the values that do not."""
+_TEXT: Final = {"type": "string", "minLength": 1}
+_PROMPT = Raw(
+    name="prompt",
+    required=True,
+    schema_={
+        "anyOf": [
+            _TEXT,
+            _TOKENS,
+            {
+                "type": "array",
+                "items": {"anyOf": [_TEXT, _TOKENS]},
+                "minItems": 1,
+                "maxItems": 1,
+            },
+        ]
+    },
+    told="Text or token ids; or a list of one of either.",
+)
+_N = Integer(name="n", low=1, high=MOST_CHOICES, told="Answers to give; 1 if absent.")
+_BEST_OF = Raw(
+    name="best_of",
+    schema_={"type": "integer", "minimum": 1, "maximum": MOST_CHOICES},
+    told="Only the value of n.",
+)
+_STREAM = Flag(name="stream", told="Answer with server-sent events.")
+_INCLUDE_USAGE = Flag(name="include_usage", told="A last chunk without choices has `usage`.")
+_STREAM_OPTIONS = Inner(
+    name="stream_options",
+    told="Must come with stream.",
+    table=Table(
+        name="StreamOptions",
+        told="What a stream has beside text.",
+        fields=(
+            _INCLUDE_USAGE,
+            Neutral(name="include_obfuscation", values=(False,), told="Chunks are not filled up."),
+        ),
+    ),
+)
+_CONTINUE = Flag(
+    name="continue_final_message",
+    told="The last message is the assistant's, and the answer goes on where it ends.",
+)
+_PROMPT_ENDS = Flag(
+    name="add_generation_prompt", told="As vLLM's clients send it: not continue_final_message."
+)
 
+_ROUTE = Choice(name="route", allowed=get_args(RouteWish), told="Where it runs; auto if absent.")
+_PRIVACY = Choice(
+    name="privacy", allowed=get_args(Privacy), told="local and redact stay on the device."
+)
+_PRIORITY = Choice(
+    name="priority",
+    allowed=tuple(one.name.lower() for one in Priority),
+    told="Which waiting calls run first; normal if absent.",
+)
+_DEADLINE_MS = Integer(
+    name="deadline_ms", low=1, high=_DAY_MS, told="An answer that is later is of no use."
+)
+_CACHE = Flag(name="cache", told="Kept answers and prefixes may be used, and this one kept.")
+_SPECULATION = Flag(name="speculation", told="Tokens may be guessed ahead.")
+_CONTEXT_POLICY = Choice(
+    name="context_policy", allowed=get_args(ContextPolicy), told="For a prompt that is too long."
+)
+_OPTIONS = Inner(
+    name="tidegate",
+    told="Where the call may run and how soon it is needed.",
+    table=Table(
+        name="TidegateOptions",
+        told="What is Tidegate's own in a call.",
+        fields=(
+            *(_ROUTE, _PRIVACY, _PRIORITY, _DEADLINE_MS, _CACHE, _SPECULATION),
+            _CONTEXT_POLICY,
+        ),
+    ),
+)
+_SHARED: Final[tuple[Field, ...]] = (MODEL, _N, _BEST_OF, _STREAM, _STREAM_OPTIONS, _OPTIONS)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Message:
-    """One chat message; text only, and an assistant's calls and a tool's answers to them."""
-
-    role: Role
-    content: str = field(repr=False)
-    tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: str | None = None
+CHAT = Table(
+    name="ChatCall",
+    told="A chat.",
+    fields=(
+        MESSAGES,
+        *_SHARED,
+        *SAMPLING_FIELDS["chat"],
+        *CONSTRAINT_FIELDS,
+        *TOOL_FIELDS,
+        _CONTINUE,
+        _PROMPT_ENDS,
+        *CHAT_OTHERS,
+    ),
+    elsewhere=ONLY_COMPLETIONS,
+)
+COMPLETION = Table(
+    name="CompletionCall",
+    told="A raw prompt.",
+    fields=(
+        _PROMPT,
+        *_SHARED,
+        *SAMPLING_FIELDS["completion"],
+        *CONSTRAINT_FIELDS,
+        *COMPLETION_OTHERS,
+    ),
+    elsewhere=ONLY_CHATS,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +199,7 @@ def read_chat(data: object) -> Call:
     Raises:
         RequestError: a field is wrong or asks for something that is not supported.
     """
-    return _read(Fields(data), "chat")
+    return _read(CHAT.open(data), "chat")
 
 
 def read_completion(data: object) -> Call:
@@ -121,46 +208,53 @@ def read_completion(data: object) -> Call:
     Raises:
         RequestError: a field is wrong or asks for something that is not supported.
     """
-    return _read(Fields(data), "completion")
+    return _read(COMPLETION.open(data), "completion")
 
 
 def _read(fields: Fields, kind: Kind) -> Call:
-    _refuse_unsupported(fields, kind)
     max_tokens = read_max_tokens(fields)
-    stream_options = fields.inner("stream_options")
-    messages = _messages(fields.raw("messages")) if kind == "chat" else ()
+    stream = _STREAM.read(fields) or False
+    messages = read_messages(MESSAGES.read(fields)) if kind == "chat" else ()
     return Call(
         kind=kind,
-        model=fields.name("model", most_chars=MODEL_CHARS),
+        model=MODEL.read(fields),
         messages=messages,
-        prompt=_prompt(fields.raw("prompt")) if kind == "completion" else None,
+        prompt=_prompt(_PROMPT.read(fields)) if kind == "completion" else None,
         sampling=read_sampling(fields, kind, REST_OF_CONTEXT if max_tokens is None else max_tokens),
         max_tokens_given=max_tokens is not None,
         continue_final_message=kind == "chat" and _continues(fields, messages),
         constraint=read_constraint(fields),
-        tools=_tools(fields, kind),
+        tools=_tools(fields) if kind == "chat" else None,
         n=_choices(fields),
-        stream=fields.flag("stream") or False,
-        include_usage=bool(stream_options and stream_options.flag("include_usage")),
-        options=_options(fields.inner("tidegate")),
+        stream=stream,
+        include_usage=_includes_usage(fields, stream),
+        options=_options(_OPTIONS.read(fields)),
     )
 
 
-def _tools(fields: Fields, kind: Kind) -> Tools | None:
+def _includes_usage(fields: Fields, stream: bool) -> bool:
+    options = _STREAM_OPTIONS.read(fields)
+    if options is None:
+        return False
+    if not stream:
+        raise RequestError("stream_options", "is there: must come with stream, true, or be absent")
+    return _INCLUDE_USAGE.read(options) or False
+
+
+def _tools(fields: Fields) -> Tools | None:
     tools = read_tools(fields)
-    if tools is None:
-        return None
-    if kind == "completion":
-        raise RequestError("tools", "only chats have them: must be absent")
     constraint = read_constraint(fields)
-    if constraint is not None and tools.mode != "none":
+    if tools is not None and constraint is not None and tools.mode != "none":
         problem = f"{constraint.name} asks for another shape: must be absent, or tool_choice none"
         raise RequestError("tools", problem)
     return tools
 
 
 def _continues(fields: Fields, messages: tuple[Message, ...]) -> bool:
-    wanted = fields.flag("continue_final_message") or False
+    wanted, ends = _CONTINUE.read(fields) or False, _PROMPT_ENDS.read(fields)
+    if ends is wanted:
+        problem = f"{shown(ends)}: must be absent, or not continue_final_message, {shown(wanted)}"
+        raise RequestError("add_generation_prompt", problem)
     if wanted and (len(messages) < 2 or messages[-1].role != "assistant"):
         problem = "true: must come with an assistant message last and another before it"
         raise RequestError("continue_final_message", problem)
@@ -168,7 +262,7 @@ def _continues(fields: Fields, messages: tuple[Message, ...]) -> bool:
 
 
 def _choices(fields: Fields) -> int:
-    n, best_of = fields.integer("n", 1, MOST_CHOICES), fields.raw("best_of")
+    n, best_of = _N.read(fields), _BEST_OF.read(fields)
     wanted = 1 if n is None else n
     if best_of is not None and (type(best_of) is not int or best_of != wanted):
         problem = f"{shown(best_of)} is not supported yet: must be n, {wanted}, or absent"
@@ -176,85 +270,19 @@ def _choices(fields: Fields) -> int:
     return wanted
 
 
-def _refuse_unsupported(fields: Fields, kind: Kind) -> None:
-    refused = _NEUTRAL if kind == "chat" else {**_NEUTRAL, "top_logprobs": (0,)}
-    for name, neutral in refused.items():
-        value = fields.raw(name)
-        # By type as well: 0 equals False, but `"logprobs": 0` asks for something.
-        if value is None or any(type(value) is type(ok) and value == ok for ok in neutral):
-            continue
-        allowed = "".join(f"{ok!r} or " for ok in neutral[:1]) + "absent"
-        # A string's content stays out: `suffix` is a part of the prompt.
-        found = kind_of(value) if isinstance(value, str) else shown(value)
-        raise RequestError(name, f"{found} is not supported yet: must be {allowed}")
-
-
 def _options(fields: Fields | None) -> Options:
     if fields is None:
         return Options()
-    fields.only(
-        *("route", "privacy", "priority", "deadline_ms", "cache", "speculation", "context_policy")
-    )
-    priority = fields.choice("priority", [one.name.lower() for one in Priority])
+    priority = _PRIORITY.read(fields)
     return Options(
-        route=cast(RouteWish, fields.choice("route", get_args(RouteWish)) or "auto"),
-        privacy=cast(Privacy, fields.choice("privacy", get_args(Privacy)) or "sealed"),
+        route=cast(RouteWish, _ROUTE.read(fields) or "auto"),
+        privacy=cast(Privacy, _PRIVACY.read(fields) or "sealed"),
         priority=Priority[priority.upper()] if priority else Priority.NORMAL,
-        deadline_ms=fields.integer("deadline_ms", 1, _DAY_MS),
-        cache=fields.flag("cache") is not False,
-        speculation=fields.flag("speculation") is not False,
-        context_policy=cast(
-            ContextPolicy | None, fields.choice("context_policy", get_args(ContextPolicy))
-        ),
+        deadline_ms=_DEADLINE_MS.read(fields),
+        cache=_CACHE.read(fields) is not False,
+        speculation=_SPECULATION.read(fields) is not False,
+        context_policy=cast(ContextPolicy | None, _CONTEXT_POLICY.read(fields)),
     )
-
-
-def _messages(value: object) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        found = "is absent" if value is None else f"is {kind_of(value)}"
-        raise RequestError("messages", f"{found}: must be a list of at least one message")
-    return tuple(_message(Fields(one, f"messages[{i}]")) for i, one in enumerate(value))
-
-
-def _message(fields: Fields) -> Message:
-    role = fields.choice("role", _ROLES)
-    if role is None:
-        raise RequestError(fields.path("role"), "is absent")
-    for name in ("function_call", "audio"):
-        if fields.raw(name):
-            raise RequestError(fields.path(name), "is not supported yet: must be absent")
-    calls = read_tool_calls(fields)
-    if calls and role != "assistant":
-        raise RequestError(fields.path("tool_calls"), f"{role!r} makes no calls: must be absent")
-    content = fields.raw("content")
-    return Message(
-        role="system" if role == "developer" else cast(Role, role),
-        content="" if calls and content is None else _content(content, fields.path("content")),
-        tool_calls=calls,
-        tool_call_id=read_tool_call_id(fields) if role == "tool" else None,
-    )
-
-
-def _message_json(message: Message) -> dict[str, object]:
-    told: dict[str, object] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        told["tool_calls"] = [tool_call_object(call) for call in message.tool_calls]
-    if message.tool_call_id is not None:
-        told["tool_call_id"] = message.tool_call_id
-    return told
-
-
-def _content(value: object, path: str) -> str:
-    if not isinstance(value, list):
-        return prose(value, path)
-    return "\n".join(_part(Fields(part, f"{path}[{i}]")) for i, part in enumerate(value))
-
-
-def _part(fields: Fields) -> str:
-    kind = fields.raw("type")
-    if kind != "text":
-        raise RequestError(fields.path("type"), f"{shown(kind)}: must be 'text', the only kind yet")
-    return prose(fields.raw("text"), fields.path("text"))
 
 
 def _prompt(value: object) -> str | tuple[int, ...]:
@@ -302,7 +330,7 @@ def call_to_json(call: Call) -> dict[str, object]:
     if call.tools is not None:
         body |= tools_json(call.tools)
     if call.kind == "chat":
-        body["messages"] = [_message_json(one) for one in call.messages]
+        body["messages"] = [message_json(one) for one in call.messages]
     else:
         body["prompt"] = list(call.prompt) if isinstance(call.prompt, tuple) else call.prompt
     return {name: value for name, value in body.items() if value is not None}

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, cast, get_args
 
+from tidegate.api.field_table import Choice, Field, Flag, Ignored, Inner, Name, Raw, Table
 from tidegate.api.fields import Fields, kind_of, prose, shown
 from tidegate.errors import RequestError
 
@@ -21,6 +22,94 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ID_CHARS: Final = 256
 NO_PARAMETERS: Final = '{"type": "object", "properties": {}, "additionalProperties": false}'
 """What a function without `parameters` takes."""
+
+_FUNCTION_NAME = Raw(
+    name="name",
+    schema_={"type": "string", "pattern": f"^{_NAME.pattern}$"},
+    required=True,
+    told="Of the function.",
+)
+_DESCRIPTION = Raw(name="description", schema_={"type": "string"}, told="For the model to read.")
+_PARAMETERS = Raw(
+    name="parameters",
+    schema_={"type": "object"},
+    told="The JSON schema of its arguments, enforced. Without it the function takes none.",
+)
+_STRICT = Flag(name="strict", told="The schema is enforced either way.")
+_FUNCTION = Inner(
+    name="function",
+    required=True,
+    told="What may be called.",
+    table=Table(
+        name="Function",
+        told="A function that the model may call.",
+        fields=(_FUNCTION_NAME, _DESCRIPTION, _PARAMETERS, _STRICT),
+    ),
+)
+_TOOL_TYPE = Raw(name="type", schema_={"enum": ["function"]}, required=True, told="The only kind.")
+_TOOL = Table(name="Tool", told="A tool of a chat.", fields=(_TOOL_TYPE, _FUNCTION))
+TOOL_LIST = Raw(
+    name="tools",
+    schema_={"type": "array", "items": _TOOL.reference, "maxItems": _TOOLS},
+    holds=(_TOOL,),
+    told="What the model may call. Names must differ.",
+)
+_NAMED_TYPE = Choice(name="type", allowed=("function",), told="The only kind.")
+_NAMED_FUNCTION = Inner(
+    name="function",
+    required=True,
+    told="Which one.",
+    table=Table(name="FunctionName", told="A function by name.", fields=(_FUNCTION_NAME,)),
+)
+_NAMED = Table(
+    name="NamedToolChoice",
+    told="The one tool that has to be called.",
+    fields=(_NAMED_TYPE, _NAMED_FUNCTION),
+)
+_TOOL_CHOICE = Raw(
+    name="tool_choice",
+    schema_={"anyOf": [{"enum": [*get_args(ToolMode)]}, _NAMED.reference]},
+    holds=(_NAMED,),
+    told="Whether to call: auto if absent.",
+)
+_PARALLEL = Flag(
+    name="parallel_tool_calls", told="Several calls in one answer are allowed; true if absent."
+)
+TOOL_FIELDS: Final[tuple[Field, ...]] = (TOOL_LIST, _TOOL_CHOICE, _PARALLEL)
+
+_ARGUMENTS = Raw(
+    name="arguments", schema_={"type": "string"}, required=True, told="A JSON object, as text."
+)
+_CALLED = Inner(
+    name="function",
+    required=True,
+    told="What was called.",
+    table=Table(
+        name="CalledFunction",
+        told="A function that was called.",
+        fields=(_FUNCTION_NAME, _ARGUMENTS),
+    ),
+)
+_CALL_ID = Name(name="id", most_chars=_ID_CHARS, told="Which the tool's message repeats.")
+_CALL = Table(
+    name="ToolCall",
+    told="A call that an earlier answer made.",
+    fields=(
+        _CALL_ID,
+        Choice(name="type", allowed=("function",), told="The only kind."),
+        _CALLED,
+        Ignored(name="index", kind="integer", told="As streams have it."),
+    ),
+)
+TOOL_CALLS = Raw(
+    name="tool_calls",
+    schema_={"type": "array", "items": _CALL.reference, "maxItems": _TOOLS},
+    holds=(_CALL,),
+    told="Of an assistant's message.",
+)
+TOOL_CALL_ID = Name(
+    name="tool_call_id", most_chars=_ID_CHARS, told="Of a tool's message: the call it answers."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,32 +168,43 @@ def read_tools(fields: Fields) -> Tools | None:
     Raises:
         RequestError: a field is wrong, or a tool has to be called that is not there.
     """
-    listed = fields.raw("tools")
+    tools = read_tool_list(fields)
     mode, name = _tool_choice(fields)
-    parallel = fields.flag("parallel_tool_calls")
-    if listed is None or listed == []:
+    parallel = _PARALLEL.read(fields)
+    if not tools:
         if mode == "required":
             raise RequestError("tool_choice", "wants a call: must come with tools")
         return None
-    if not isinstance(listed, list) or len(listed) > _TOOLS:
-        problem = f"is {kind_of(listed)}: must be a list of at most {_TOOLS} tools"
-        raise RequestError("tools", problem)
-    tools = tuple(_tool(Fields(one, f"tools[{index}]")) for index, one in enumerate(listed))
-    names = [tool.name for tool in tools]
-    for index, one in enumerate(names):
-        if one in names[:index]:
-            raise RequestError(f"tools[{index}].function.name", f"{one!r} is there already")
-    if name is not None and name not in names:
+    if name is not None and name not in [tool.name for tool in tools]:
         raise RequestError("tool_choice.function.name", f"{shown(name)}: must be one of the tools")
     return Tools(tools=tools, mode=mode, name=name, parallel=parallel is not False)
 
 
+def read_tool_list(fields: Fields) -> tuple[Tool, ...]:
+    """The tools themselves; empty without any.
+
+    Raises:
+        RequestError: one is wrong, or two have the same name.
+    """
+    listed = TOOL_LIST.read(fields)
+    if listed is None:
+        return ()
+    if not isinstance(listed, list) or len(listed) > _TOOLS:
+        problem = f"is {kind_of(listed)}: must be a list of at most {_TOOLS} tools"
+        raise RequestError("tools", problem)
+    tools = tuple(_tool(one, f"tools[{index}]") for index, one in enumerate(listed))
+    names = [tool.name for tool in tools]
+    for index, one in enumerate(names):
+        if one in names[:index]:
+            raise RequestError(f"tools[{index}].function.name", f"{one!r} is there already")
+    return tools
+
+
 def _tool_choice(fields: Fields) -> tuple[ToolMode, str | None]:
-    value = fields.raw("tool_choice")
+    value = _TOOL_CHOICE.read(fields)
     if isinstance(value, dict):
-        wanted = Fields(value, "tool_choice")
-        wanted.choice("type", ["function"])
-        function = wanted.inner("function")
+        _NAMED_TYPE.read(Fields(value, "tool_choice"))  # another kind has other fields
+        function = _NAMED_FUNCTION.read(_NAMED.open(value, "tool_choice"))
         name = None if function is None else _function_name(function)
         if name is None:
             raise RequestError("tool_choice.function.name", "is absent")
@@ -112,24 +212,25 @@ def _tool_choice(fields: Fields) -> tuple[ToolMode, str | None]:
     return cast(ToolMode, fields.choice("tool_choice", get_args(ToolMode)) or "auto"), None
 
 
-def _tool(fields: Fields) -> Tool:
-    if fields.raw("type") != "function":
-        found = shown(fields.raw("type"))
-        raise RequestError(fields.path("type"), f"{found}: must be 'function', the only kind yet")
-    function = fields.inner("function")
+def _tool(value: object, path: str) -> Tool:
+    kind = _TOOL_TYPE.read(Fields(value, path))  # another kind has other fields
+    if kind != "function":
+        problem = f"{shown(kind)}: must be 'function', the only kind yet"
+        raise RequestError(f"{path}.type", problem)
+    function = _FUNCTION.read(_TOOL.open(value, path))
     if function is None:
-        raise RequestError(fields.path("function"), "is absent")
-    description, parameters = function.raw("description"), function.raw("parameters")
+        raise RequestError(f"{path}.function", "is absent")
+    description, parameters = _DESCRIPTION.read(function), _PARAMETERS.read(function)
     return Tool(
         name=_function_name(function),
         description=None if description is None else _description(function),
         parameters=NO_PARAMETERS if parameters is None else _parameters(function),
-        strict=function.flag("strict") or False,
+        strict=_STRICT.read(function) or False,
     )
 
 
 def _function_name(fields: Fields) -> str:
-    name = fields.raw("name")
+    name = _FUNCTION_NAME.read(fields)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         problem = f"{shown(name)}: must be 1 to 64 letters, digits, dots, dashes and underscores"
         raise RequestError(fields.path("name"), problem)
@@ -156,21 +257,21 @@ def read_tool_calls(fields: Fields) -> tuple[ToolCall, ...]:
     Raises:
         RequestError: one is wrong, or its arguments are no JSON object.
     """
-    value = fields.raw("tool_calls")
+    value = TOOL_CALLS.read(fields)
     if value is None:
         return ()
     path = fields.path("tool_calls")
     if not isinstance(value, list) or len(value) > _TOOLS:
         raise RequestError(path, f"is {kind_of(value)}: must be a list of at most {_TOOLS} calls")
-    return tuple(_tool_call(Fields(one, f"{path}[{index}]")) for index, one in enumerate(value))
+    return tuple(_tool_call(_CALL.open(one, f"{path}[{i}]")) for i, one in enumerate(value))
 
 
 def _tool_call(fields: Fields) -> ToolCall:
-    function = fields.inner("function")
+    function = _CALLED.read(fields)
     if function is None:
         raise RequestError(fields.path("function"), "is absent")
     path = function.path("arguments")
-    arguments = prose(function.raw("arguments"), path)
+    arguments = prose(_ARGUMENTS.read(function), path)
     try:
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):
@@ -178,7 +279,7 @@ def _tool_call(fields: Fields) -> ToolCall:
     if not isinstance(parsed, dict):
         raise RequestError(path, "must be the text of a JSON object")
     return ToolCall(
-        id=fields.name("id", most_chars=_ID_CHARS) or "",
+        id=_CALL_ID.read(fields) or "",
         name=_function_name(function),
         arguments=arguments,
     )
@@ -186,7 +287,7 @@ def _tool_call(fields: Fields) -> ToolCall:
 
 def read_tool_call_id(fields: Fields) -> str | None:
     """Which call a tool's message answers."""
-    return fields.name("tool_call_id", most_chars=_ID_CHARS)
+    return TOOL_CALL_ID.read(fields)
 
 
 def whole_calls(pieces: Iterable[ToolDelta]) -> tuple[ToolCall, ...]:

@@ -26,9 +26,21 @@ _MUST: Final = "\nAnswer with a call now."
 
 
 def encode_with_tools(
-    messages: Sequence[Message], tools: Tools | None, text: TextModel
+    messages: Sequence[Message],
+    tools: Tools | None,
+    text: TextModel,
+    *,
+    limited: bool = True,
+    ready: bool = True,
 ) -> tuple[int, ...]:
-    """The tokens of a chat, ready for the assistant's next turn.
+    """The tokens of a chat.
+
+    Args:
+        messages: at least one.
+        tools: None for none.
+        text: of the model that is to answer.
+        limited: refuse more tokens than the context.
+        ready: for the assistant's next turn, whose beginning is then the end of the prompt.
 
     Raises:
         RequestError: see `TextModel.encode_chat`.
@@ -37,13 +49,18 @@ def encode_with_tools(
     if text.knows_tools:
         told = [*_told(messages)]
         if not offered:
-            return text.encode_chat(told)
-        return text.encode_chat(told, tools=[tool_object(tool) for tool in offered])
+            return text.encode_chat(told, limited=limited, add_generation_prompt=ready)
+        return text.encode_chat(
+            told,
+            limited=limited,
+            add_generation_prompt=ready,
+            tools=[tool_object(tool) for tool in offered],
+        )
     spelt = [*_spelt(messages)]
     if offered:
         must = _MUST if tools is not None and tools.mode == "required" else ""
         spelt = _introduced(spelt, _preamble(offered) + must, text)
-    return text.encode_chat(spelt)
+    return text.encode_chat(spelt, limited=limited, add_generation_prompt=ready)
 
 
 def _told(messages: Sequence[Message]) -> Iterator[dict[str, object]]:

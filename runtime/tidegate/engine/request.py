@@ -26,7 +26,9 @@ class Priority(IntEnum):
 MOST_TOP_LOGPROBS: Final = 20
 MOST_BIASED: Final = 300
 """Tokens with a bias; every step of the request adds them all."""
-_MOST_STOP_IDS: Final = 64
+MOST_STOP_IDS: Final = 64
+MOST_STOPS: Final = 16
+STOP_CHARS: Final = 256
 
 
 def _between(field_name: str, value: float, low: float, high: float) -> None:
@@ -78,8 +80,10 @@ class SamplingParams:
         _between("min_p", self.min_p, 0, 1)
         if self.top_k is not None and self.top_k < 1:
             raise RequestError("top_k", f"{self.top_k!r}: must be at least 1, or absent")
-        if len(self.stop) > 16 or not all(0 < len(text) <= 256 for text in self.stop):
-            raise RequestError("stop", "must be at most 16 strings of 1 to 256 characters")
+        longest = max(map(len, self.stop), default=1)
+        if len(self.stop) > MOST_STOPS or "" in self.stop or longest > STOP_CHARS:
+            problem = f"must be at most {MOST_STOPS} strings of 1 to {STOP_CHARS} characters"
+            raise RequestError("stop", problem)
         self._check_penalties()
         if self.logprobs is not None:
             _between("logprobs", self.logprobs, 0, MOST_TOP_LOGPROBS)
@@ -117,8 +121,8 @@ class SamplingParams:
         _between("presence_penalty", self.presence_penalty, -2, 2)
         _between("frequency_penalty", self.frequency_penalty, -2, 2)
         _between("repetition_penalty", self.repetition_penalty, 0.01, 10)
-        if len(self.stop_token_ids) > _MOST_STOP_IDS:
-            problem = f"{len(self.stop_token_ids)} ids: must be at most {_MOST_STOP_IDS}"
+        if len(self.stop_token_ids) > MOST_STOP_IDS:
+            problem = f"{len(self.stop_token_ids)} ids: must be at most {MOST_STOP_IDS}"
             raise RequestError("stop_token_ids", problem)
         if len(self.logit_bias) > MOST_BIASED:
             problem = f"{len(self.logit_bias)} tokens: must be at most {MOST_BIASED}"

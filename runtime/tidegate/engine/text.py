@@ -129,6 +129,40 @@ class TextModel:
         """The whole text of `tokens`, special tokens left out."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
+    def spell(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, special ones as they are written.
+
+        Raises:
+            RequestError: the model has no such token; the message names the first.
+        """
+        self.names_of(tokens)
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
+
+    def names_of(self, tokens: Sequence[int]) -> list[str]:
+        """How the vocabulary spells each token, such as `Ġhello`.
+
+        Raises:
+            RequestError: the model has no such token; the message names the first.
+        """
+        names: list[str] = []
+        for index, token in enumerate(tokens):
+            name = self._tokenizer.id_to_token(token) if 0 <= token < 1 << 32 else None
+            if name is None:
+                raise RequestError(
+                    f"tokens[{index}]", f"{token}: must be one of the model's tokens"
+                )
+            names.append(name)
+        return names
+
+    def tokens_of(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        """The tokens of any text, however many; `special`: with those that the tokenizer adds.
+
+        Raises:
+            RequestError: it is longer than the limit it names (413).
+        """
+        self._check_chars("prompt", len(text))
+        return tuple(self._encode(text, add_special_tokens=special))
+
     def encode_prompt(self, prompt: str, *, limited: bool = True) -> tuple[int, ...]:
         """A raw prompt's tokens, with those that the tokenizer itself adds.
 
@@ -144,12 +178,17 @@ class TextModel:
         return self._checked("prompt", tokens) if limited or not tokens else tuple(tokens)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, object]], **variables: object
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        limited: bool = True,
+        **variables: object,
     ) -> tuple[int, ...]:
         """The tokens of a conversation, ready for the assistant's next turn.
 
         Args:
             messages: as in the OpenAI API: `role`, `content` and what the template knows beyond.
+            limited: refuse more tokens than the context.
             variables: further template variables, such as `tools` or `enable_thinking`.
 
         Raises:
@@ -168,7 +207,8 @@ class TextModel:
             most_chars=2 * self.max_prompt_chars,
         )
         parts = (self._encode(part, add_special_tokens=False) for part in text.split(mark))
-        return self._checked("messages", [token for part in parts for token in part])
+        tokens = [token for part in parts for token in part]
+        return self._checked("messages", tokens) if limited or not tokens else tuple(tokens)
 
     def encode_continuation(self, text: str) -> tuple[int, ...]:
         """The tokens of a text that an answer begins with; special tokens in it are just text.
