@@ -37,7 +37,6 @@ from assistant.evaluate import encoded  # noqa: E402
 from assistant.tokenizer import encode_messages  # noqa: E402
 from report import report  # noqa: E402
 
-from tidegate.converters.driver.blocks import linear_roles  # noqa: E402
 from tidegate.converters.driver.pipeline import Job, compress  # noqa: E402
 from tidegate.converters.driver.store import StoreWeights  # noqa: E402
 from tidegate.converters.evaluation.measures import compare, summarise  # noqa: E402
@@ -46,6 +45,7 @@ from tidegate.converters.recipe_file import load_recipe, parse_recipe  # noqa: E
 from tidegate.converters.training.sequences import SequenceOps, Tokens, batched  # noqa: E402
 from tidegate.kernels.torch_ops import WeightTensors  # noqa: E402
 from tidegate.model.architecture import Architecture  # noqa: E402
+from tidegate.model.blocks import linear_roles  # noqa: E402
 from tidegate.model.checkpoint import Checkpoint  # noqa: E402
 from tidegate.model.packed import Array, PackedLinear  # noqa: E402
 from tidegate.model.recipe import Recipe  # noqa: E402

@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from tidegate.converters.driver.blocks import linear_roles
 from tidegate.converters.driver.pipeline import Job, Packed, compress
 from tidegate.converters.driver.store import StoreWeights
 from tidegate.converters.onnx.ops import export_onnx
@@ -41,6 +40,7 @@ from tidegate.edge.executors.onnx import OnnxExecutor, OnnxSettings
 from tidegate.engine.executor import ExecutorStep, Row
 from tidegate.kernels.torch_ops import WeightTensors
 from tidegate.model.architecture import Architecture
+from tidegate.model.blocks import linear_roles
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.recipe import Recipe, format_of
 from tidegate.model.walk import Weights, decoder

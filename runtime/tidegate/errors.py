@@ -43,6 +43,7 @@ class ConfigError(TidegateError):
     def __init__(self, setting: str, value: object, allowed: str) -> None:
         super().__init__(f"{setting} = {value!r}: must be {allowed}")
         self.setting = setting
+        self.allowed = allowed
 
 
 class RequestError(TidegateError):

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import write_checkpoint
+from hfcheckpoints import load_hf_model, write_hf_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.cloud.sharding import Part, ShardedWeights, columns, padded_head, rows, shard
+from tidegate.converters.convert import ConversionPlan, convert
+from tidegate.converters.recipe_file import parse_recipe
 from tidegate.converters.rounding.rtn import quantise
 from tidegate.errors import ConfigError
 from tidegate.model.architecture import Architecture
-from tidegate.model.packed import DenseLinear, Linear, LowRankLinear, dense_weight
+from tidegate.model.checkpoint import Checkpoint
+from tidegate.model.packed import (
+    Array,
+    DenseLinear,
+    Linear,
+    LowRankLinear,
+    PackedLinear,
+    dense_weight,
+)
+from tidegate.model.packed_target import PackedWeights
 from tidegate.model.roles import roles
+from tidegate.model.stored import StoredLinear
+from tidegate.model.walk import Weights
 
 
 def linears() -> list[Linear]:
@@ -52,7 +70,9 @@ def test_the_sum_over_columns_is_the_layer_with_one_bias(which: int) -> None:
 
 
 def test_a_cut_within_a_packed_group_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"devices = 2: must be so few that 48 inputs are whole"):
+    with pytest.raises(
+        ConfigError, match=r"tensor_parallel = 2: must be so few that 48 inputs are whole"
+    ):
         columns(linears()[1], 0, 48, bias=True)
 
 
@@ -61,6 +81,117 @@ def test_the_parts_of_a_head_are_every_token_once(vocab: int, world: int) -> Non
     spans = [Part(rank=rank, world=world).head_rows(vocab) for rank in range(world)]
     assert [token for span in spans for token in range(*span)] == list(range(vocab))
     assert max(last - first for first, last in spans) <= padded_head(vocab, world)
+
+
+RECIPE = """
+name = "mixed"
+[[formats]]
+match = ["layers.1.*", "head"]
+bits = 32
+[[formats]]
+match = ["*"]
+group_size = 32
+[[passes]]
+kind = "low_rank"
+match = ["layers.0.up", "layers.0.o"]
+rank = 8
+"""
+WIDE = replace(
+    tiny_architecture(tied_head=False), o_bias=True, mlp_bias=True, qkv_bias=True, vocab=205
+)
+
+
+@contextmanager
+def of_checkpoint(folder: Path) -> Iterator[tuple[Architecture, Weights]]:
+    write_checkpoint(folder / "in", WIDE, RandomWeights(WIDE))
+    with Checkpoint.open(folder / "in") as checkpoint:
+        yield checkpoint.decoder, checkpoint.weights()
+
+
+@contextmanager
+def of_bundle(folder: Path) -> Iterator[tuple[Architecture, Weights]]:
+    write_checkpoint(folder / "in", WIDE, RandomWeights(WIDE))
+    plan = ConversionPlan(model_id="m", targets=("packed",), recipe=parse_recipe(RECIPE, "mine"))
+    bundle = convert(folder / "in", folder / "b", plan)
+    with closing(PackedWeights(bundle.target_folder("packed"), WIDE)) as weights:
+        assert isinstance(weights.linear("layers.0.o"), LowRankLinear)
+        assert isinstance(weights.linear("layers.0.down"), PackedLinear)
+        yield WIDE, weights
+
+
+@contextmanager
+def of_stacked_experts(folder: Path) -> Iterator[tuple[Architecture, Weights]]:
+    apart = write_hf_checkpoint(folder / "apart", "qwen3_moe")
+    load_hf_model(apart).save_pretrained(folder / "in", save_original_format=False)
+    with Checkpoint.open(folder / "in") as checkpoint:
+        yield checkpoint.decoder, checkpoint.weights()
+
+
+class WholeWeights:
+    """A source that cannot read parts."""
+
+    def __init__(self, source: Weights) -> None:
+        self._source = source
+
+    def linear(self, role: str) -> Linear:
+        return self._source.linear(role)
+
+    def vector(self, role: str) -> Array:
+        return self._source.vector(role)
+
+
+@pytest.mark.parametrize("source", [of_checkpoint, of_bundle, of_stacked_experts])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_read_in_parts_is_what_is_cut_from_the_whole(
+    source: Callable[[Path], AbstractContextManager[tuple[Architecture, Weights]]],
+    rank: int,
+    tmp_path: Path,
+) -> None:
+    with source(tmp_path) as (arch, weights):
+        part, stored = Part(rank=rank, world=2), 0
+        streamed = ShardedWeights(weights, arch, part)
+        cut = ShardedWeights(WholeWeights(weights), arch, part)
+        for name in (name for name, role in roles(arch).items() if role.is_linear):
+            expected = cut.linear(name)
+            assert_same(streamed.linear(name), expected, name)
+            assert cut.stored(name) is None
+            bits = streamed.stored(name)
+            if bits is not None:
+                stored += 1
+                assert np.array_equal(widened(bits), dense_weight(expected)), name
+                assert_equal_or_none(bits.bias, expected.bias, name)
+        # Those experts are saved in 32 bits.
+        assert (stored > 0) == (source is not of_stacked_experts)
+
+
+def assert_same(found: Linear, expected: Linear, name: str) -> None:
+    assert type(found) is type(expected), name
+    assert (found.outputs, found.inputs) == (expected.outputs, expected.inputs), name
+    assert np.array_equal(dense_weight(found), dense_weight(expected)), name
+    assert_equal_or_none(found.bias, expected.bias, name)
+
+
+def assert_equal_or_none(found: Array | None, expected: Array | None, name: str) -> None:
+    assert (found is None) == (expected is None), name
+    if found is not None and expected is not None:
+        assert np.array_equal(found, expected), name
+
+
+def widened(stored: StoredLinear) -> Array:
+    assert stored.bfloat
+    return (stored.values.astype(np.uint32) << 16).view(np.float32)
+
+
+def test_a_group_that_would_be_cut_is_named_with_its_layer() -> None:
+    arch = replace(tiny_architecture(), inner=96)
+    weights = RandomWeights(
+        arch, quantise=lambda _, one: quantise(one, bits=4, group_size=32, symmetric=False)
+    )
+    part = ShardedWeights(weights, arch, Part(rank=1, world=2))
+    with pytest.raises(
+        ConfigError, match=r"tensor_parallel = 2: .* groups of 32 \(layers\.1\.down"
+    ):
+        part.linear("layers.1.down")
 
 
 def test_more_devices_than_heads_of_keys_share_them() -> None:
@@ -84,12 +215,12 @@ def test_every_part_has_the_shapes_that_its_architecture_asks_for() -> None:
 
 
 REFUSED: dict[str, tuple[Architecture, int]] = {
-    "devices = 3: must be a divisor of the model's heads, 4": (tiny_architecture(), 3),
-    "devices = 2: must be 1 for a model whose norm spans": (
+    "tensor_parallel = 3: must be a divisor of the model's heads, 4": (tiny_architecture(), 3),
+    "tensor_parallel = 2: must be 1 for a model whose norm spans": (
         replace(tiny_architecture(), qk_norm="row"),
         2,
     ),
-    "devices = 4: must be a divisor or a multiple of the model's kv_heads, 6": (
+    "tensor_parallel = 4: must be a divisor or a multiple of the model's kv_heads, 6": (
         replace(tiny_architecture(), heads=12, kv_heads=6),
         4,
     ),

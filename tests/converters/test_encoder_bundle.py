@@ -29,7 +29,7 @@ from tidegate.edge.executors.encoder import EncoderSettings, open_encoder
 from tidegate.errors import BundleError
 from tidegate.model.bundle import Bundle
 from tidegate.model.checkpoint import Checkpoint
-from tidegate.model.manifest import TARGETS, Target
+from tidegate.model.manifest import DEVICE_TARGETS, DeviceTarget
 from tidegate.model.packed import Array
 
 SENTENCES = 200
@@ -38,11 +38,11 @@ SENTENCES = 200
 def plan(bits: int, context_tokens: int | None = None) -> ConversionPlan:
     recipe = make_recipe(bits=bits, group_size=64, symmetric=False)
     return ConversionPlan(
-        model_id="encoder", targets=TARGETS, recipe=recipe, context_tokens=context_tokens
+        model_id="encoder", targets=DEVICE_TARGETS, recipe=recipe, context_tokens=context_tokens
     )
 
 
-def encode(bundle: Bundle, target: Target, texts: Texts, *, exact: bool = False) -> Array:
+def encode(bundle: Bundle, target: DeviceTarget, texts: Texts, *, exact: bool = False) -> Array:
     executor = open_encoder(
         bundle, EncoderSettings(choice=target, batch_tokens=512, threads=1, exact=exact)
     )
@@ -72,15 +72,15 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(folder)
 
 
-@pytest.fixture(scope="module", params=TARGETS)
+@pytest.fixture(scope="module", params=DEVICE_TARGETS)
 def embedded(
     request: pytest.FixtureRequest, minilm: Bundle, texts: list[list[int]]
-) -> tuple[Target, Array]:
+) -> tuple[DeviceTarget, Array]:
     return request.param, encode(minilm, request.param, texts)
 
 
 def test_a_real_encoder_at_eight_bits_points_where_the_original_does(
-    embedded: tuple[Target, Array], original: Array
+    embedded: tuple[DeviceTarget, Array], original: Array
 ) -> None:
     target, found = embedded
     cosines = (found * original).sum(axis=1)
@@ -91,7 +91,7 @@ def test_a_real_encoder_at_eight_bits_points_where_the_original_does(
 
 
 def test_the_nearest_sentence_stays_the_nearest(
-    embedded: tuple[Target, Array], original: Array
+    embedded: tuple[DeviceTarget, Array], original: Array
 ) -> None:
     _, found = embedded
     assert (nearest(found) == nearest(original)).mean() >= 0.95
@@ -105,7 +105,7 @@ def nearest(embeddings: Array) -> npt.NDArray[np.int64]:
 
 
 def test_both_targets_agree_in_float_arithmetic(minilm: Bundle, texts: list[list[int]]) -> None:
-    found = [encode(minilm, target, texts[:20], exact=True) for target in TARGETS]
+    found = [encode(minilm, target, texts[:20], exact=True) for target in DEVICE_TARGETS]
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_a_classifier_goes_through_with_its_labels(model_type: str, tmp_path: Pa
     bundle = convert(folder, tmp_path / "b", plan(8))
     few = random_texts(9, 1, 64)
     expected = hf_class_logits(folder, few)
-    for target in TARGETS:
+    for target in DEVICE_TARGETS:
         executor = open_encoder(bundle, EncoderSettings(choice=target, threads=1))
         assert executor.arch.labels == ("calm", "stormy", "frozen")
         np.testing.assert_allclose(executor.encode(few), expected, atol=0.15)
@@ -138,7 +138,7 @@ def test_a_shorter_context_is_served_and_stored(tmp_path: Path) -> None:
     few = random_texts(9, 16)
     with Checkpoint.open(folder) as checkpoint:
         expected = torch_outputs(encoder_of(checkpoint), checkpoint.weights(), few)
-    for target in TARGETS:
+    for target in DEVICE_TARGETS:
         found = encode(bundle, target, few, exact=True)
         np.testing.assert_allclose(found, expected, atol=0.05)
 

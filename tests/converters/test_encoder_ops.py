@@ -29,7 +29,7 @@ from tidegate.converters.onnx.encoder_ops import export_onnx_encoder
 from tidegate.converters.openvino.encoder_ops import export_openvino_encoder
 from tidegate.errors import ConversionError
 from tidegate.model.encoder import EncoderArchitecture
-from tidegate.model.manifest import TARGETS, Target
+from tidegate.model.manifest import DEVICE_TARGETS, DeviceTarget
 from tidegate.model.packed import DenseLinear, Linear, LowRankLinear, PackedLinear
 
 TOLERANCE = 1e-5
@@ -52,10 +52,10 @@ TEXTS = random_texts(7, 1, 40, 23, 2)
 """One of them fills the whole context."""
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", DEVICE_TARGETS)
 @pytest.mark.parametrize("packing", PACKINGS, ids=str)
 def test_a_ragged_batch_gives_what_torch_gives(
-    target: Target, packing: Packing, tmp_path: Path
+    target: DeviceTarget, packing: Packing, tmp_path: Path
 ) -> None:
     weights = RandomWeights(TINY, quantise=packing)
     export_encoder(target, TINY, weights, tmp_path)
@@ -63,10 +63,10 @@ def test_a_ragged_batch_gives_what_torch_gives(
     np.testing.assert_allclose(found, torch_outputs(TINY, weights, TEXTS), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", DEVICE_TARGETS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_kind_of_encoder_gives_what_torch_gives(
-    target: Target, name: str, tmp_path: Path
+    target: DeviceTarget, name: str, tmp_path: Path
 ) -> None:
     arch = ARCHITECTURES[name]
     weights = RandomWeights(arch, quantise=Packing(bits=8, symmetric=False))
@@ -76,8 +76,10 @@ def test_every_kind_of_encoder_gives_what_torch_gives(
     np.testing.assert_allclose(found, torch_outputs(arch, weights, TEXTS), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_integer_activations_turn_an_embedding_by_little(target: Target, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", DEVICE_TARGETS)
+def test_integer_activations_turn_an_embedding_by_little(
+    target: DeviceTarget, tmp_path: Path
+) -> None:
     weights = RandomWeights(TINY, quantise=Packing(bits=8, group_size=32, symmetric=False))
     export_encoder(target, TINY, weights, tmp_path)
     found = open_graph(target, tmp_path, "int8")(padded(TEXTS))
@@ -86,13 +88,15 @@ def test_integer_activations_turn_an_embedding_by_little(target: Target, tmp_pat
     assert 0.999 < cosines.min() < 0.999999
 
 
-def tiny_graph(target: Target, folder: Path) -> Graph:
+def tiny_graph(target: DeviceTarget, folder: Path) -> Graph:
     export_encoder(target, TINY, RandomWeights(TINY, quantise=Packing(bits=8)), folder)
     return open_graph(target, folder)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_padding_does_not_leak(target: Target, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("target", DEVICE_TARGETS)
+def test_padding_does_not_leak(
+    target: DeviceTarget, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     graph = tiny_graph(target, tmp_path_factory.mktemp("graph"))
 
     @settings(deadline=None, max_examples=40)
@@ -111,16 +115,16 @@ def test_padding_does_not_leak(target: Target, tmp_path_factory: pytest.TempPath
     same_alone_and_together()
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_token_of_the_text_does_count(target: Target, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", DEVICE_TARGETS)
+def test_a_token_of_the_text_does_count(target: DeviceTarget, tmp_path: Path) -> None:
     graph = tiny_graph(target, tmp_path)
     one, other = graph(padded([[5, 6, 7], [5, 6, 8]]))
     assert np.abs(one - other).max() > 1e-2
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", DEVICE_TARGETS)
 def test_scores_too_large_for_a_mask_of_ten_thousand_are_masked(
-    target: Target, tmp_path: Path
+    target: DeviceTarget, tmp_path: Path
 ) -> None:
     weights = RandomWeights(TINY)
     for role in ("layers.0.q", "layers.0.k"):
@@ -131,8 +135,8 @@ def test_scores_too_large_for_a_mask_of_ten_thousand_are_masked(
     np.testing.assert_allclose(alone, padding, atol=1e-4)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_low_rank_layers_stay_two_products(target: Target, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", DEVICE_TARGETS)
+def test_low_rank_layers_stay_two_products(target: DeviceTarget, tmp_path: Path) -> None:
     def factors(role: str, linear: DenseLinear) -> Linear:
         if not role.endswith((".q", ".up", "pooler")):
             return linear
@@ -201,7 +205,7 @@ def test_openvino_keeps_every_weight_compressed(packing: Packing, tmp_path: Path
 )
 def test_the_output_says_what_it_is(arch: EncoderArchitecture, name: str, tmp_path: Path) -> None:
     weights = RandomWeights(arch)
-    for target in TARGETS:
+    for target in DEVICE_TARGETS:
         (tmp_path / target).mkdir()
         export_encoder(target, arch, weights, tmp_path / target)
     graph = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph
@@ -221,8 +225,8 @@ def test_files_hold_each_weight_once(tmp_path: Path) -> None:
     assert (tmp_path / "model.onnx.data").stat().st_size <= nbytes + 60 * 4096
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_same_weights_give_the_same_bytes(target: Target, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", DEVICE_TARGETS)
+def test_the_same_weights_give_the_same_bytes(target: DeviceTarget, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         export_encoder(target, TINY, RandomWeights(TINY), tmp_path / name)

@@ -14,7 +14,7 @@ from tidegate.converters.recipe import make_recipe
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
 from tidegate.engine.executor import ExecutorStep, PagedGeometry, Row
 from tidegate.model.bundle import Bundle
-from tidegate.model.manifest import TARGETS, Target
+from tidegate.model.manifest import DEVICE_TARGETS, DeviceTarget
 from tidegate.model.recipe import Format, FormatRule, Recipe
 
 DENSE = Recipe(
@@ -38,10 +38,10 @@ def checkpoint_of(folder: Path, model_type: str) -> Path:
 
 
 def plan(recipe: Recipe) -> ConversionPlan:
-    return ConversionPlan(model_id="moe", targets=TARGETS, recipe=recipe)
+    return ConversionPlan(model_id="moe", targets=DEVICE_TARGETS, recipe=recipe)
 
 
-def logits(bundle: Bundle, target: Target) -> np.ndarray:
+def logits(bundle: Bundle, target: DeviceTarget) -> np.ndarray:
     """Logits after the prompt, which is given in two steps."""
     executor = open_executor(bundle, ExecutorSettings(choice=target, rows=1, threads=1, exact=True))
     paged = isinstance(executor.kv, PagedGeometry)
@@ -58,7 +58,7 @@ def test_a_float_bundle_says_what_transformers_says(model_type: str, tmp_path: P
     folder = checkpoint_of(tmp_path / "checkpoint", model_type)
     (expected,) = hf_logits(folder, [PROMPT.tolist()])
     bundle = convert(folder, tmp_path / "b", plan(DENSE))
-    for target in TARGETS:
+    for target in DEVICE_TARGETS:
         np.testing.assert_allclose(logits(bundle, target), expected[-1], atol=1e-4)
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tinymodel import RandomWeights, tiny_architecture
 
-from tidegate.converters.driver.blocks import linear_roles
 from tidegate.converters.driver.pipeline import Job, compress
 from tidegate.converters.driver.store import StoreWeights
 from tidegate.converters.passes.base import CalibrationText, Model
 from tidegate.converters.recipe_file import load_recipe, preset_names
+from tidegate.model.blocks import linear_roles
 from tidegate.model.packed import PackedLinear
 from tidegate.model.recipe import Recipe
 

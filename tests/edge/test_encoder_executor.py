@@ -27,7 +27,7 @@ from tidegate.edge.executors.encoder import (
 )
 from tidegate.errors import BundleError, ConfigError, ExecutionError, RequestError
 from tidegate.model.bundle import Bundle
-from tidegate.model.manifest import TARGETS, Target
+from tidegate.model.manifest import DEVICE_TARGETS, DeviceTarget
 from tidegate.model.packed import Array
 
 WEIGHTS = RandomWeights(TINY, quantise=Packing(bits=8, symmetric=False))
@@ -46,14 +46,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(folder)
 
 
-@pytest.fixture(scope="module", params=TARGETS)
+@pytest.fixture(scope="module", params=DEVICE_TARGETS)
 def executor(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[EncoderExecutor]:
     executor = open_encoder(bundle, settings(request.param))
     yield executor
     executor.close()
 
 
-def settings(target: Target) -> EncoderSettings:
+def settings(target: DeviceTarget) -> EncoderSettings:
     return replace(SMALL, choice=target)
 
 
@@ -74,8 +74,8 @@ def test_no_texts_give_no_rows(executor: EncoderExecutor) -> None:
     assert executor.encode([]).shape == (0, TINY.outputs)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_classifier_gives_a_logit_for_each_label(target: Target, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", DEVICE_TARGETS)
+def test_a_classifier_gives_a_logit_for_each_label(target: DeviceTarget, tmp_path: Path) -> None:
     weights = RandomWeights(CLASSIFIER)
     bundle = write_encoder_bundle(tmp_path / "b", CLASSIFIER, weights, targets=(target,))
     executor = open_encoder(bundle, EncoderSettings(batch_tokens=64, threads=1, exact=True))
@@ -171,9 +171,9 @@ def test_a_target_that_the_bundle_lacks_is_refused(tmp_path: Path) -> None:
         open_encoder(bundle, settings("openvino"))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", DEVICE_TARGETS)
 def test_a_graph_of_another_shape_than_the_manifest_says_is_refused(
-    target: Target, bundle: Bundle
+    target: DeviceTarget, bundle: Bundle
 ) -> None:
     manifest = replace(bundle.manifest, architecture=replace(TINY, width=128))
     with pytest.raises(BundleError, match="not a graph of the manifest's architecture"):

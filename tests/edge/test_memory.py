@@ -16,7 +16,7 @@ from tidegate.edge.executors.openvino_model import KvPrecision
 from tidegate.edge.memory import check_memory, kv_bytes_per_token, kv_precision, memory_need
 from tidegate.errors import ConfigError
 from tidegate.model.bundle import Bundle
-from tidegate.model.manifest import Manifest, MemoryNeed, Target
+from tidegate.model.manifest import DeviceTarget, Manifest, MemoryNeed
 
 MIB = 1 << 20
 
@@ -59,7 +59,7 @@ def large(bundle: Bundle) -> Manifest:
     ],
 )
 def test_the_kv_of_an_executor_is_what_was_predicted(
-    bundle: Bundle, target: Target, precision: KvPrecision | None
+    bundle: Bundle, target: DeviceTarget, precision: KvPrecision | None
 ) -> None:
     settings = ExecutorSettings(choice=target, rows=2, threads=1, kv_precision=precision)
     executor = open_executor(bundle, settings)
@@ -75,7 +75,7 @@ def test_the_kv_of_an_executor_is_what_was_predicted(
 
 @pytest.mark.parametrize(("target", "measured_mib"), [("openvino", 994), ("onnx", 1222)])
 def test_the_sum_covers_what_was_measured_and_stays_near_it(
-    large: Manifest, target: Target, measured_mib: int
+    large: Manifest, target: DeviceTarget, measured_mib: int
 ) -> None:
     """RSS after the largest steps, 1.1 B weights, 4 rows of 2048 tokens, steps of 256."""
     settings = ExecutorSettings(choice=target, rows=4, context_tokens=2048, step_tokens=256)
@@ -132,7 +132,7 @@ def test_other_bundles_count_with_their_weights(large: Manifest) -> None:
     target=st.sampled_from(["onnx", "openvino"]),
 )
 def test_what_is_proposed_fits(
-    large: Manifest, context: int, rows: int, share: float, target: Target
+    large: Manifest, context: int, rows: int, share: float, target: DeviceTarget
 ) -> None:
     settings = ExecutorSettings(choice=target, rows=rows, context_tokens=context)
     need = memory_need(large, target, settings)

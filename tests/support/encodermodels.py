@@ -17,7 +17,7 @@ from tidegate.converters.onnx.encoder_ops import export_onnx_encoder
 from tidegate.converters.openvino.encoder_ops import export_openvino_encoder
 from tidegate.model.bundle import Bundle, BundleWriter
 from tidegate.model.encoder import EncoderArchitecture
-from tidegate.model.manifest import TARGETS, Manifest, MemoryNeed, Target
+from tidegate.model.manifest import DEVICE_TARGETS, Manifest, MemoryNeed, Target
 from tidegate.model.packed import Array
 from tidegate.model.recipe import Recipe
 from tidegate.model.walk import Weights
@@ -114,7 +114,7 @@ def write_encoder_bundle(
     arch: EncoderArchitecture,
     weights: Weights,
     *,
-    targets: tuple[Target, ...] = TARGETS,
+    targets: tuple[Target, ...] = DEVICE_TARGETS,
     context_tokens: int | None = None,
 ) -> Bundle:
     """A complete bundle around the exported graphs, without a checkpoint before it."""

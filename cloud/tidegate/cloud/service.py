@@ -1,4 +1,4 @@
-"""The cloud service: a checkpoint, its executor, the engine, HTTP behind a key, a gateway.
+"""The cloud service: a model, its executor, the engine, HTTP behind a key, a gateway.
 
 `open_cloud` builds everything; `run` serves until told to stop.
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,18 +26,16 @@ from tidegate.cloud.executor_choice import ExecutorSettings, open_executor
 from tidegate.cloud.handler import LinkHandler
 from tidegate.cloud.link_front import GatewaySettings, open_link
 from tidegate.cloud.link_http_server import LinkHttpServer
+from tidegate.cloud.model_source import open_source
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.settings import EngineSettings
-from tidegate.engine.text import TextModel
 from tidegate.errors import ConfigError, RequestError
 from tidegate.link.enrolment_renewal import RenewingHandler
 from tidegate.link.gateway import Gateway
 from tidegate.link.identity import load_gateway
 from tidegate.link.prekeys import ModelOffer
 from tidegate.link.transport import PATHS
-from tidegate.model.checkpoint import Checkpoint
-from tidegate.model.text_files import write_text_files
 
 _TICKS_S = 0.25
 """A few of the gateway's ticks. What a slow device has not acknowledged by then is stored: it asks
@@ -50,6 +47,7 @@ class CloudSettings:
     """One service."""
 
     checkpoint: Path
+    """A checkpoint's folder, or a bundle's with the packed target."""
     model_id: str
     host: str = "127.0.0.1"
     port: int = 8090
@@ -65,6 +63,8 @@ class CloudSettings:
     """End the process then, for its supervisor to start it again."""
     access: AccessSettings | None = None
     """Keys with rules, limits, usage and an audit log; None: the keys above are all there is."""
+    trusted: frozenset[str] | None = None
+    """Public keys of which one must have signed the bundle; None for any or none."""
     vllm_metrics: bool = True
     """`/metrics` tells vLLM's names as well."""
 
@@ -113,9 +113,10 @@ class Cloud:
 
 @asynccontextmanager
 async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
-    """Read the checkpoint, allocate all memory, bind the port; close it all in the end.
+    """Read the model, allocate all memory, bind the port; close it all in the end.
 
     Raises:
+        BundleError: the bundle is damaged, not trusted, or was converted for devices only.
         CheckpointError: the checkpoint is damaged or of an unknown kind.
         ConfigError: a setting is out of range, the port is taken, or strangers could reach it.
         IdentityError: the gateway's keys cannot be used.
@@ -213,15 +214,13 @@ def open_engine(settings: CloudSettings) -> tuple[Engine, Executor]:
     """The engine of a service, and its executor, which the caller closes.
 
     Raises:
+        BundleError: the bundle is damaged, not trusted, or was converted for devices only.
         CheckpointError: the checkpoint is damaged or of an unknown kind.
         ConfigError: a size is out of range.
     """
-    with Checkpoint.open(settings.checkpoint) as checkpoint:
-        arch = checkpoint.decoder
-        executor = open_executor(arch, checkpoint.weights(), settings.executor)
-        with tempfile.TemporaryDirectory(prefix="tidegate-text-") as folder:
-            write_text_files(checkpoint, Path(folder))
-            text = TextModel.load(Path(folder), context_tokens=executor.limits.context_tokens)
+    with open_source(settings.checkpoint, trusted=settings.trusted) as source:
+        executor = open_executor(source.arch, source.weights, settings.executor)
+        text = source.text(context_tokens=executor.limits.context_tokens)
     engine = Engine(
         executor,
         text,

@@ -9,11 +9,13 @@ the vocabulary, padded to equal parts; the embedding table, which is only looked
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
 from tidegate.errors import ConfigError
 from tidegate.model.architecture import Architecture, Experts, LayerKind
+from tidegate.model.cuts import WHOLE, Cut, CutWeights
 from tidegate.model.packed import (
     Array,
     DenseLinear,
@@ -22,7 +24,11 @@ from tidegate.model.packed import (
     PackedLinear,
     dense_weight,
 )
+from tidegate.model.stored import HasStored, StoredLinear
 from tidegate.model.walk import Weights
+
+SETTING: Final = "tensor_parallel"
+"""What errors call the number of devices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,12 +69,12 @@ def shard(arch: Architecture, world: int) -> Architecture:
     """
     for name, value in (("heads", arch.heads), ("inner", arch.inner)):
         if value % world:
-            raise ConfigError("devices", world, f"a divisor of the model's {name}, {value}")
+            raise ConfigError(SETTING, world, f"a divisor of the model's {name}, {value}")
     if arch.kv_heads % world and world % arch.kv_heads:
         allowed = f"a divisor or a multiple of the model's kv_heads, {arch.kv_heads}"
-        raise ConfigError("devices", world, allowed)
+        raise ConfigError(SETTING, world, allowed)
     if arch.qk_norm == "row" and world > 1:
-        raise ConfigError("devices", world, "1 for a model whose norm spans all heads of a row")
+        raise ConfigError(SETTING, world, "1 for a model whose norm spans all heads of a row")
     return replace(
         arch,
         heads=arch.heads // world,
@@ -83,7 +89,7 @@ def _sharded_kind(kind: LayerKind, world: int) -> LayerKind:
     if experts is None:
         return kind
     if experts.inner % world:
-        raise ConfigError("devices", world, f"a divisor of an expert's width, {experts.inner}")
+        raise ConfigError(SETTING, world, f"a divisor of an expert's width, {experts.inner}")
     narrow = Experts(
         count=experts.count,
         chosen=experts.chosen,
@@ -94,7 +100,11 @@ def _sharded_kind(kind: LayerKind, world: int) -> LayerKind:
 
 
 class ShardedWeights:
-    """`tidegate.model.walk.Weights` of one device, cut from the whole ones as they are read."""
+    """`tidegate.model.walk.Weights` of one device, cut from the whole ones as they are read.
+
+    A source that can read parts is asked for no more than the device's; of any other a whole layer
+    is in memory until it is cut.
+    """
 
     def __init__(self, source: Weights, arch: Architecture, part: Part) -> None:
         """Cut the weights of the whole `arch`."""
@@ -105,21 +115,86 @@ class ShardedWeights:
         return self._source.vector(role)
 
     def linear(self, role: str) -> Linear:
-        """See `Weights`."""
-        whole, arch, part = self._source.linear(role), self._arch, self._part
+        """See `Weights`.
+
+        Raises:
+            ConfigError: the cut is within a group of a packed weight; names the role.
+        """
+        cut, kind = self._cut(role), role.rpartition(".")[2]
+        found = None
+        if isinstance(self._source, CutWeights) and cut != WHOLE:
+            found = self._source.part(role, cut)
+        keeps_bias = cut.columns is None or self._part.rank == 0
+        if found is None:
+            found = _cut(role, self._source.linear(role), cut, self._part.world)
+        if not keeps_bias:
+            found = _without_bias(found)
+        return (
+            padded(found, padded_head(self._arch.vocab, self._part.world))
+            if kind == "head"
+            else found
+        )
+
+    def stored(self, role: str, cut: Cut = WHOLE) -> StoredLinear | None:
+        """See `HasStored`; `cut` is this device's."""
+        assert cut == WHOLE, "a part of a part is nobody's"
+        if not isinstance(self._source, HasStored):
+            return None
+        cut = self._cut(role)
+        found = self._source.stored(role, cut)
+        if found is None:
+            return None
+        if cut.columns is not None and self._part.rank:
+            found = replace(found, bias=None)
+        missing = padded_head(self._arch.vocab, self._part.world) - len(found.values)
+        if role != "head" or not missing:
+            return found
+        bias = None if found.bias is None else np.pad(found.bias, (0, missing))
+        return replace(found, values=np.pad(found.values, ((0, missing), (0, 0))), bias=bias)
+
+    def _cut(self, role: str) -> Cut:
+        """What of a linear layer is this device's."""
+        arch, part = self._arch, self._part
+        inner = arch.inner
+        if ".experts." in role:
+            experts = arch.kind(int(role.split(".")[1])).experts
+            assert experts is not None, "the role is an expert's"
+            inner = experts.inner
         match role.rpartition(".")[2]:
             case "q":
-                return rows(whole, *_times(part.of(arch.heads), arch.head_size))
+                return Cut(rows=_times(part.of(arch.heads), arch.head_size))
             case "k" | "v":
-                return rows(whole, *_times(part.kv_heads(arch.kv_heads), arch.head_size))
+                return Cut(rows=_times(part.kv_heads(arch.kv_heads), arch.head_size))
+            case "o":
+                return Cut(columns=_times(part.of(arch.heads), arch.head_size))
             case "gate" | "up":
-                return rows(whole, *part.of(whole.outputs))
-            case "o" | "down":
-                return columns(whole, *part.of(whole.inputs), bias=part.rank == 0)
+                return Cut(rows=part.of(inner))
+            case "down":
+                return Cut(columns=part.of(inner))
             case "head":
-                return head_of_table(whole, vocab=arch.vocab, part=part)
+                return Cut(rows=part.head_rows(arch.vocab))
             case _:
-                return whole
+                return WHOLE
+
+
+def _cut(role: str, whole: Linear, cut: Cut, world: int) -> Linear:
+    """The part of a layer that was read whole."""
+    if cut.rows is not None:
+        return rows(whole, *cut.rows)
+    if cut.columns is None:
+        return whole
+    try:
+        return columns(whole, *cut.columns, bias=True)
+    except ConfigError as error:
+        raise ConfigError(SETTING, world, f"{error.allowed} ({role})") from error
+
+
+def _without_bias(linear: Linear) -> Linear:
+    match linear:
+        case LowRankLinear():
+            return LowRankLinear(first=linear.first, second=replace(linear.second, bias=None))
+        case _:
+            return replace(linear, bias=None)
 
 
 def head_of_table(table: Linear, *, vocab: int, part: Part) -> Linear:
@@ -165,7 +240,7 @@ def columns(whole: Linear, first: int, last: int, *, bias: bool) -> Linear:
             size = whole.group_size
             if first % size or (last % size and last != whole.inputs):
                 allowed = f"so few that {last - first} inputs are whole groups of {size}"
-                raise ConfigError("devices", whole.inputs // (last - first), allowed)
+                raise ConfigError(SETTING, whole.inputs // (last - first), allowed)
             groups = slice(first // size, -(-last // size))
             zeros = None if whole.zeros is None else whole.zeros[:, groups]
             return replace(

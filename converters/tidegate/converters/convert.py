@@ -20,6 +20,7 @@ from tidegate.converters.driver.store import StoreWeights
 from tidegate.converters.driver.work import WorkFolder, conversion_key
 from tidegate.converters.lora import Lora
 from tidegate.converters.onnx.variant_names import Variant
+from tidegate.converters.packed import export_packed
 from tidegate.converters.passes.base import CalibrationText, Model, Progress
 from tidegate.converters.recipe_file import check_patterns
 from tidegate.errors import BundleError, ConfigError, ConversionError
@@ -27,6 +28,7 @@ from tidegate.model.bundle import MANIFEST_FILE, Bundle, BundleWriter
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.manifest import Calibration, Manifest, MemoryNeed, Target
+from tidegate.model.packed_target import FORMAT
 from tidegate.model.recipe import PassSpec, Recipe
 from tidegate.model.registry import AnyArchitecture
 from tidegate.model.text_files import write_text_files
@@ -138,9 +140,7 @@ def _convert(
         )
     )
     work.keep_when_refused = bool(plan.recipe.passes)
-    toolchain: dict[str, str] = {
-        target: importlib.metadata.version(target) for target in plan.targets
-    }
+    toolchain: dict[str, str] = {target: _written_by(target) for target in plan.targets}
     for target in plan.targets:
         finished = work.path / f"{target}-{toolchain[target]}"
         if not finished.is_dir():
@@ -190,8 +190,16 @@ def _appearing(finished: Path) -> Iterator[Path]:
     folder.rename(finished)
 
 
+def _written_by(target: Target) -> str:
+    """The version of the library that writes a target; our own format has its number."""
+    return str(FORMAT) if target == "packed" else importlib.metadata.version(target)
+
+
 def _export(target: Target, packed: Packed, folder: Path, progress: Progress) -> None:
     """Lower to one target."""
+    if target == "packed":
+        export_packed(packed.store, folder, lambda *one: progress(f"packed: {one[0]}", *one[1:]))
+        return
     weights = StoreWeights(packed.store)
     try:
         _lower(target, packed.arch, weights, folder, progress)

@@ -13,9 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from tidegate.converters.driver.blocks import linear_roles
 from tidegate.converters.passes import find_pass, known_passes
 from tidegate.errors import ConfigError
+from tidegate.model.blocks import linear_roles
 from tidegate.model.recipe import (
     Format,
     FormatRule,

@@ -16,7 +16,7 @@ from tidegate.edge.executors.openvino_model import KvPrecision
 from tidegate.edge.executors.settings import STEP_LOGITS
 from tidegate.errors import ConfigError
 from tidegate.model.architecture import Architecture
-from tidegate.model.manifest import Manifest, Target
+from tidegate.model.manifest import DeviceTarget, Manifest
 
 _MIB: Final = 1 << 20
 
@@ -65,7 +65,7 @@ class MemoryNeed:
 
 def memory_need(
     manifest: Manifest,
-    target: Target,
+    target: DeviceTarget,
     settings: ExecutorSettings,
     *,
     cache_bytes: int = 0,
@@ -116,7 +116,7 @@ def memory_need(
 
 def check_memory(
     manifest: Manifest,
-    target: Target,
+    target: DeviceTarget,
     settings: ExecutorSettings,
     *,
     need: MemoryNeed,
@@ -147,7 +147,9 @@ def check_memory(
     )
 
 
-def kv_precision(arch: Architecture, target: Target, settings: ExecutorSettings) -> KvPrecision:
+def kv_precision(
+    arch: Architecture, target: DeviceTarget, settings: ExecutorSettings
+) -> KvPrecision:
     """The precision that an executor takes when the settings leave it open."""
     if settings.exact:
         return "f32"
@@ -158,7 +160,7 @@ def kv_precision(arch: Architecture, target: Target, settings: ExecutorSettings)
     return "u8" if arch.attention_softcap is None else "f16"
 
 
-def kv_bytes_per_token(arch: Architecture, target: Target, precision: KvPrecision) -> float:
+def kv_bytes_per_token(arch: Architecture, target: DeviceTarget, precision: KvPrecision) -> float:
     """Bytes of one token's keys and values over all layers."""
     size = arch.head_size
     if target == "onnx":
@@ -182,7 +184,7 @@ def _step_bytes(arch: Architecture, context: int, settings: ExecutorSettings) ->
 
 
 def _fitting(
-    manifest: Manifest, target: Target, settings: ExecutorSettings, limit: int
+    manifest: Manifest, target: DeviceTarget, settings: ExecutorSettings, limit: int
 ) -> str | None:
     """Flags of the nearest sizes that fit: the first of `_smaller` within the limit."""
     for smaller in _smaller(manifest, target, settings):
@@ -196,7 +198,7 @@ def _fitting(
 
 
 def _smaller(
-    manifest: Manifest, target: Target, settings: ExecutorSettings
+    manifest: Manifest, target: DeviceTarget, settings: ExecutorSettings
 ) -> Iterator[ExecutorSettings]:
     """Smaller sizes, the most useful first: coarser KV, then fewer rows, then less context."""
     context = settings.context_tokens or manifest.context_tokens

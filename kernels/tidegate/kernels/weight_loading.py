@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,21 +20,13 @@ from tidegate.kernels.linear.retile import can_merge, retile, to_gpu
 from tidegate.kernels.linear.weights import DenseWeight, GpuLinear
 from tidegate.kernels.moe.weights import ExpertWeights, stack_experts
 from tidegate.model.architecture import Architecture
-from tidegate.model.checkpoint import StoredLinear
 from tidegate.model.ops import GatedMlp
 from tidegate.model.packed import Array, DenseLinear, Linear, PackedLinear, dense_weight
 from tidegate.model.roles import Role, roles
+from tidegate.model.stored import HasStored, StoredLinear
 from tidegate.model.walk import Weights
 
 Tensor = torch.Tensor
-
-
-@runtime_checkable
-class HasStored(Protocol):
-    """Weights that a checkpoint holds in 16 bits, see `CheckpointWeights.stored`."""
-
-    def stored(self, role: str) -> StoredLinear | None:
-        """See there."""
 
 
 def load_weights(

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from tidegate.errors import CheckpointError
 from tidegate.model.architecture import Architecture
+from tidegate.model.cuts import WHOLE, Cut, read_cut
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.packed import Array, DenseLinear, Linear
 from tidegate.model.prequantised import PrequantisedTensor, find_prequantised
 from tidegate.model.registry import AnyArchitecture, Source, architecture_module, describe
 from tidegate.model.roles import roles
 from tidegate.model.safetensors_file import SafetensorsFile
+from tidegate.model.stored import StoredLinear, is_finite, read_stored
 
 _ROWS = 4096
 """Rows of a table compared at a time: tens of MB of a large one."""
@@ -126,17 +127,6 @@ class Checkpoint:
         return CheckpointWeights(self)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class StoredLinear:
-    """A dense weight of 16 bits as a checkpoint holds it; nobody has looked at its numbers."""
-
-    values: npt.NDArray[np.uint16]
-    """The bits, [out, in]."""
-    bfloat: bool
-    """bfloat16, else float16."""
-    bias: Array | None
-
-
 class CheckpointWeights:
     """`tidegate.model.walk.Weights` read from a checkpoint, one tensor at a time."""
 
@@ -160,12 +150,19 @@ class CheckpointWeights:
         values = self._read(source.tensor)
         return values + np.float32(source.plus) if source.plus else values
 
-    def stored(self, role: str) -> StoredLinear | None:
-        """A weight of 16 bits that lies in the checkpoint as rows; None for any other.
+    def part(self, role: str, cut: Cut) -> Linear | None:
+        """See `CutWeights`; None for a weight that is quantised already."""
+        by_rows = self.by_rows(role)
+        if by_rows is None:
+            return None
+        read, bias = by_rows
+        weight = read_cut(lambda span: read(*span), self._rows(self._sources[role]), cut)
+        if bias is not None and cut.rows is not None:
+            bias = bias[slice(*cut.rows)]
+        return DenseLinear(weight=weight, bias=bias)
 
-        For who has such numbers anyway, at a third of the memory traffic of `linear`. Whether they
-        are finite is left to the reader.
-        """
+    def stored(self, role: str, cut: Cut = WHOLE) -> StoredLinear | None:
+        """See `HasStored`; None for a weight that is quantised, or stacked with others."""
         source = self._sources[role]
         if source.tensor in self._prequantised or source.index is not None:
             return None
@@ -173,8 +170,11 @@ class CheckpointWeights:
         kind = file.entries[source.tensor].dtype
         if kind not in ("BF16", "F16"):
             return None
-        values = file.read_raw(source.tensor, source.rows).view(np.uint16)
-        return StoredLinear(values=values, bfloat=kind == "BF16", bias=self._bias(source))
+        bias = self._bias(source)
+        if bias is not None and cut.rows is not None:
+            bias = bias[slice(*cut.rows)]
+        rows = source.rows or (0, self._rows(source))
+        return read_stored(file, source.tensor, rows, cut, bias)
 
     def by_rows(self, role: str) -> tuple[Callable[[int, int], Array], Array | None] | None:
         """How to read some rows of a weight, first up to last, and its bias.
@@ -194,6 +194,13 @@ class CheckpointWeights:
 
         return read, self._bias(source)
 
+    def _rows(self, source: Source) -> int:
+        """Rows of what a source takes of its tensor."""
+        if source.rows is not None:
+            return source.rows[1] - source.rows[0]
+        shape = self._where[source.tensor].entries[source.tensor].shape
+        return shape[0 if source.index is None else 1]
+
     def _bias(self, source: Source) -> Array | None:
         if source.bias is None:
             return None
@@ -208,17 +215,9 @@ class CheckpointWeights:
 
     def _read(self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False) -> Array:
         values = self._where[name].read(name, rows, flat=flat)
-        if not _is_finite(values):
+        if not is_finite(values):
             raise CheckpointError(f"{name}: holds numbers that are not finite")
         return values
-
-
-def _is_finite(values: Array) -> bool:
-    """Whether no number is NaN or infinite; squares are summed first, in a tenth of a read."""
-    flat = values.reshape(-1)
-    with np.errstate(all="ignore"):
-        sums = np.dot(flat, flat)
-    return bool(np.isfinite(sums) or np.isfinite(flat).all())
 
 
 _MODULE = ("type", "path")

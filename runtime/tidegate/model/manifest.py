@@ -21,8 +21,11 @@ from tidegate.model.recipe import Recipe
 from tidegate.model.strict_json import read
 
 SCHEMA_VERSION = 2
-Target = Literal["onnx", "openvino"]
+Target = Literal["onnx", "openvino", "packed"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+DeviceTarget = Literal["onnx", "openvino"]
+DEVICE_TARGETS: tuple[DeviceTarget, ...] = get_args(DeviceTarget)
+"""What a device runs; `packed` is for who runs the walk itself, as the cloud does."""
 MAX_MANIFEST_BYTES = 4_000_000
 _MOST_LAYERS = 4096
 """As a config may have; see `llama_like`."""

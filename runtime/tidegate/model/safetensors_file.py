@@ -61,6 +61,14 @@ class SafetensorsFile:
         """Close the file."""
         self._file.close()
 
+    def dtype(self, name: str) -> np.dtype[np.generic]:
+        """What `read_raw` gives a tensor as.
+
+        Raises:
+            CheckpointError: there is no such tensor, or numpy has no such type.
+        """
+        return np.dtype(STORED_AS[self._find(name, STORED_AS).dtype])
+
     def read(self, name: str, rows: tuple[int, int] | None = None, *, flat: bool = False) -> Array:
         """A copy of a tensor, widened to float32 in its own shape.
 

@@ -25,6 +25,8 @@ AnyArray = npt.NDArray[np.generic]
 _DTYPES = {np.dtype(kind): name for name, kind in STORED_AS.items() if name != "BF16"}
 _HEADER_ALIGNMENT_BYTES = 8
 
+BFLOAT16: np.dtype[np.generic] = np.dtype([("bfloat16", "<u2")])
+"""The bits of bfloat16 values, for which numpy has no type: an array's `view` is stored as BF16."""
 
 Layout = tuple[np.dtype[np.generic], tuple[int, ...]]
 """Type and shape of a tensor, known before its values are."""
@@ -72,7 +74,8 @@ class SafetensorsWriter:
         self._path = path
         self._partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         self._entries, self.names = _lay_out(layouts)
-        self._missing = set(self.names)
+        self._missing = {name: _nbytes(entry) for name, entry in self._entries.items()}
+        """Bytes that were not written yet, by name."""
         header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
         encoded = json.dumps(header | self._entries, sort_keys=True, separators=(",", ":")).encode()
         self._header = encoded + b" " * (-len(encoded) % _HEADER_ALIGNMENT_BYTES)
@@ -93,11 +96,28 @@ class SafetensorsWriter:
         found = {"dtype": _dtype(values.dtype), "shape": list(values.shape)}
         if found != {key: entry[key] for key in found}:
             raise ValueError(f"{name}: became {found} after the header was written")
-        start, _ = cast(list[int], entry["data_offsets"])
+        self._write(name, 0, values)
+
+    def put_rows(self, name: str, first: int, values: AnyArray) -> None:
+        """Write some rows of a tensor, from row `first` on; each row once.
+
+        Raises:
+            ValueError: they are not of the type and shape that were laid out.
+            OSError: the file cannot be written.
+        """
+        entry = self._entries[name]
+        rows, *rest = cast(list[int], entry["shape"])
+        fits = first + len(values) <= rows and [*values.shape[1:]] == rest
+        if _dtype(values.dtype) != entry["dtype"] or not fits:
+            raise ValueError(f"{name}: rows {first} on of {values.dtype} {values.shape}: {entry}")
+        self._write(name, first * math.prod(rest) * values.dtype.itemsize, values)
+
+    def _write(self, name: str, offset: int, values: AnyArray) -> None:
+        start, _ = cast(list[int], self._entries[name]["data_offsets"])
         little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-        self._file.seek(LENGTH_BYTES + len(self._header) + start)
+        self._file.seek(LENGTH_BYTES + len(self._header) + start + offset)
         self._file.write(little.reshape(-1).view(np.uint8).data)
-        self._missing.discard(name)
+        self._missing[name] -= little.nbytes
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
@@ -105,7 +125,8 @@ class SafetensorsWriter:
         try:
             with self._file:
                 if kind is None:
-                    assert not self._missing, f"never written: {sorted(self._missing)}"
+                    missing = sorted(name for name, nbytes in self._missing.items() if nbytes)
+                    assert not missing, f"never written: {missing}"
                     self._file.flush()
                     os.fsync(self._file.fileno())
             if kind is None:
@@ -127,6 +148,11 @@ def _lay_out(layouts: Mapping[str, Layout]) -> tuple[dict[str, dict[str, object]
     return entries, names
 
 
+def _nbytes(entry: Mapping[str, object]) -> int:
+    start, end = cast(list[int], entry["data_offsets"])
+    return end - start
+
+
 def _layout_of(values: AnyArray) -> Layout:
     return values.dtype, values.shape
 
@@ -142,5 +168,7 @@ def _describe(name: str, layout: Layout) -> tuple[dict[str, object], int, int]:
 
 
 def _dtype(dtype: np.dtype[np.generic]) -> str | None:
-    # The bfloat16 of ml_dtypes, told by its name: this component does not depend on that package.
-    return "BF16" if dtype.name == "bfloat16" else _DTYPES.get(dtype.newbyteorder("<"))
+    # The bfloat16 of ml_dtypes is told by its name: this component does not depend on that package.
+    if dtype == BFLOAT16 or dtype.name == "bfloat16":
+        return "BF16"
+    return _DTYPES.get(dtype.newbyteorder("<"))

@@ -1,4 +1,4 @@
-r"""Run the cloud service on a checkpoint: HTTP behind an API key, and a gateway on a broker.
+r"""Run the cloud service on a checkpoint or bundle: HTTP behind an API key, a gateway on a broker.
 
 Example:
   tidegate cloud examples/assistant/cloud --listen 127.0.0.1:8090 --api-key-file keys.txt \
@@ -15,14 +15,21 @@ from pathlib import Path
 from tidegate.cli.cloud_access import LOG_FORMATS, add_access, read_access
 from tidegate.cli.link_http import add_link_http, read_link_http
 from tidegate.cli.service import add_link, add_service, read_service
+from tidegate.cli.trust import add_trust, read_trust
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("checkpoint", type=Path, help="folder with config.json and safetensors")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="MODEL",
+        help="folder with config.json and safetensors, or a bundle of `convert --target packed`",
+    )
     parser.add_argument("--name", help="model id to serve it under (default: the folder's name)")
     add_service(parser, listen="127.0.0.1:8090")
     add_access(parser)
+    add_trust(parser)
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
     _add_executor(parser)
     _add_supervision(parser)
@@ -135,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
         restart_when_stuck=args.restart_when_stuck,
         access=read_access(args),
         vllm_metrics=not args.no_vllm_metrics,
+        trusted=read_trust(args.trust),
     )
 
     async def main(stop: asyncio.Event) -> None:

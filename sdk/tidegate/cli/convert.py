@@ -46,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write the bundle to")
     parser.add_argument(
-        "--target", default="onnx,openvino", help="onnx, openvino or both (default: both)"
+        "--target",
+        default="onnx,openvino",
+        help="onnx and openvino for devices, packed for the cloud; several with commas (default:"
+        " onnx,openvino)",
     )
     parser.add_argument("--recipe", help="name of a recipe, or a TOML file (docs/recipes.md)")
     add_profile(parser, "the recipe of a decoder")
@@ -238,7 +241,7 @@ def print_notes(notes: Mapping[str, str]) -> None:
 
 
 def parse_targets(text: str) -> tuple[Target, ...]:
-    """Read `onnx,openvino`; `ConfigError` names a word that is neither."""
+    """Read `onnx,openvino`; `ConfigError` names a word that is none of them."""
     found: list[Target] = []
     for word in text.split(","):
         target = next((one for one in TARGETS if one == word.strip()), None)

@@ -21,7 +21,7 @@ COMMANDS = {
     "doctor": "show what this machine can run, and how it runs a bundle",
     "profile": "show what is known of a board: power modes, sensors, energy, and sources",
     "serve": "run the device daemon on a bundle",
-    "cloud": "run the cloud service on a checkpoint",
+    "cloud": "run the cloud service on a checkpoint or a bundle",
     "broker": "run a small MQTT broker, for laptops",
     "chat": "ask a running device or cloud one question and stream the answer",
     "keys": "make and look after keys: of a fleet and its devices, for bundles, for HTTP",

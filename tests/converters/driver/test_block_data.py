@@ -12,7 +12,6 @@ import torch
 from scriptedpasses import scripted
 from tinymodel import RandomWeights, tiny_architecture
 
-from tidegate.converters.driver.blocks import block_names, block_roles
 from tidegate.converters.driver.dependencies import input_of, upstream
 from tidegate.converters.driver.pipeline import Job, compress
 from tidegate.converters.passes.base import Block, BlockData, CalibrationText, Model
@@ -20,6 +19,7 @@ from tidegate.converters.recipe import RecipeWeights, make_recipe
 from tidegate.kernels.torch_encoder_ops import TorchEncoderOps
 from tidegate.kernels.torch_ops import TorchKv, TorchOps, TorchRow, WeightTensors
 from tidegate.model.architecture import Architecture, Experts, LayerKind
+from tidegate.model.blocks import block_names, block_roles
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.ops import CommonOps
 from tidegate.model.packed import DenseLinear, Linear, dense_weight

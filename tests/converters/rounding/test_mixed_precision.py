@@ -10,13 +10,13 @@ import torch
 from tinyblocks import tiny_encoder
 from tinymodel import RandomWeights, tiny_architecture
 
-from tidegate.converters.driver.blocks import linear_roles
 from tidegate.converters.passes.base import CalibrationText, Model
 from tidegate.converters.rounding import sensitivity
 from tidegate.converters.rounding.mixed_precision import plan, stored_bits
 from tidegate.converters.rounding.rtn import quantise
 from tidegate.errors import ConversionError
 from tidegate.model.architecture import Architecture
+from tidegate.model.blocks import linear_roles
 from tidegate.model.packed import Array, DenseLinear, Linear
 from tidegate.model.recipe import Format, FormatRule, PassSpec, Recipe
 

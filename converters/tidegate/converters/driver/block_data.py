@@ -16,10 +16,10 @@ from typing import Protocol
 import torch
 
 from tidegate.converters.driver.block_walk import Batch, BlockWalk
-from tidegate.converters.driver.blocks import EMBED, FINAL
 from tidegate.converters.driver.dependencies import depth_of, input_of, upstream
 from tidegate.converters.passes.base import Block
 from tidegate.kernels.torch_ops import Tensor, WeightTensors
+from tidegate.model.blocks import EMBED, FINAL
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.packed import Array, Linear
 from tidegate.model.registry import AnyArchitecture

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from tidegate.converters.driver.blocks import EMBED, layer_of
 from tidegate.kernels.torch_encoder_ops import TorchEncoderOps
 from tidegate.kernels.torch_ops import Tensor, TorchKv, TorchOps, TorchRow, WeightTensors
 from tidegate.model import walk
 from tidegate.model.architecture import Architecture
+from tidegate.model.blocks import EMBED, layer_of
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.packed import Linear
 from tidegate.model.registry import AnyArchitecture

@@ -12,9 +12,9 @@ from pathlib import Path
 from tidegate.converters.driver.activations import read_activations, write_activations
 from tidegate.converters.driver.block_data import BlockStatistics
 from tidegate.converters.driver.block_walk import BlockWalk, batches_of
-from tidegate.converters.driver.blocks import block_names
 from tidegate.converters.passes.base import Block, CalibrationText
 from tidegate.kernels.torch_ops import Tensor, WeightTensors
+from tidegate.model.blocks import block_names
 from tidegate.model.registry import AnyArchitecture
 from tidegate.model.resident import ResidentWeights
 from tidegate.model.walk import Weights

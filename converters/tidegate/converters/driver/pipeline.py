@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tidegate.converters.driver.blocks import block_names, block_roles, layer_of, linear_roles
 from tidegate.converters.driver.store import BlockStore, Pending, StoreWeights
 from tidegate.converters.driver.work import write_whole
 from tidegate.converters.passes import find_pass, is_block_pass, is_model_pass, make_pass
@@ -33,6 +32,7 @@ from tidegate.converters.passes.base import (
 )
 from tidegate.converters.rounding.packing import pack, pack_from
 from tidegate.errors import ConversionError, TidegateError
+from tidegate.model.blocks import block_names, block_roles, layer_of, linear_roles
 from tidegate.model.packed import DenseLinear, LowRankLinear, PackedLinear
 from tidegate.model.recipe import Format, PassSpec, Recipe, format_of, matches
 from tidegate.model.registry import AnyArchitecture

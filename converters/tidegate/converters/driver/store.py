@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.converters.driver.blocks import block_names, block_of, block_roles
-from tidegate.converters.driver.linear_file import (
+from tidegate.errors import CheckpointError, ConversionError
+from tidegate.model.blocks import block_names, block_of, block_roles
+from tidegate.model.linear_file import (
     FLOAT,
     PackedForm,
     Plan,
@@ -24,7 +25,6 @@ from tidegate.converters.driver.linear_file import (
     stored_bytes,
     tensors_of,
 )
-from tidegate.errors import CheckpointError, ConversionError
 from tidegate.model.packed import Array, Linear
 from tidegate.model.registry import AnyArchitecture
 from tidegate.model.safetensors_file import SafetensorsFile

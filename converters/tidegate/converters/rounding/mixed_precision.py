@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from itertools import product
 
-from tidegate.converters.driver.blocks import linear_roles
 from tidegate.converters.passes.base import CalibrationText, Model, Progress
 from tidegate.converters.rounding.allocation import Choice, allocate
 from tidegate.converters.rounding.sensitivity import measure
 from tidegate.errors import ConversionError
 from tidegate.model.architecture import Architecture
+from tidegate.model.blocks import linear_roles
 from tidegate.model.recipe import Format, GroupSize, Precision, Recipe, format_of, matches
 
 _FEEDING = ("gptq", "scale_estimation")

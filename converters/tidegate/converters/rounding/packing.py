@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from tidegate.converters.driver.linear_file import (
+from tidegate.converters.driver.store import Pending
+from tidegate.converters.rounding.rtn import Rows, quantise_rows
+from tidegate.errors import ConversionError
+from tidegate.model.linear_file import (
     PackedForm,
     both,
     plan_dense,
     plan_of,
     plan_packed,
 )
-from tidegate.converters.driver.store import Pending
-from tidegate.converters.rounding.rtn import Rows, quantise_rows
-from tidegate.errors import ConversionError
 from tidegate.model.packed import Array, DenseLinear, Linear, LowRankLinear
 from tidegate.model.recipe import Format
 from tidegate.model.walk import Weights

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from tidegate.converters.driver.blocks import block_of, layer_of
 from tidegate.converters.passes.base import CalibrationText, Model, Progress
 from tidegate.converters.passes.gptq import quantise_with_gram
 from tidegate.converters.rounding.rtn import quantise
@@ -33,6 +32,7 @@ from tidegate.converters.training.sequences import (
     through,
 )
 from tidegate.model.architecture import Architecture
+from tidegate.model.blocks import block_of, layer_of
 from tidegate.model.packed import Array, DenseLinear, Linear, PackedLinear, dense_weight
 from tidegate.model.recipe import Format
 from tidegate.model.resident import ResidentWeights

@@ -20,11 +20,11 @@ from tidegate.edge.executors.settings import check_counts
 from tidegate.engine.executor import Executor
 from tidegate.errors import BundleError, ConfigError
 from tidegate.model.bundle import Bundle
-from tidegate.model.manifest import Target
+from tidegate.model.manifest import DeviceTarget
 
 Choice = Literal["auto", "onnx", "openvino"]
-_PREFERENCE: tuple[Target, ...] = ("openvino", "onnx")
-_LIBRARIES: dict[Target, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
+_PREFERENCE: tuple[DeviceTarget, ...] = ("openvino", "onnx")
+_LIBRARIES: dict[DeviceTarget, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +69,9 @@ def open_executor(bundle: Bundle, settings: ExecutorSettings) -> Executor:
         raise ConfigError("rows", settings.rows, "few enough for the KV to fit") from error
 
 
-def _open(bundle: Bundle, target: Target, context: int, settings: ExecutorSettings) -> Executor:
+def _open(
+    bundle: Bundle, target: DeviceTarget, context: int, settings: ExecutorSettings
+) -> Executor:
     folder, arch = bundle.target_folder(target), bundle.manifest.decoder
     # Imported here: a device installs only the runtime it uses.
     if target == "openvino":
@@ -138,8 +140,8 @@ def _tile_file(bundle: Bundle, cache_dir: Path | None) -> Path | None:
 
 
 def choose_target(
-    bundle: Bundle, choice: Choice, preference: tuple[Target, ...] = _PREFERENCE
-) -> Target:
+    bundle: Bundle, choice: Choice, preference: tuple[DeviceTarget, ...] = _PREFERENCE
+) -> DeviceTarget:
     """The target asked for, else the first of `preference` that bundle and installation hold.
 
     Raises:

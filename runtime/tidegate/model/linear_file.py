@@ -1,6 +1,7 @@
 """How a linear layer lies in a safetensors file: as named tensors, laid out before it is made.
 
-<role>:values  <role>:scales  <role>:zeros      packed; bits and inputs are in the file's header
+<role>:values  <role>:scales  <role>:zeros      packed; its `PackedForm` is kept beside
+                              <role>:zeros4     zero-points two to a byte, as in a bundle
 <role>:weight                                   dense
 <role>:first:...  <role>:second:...             low rank
 <role>:bias                                     with any of them
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.errors import CheckpointError
+from tidegate.model.cuts import WHOLE, Cut, Span, read_cut
 from tidegate.model.packed import (
     Array,
     Bits,
@@ -23,6 +25,7 @@ from tidegate.model.packed import (
     Linear,
     LowRankLinear,
     PackedLinear,
+    unpack_nibbles,
 )
 from tidegate.model.safetensors_file import SafetensorsFile
 from tidegate.model.safetensors_header import TensorEntry
@@ -42,6 +45,16 @@ class PackedForm:
     bits: Bits
     inputs: int
     group_size: int
+
+    @property
+    def groups(self) -> int:
+        """Groups along the input."""
+        return -(-self.inputs // self.group_size)
+
+    @property
+    def group_bytes(self) -> int:
+        """Of the values of one group."""
+        return -(-self.group_size * self.bits // 8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +88,9 @@ def plan_of(name: str, linear: Linear) -> Plan:
 
 def plan_packed(name: str, outputs: int, form: PackedForm, *, symmetric: bool, bias: bool) -> Plan:
     """How a packed weight is stored that need not have been made yet."""
-    groups = -(-form.inputs // form.group_size)
-    row_bytes = -(-form.group_size * form.bits // 8)
+    groups = form.groups
     layouts: dict[str, Layout] = {
-        f"{name}:values": (BYTE, (outputs, groups, row_bytes)),
+        f"{name}:values": (BYTE, (outputs, groups, form.group_bytes)),
         f"{name}:scales": (FLOAT, (outputs, groups)),
     }
     if not symmetric:
@@ -119,30 +131,85 @@ def tensors_of(name: str, linear: Linear) -> dict[str, AnyArray]:
     return found
 
 
-def read_linear(file: SafetensorsFile, name: str, forms: Mapping[str, PackedForm]) -> Linear:
-    """Read back what was stored under `name`."""
-    if f"{name}:first:weight" in file.entries or f"{name}:first" in forms:
-        first = read_linear(file, f"{name}:first", forms)
-        second = read_linear(file, f"{name}:second", forms)
+def read_linear(
+    file: SafetensorsFile, name: str, forms: Mapping[str, PackedForm], cut: Cut = WHOLE
+) -> Linear:
+    """Read back what was stored under `name`, or what `cut` keeps of it.
+
+    Columns of a packed weight must be whole groups, see `keeps_groups`.
+
+    Raises:
+        CheckpointError: a tensor is missing, or the file cannot be read any more.
+    """
+    if is_low_rank(name, file.entries, forms):
+        inner, outer = Cut(columns=cut.columns), Cut(rows=cut.rows)
+        first = read_linear(file, f"{name}:first", forms, inner)
+        second = read_linear(file, f"{name}:second", forms, outer)
         assert not isinstance(first, LowRankLinear)
         assert not isinstance(second, LowRankLinear)
         return LowRankLinear(first=first, second=second)
-    bias = _floats(file, f"{name}:bias")
+    bias = None
+    if f"{name}:bias" in file.entries:
+        bias = file.read(f"{name}:bias", cut.rows)
     if name not in forms:
-        return DenseLinear(weight=file.read(f"{name}:weight"), bias=bias)
+        return DenseLinear(weight=_read(file, f"{name}:weight", cut), bias=bias)
     form = forms[name]
-    values = _bytes(file, f"{name}:values")
-    if values is None:
-        raise CheckpointError(f"{file.path.name}: has no tensor '{name}:values'")
+    groups = cut.times(form.group_size)
+    first_input, last_input = cut.columns or (0, form.inputs)
     return PackedLinear(
-        values=values,
-        scales=file.read(f"{name}:scales"),
-        zeros=_bytes(file, f"{name}:zeros"),
+        values=_read_bytes(file, f"{name}:values", groups),
+        scales=_read(file, f"{name}:scales", groups),
+        zeros=_read_zeros(file, name, form, groups),
         bias=bias,
-        inputs=form.inputs,
+        inputs=last_input - first_input,
         bits=form.bits,
         group_size=form.group_size,
     )
+
+
+def is_low_rank(
+    name: str, entries: Mapping[str, TensorEntry], forms: Mapping[str, PackedForm]
+) -> bool:
+    """Whether two factors are stored under `name`."""
+    return f"{name}:first:weight" in entries or f"{name}:first" in forms
+
+
+def keeps_groups(name: str, forms: Mapping[str, PackedForm], cut: Cut) -> bool:
+    """Whether `cut` leaves every group of a stored weight whole."""
+    form = forms.get(name) or forms.get(f"{name}:first")
+    if cut.columns is None or form is None:
+        return True
+    first, last = cut.columns
+    size = form.group_size
+    return first % size == 0 and (last % size == 0 or last == form.inputs)
+
+
+def _read(file: SafetensorsFile, name: str, cut: Cut) -> Array:
+    return read_cut(lambda span: file.read(name, span), _rows(file, name), cut)
+
+
+def _read_bytes(file: SafetensorsFile, name: str, cut: Cut) -> Bytes:
+    def read(span: Span) -> Bytes:
+        return file.read_raw(name, span).astype(np.uint8, copy=False)
+
+    return read_cut(read, _rows(file, name), cut)
+
+
+def _read_zeros(file: SafetensorsFile, name: str, form: PackedForm, groups: Cut) -> Bytes | None:
+    if f"{name}:zeros" in file.entries:
+        return _read_bytes(file, f"{name}:zeros", groups)
+    if f"{name}:zeros4" not in file.entries:
+        return None
+    packed = _read_bytes(file, f"{name}:zeros4", Cut(rows=groups.rows))
+    zeros = unpack_nibbles(packed, form.groups)
+    return zeros if groups.columns is None else zeros[:, slice(*groups.columns)].copy()
+
+
+def _rows(file: SafetensorsFile, name: str) -> int:
+    entry = file.entries.get(name)
+    if entry is None or not entry.shape:
+        raise CheckpointError(f"{file.path.name}: has no tensor {name!r}")
+    return entry.shape[0]
 
 
 def stored_bytes(entries: Mapping[str, TensorEntry], forms: Mapping[str, PackedForm]) -> int:
@@ -158,13 +225,3 @@ def stored_bytes(entries: Mapping[str, TensorEntry], forms: Mapping[str, PackedF
             nbytes = rows * -(-groups // 2)
         total += nbytes if tensor[0] != ":" else 0
     return total
-
-
-def _floats(file: SafetensorsFile, name: str) -> Array | None:
-    return file.read(name) if name in file.entries else None
-
-
-def _bytes(file: SafetensorsFile, name: str) -> Bytes | None:
-    if name not in file.entries:
-        return None
-    return file.read_raw(name).astype(np.uint8, copy=False)

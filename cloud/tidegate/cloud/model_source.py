@@ -1,0 +1,84 @@
+"""Where the cloud's models come from: a checkpoint's folder, or a bundle with the packed target.
+
+A bundle is verified before anything of it is parsed, as on a device. Weights are read when they
+are asked for, so the host never holds the model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.engine.text import TextModel
+from tidegate.errors import BundleError, ConfigError
+from tidegate.model.architecture import Architecture
+from tidegate.model.bundle import MANIFEST_FILE, Bundle
+from tidegate.model.checkpoint import Checkpoint
+from tidegate.model.manifest import DEVICE_TARGETS
+from tidegate.model.packed_target import FORMAT, TARGET, PackedWeights
+from tidegate.model.text_files import write_text_files
+from tidegate.model.walk import Weights
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class ModelSource:
+    """An open model; valid until its `open_source` is left."""
+
+    arch: Architecture
+    weights: Weights
+    _files: Bundle | Checkpoint
+
+    def text(self, *, context_tokens: int) -> TextModel:
+        """Its tokenizer and template, for requests of so many tokens."""
+        if isinstance(self._files, Bundle):
+            return TextModel.load(self._files.folder, context_tokens=context_tokens)
+        with tempfile.TemporaryDirectory(prefix="tidegate-text-") as folder:
+            write_text_files(self._files, Path(folder))
+            return TextModel.load(Path(folder), context_tokens=context_tokens)
+
+
+@contextmanager
+def open_source(folder: Path, *, trusted: Collection[str] | None = None) -> Iterator[ModelSource]:
+    """Open a checkpoint, or a bundle that was converted with `--target packed`.
+
+    Args:
+        folder: of either.
+        trusted: public keys of which one must have signed the bundle; None for any or none.
+
+    Raises:
+        BundleError: the bundle is damaged, not signed by any of `trusted`, an encoder's, or was
+            converted for devices only; the message names the file or the target.
+        CheckpointError: the checkpoint is damaged, of an unknown kind, or an encoder's.
+        ConfigError: a checkpoint was to be signed.
+    """
+    if (folder / MANIFEST_FILE).exists():
+        bundle = Bundle.open(folder, trusted=trusted, every_target=False)
+        arch = bundle.manifest.decoder
+        _check_target(bundle)
+        with closing(PackedWeights(bundle.target_folder(TARGET), arch)) as packed:
+            yield ModelSource(arch=arch, weights=packed, _files=bundle)
+        return
+    if trusted is not None:
+        raise ConfigError(
+            "trust", str(folder), "left out with a checkpoint: only bundles are signed"
+        )
+    with Checkpoint.open(folder) as checkpoint:
+        yield ModelSource(arch=checkpoint.decoder, weights=checkpoint.weights(), _files=checkpoint)
+
+
+def _check_target(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    if TARGET not in manifest.targets:
+        made = " and ".join(one for one in manifest.targets if one in DEVICE_TARGETS)
+        raise BundleError(
+            f"{bundle.folder}: holds {made}, for devices: the cloud runs what `tidegate convert "
+            f"--target {TARGET}` makes, or a checkpoint"
+        )
+    written = manifest.toolchain.get(TARGET)
+    if written != str(FORMAT):
+        raise BundleError(
+            f"manifest.json: toolchain.{TARGET} = {written!r}: this release reads {FORMAT}"
+        )
