@@ -11,6 +11,7 @@
     - LimitError            a key has used up its rate for now
       . QuotaError            or what it may use in a day or a month
   + UnavailableError      the engine, the broker or the peer is gone             retryable
+  + DeadlineError         a request was not answered within the time its caller gave it
   + ExecutionError        a step of the model failed; the request is lost, the engine is not
   + LinkError             the sealed link refused something
     - SealError           a message failed authentication; dropped, counted, never retried
@@ -116,6 +117,12 @@ class UnavailableError(TidegateError):
 
     retryable = True
     code = "unavailable"
+
+
+class DeadlineError(TidegateError):
+    """A request was not answered within the time its caller gave it; nobody wants it any more."""
+
+    code = "deadline_exceeded"
 
 
 class ExecutionError(TidegateError):

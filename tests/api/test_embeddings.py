@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.api.embeddings import MOST_INPUTS, Embedded, Embedder, Text, read_embedding
+from tidegate.api.encoders import Encoders
 from tidegate.api.http import create_app
+from tidegate.api.metrics import Metrics
 from tidegate.errors import RequestError
 
 
 def ask(body: object, embedder: Embedder | None = None, path: str = "/v1/embeddings") -> Any:
     async def send() -> httpx.Response:
-        app = create_app(EchoBackend(), embedder=embedder)
+        embedders = () if embedder is None else (embedder,)
+        app = create_app(EchoBackend(), encoders=Encoders(embedders=embedders))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             if path == "/v1/embeddings":
@@ -70,7 +73,13 @@ class WatchedEmbedder(LetterEmbedder):
 
     given: WatchedVectors
 
-    async def embed(self, inputs: tuple[Text, ...]) -> Embedded:
+    async def embed(
+        self,
+        inputs: tuple[Text, ...],
+        *,
+        dimensions: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Embedded:
         embedded = await super().embed(inputs)
         self.given = WatchedVectors(embedded.vectors)
         return replace(embedded, vectors=self.given)  # type: ignore[arg-type]
@@ -103,6 +112,9 @@ def test_token_ids_may_come_as_one_input_or_as_many() -> None:
         ({"input": {"text": "a"}}, "input: is an object: must be"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format: 'int8'"),
         ({"input": "a", "dimensions": 4}, "dimensions: 4: must be 26, or absent"),
+        ({"input": "a", "truncate_prompt_tokens": 9}, "truncate_prompt_tokens: 9 is not supported"),
+        ({"input": "a", "tidegate": {"route": "edge"}}, "tidegate.route: is an unknown field"),
+        ({"input": "a", "tidegate": {"deadline_ms": 0}}, "tidegate.deadline_ms: 0: must be"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
@@ -110,6 +122,70 @@ def test_a_wrong_field_is_named_with_what_is_allowed(body: object, said: str) ->
     response = ask(body, LetterEmbedder())
     assert response.status_code == 400
     assert response.json()["error"]["message"].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("smaller", "wanted", "said"),
+    [
+        ((8, 16), 8, None),
+        ((8, 16), 26, None),
+        ((8, 16), 9, "dimensions: 9: must be 8, 16 or 26"),
+        (range(1, 26), 9, None),
+        (range(1, 26), 27, "dimensions: 27: must be from 1 to 26"),
+    ],
+)
+def test_vectors_are_cut_only_where_the_model_was_made_for_it(
+    smaller: Collection[int], wanted: int, said: str | None
+) -> None:
+    response = ask({"input": "abba", "dimensions": wanted}, LetterEmbedder(smaller=smaller))
+    if said is None:
+        assert len(response.json()["data"][0]["embedding"]) == wanted
+    else:
+        assert response.status_code == 400
+        assert response.json()["error"]["message"] == said
+
+
+def test_a_deadline_reaches_the_model_in_seconds() -> None:
+    embedder = LetterEmbedder()
+    ask({"input": "a", "tidegate": {"deadline_ms": 250}}, embedder)
+    ask({"input": "a", "tidegate": None}, embedder)
+    assert embedder.timeouts == [0.25, None]
+
+
+def test_a_call_may_name_one_of_several_models() -> None:
+    async def send() -> list[httpx.Response]:
+        other = LetterEmbedder()
+        other.name = "other"
+        app = create_app(EchoBackend(), encoders=Encoders(embedders=(LetterEmbedder(), other)))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return [
+                await client.post("/v1/embeddings", json={"input": "a", "model": name})
+                for name in (None, "other", "none")
+            ]
+
+    first, named, unknown = asyncio.run(send())
+    assert (first.json()["model"], named.json()["model"]) == ("letters", "other")
+    assert unknown.json()["error"]["message"] == "model: must be 'letters' or 'other'"
+
+
+def test_embeddings_are_counted_as_calls_are() -> None:
+    metrics = Metrics()
+
+    async def send() -> None:
+        encoders = Encoders(embedders=(LetterEmbedder(longest=5),), route="cloud")
+        app = create_app(EchoBackend(), metrics=metrics, encoders=encoders)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.post("/v1/embeddings", json={"input": ["ab", "cde"]})
+            await client.post("/v1/embeddings", json={"input": "much too long"})
+
+    asyncio.run(send())
+    text = metrics.render().decode()
+    assert 'tidegate_requests_total{model_name="letters",route="cloud"} 1.0' in text
+    assert 'tidegate_prompt_tokens_total{model_name="letters"} 5.0' in text
+    ended = 'tidegate_request_success_total{finished_reason="stop",model_name="letters"} 1.0'
+    assert ended in text
 
 
 def test_another_model_or_none_at_all_is_a_404_that_says_so() -> None:

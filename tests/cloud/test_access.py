@@ -13,10 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from echobackend import EchoBackend
-from handembedder import LetterEmbedder
+from handembedder import LetterEmbedder, VowelClassifier
 from keyedapp import CHAT, HELLO, Clock, Keyed, keyed
 
 from tidegate.api.backend import AnswerEvent
+from tidegate.api.encoders import Encoders
 from tidegate.api.http import create_app
 from tidegate.api.keys import new_key
 from tidegate.api.schema import Call
@@ -28,6 +29,7 @@ from tidegate.cloud.usage import exported
 from tidegate.engine.events import Failed
 from tidegate.errors import CapacityError, LinkError
 
+ENCODERS = Encoders(embedders=(LetterEmbedder(),), classifiers=(VowelClassifier(),))
 PER_DAY = Quota(unit="tokens", period="day", amount=100)
 BUCKET = Rate(unit="tokens", amount=60, window_s=60)
 
@@ -436,29 +438,47 @@ def test_a_call_astride_midnight_belongs_to_the_day_that_it_began_in(tmp_path: P
     run(tmp_path, test, clock=clock, backend=EchoBackend(word_s=0.03))
 
 
-def test_embeddings_reserve_the_most_that_their_texts_can_be_and_pay_what_they_are(
-    tmp_path: Path,
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/classify", "/v1/classify"])
+def test_encoders_calls_reserve_the_most_that_their_texts_can_be_and_pay_what_they_are(
+    path: str, tmp_path: Path
 ) -> None:
     async def test(world: Keyed) -> None:
         _, key = world.add(rates=(BUCKET,), prices=Prices(prompt=1_000_000))
         app = create_app(
-            world.backend, settings=HttpSettings(admission=world.access), embedder=LetterEmbedder()
+            world.backend, settings=HttpSettings(admission=world.access), encoders=ENCODERS
         )
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
 
             async def embed(text: str) -> httpx.Response:
                 heads = {"Authorization": f"Bearer {key}"}
-                return await client.post("/v1/embeddings", json={"input": text}, headers=heads)
+                return await client.post(path, json={"input": text}, headers=heads)
 
             answer = await embed("ten letters are here")
             assert answer.status_code == 200
             assert answer.headers["x-ratelimit-remaining-tokens"] == "38"
             (row,) = used(world)
+            assert row["endpoint"] == path
             assert row["prompt_tokens"] == answer.json()["usage"]["prompt_tokens"]
             assert row["cost"] == f"{row['prompt_tokens'] / 1000:.9f}"
             refused = await embed("x" * 59)
             assert refused.status_code == 413
             assert refused.json()["error"]["param"] == "input"
+
+    run(tmp_path, test)
+
+
+def test_classification_has_a_scope_of_its_own(tmp_path: Path) -> None:
+    async def test(world: Keyed) -> None:
+        _, key = world.add(scopes=("embeddings",))
+        settings = HttpSettings(admission=world.access)
+        app = create_app(world.backend, settings=settings, encoders=ENCODERS)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            heads = {"Authorization": f"Bearer {key}"}
+            allowed = await client.post("/v1/embeddings", json={"input": "a"}, headers=heads)
+            refused = await client.post("/classify", json={"input": "a"}, headers=heads)
+        assert (allowed.status_code, refused.status_code) == (200, 403)
+        assert "lacks the scope 'classify'" in refused.text
 
     run(tmp_path, test)

@@ -16,8 +16,10 @@ from encodermodels import CLASSIFIER, TINY, write_encoder_bundle
 from openvinomodels import Packing
 from tinymodel import RandomWeights
 
-from tidegate.edge.embedder import MOST_WAITING, BundleEmbedder, open_embedder
+from tidegate.api.encoder_model import EmbeddingModel, ServedAs
+from tidegate.edge.embedder import EncoderDoor, open_classifier, open_embedder
 from tidegate.edge.executors.encoder import EncoderExecutor, EncoderSettings, Ids, Lengths
+from tidegate.engine.text_batches import BatchLimits
 from tidegate.errors import (
     BundleError,
     CapacityError,
@@ -25,6 +27,7 @@ from tidegate.errors import (
     RequestError,
     UnavailableError,
 )
+from tidegate.model.encoder_use import usual_use
 from tidegate.model.packed import Array
 
 WEIGHTS = RandomWeights(TINY, quantise=Packing(bits=8, symmetric=False))
@@ -53,16 +56,16 @@ class CountingGraph:
         self.open.set()
 
 
-def counting() -> tuple[BundleEmbedder, CountingGraph]:
+def counting() -> tuple[EmbeddingModel, CountingGraph]:
     graph = CountingGraph()
     settings = EncoderSettings(batch_rows=64, batch_tokens=4096, context_tokens=LONGEST)
     encoder = EncoderExecutor(graph, TINY, settings)
     graph.sizes.clear()
-    tokenizer = byte_tokenizer(TINY.vocab)
-    return BundleEmbedder(encoder, tokenizer, model_id="tiny", created_s=0), graph
+    served = ServedAs(model_id="tiny", created_s=0, limits=BatchLimits(rows=64, tokens=4096))
+    return EmbeddingModel(encoder, byte_tokenizer(TINY.vocab), usual_use(TINY), served), graph
 
 
-async def sums(embedder: BundleEmbedder, *texts: Sequence[int]) -> list[float]:
+async def sums(embedder: EmbeddingModel, *texts: Sequence[int]) -> list[float]:
     embedded = await embedder.embed(tuple(tuple(text) for text in texts))
     return [float(vector[0]) for vector in embedded.vectors]
 
@@ -71,7 +74,7 @@ async def sums(embedder: BundleEmbedder, *texts: Sequence[int]) -> list[float]:
 def test_a_bundle_embeds_as_torch_does(tmp_path: Path, choice: str) -> None:
     write_encoder_bundle(tmp_path / "b", TINY, WEIGHTS)
     wanted = replace(SMALL, choice="onnx" if choice == "onnx" else "openvino")
-    embedder = open_embedder(tmp_path / "b", wanted, created_s=3)
+    embedder = open_embedder(tmp_path / "b", EncoderDoor(settings=wanted, created_s=3))
     tokens = [[1, 2, 3], [4], list(range(20))]
 
     async def ask() -> Array:
@@ -136,7 +139,7 @@ def test_the_line_is_bounded_and_a_caller_that_left_hurts_nobody() -> None:
         graph.open.clear()
         first = asyncio.create_task(sums(embedder, [1]))
         await asyncio.sleep(0.05)
-        gone = asyncio.create_task(sums(embedder, *([[2]] * (MOST_WAITING - 1))))
+        gone = asyncio.create_task(sums(embedder, *([[2]] * (BatchLimits().most_waiting - 1))))
         await asyncio.sleep(0.3)
         with pytest.raises(CapacityError, match="texts would be waiting"):
             await sums(embedder, [3], [3])
@@ -157,7 +160,7 @@ def test_calls_that_come_at_once_share_the_bound_of_the_line() -> None:
         graph.open.clear()
         first = asyncio.create_task(sums(embedder, [1]))
         await asyncio.sleep(0.05)
-        half = [[2]] * (MOST_WAITING // 2)
+        half = [[2]] * (BatchLimits().most_waiting // 2)
         calls = [asyncio.create_task(sums(embedder, *half)) for _ in range(3)]
         done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         assert [type(call.exception()) for call in done] == [CapacityError]
@@ -187,8 +190,27 @@ def test_closing_fails_what_still_waits_so_that_it_is_asked_again() -> None:
     asyncio.run(scenario())
 
 
-def test_a_classifier_and_a_broken_tokenizer_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("choice", ["onnx", "openvino"])
+def test_a_classifiers_bundle_says_how_likely_each_label_is(tmp_path: Path, choice: str) -> None:
+    weights = RandomWeights(CLASSIFIER, quantise=Packing(bits=8, symmetric=False))
+    write_encoder_bundle(tmp_path / "b", CLASSIFIER, weights)
+    wanted = replace(SMALL, choice="onnx" if choice == "onnx" else "openvino")
+    classifier = open_classifier(tmp_path / "b", EncoderDoor(settings=wanted, created_s=0))
+    tokens = [[1, 2, 3], [4], list(range(20))]
+    found = asyncio.run(classifier.classify(tuple(map(tuple, tokens))))
+    classifier.close()
+    logits = torch_outputs(CLASSIFIER, weights, tokens)
+    powers = np.exp(logits)
+    np.testing.assert_allclose(found.probs, powers / powers.sum(1, keepdims=True), atol=1e-5)
+    assert (found.tokens, classifier.labels) == (24, ("no", "maybe", "yes"))
+
+
+def test_each_kind_of_bundle_has_its_own_door(tmp_path: Path) -> None:
     weights = RandomWeights(CLASSIFIER, quantise=Packing(bits=8, symmetric=False))
     write_encoder_bundle(tmp_path / "labels", CLASSIFIER, weights, targets=("onnx",))
-    with pytest.raises(BundleError, match="is a classifier"):
-        open_embedder(tmp_path / "labels", SMALL, created_s=0)
+    write_encoder_bundle(tmp_path / "vectors", TINY, WEIGHTS, targets=("onnx",))
+    door = EncoderDoor(settings=SMALL, created_s=0)
+    with pytest.raises(BundleError, match="is a classifier: it makes labels and no embeddings"):
+        open_embedder(tmp_path / "labels", door)
+    with pytest.raises(BundleError, match="is no classifier: it makes embeddings and no labels"):
+        open_classifier(tmp_path / "vectors", door)

@@ -22,9 +22,9 @@ from tidegate.edge.executors.encoder import (
     EncoderSettings,
     Ids,
     Lengths,
-    batches,
     open_encoder,
 )
+from tidegate.engine.text_batches import batches
 from tidegate.errors import BundleError, ConfigError, ExecutionError, RequestError
 from tidegate.model.bundle import Bundle
 from tidegate.model.manifest import DEVICE_TARGETS, DeviceTarget

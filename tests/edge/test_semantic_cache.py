@@ -166,7 +166,13 @@ def test_where_and_how_it_is_answered_makes_no_difference() -> None:
 class BusyEmbedder(LetterEmbedder):
     """Has thousands of texts to embed first."""
 
-    async def embed(self, inputs: tuple[Text, ...]) -> Embedded:
+    async def embed(
+        self,
+        inputs: tuple[Text, ...],
+        *,
+        dimensions: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Embedded:
         await asyncio.sleep(30)
         return await super().embed(inputs)
 

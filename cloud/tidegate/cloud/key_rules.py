@@ -16,7 +16,15 @@ from tidegate.errors import ConfigError
 Unit = Literal["requests", "tokens"]
 Period = Literal["day", "month"]
 Strategy = Literal["bucket", "fixed", "sliding"]
-SCOPES: Final = ("chat", "completions", "embeddings", "models", "metrics", "admin")
+SCOPES: Final = (
+    "chat",
+    "completions",
+    "embeddings",
+    "classify",
+    "models",
+    "metrics",
+    "admin",
+)
 """`admin` is everything else that the service shows, `/status` among it."""
 
 _TEXT: Final = ("chat", "completions")
@@ -24,6 +32,8 @@ _PATHS: Final = {
     "/v1/chat/completions": ("chat",),
     "/v1/completions": ("completions",),
     "/v1/embeddings": ("embeddings",),
+    "/classify": ("classify",),
+    "/v1/classify": ("classify",),
     "/v1/models": ("models",),
     "/metrics": ("metrics",),
     **{f"{root}{path}": _TEXT for root in ("", "/v1") for path in ("/tokenize", "/detokenize")},

@@ -15,6 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import cast, get_args
 
+from tidegate.api.encoder_metrics import EncoderMetrics
+from tidegate.api.encoders import Encoders
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.http import create_app
 from tidegate.api.lifecycle import Part, exit_when_stuck, kept_alive, run_service
@@ -25,7 +27,7 @@ from tidegate.edge.answer_cache import AnswerCache
 from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.draft_model import open_draft
-from tidegate.edge.embedder import BundleEmbedder, open_embedder
+from tidegate.edge.embedder import EncoderDoor, open_classifier, open_embedder
 from tidegate.edge.executors.choice import ExecutorSettings, choose_target, open_executor
 from tidegate.edge.executors.encoder import EncoderSettings
 from tidegate.edge.link_answers import answer_routes
@@ -125,6 +127,10 @@ class EdgeSettings:
     """Of its files together; the longest unused go first."""
     embedder: Path | None = None
     """Bundle of an encoder, for `/v1/embeddings` and the semantic cache."""
+    classifier: Path | None = None
+    """Bundle of an encoder with labels, for `/classify`."""
+    encoder_wait_s: float = 0.0
+    """How long a text waits for others to be run with, while neither encoder has work."""
     semantic_cache: float | None = None
     """The cosine from which two messages share an answer; None for only identical calls."""
     trusted_signers: frozenset[str] | None = None
@@ -250,15 +256,13 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
             )
             stack.callback(draft_executor.close)
         engine = _make_engine(bundle, executor, disk, drafter, settings)
-        embedder = _open_embedder(settings)
-        if embedder is not None:
-            stack.callback(embedder.close)
-        backend = _make_backend(engine, executor, link, embedder, memory, settings)
+        encoders = _open_encoders(settings, stack)
+        backend = _make_backend(engine, executor, link, encoders, memory, settings)
         answers = [] if link is None else answer_routes(link)
         app = create_app(
             backend,
             settings=surface,
-            embedder=embedder,
+            encoders=encoders,
             texts=backend.text_of,
             extra_routes=answers,
         )
@@ -272,13 +276,13 @@ def _check_memory(bundle: Bundle, settings: EdgeSettings) -> MemoryNeed:
     target = choose_target(bundle, settings.executor.choice)
     queued = 0 if settings.prefix_cache is None else MOST_QUEUED_BYTES
     answers = (1 if settings.semantic_cache is None else 2) * settings.answer_cache_mib * _MIB
-    beside = [one for one in (settings.draft, settings.embedder) if one is not None]
+    beside = [settings.draft, settings.embedder, settings.classifier]
     need = memory_need(
         bundle.manifest,
         target,
         settings.executor,
         cache_bytes=queued + answers,
-        others=tuple(_peek(folder) for folder in beside),
+        others=tuple(_peek(folder) for folder in beside if folder is not None),
     )
     check_memory(
         bundle.manifest,
@@ -338,14 +342,14 @@ def _make_backend(
     engine: Engine,
     executor: Executor,
     link: DeviceLink | None,
-    embedder: BundleEmbedder | None,
+    encoders: Encoders,
     memory: MemoryNeed,
     settings: EdgeSettings,
 ) -> EdgeBackend:
     return EdgeBackend(
         EngineBackend(engine, route="edge", created_s=int(time.time())),
         cloud=None if link is None else CloudLeg(link),
-        memory=_make_memory(embedder, settings),
+        memory=_make_memory(encoders, settings),
         batch_rows=executor.limits.step_rows,
         queue_limit=settings.queue_limit,
         context_policy=settings.context_policy,
@@ -353,28 +357,37 @@ def _make_backend(
     )
 
 
-def _open_embedder(settings: EdgeSettings) -> BundleEmbedder | None:
-    if settings.embedder is None:
-        return None
-    wanted = EncoderSettings(
-        choice=settings.executor.choice,
-        threads=settings.executor.threads,
-        exact=settings.executor.exact,
-    )
-    return open_embedder(
-        settings.embedder,
-        wanted,
+def _open_encoders(settings: EdgeSettings, stack: AsyncExitStack) -> Encoders:
+    """Those beside the model, closed with `stack`."""
+    door = EncoderDoor(
+        settings=EncoderSettings(
+            choice=settings.executor.choice,
+            threads=settings.executor.threads,
+            exact=settings.executor.exact,
+        ),
         created_s=int(time.time()),
+        wait_s=settings.encoder_wait_s,
         trusted=settings.trusted_signers,
+        metrics=EncoderMetrics(),
+    )
+    embedders, classifiers = [], []
+    if settings.embedder is not None:
+        embedders.append(open_embedder(settings.embedder, door))
+        stack.callback(embedders[0].close)
+    if settings.classifier is not None:
+        classifiers.append(open_classifier(settings.classifier, door))
+        stack.callback(classifiers[0].close)
+    return Encoders(
+        embedders=embedders, classifiers=classifiers, route="edge", metrics=door.metrics
     )
 
 
-def _make_memory(embedder: BundleEmbedder | None, settings: EdgeSettings) -> AnswerMemory:
+def _make_memory(encoders: Encoders, settings: EdgeSettings) -> AnswerMemory:
     budget_bytes = settings.answer_cache_mib * _MIB
     exact = AnswerCache(
         budget_bytes=budget_bytes, ttl_s=settings.answer_ttl_s, clock=time.monotonic
     )
-    if settings.semantic_cache is None or embedder is None:
+    if settings.semantic_cache is None:
         return AnswerMemory(exact)
     semantic = SemanticCache(
         similarity=settings.semantic_cache,
@@ -382,4 +395,4 @@ def _make_memory(embedder: BundleEmbedder | None, settings: EdgeSettings) -> Ans
         ttl_s=settings.answer_ttl_s,
         clock=time.monotonic,
     )
-    return AnswerMemory(exact, semantic, embedder)
+    return AnswerMemory(exact, semantic, encoders.embedders[0])

@@ -15,7 +15,13 @@ from tidegate.api.backend import ModelCard, Routed
 from tidegate.api.schema_sampling import Kind
 from tidegate.api.tools import ToolCall, ToolDelta, tool_call_object
 from tidegate.engine.events import Finished, ScoredToken, Usage
-from tidegate.errors import AccessError, DeviceRefusedError, RequestError, TidegateError
+from tidegate.errors import (
+    AccessError,
+    DeadlineError,
+    DeviceRefusedError,
+    RequestError,
+    TidegateError,
+)
 
 Json = dict[str, object]
 
@@ -245,6 +251,6 @@ def error_answer(error: TidegateError) -> tuple[int, Json]:
         return error.status, body
     status = status_of_code(error.code)
     # A ConfigError or BundleError that surfaces in a request names files of the host.
-    told = error.retryable or isinstance(error, AccessError | DeviceRefusedError)
+    told = error.retryable or isinstance(error, AccessError | DeadlineError | DeviceRefusedError)
     message = str(error) if told else HIDDEN_MESSAGE
     return status, error_object(message, status=status, code=error.code)

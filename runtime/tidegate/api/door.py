@@ -22,7 +22,7 @@ from tidegate.api.answers import HIDDEN_MESSAGE, error_answer, error_object, sta
 from tidegate.api.connection import MOST_HEAD_BYTES
 from tidegate.api.settings import HttpSettings
 from tidegate.engine.events import Failed
-from tidegate.errors import CapacityError, TidegateError, describe_defect
+from tidegate.errors import CapacityError, DeadlineError, TidegateError, describe_defect
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def error_response(error: Exception, scope: Scope) -> JSONResponse:
             body = error_object(message, status=status, code=failed.code)
         case TidegateError():
             status, body = error_answer(error)
-            if status >= 500 and not error.retryable:
+            if status >= 500 and not error.retryable and not isinstance(error, DeadlineError):
                 log_unexpected(error, scope)
         case _:
             log_unexpected(error, scope)

@@ -20,8 +20,10 @@ from starlette.routing import BaseRoute, Route
 from tidegate.api.answers import error_object
 from tidegate.api.backend import Backend, ModelCard
 from tidegate.api.calls import CallEndpoint
+from tidegate.api.classify import ClassifyEndpoint
 from tidegate.api.door import RETRY_AFTER_S, Door
-from tidegate.api.embeddings import Embedder, EmbeddingEndpoint
+from tidegate.api.embeddings import EmbeddingEndpoint
+from tidegate.api.encoders import NONE, Encoders
 from tidegate.api.metrics import CONTENT_TYPE, Metrics
 from tidegate.api.models import model_routes
 from tidegate.api.responded import Responded
@@ -37,15 +39,15 @@ def create_app(
     *,
     settings: HttpSettings | None = None,
     metrics: Metrics | None = None,
-    embedder: Embedder | None = None,
+    encoders: Encoders = NONE,
     texts: TextOf | None = None,
     extra_routes: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """An ASGI app that serves `backend`.
 
     `metrics` may be shared with another front door of the same backend; `/metrics` shows it, then
-    what the backend adds. `embedder` answers `/v1/embeddings`, `texts` `/tokenize` and
-    `/detokenize`. `extra_routes` come last and pass the same door, keys included.
+    what the backend adds. `encoders` answer `/v1/embeddings` and `/classify`, `texts` `/tokenize`
+    and `/detokenize`. `extra_routes` come last and pass the same door, keys included.
     """
     settings = settings or HttpSettings()
     metrics = metrics or Metrics()
@@ -63,10 +65,9 @@ def create_app(
         )
         for path, read in calls.items()
     ]
-    embeddings = EmbeddingEndpoint(embedder, settings=settings, active=active)
-    routes.append(Route("/v1/embeddings", embeddings, methods=["POST"]))
+    routes += _texts(encoders, settings, metrics, active)
     routes += token_routes(backend, texts, settings=settings, active=active)
-    routes += _reports(backend, metrics, embedder, status=settings.status)
+    routes += _reports(backend, metrics, encoders, status=settings.status)
     counted = Responded(metrics, [*routes, *extra_routes])
     app = Starlette(
         routes=[*routes, *extra_routes],
@@ -77,11 +78,39 @@ def create_app(
     return app
 
 
+def _texts(
+    encoders: Encoders,
+    settings: HttpSettings,
+    metrics: Metrics,
+    active: asyncio.BoundedSemaphore,
+) -> list[BaseRoute]:
+    """What hands in texts and gets numbers; `/classify` also below the clients' base URL."""
+    embed = EmbeddingEndpoint(
+        encoders.embedders,
+        route=encoders.route,
+        settings=settings,
+        metrics=metrics,
+        active=active,
+    )
+    classify = ClassifyEndpoint(
+        encoders.classifiers,
+        route=encoders.route,
+        settings=settings,
+        metrics=metrics,
+        active=active,
+    )
+    return [
+        Route("/v1/embeddings", embed, methods=["POST"]),
+        Route("/classify", classify, methods=["POST"]),
+        Route("/v1/classify", classify, methods=["POST"]),
+    ]
+
+
 def _reports(
-    backend: Backend, metrics: Metrics, embedder: Embedder | None, *, status: bool
+    backend: Backend, metrics: Metrics, encoders: Encoders, *, status: bool
 ) -> list[BaseRoute]:
     def cards() -> tuple[ModelCard, ...]:
-        return backend.models() if embedder is None else (*backend.models(), embedder.card)
+        return (*backend.models(), *encoders.cards())
 
     async def health(_: Request) -> Response:
         now = backend.health()
@@ -93,7 +122,8 @@ def _reports(
         return _probe(fit, {"ready": fit, "detail": now.detail})
 
     async def show_metrics(_: Request) -> Response:
-        return Response(metrics.show(backend.metrics()), media_type=CONTENT_TYPE)
+        shown = metrics.show(backend.metrics() + encoders.render())
+        return Response(shown, media_type=CONTENT_TYPE)
 
     async def show_status(_: Request) -> Response:
         return Response(json.dumps(dict(await backend.status())), media_type="application/json")

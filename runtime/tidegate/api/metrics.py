@@ -238,6 +238,11 @@ class CallRecord:
                 if self._model is None and event.retryable:
                     self._metrics.rejections.labels(event.code).inc()
 
+    def read_only(self, tokens: int) -> None:
+        """The call is answered; it read so many tokens and generated none."""
+        self._reason = "stop"
+        self._usage(Usage(prompt_tokens=tokens, completion_tokens=0))
+
     def failed(self, error: Exception) -> None:
         """The call raised instead of answering."""
         self._reason = "error"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LIFE = re.compile(r"([0-9]{1,6})([smhd])")
 _LIFE_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_USUAL_SCOPES = ("chat", "completions", "embeddings", "classify", "models")
 _RATE_HELP = "AMOUNT/[N]second|minute|hour|day, then /bucket (default), /fixed"
 
 
@@ -33,8 +34,8 @@ def add_kinds(api: argparse.ArgumentParser) -> None:
         "--scope",
         action="append",
         metavar="SCOPE",
-        help="chat, completions, embeddings, models, metrics or admin; repeat it"
-        " (default: chat, completions, embeddings, models)",
+        help="chat, completions, embeddings, classify, models, metrics or admin; repeat it"
+        " (default: chat, completions, embeddings, classify, models)",
     )
     add.add_argument("--model", action="append", metavar="ID", help="may use it; repeat (all)")
     add.add_argument("--expires", metavar="90d", help="how long it opens anything (for ever)")
@@ -126,7 +127,7 @@ def _rules(args: argparse.Namespace) -> KeyRules:
         if (text := getattr(args, f"price_{kind}")) is not None
     }
     return KeyRules(
-        scopes=tuple(args.scope or ("chat", "completions", "embeddings", "models")),
+        scopes=tuple(args.scope or _USUAL_SCOPES),
         models=tuple(args.model or ()),
         rates=tuple(rates),
         quotas=tuple(quotas),

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 
 from tidegate.cli.board import Served, add_profile, describe, read_profile, served
 from tidegate.cli.link_http import add_gateway_urls
-from tidegate.cli.service import LinkFlags, ServiceFlags, add_link, add_service, read_service
+from tidegate.cli.service import (
+    LinkFlags,
+    ServiceFlags,
+    add_encoder_wait,
+    add_link,
+    add_service,
+    read_service,
+)
 from tidegate.cli.trust import add_trust, read_trust
 
 if TYPE_CHECKING:
@@ -81,6 +88,10 @@ def _add_caches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--embedder", type=Path, metavar="BUNDLE", help="encoder that answers /v1/embeddings"
     )
+    parser.add_argument(
+        "--classifier", type=Path, metavar="BUNDLE", help="encoder with labels, for /classify"
+    )
+    add_encoder_wait(parser)
     parser.add_argument(
         "--semantic-cache",
         type=float,
@@ -184,6 +195,8 @@ def _settings(args: argparse.Namespace, service: ServiceFlags, taken: Served) ->
         queue_limit=args.queue,
         context_policy=args.context_policy,
         embedder=args.embedder,
+        classifier=args.classifier,
+        encoder_wait_s=args.encoder_wait_ms / 1000,
         semantic_cache=args.semantic_cache,
         prefix_reuse=not args.no_prefix_cache,
         speculation=not args.no_speculation,

@@ -45,6 +45,18 @@ def add_service(parser: argparse.ArgumentParser, *, listen: str) -> None:
     )
 
 
+def add_encoder_wait(parser: argparse.ArgumentParser) -> None:
+    """Declare how long encoders wait for company."""
+    parser.add_argument(
+        "--encoder-wait-ms",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="how long an idle encoder waits for more texts to run together (default 0: what comes"
+        " while it runs shares the next run)",
+    )
+
+
 def add_link(parser: argparse.ArgumentParser, *, end: str, broker: str) -> None:
     """Declare the link of `end` (device or gateway); `broker` says what it does with one."""
     parser.add_argument("--link", metavar="URL", help=f"mqtt://... of the broker {broker}")

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from tidegate.edge.executors.choice import Choice, choose_target
 from tidegate.edge.executors.settings import check_counts
-from tidegate.errors import BundleError, ConfigError, ExecutionError, RequestError
+from tidegate.engine.text_batches import batches, check_texts
+from tidegate.errors import BundleError, ConfigError, ExecutionError
 from tidegate.model.bundle import Bundle
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.packed import Array
@@ -95,37 +96,20 @@ class EncoderExecutor:
             RequestError: a text is empty, longer than `context_tokens` or has an unknown token.
             ExecutionError: the runtime failed, or the executor is closed.
         """
-        checked = self.check(texts)
+        # Compared before they are arrays: a number may be beyond an int64.
+        check_texts(texts, context_tokens=self.context_tokens, vocab=self._arch.vocab)
+        checked = [np.array(text, np.int64) for text in texts]
         lengths = [len(text) for text in checked]
         result = np.empty((len(checked), self._arch.outputs), np.float32)
         for batch in batches(lengths, self._settings.batch_rows, self._settings.batch_tokens):
             result[batch] = self._run([checked[number] for number in batch])
         return result
 
-    def check(self, texts: Sequence[Sequence[int]]) -> list[Ids]:
-        """The texts as arrays, if each could be encoded.
-
-        Raises:
-            RequestError: one could not; names it.
-        """
-        return [self._checked(number, text) for number, text in enumerate(texts)]
-
     def close(self) -> None:
         """Let go of the model; encoding is an error from then on."""
         if self._graph is not None:
             self._graph.close()
         self._graph = None
-
-    def _checked(self, number: int, text: Sequence[int]) -> Ids:
-        if not 1 <= len(text) <= self.context_tokens:
-            allowed = f"must be from 1 to {self.context_tokens}"
-            raise RequestError(f"input[{number}]", f"{len(text)} tokens: {allowed}", status=413)
-        # Compared before they are an array: a number may be beyond an int64.
-        if min(text) < 0 or max(text) >= self._arch.vocab:
-            raise RequestError(
-                f"input[{number}]", f"token ids must be between 0 and {self._arch.vocab - 1}"
-            )
-        return np.array(text, np.int64)
 
     def _run(self, texts: Sequence[Ids]) -> Array:
         if self._graph is None:
@@ -139,25 +123,6 @@ class EncoderExecutor:
         except Exception as error:
             where = f"{len(texts)} texts of up to {lengths.max()} tokens"
             raise ExecutionError(f"{where}: {error}") from error
-
-
-def batches(lengths: Sequence[int], rows: int, tokens: int) -> list[list[int]]:
-    """Which texts run together, by number, the longest first.
-
-    Args:
-        lengths: tokens of every text.
-        rows: texts of a batch at most.
-        tokens: the longest of a batch times its texts, at most; a text alone may be longer.
-    """
-    found: list[list[int]] = []
-    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        last = found[-1] if found else []
-        # The first is the longest, to which the others are padded.
-        if last and len(last) < rows and (len(last) + 1) * lengths[last[0]] <= tokens:
-            last.append(number)
-        else:
-            found.append([number])
-    return found
 
 
 def open_encoder(bundle: Bundle, settings: EncoderSettings) -> EncoderExecutor:
