@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from echobackend import EchoBackend
 from loopback import serving
+from starlette.types import Receive, Scope, Send
 
 from tidegate.api.connection import MOST_HEAD_BYTES, PatientProtocol
 from tidegate.api.http import HttpSettings, create_app
@@ -145,6 +147,25 @@ def test_requests_sent_at_once_on_one_connection_are_answered_in_turn() -> None:
     with serving(create_app(EchoBackend()), protocol=Brisk) as server, connect(server) as sock:
         sock.sendall(HEALTH * 3 + post("one", stream=True) + HEALTH)
         assert read_all(sock).count(b"HTTP/1.1 200") == 5
+
+
+def test_what_is_left_to_do_after_an_answer_is_not_held_against_the_next_request() -> None:
+    backend = EchoBackend(word_s=0.02)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await served(scope, receive, send)
+        await asyncio.sleep(0.03)  # while the next answer has begun
+
+    served = create_app(backend)
+    with serving(app) as server, connect(server) as sock:
+        for _ in range(3):
+            sock.sendall(post("one two three four", stream=True))
+            got = b""
+            while not got.endswith(b"0\r\n\r\n"):
+                piece = sock.recv(65536)
+                assert piece, got
+                got += piece
+    assert backend.ended == 3
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,25 @@ def test_cancelling_ends_calls_in_flight_and_leaves_signals_alone(
     assert not [one for one in caplog.records if one.name != "asyncio"]
 
 
+def test_who_is_cut_off_by_the_end_of_the_service_is_told_to_come_again() -> None:
+    async def cut_off() -> bytes:
+        server = BoundServer(create_app(EchoBackend(word_s=1000)), "127.0.0.1", 0)
+        running = asyncio.create_task(server.run())
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(head(100))  # and no body
+        await asyncio.sleep(0.1)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        answer = await asyncio.wait_for(reader.read(-1), 5)
+        writer.close()
+        return answer
+
+    answer = asyncio.run(cut_off())
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 2" in answer.lower()
+    assert b'"unavailable"' in answer
+
+
 def test_serve_app_runs_until_cancelled() -> None:
     async def briefly() -> None:
         async with asyncio.timeout(0.3):

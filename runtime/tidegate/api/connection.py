@@ -97,10 +97,11 @@ class PatientProtocol(H11Protocol):
 
         uvicorn would close it once everything was read, which a peer that does not read never does.
         """
+        cycle = self.cycle  # the next request may be here before the app is done with this one
         try:
             await self._app(scope, receive, send)
         finally:
-            if self.cycle.response_started and not self.cycle.response_complete:
+            if cycle.response_started and not cycle.response_complete:
                 self._hang_up()
 
     def _hang_up(self) -> None:

@@ -6,6 +6,7 @@ logs holds request text: of an unexpected exception it logs the type and the fra
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import re
@@ -22,7 +23,13 @@ from tidegate.api.answers import HIDDEN_MESSAGE, error_answer, error_object, sta
 from tidegate.api.connection import MOST_HEAD_BYTES
 from tidegate.api.settings import HttpSettings
 from tidegate.engine.events import Failed
-from tidegate.errors import CapacityError, DeadlineError, TidegateError, describe_defect
+from tidegate.errors import (
+    CapacityError,
+    DeadlineError,
+    TidegateError,
+    UnavailableError,
+    describe_defect,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -130,6 +137,11 @@ class Door:
             await (refusal or self._app)(scope, receive, send_with_id)
         except ClientGoneError:
             _log.info("request %s: the client left", request_id(scope))
+        except asyncio.CancelledError:  # the service ends before the request has
+            if not status:
+                stopped = UnavailableError("the service is shutting down")
+                await error_response(stopped, scope)(scope, receive, send_with_id)
+            raise
         except Exception as error:
             response = error_response(error, scope)
             if not status:
