@@ -50,7 +50,7 @@ def test_each_text_gets_its_label_and_all_probabilities(path: str) -> None:
     ("body", "status", "said"),
     [
         ({}, 400, "input: is absent"),
-        ({"input": "a", "model": "letters"}, 404, "model: must be 'vowels'"),
+        ({"input": "a", "model": "letters"}, 404, "model: 'letters' is not served: must be vowels"),
         (
             {"input": "a", "use_activation": False},
             400,

@@ -50,7 +50,7 @@ class AccessSettings:
     @property
     def open_paths(self) -> tuple[str, ...]:
         """What needs no key."""
-        probes = ("/health", "/ready")
+        probes = ("/health", "/ready", "/openapi.json")
         return probes if self.metrics_need_key else (*probes, "/metrics")
 
 

@@ -26,7 +26,7 @@ from tidegate.api.choices import side_by_side
 from tidegate.api.door import ClientGoneError, FailedAnswerError, adopt_request_id, error_response
 from tidegate.api.long_json import long_json
 from tidegate.api.metrics import AskedCall, CallRecord, Metrics
-from tidegate.api.models import check_model
+from tidegate.api.models import chosen_model
 from tidegate.api.progress import Progress
 from tidegate.api.schema import Call
 from tidegate.api.settings import HttpSettings
@@ -74,10 +74,15 @@ class CallEndpoint:
             raise error
         async with self._active:
             call = self._read(await read_json(scope, receive, self._settings))
-            check_model(call.model, self._backend.models(), scope)
+            call = replace(call, model=self._model(call, scope))
             call = replace(call, retry_key=_retry_key(scope) if call.n == 1 else None)
             await self._admit(call, scope)
             await unless_gone(receive, self._answer(call, scope, receive, send))
+
+    def _model(self, call: Call, scope: Scope) -> str | None:
+        """The model that is asked; None for a backend's default."""
+        cards = self._backend.models()
+        return chosen_model(call.model, cards, scope) if cards else call.model
 
     async def _admit(self, call: Call, scope: Scope) -> None:
         """Let the caller's key pay for the call, where keys do."""

@@ -26,6 +26,7 @@ from tidegate.api.embeddings import EmbeddingEndpoint
 from tidegate.api.encoders import NONE, Encoders
 from tidegate.api.metrics import CONTENT_TYPE, Metrics
 from tidegate.api.models import model_routes
+from tidegate.api.openapi import document_route
 from tidegate.api.responded import Responded
 from tidegate.api.schema import read_chat, read_completion
 from tidegate.api.settings import HttpSettings
@@ -67,6 +68,7 @@ def create_app(
     ]
     routes += _texts(encoders, settings, metrics, active)
     routes += token_routes(backend, texts, settings=settings, active=active)
+    routes.append(document_route())
     routes += _reports(backend, metrics, encoders, status=settings.status)
     counted = Responded(metrics, [*routes, *extra_routes])
     app = Starlette(

@@ -26,14 +26,21 @@ def cards_for(scope: Scope, cards: Sequence[ModelCard]) -> tuple[ModelCard, ...]
     return tuple(card for card in cards if visit is None or visit.may_use(card.id))
 
 
-def check_model(model: str | None, cards: Sequence[ModelCard], scope: Scope) -> None:
-    """Refuse a model that is not served; None is the default.
+def chosen_model(model: str | None, cards: Sequence[ModelCard], scope: Scope) -> str:
+    """The id of the model that a call names; of a call that names none, the first it may use.
+
+    Args:
+        model: as the call has it.
+        cards: at least one.
+        scope: of the request.
 
     Raises:
-        RequestError: 404; lists what the caller may use.
+        RequestError: 404, it is not served; lists what the caller may use.
     """
-    if model is None or any(card.id == model for card in cards):
-        return
+    if model is None:
+        return (cards_for(scope, cards) or cards)[0].id
+    if any(card.id == model for card in cards):
+        return model
     names = ", ".join(card.id for card in cards_for(scope, cards)) or "none"
     raise RequestError("model", f"{model[:64]!r} is not served: must be {names}", status=404)
 

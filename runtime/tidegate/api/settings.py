@@ -40,8 +40,8 @@ class HttpSettings:
     """Checked on every path but the open ones; None lets everyone in."""
     admission: Admission | None = None
     """Decides instead of `authorise` where keys have scopes and limits of their own."""
-    open_paths: tuple[str, ...] = ("/health", "/ready", "/metrics")
-    """Probes and scrapers bring no key, and these paths show no request."""
+    open_paths: tuple[str, ...] = ("/health", "/ready", "/metrics", "/openapi.json")
+    """Probes and scrapers bring no key, and these paths show no request; the document is public."""
     allowed_hosts: tuple[str, ...] = ()
     """Names the `Host` header may have, no port; empty allows all. A service on loopback sets it:
 

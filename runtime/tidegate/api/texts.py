@@ -24,6 +24,7 @@ from tidegate.api.field_table import Field, Ignored, Inner, Integer, Neutral, Ra
 from tidegate.api.fields import Fields, kind_of, prose
 from tidegate.api.long_json import long_json
 from tidegate.api.metrics import CallRecord, Metrics
+from tidegate.api.models import chosen_model
 from tidegate.api.schema import MODEL
 from tidegate.api.settings import HttpSettings
 from tidegate.errors import CapacityError, DeadlineError, ExecutionError, RequestError
@@ -201,7 +202,7 @@ class TextsEndpoint(ABC, Generic[C, M]):
             raise error
         async with self._active:
             call = self.read(await read_json(scope, receive, self._settings))
-            model = self._chosen(call.model)
+            model = self._chosen(call.model, scope)
             self.check(call, model)
             record = self._metrics.begin()
             try:
@@ -235,12 +236,9 @@ class TextsEndpoint(ABC, Generic[C, M]):
             visit.tally.read_only(answered.tokens)
         return answered
 
-    def _chosen(self, name: str | None) -> M:
-        """The model that a call names, or the first."""
+    def _chosen(self, name: str | None, scope: Scope) -> M:
+        """The model that a call names, or the first that it may use."""
         if not self._models:
             raise RequestError("model", self.none_served, status=404)
-        for model in self._models:
-            if name in (None, model.card.id):
-                return model
-        names = " or ".join(repr(model.card.id) for model in self._models)
-        raise RequestError("model", f"must be {names}", status=404)
+        wanted = chosen_model(name, [model.card for model in self._models], scope)
+        return next(model for model in self._models if model.card.id == wanted)

@@ -24,7 +24,7 @@ from tidegate.api.field_table import Flag, Raw, Table
 from tidegate.api.fields import Fields, kind_of, prose, shown
 from tidegate.api.long_json import long_json
 from tidegate.api.messages import MESSAGES, Message, read_messages
-from tidegate.api.models import cards_for, check_model
+from tidegate.api.models import chosen_model
 from tidegate.api.schema import MODEL
 from tidegate.api.schema_sampling import TOKEN_IDS
 from tidegate.api.settings import HttpSettings
@@ -210,11 +210,10 @@ class _TokensEndpoint(ABC):
     async def _model(self, model: str | None, scope: Scope) -> tuple[TextModel, ModelCard]:
         """The model that was named; the caller's key pays for one request and no tokens."""
         cards = self._backend.models()
-        check_model(model, cards, scope)
         if self._texts is None or not cards:
             raise RequestError("model", "no model with a tokenizer is served here", status=404)
-        usable = cards_for(scope, cards) or cards
-        card = next((one for one in cards if one.id == model), usable[0])
+        wanted = chosen_model(model, cards, scope)
+        card = next(one for one in cards if one.id == wanted)
         visit = visit_of(scope)
         if visit is not None:
             await visit.admit_tokens(0, card.id)

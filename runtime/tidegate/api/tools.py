@@ -91,12 +91,13 @@ _CALLED = Inner(
     ),
 )
 _CALL_ID = Name(name="id", most_chars=_ID_CHARS, told="Which the tool's message repeats.")
+_CALL_TYPE = Choice(name="type", allowed=("function",), told="The only kind.")
 _CALL = Table(
     name="ToolCall",
     told="A call that an earlier answer made.",
     fields=(
         _CALL_ID,
-        Choice(name="type", allowed=("function",), told="The only kind."),
+        _CALL_TYPE,
         _CALLED,
         Ignored(name="index", kind="integer", told="As streams have it."),
     ),
@@ -267,6 +268,7 @@ def read_tool_calls(fields: Fields) -> tuple[ToolCall, ...]:
 
 
 def _tool_call(fields: Fields) -> ToolCall:
+    _CALL_TYPE.read(fields)
     function = _CALLED.read(fields)
     if function is None:
         raise RequestError(fields.path("function"), "is absent")
