@@ -121,14 +121,16 @@ class Services:
                 tail = service.log.read_text(errors="replace").splitlines()[-15:]
                 sys.stderr.write(f"--- end of {service.name}'s log\n" + "\n".join(tail) + "\n")
 
-    def tidegate(self, name: str, *arguments: str) -> Service:
+    def tidegate(self, name: str, *arguments: str, within_s: float = START_S) -> Service:
         """Start `tidegate ARGUMENTS` and wait until it announces its URL."""
-        return self.announced(name, [*TIDEGATE, *arguments])
+        return self.announced(name, [*TIDEGATE, *arguments], within_s=within_s)
 
-    def announced(self, name: str, command: Sequence[str]) -> Service:
+    def announced(
+        self, name: str, command: Sequence[str], *, within_s: float = START_S
+    ) -> Service:
         """Start any program that announces itself as `tidegate` does."""
         service = self._start(name, command, announces=True)
-        line = _first_line(service.process)
+        line = _first_line(service.process, within_s)
         assert line.split(), f"{name} did not start:\n{service.log.read_text(errors='replace')}"
         service.url = line.split()[-1]
         return service
@@ -178,12 +180,12 @@ class Services:
         return service
 
 
-def _first_line(process: subprocess.Popen[str]) -> str:
+def _first_line(process: subprocess.Popen[str], within_s: float) -> str:
     """The child's first line, or nothing when it ends or stays silent."""
     assert process.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        return process.stdout.readline() if selector.select(START_S) else ""
+        return process.stdout.readline() if selector.select(within_s) else ""
 
 
 def _accepts(port: int) -> bool:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from tidegate.cli.cloud_access import LOG_FORMATS, add_access, read_access
+from tidegate.cli.executor_flags import add_executor
 from tidegate.cli.link_http import add_link_http, read_link_http
 from tidegate.cli.service import add_link, add_service, read_service
 from tidegate.cli.trust import add_trust, read_trust
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_access(parser)
     add_trust(parser)
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
-    _add_executor(parser)
+    add_executor(parser)
     _add_supervision(parser)
     add_link(parser, end="gateway", broker="to listen on")
     add_link_http(parser)
@@ -41,41 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="tick",
         help="when chunks of answers leave: at once, every 40 ms, or every 40 ms in one size with"
         " fillers, so that neither their times nor their sizes follow the text (default tick)",
-    )
-
-
-def _add_executor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--executor",
-        choices=("auto", "torch", "gpu"),
-        default="auto",
-        help="what runs the model (default: a CUDA device where there is one, else torch)",
-    )
-    parser.add_argument(
-        "--rows", type=int, help="requests that run at once (default: 8 on torch, 256 on a GPU)"
-    )
-    parser.add_argument("--threads", type=int, help="of torch (default: the runtime's choice)")
-    parser.add_argument(
-        "--step-tokens",
-        type=int,
-        help="tokens of one step, what prompts are cut to (default: 512 on torch, 8192 on a GPU)",
-    )
-    parser.add_argument(
-        "--memory-mib", type=int, help="of the GPU (default: nine tenths of what is free)"
-    )
-    parser.add_argument(
-        "--kv-precision",
-        choices=("same", "int8", "fp8"),
-        help="of keys and values on a GPU (default: that of the activations)",
-    )
-    parser.add_argument(
-        "--activations", choices=("bf16", "fp16", "fp32"), help="on a GPU (default: bf16)"
-    )
-    parser.add_argument(
-        "--deterministic",
-        action="store_const",
-        const=True,
-        help="on a GPU, the same tokens whatever else is in a step, at some speed",
     )
 
 

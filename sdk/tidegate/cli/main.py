@@ -22,6 +22,7 @@ COMMANDS = {
     "profile": "show what is known of a board: power modes, sensors, energy, and sources",
     "serve": "run the device daemon on a bundle",
     "cloud": "run the cloud service on a checkpoint or a bundle",
+    "ray": "run the cloud service on Ray Serve, with several engines",
     "broker": "run a small MQTT broker, for laptops",
     "chat": "ask a running device or cloud one question and stream the answer",
     "keys": "make and look after keys: of a fleet and its devices, for bundles, for HTTP",
