@@ -125,9 +125,7 @@ class Services:
         """Start `tidegate ARGUMENTS` and wait until it announces its URL."""
         return self.announced(name, [*TIDEGATE, *arguments], within_s=within_s)
 
-    def announced(
-        self, name: str, command: Sequence[str], *, within_s: float = START_S
-    ) -> Service:
+    def announced(self, name: str, command: Sequence[str], *, within_s: float = START_S) -> Service:
         """Start any program that announces itself as `tidegate` does."""
         service = self._start(name, command, announces=True)
         line = _first_line(service.process, within_s)

@@ -17,16 +17,22 @@ from tidegate.cli.cloud_access import LOG_FORMATS, add_access, read_access
 from tidegate.cli.executor_flags import add_executor, read_executor
 from tidegate.cli.link_http import add_link_http, read_link_http
 from tidegate.cli.service import add_link, add_service, read_service
+from tidegate.cli.trust import add_trust, read_trust
 from tidegate.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("checkpoint", type=Path, help="folder, the same on every node")
+    parser.add_argument(
+        "model",
+        type=Path,
+        help="checkpoint or bundle as for tidegate cloud, the same on every node",
+    )
     parser.add_argument("--name", help="model id to serve it under (default: the folder's name)")
     parser.add_argument("--address", help="HOST:PORT of a Ray cluster, or auto for this machine's")
     add_service(parser, listen="127.0.0.1:8090")
     add_access(parser)
+    add_trust(parser)
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
     add_executor(parser)
     add_link(parser, end="gateway", broker="to listen on")
@@ -77,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
         )
     least, most = _replicas(args.replicas)
     settings = RaySettings(
-        checkpoint=args.checkpoint.resolve(),
-        model_id=args.name or args.checkpoint.resolve().name,
+        model=args.model.resolve(),
+        model_id=args.name or args.model.resolve().name,
         host=service.host,
         port=service.port,
         fronts=args.fronts,
@@ -98,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         access=read_access(args),
         gateway=gateway,
         drain_s=args.drain,
+        trusted=read_trust(args.trust),
     )
 
     async def main(stop: asyncio.Event) -> None:

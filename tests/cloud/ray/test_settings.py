@@ -14,7 +14,7 @@ from tidegate.errors import ConfigError
 
 
 def settings(**fields: Any) -> RaySettings:
-    return RaySettings(checkpoint=Path("model"), model_id="m", **fields)
+    return RaySettings(model=Path("model"), model_id="m", **fields)
 
 
 def test_replicas_are_given_a_full_step_and_as_many_again() -> None:

@@ -139,5 +139,5 @@ async def _backend(settings: RaySettings, engines: DeploymentHandle) -> RayBacke
     """Over the replicas behind `engines`, once there is one."""
     replicas = ServeReplicas(engines)
     facts = await replicas.facts()
-    text = await asyncio.to_thread(load_text, settings.checkpoint, facts.context_tokens)
+    text = await asyncio.to_thread(load_text, settings, facts.context_tokens)
     return RayBackend(replicas, text, facts, numbers=replicas.numbers)

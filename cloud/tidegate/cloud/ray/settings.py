@@ -58,8 +58,8 @@ class RaySettings:
         ConfigError: fronts could not count limits together.
     """
 
-    checkpoint: Path
-    """A folder that every node has under this name."""
+    model: Path
+    """A checkpoint's or a bundle's folder, which every node has under this name."""
     model_id: str
     host: str = "127.0.0.1"
     port: int = 8090
@@ -71,6 +71,8 @@ class RaySettings:
     access: AccessSettings | None = None
     gateway: GatewaySettings | None = None
     drain_s: float = 30.0
+    trusted: frozenset[str] | None = None
+    """Public keys of which one must have signed a bundle; None for any or none."""
 
     def __post_init__(self) -> None:
         if self.fronts < 1:
