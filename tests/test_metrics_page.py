@@ -12,12 +12,13 @@ from keyedapp import keyed_access
 from linklab import FAST
 from linkpair import ScriptedCloud
 from toyengine import toy_engine
+from toypool import toy_pool
 
 from tidegate.api.engine_metrics import render_engine
 from tidegate.api.http import HttpSettings, create_app
 from tidegate.api.metrics import Metrics, render_counters
 from tidegate.cloud.access_metrics import AccessMetrics
-from tidegate.cloud.service import CloudBackend
+from tidegate.cloud.cloud_backend import CloudBackend
 from tidegate.cloud.usage import UsageRow
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.engine.prefix_disk import StoreNumbers
@@ -53,8 +54,9 @@ DISK = StoreNumbers(kept_bytes=1, units=1, writes=1)
 async def scrape(tmp_path: Path) -> str:
     """What the cloud says with everything on, and a device with a disk tier."""
     pair(tmp_path / "device", tmp_path / "gateway")
-    engine = toy_engine()
-    backend = CloudBackend(engine, created_s=0)
+    pool = toy_pool()
+    await pool.start()
+    backend = CloudBackend(pool, created_s=0)
     backend.gateway = Gateway(
         tmp_path / "gateway", MemoryTransport(MemoryBroker()), ScriptedCloud(()), timing=FAST
     )
@@ -67,9 +69,10 @@ async def scrape(tmp_path: Path) -> str:
             answer = await client.get("/metrics")
             assert answer.status_code == 200
     finally:
+        await pool.close()
         await backend.access.close()
         await backend.gateway.close()
-    with_disk = replace(engine.snapshot(), disk=DISK)
+    with_disk = replace(toy_engine().snapshot(), disk=DISK)
     return answer.text + render_engine("m", with_disk).decode()
 
 
@@ -93,7 +96,7 @@ def test_labels_are_those_of_the_page(tmp_path: Path) -> None:
 def test_vllms_names_are_those_that_the_page_promises(tmp_path: Path) -> None:
     text = asyncio.run(scrape(tmp_path))
     exposed = set(re.findall(r"^# TYPE vllm:(\S+) ", text, re.MULTILINE))
-    calls_and_engine = PAGE[: PAGE.index("With a prefix cache on disk")]
+    calls_and_engine = PAGE[: PAGE.index("## Models")]
     rows = re.findall(r"^\| `tidegate_([a-z0-9_]+)` \|", calls_and_engine, re.MULTILINE)
     without = ("requests_total", "admission_rejections_total", "http_responses_total")
     same = {name for name in rows if name not in without and not name.startswith("engine_")}
@@ -121,7 +124,7 @@ def test_both_ends_expose_every_counter_of_the_page(tmp_path: Path) -> None:
         pair(tmp_path / "device", tmp_path / "gateway")
         broker = MemoryBroker()
         device = DeviceLink(tmp_path / "device", MemoryTransport(broker), timing=FAST)
-        backend = CloudBackend(toy_engine(), created_s=0)
+        backend = CloudBackend(toy_pool(), created_s=0)
         backend.gateway = Gateway(
             tmp_path / "gateway", MemoryTransport(broker), ScriptedCloud(()), timing=FAST
         )

@@ -60,17 +60,7 @@ def open_executor(arch: Architecture, weights: Weights, settings: ExecutorSettin
 
         return GpuExecutor(arch, weights, gpu_settings(settings))
     _only_without(settings, "torch", ("memory_mib", "kv_precision", "activations", "deterministic"))
-    rows, step_tokens = settings.rows, settings.step_tokens
-    return TorchExecutor(
-        arch,
-        weights,
-        TorchSettings(
-            slots=_TORCH.slots if rows is None else rows,
-            context_tokens=settings.context_tokens or arch.context,
-            step_tokens=_TORCH.step_tokens if step_tokens is None else step_tokens,
-            threads=settings.threads,
-        ),
-    )
+    return TorchExecutor(arch, weights, torch_settings(settings, arch))
 
 
 def chosen(choice: Choice) -> Literal["torch", "gpu"]:
@@ -83,6 +73,17 @@ def chosen(choice: Choice) -> Literal["torch", "gpu"]:
     if choice == "gpu" and not found:
         raise ConfigError("executor", choice, "torch or auto where torch finds no CUDA device")
     return "gpu" if found and choice != "torch" else "torch"
+
+
+def torch_settings(settings: ExecutorSettings, arch: Architecture) -> TorchSettings:
+    """With the torch executor's own defaults for what is left open."""
+    rows, step_tokens = settings.rows, settings.step_tokens
+    return TorchSettings(
+        slots=_TORCH.slots if rows is None else rows,
+        context_tokens=settings.context_tokens or arch.context,
+        step_tokens=_TORCH.step_tokens if step_tokens is None else step_tokens,
+        threads=settings.threads,
+    )
 
 
 def gpu_settings(settings: ExecutorSettings) -> GpuSettings:

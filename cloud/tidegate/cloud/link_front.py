@@ -5,7 +5,7 @@ Apart from the engine, so that a process without one can be a gateway as well.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,14 +60,16 @@ class LinkFront:
 
 @asynccontextmanager
 async def open_link(
-    settings: GatewaySettings, handler: LinkHandler, offer: ModelOffer
+    settings: GatewaySettings,
+    handler: LinkHandler,
+    models: Callable[[], Sequence[ModelOffer]],
 ) -> AsyncIterator[LinkFront]:
     """Open the folder of keys and bind what listens; close it all in the end.
 
     Args:
         settings: where devices are met, and who this is.
         handler: answers what they ask.
-        offer: the model, for the advert.
+        models: for the advert, asked for at every one.
 
     Raises:
         ConfigError: an address is taken, or strangers could listen in.
@@ -90,7 +92,7 @@ async def open_link(
             settings.keys,
             _way(settings, http),
             registrar,
-            models=lambda: (offer,),
+            models=models,
             timing=Timing(pacing=settings.pacing),
             suites=settings.suites,
             http="" if http is None else http.public_url,

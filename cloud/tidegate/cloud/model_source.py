@@ -40,6 +40,33 @@ class ModelSource:
             return TextModel.load(Path(folder), context_tokens=context_tokens)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceFacts:
+    """What the heads of a model's files say."""
+
+    arch: Architecture
+    packed_bytes: int | None
+    """Of its weights' files, when they are quantised there; None for dense ones."""
+
+
+def source_facts(folder: Path, *, trusted: Collection[str] | None = None) -> SourceFacts:
+    """Look at a model without reading its weights; raises what `open_source` does."""
+    if (folder / MANIFEST_FILE).exists():
+        bundle = Bundle.open(folder, trusted=trusted, every_target=False)
+        arch = bundle.manifest.decoder
+        _check_target(bundle)
+        prefix = f"{TARGET}/"
+        sizes = [
+            one.size_bytes for name, one in bundle.manifest.files.items() if name.startswith(prefix)
+        ]
+        return SourceFacts(arch=arch, packed_bytes=sum(sizes))
+    _check_unsigned(folder, trusted)
+    with Checkpoint.open(folder) as checkpoint:
+        packed = sum(file.path.stat().st_size for file in checkpoint.files)
+        dense = not checkpoint.prequantised
+        return SourceFacts(arch=checkpoint.decoder, packed_bytes=None if dense else packed)
+
+
 @contextmanager
 def open_source(folder: Path, *, trusted: Collection[str] | None = None) -> Iterator[ModelSource]:
     """Open a checkpoint, or a bundle that was converted with `--target packed`.
@@ -61,12 +88,16 @@ def open_source(folder: Path, *, trusted: Collection[str] | None = None) -> Iter
         with closing(PackedWeights(bundle.target_folder(TARGET), arch)) as packed:
             yield ModelSource(arch=arch, weights=packed, _files=bundle)
         return
+    _check_unsigned(folder, trusted)
+    with Checkpoint.open(folder) as checkpoint:
+        yield ModelSource(arch=checkpoint.decoder, weights=checkpoint.weights(), _files=checkpoint)
+
+
+def _check_unsigned(folder: Path, trusted: Collection[str] | None) -> None:
     if trusted is not None:
         raise ConfigError(
             "trust", str(folder), "left out with a checkpoint: only bundles are signed"
         )
-    with Checkpoint.open(folder) as checkpoint:
-        yield ModelSource(arch=checkpoint.decoder, weights=checkpoint.weights(), _files=checkpoint)
 
 
 def _check_target(bundle: Bundle) -> None:

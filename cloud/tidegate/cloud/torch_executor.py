@@ -100,6 +100,7 @@ class TorchExecutor:
         self._kv.keys.clear()
         self._kv.values.clear()
         self._tensors = WeightTensors()
+        self._weights.clear()
 
     def _run(self, rows: list[TorchRow]) -> torch.Tensor:
         with torch.inference_mode():

@@ -221,6 +221,8 @@ def models_object(cards: tuple[ModelCard, ...]) -> Json:
                 "owned_by": "tidegate",
                 "context_tokens": card.context_tokens,
                 "max_model_len": card.context_tokens,
+                **({} if card.state is None else {"state": card.state}),
+                **({} if card.parent is None else {"parent": card.parent}),
             }
             for card in cards
         ],

@@ -9,8 +9,9 @@ travels over the link; `tidegate.api.wire` turns one into the other.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from tidegate.api.schema import Call
 from tidegate.api.tools import ToolDelta
@@ -39,6 +40,10 @@ class ModelCard:
     id: str
     created_s: int
     context_tokens: int
+    state: str | None = None
+    """Where models come and go: whether it is in memory now."""
+    parent: str | None = None
+    """Of an adapter: the model that it adapts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,3 +80,17 @@ class Backend(Protocol):
 
     def metrics(self) -> bytes:
         """Prometheus text exposition for `/metrics`."""
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """What a backend may offer besides, whose models are replaced while they are used."""
+
+    def hold(self, call: Call) -> AbstractAsyncContextManager[Backend]:
+        """A backend for the length of a block: one version of the call's model answers all of it.
+
+        Raises:
+            RequestError: there is no such model.
+            CapacityError: there is no room for it.
+            UnavailableError: it cannot be loaded now.
+        """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from tidegate.api import sse
 from tidegate.api.admission import Tally, visit_of
-from tidegate.api.backend import AnswerEvent, Backend, Routed
+from tidegate.api.backend import AnswerEvent, Backend, Holding, Routed
 from tidegate.api.body import beside, read_json, unless_gone
 from tidegate.api.choices import Event as ChoiceEvent
 from tidegate.api.choices import side_by_side
@@ -98,8 +98,10 @@ class CallEndpoint:
     async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         visit = visit_of(scope)
         tally = Tally() if visit is None else visit.tally
-        once = partial(self._answer_once, tally=tally, asked=AskedCall(call))
-        async with aclosing(side_by_side(call, once)) as answer:
+        async with (
+            _one_version(self._backend, call) as backend,
+            aclosing(self._choices(backend, call, tally)) as answer,
+        ):
             _, routed = await anext(answer)
             assert isinstance(routed, Routed)  # _checked lets nothing else be first
             adopt_request_id(scope, routed.request_id)
@@ -112,10 +114,14 @@ class CallEndpoint:
         # When the call is over and counted.
         await (await _whole(call, progress))(scope, receive, send)
 
-    def _answer_once(self, call: Call, tally: Tally, asked: AskedCall) -> Answer:
+    def _choices(self, backend: Backend, call: Call, tally: Tally) -> Choices:
+        asked = AskedCall(call)
+        return side_by_side(call, partial(self._answer_once, backend, tally=tally, asked=asked))
+
+    def _answer_once(self, backend: Backend, call: Call, tally: Tally, asked: AskedCall) -> Answer:
         record = self._metrics.begin()
         record.about(asked)
-        return _checked(self._backend.answer(call), record, tally)
+        return _checked(backend.answer(call), record, tally)
 
     async def _stream(self, progress: Progress, answer: Choices, scope: Scope, send: Send) -> None:
         outlet = _Outlet(send, self._settings)
@@ -135,6 +141,13 @@ class CallEndpoint:
                 # The status is sent: what is left is to say it in the stream and to close it.
                 await outlet.write(b"data: " + bytes(error_response(error, scope).body) + b"\n\n")
         await outlet.finish()
+
+
+def _one_version(backend: Backend, call: Call) -> AbstractAsyncContextManager[Backend]:
+    """What answers all choices of a call, also where models are replaced meanwhile."""
+    if call.n > 1 and isinstance(backend, Holding):
+        return backend.hold(call)
+    return nullcontext(backend)
 
 
 def _retry_key(scope: Scope) -> str | None:

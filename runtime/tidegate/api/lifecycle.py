@@ -13,10 +13,9 @@ import os
 import random
 import signal
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from tidegate.api.server import BoundServer
-from tidegate.engine.engine import Engine
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +26,31 @@ _LONGEST_WAIT_S = 30.0
 
 STUCK_STATUS = 70
 """Exit status of a service that made no progress: EX_SOFTWARE of sysexits.h."""
+
+
+class Serving(Protocol):
+    """An engine, or several as one."""
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take nothing new and let what runs end; False when it had to be ended."""
+
+
+class Healthy(Protocol):
+    """A snapshot of something that may be stuck."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether work makes progress."""
+
+
+class Watched(Protocol):
+    """What a watchdog looks at."""
+
+    def snapshot(self) -> Healthy:
+        """Its state now; cheap."""
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
@@ -43,7 +67,7 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
 async def run_service(
     *,
-    engine: Engine,
+    engine: Serving,
     server: BoundServer,
     stop: asyncio.Event,
     parts: Sequence[Part] = (),
@@ -70,7 +94,7 @@ async def run_service(
 
 
 async def exit_when_stuck(
-    engine: Engine, *, every_s: float = 5.0, leave: Callable[[int], object] = os._exit
+    engine: Watched, *, every_s: float = 5.0, leave: Callable[[int], object] = os._exit
 ) -> None:
     """End the process when the engine is unhealthy at two looks in a row.
 

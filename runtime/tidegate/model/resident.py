@@ -30,3 +30,8 @@ class ResidentWeights:
         if role not in self._vectors:
             self._vectors[role] = self._source.vector(role)
         return self._vectors[role]
+
+    def clear(self) -> None:
+        """Let everything go; nothing can be asked for any more."""
+        self._linears.clear()
+        self._vectors.clear()

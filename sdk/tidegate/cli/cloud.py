@@ -11,12 +11,17 @@ import argparse
 import asyncio
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tidegate.cli.cloud_access import LOG_FORMATS, add_access, read_access
 from tidegate.cli.executor_flags import add_executor
 from tidegate.cli.link_http import add_link_http, read_link_http
 from tidegate.cli.service import add_link, add_service, read_service
 from tidegate.cli.trust import add_trust, read_trust
+from tidegate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tidegate.cloud.model_settings import PoolSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         type=Path,
+        nargs="?",
         metavar="MODEL",
         help="folder with config.json and safetensors, or a bundle of `convert --target packed`",
     )
     parser.add_argument("--name", help="model id to serve it under (default: the folder's name)")
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a further model, loaded when it is first asked for; may be given several times",
+    )
+    parser.add_argument(
+        "--models-mib",
+        type=int,
+        help="what several models may take together; idle ones make room (default: nine tenths of"
+        " what is available at start)",
+    )
     add_service(parser, listen="127.0.0.1:8090")
     add_access(parser)
     add_trust(parser)
@@ -70,7 +89,6 @@ def _add_supervision(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Open the checkpoint, then serve until SIGTERM or SIGINT."""
     from tidegate.cli.listen import announce, run_until_signal
-    from tidegate.cloud.executor_choice import ExecutorSettings
     from tidegate.cloud.link_front import GatewaySettings
     from tidegate.cloud.service import CloudSettings, open_cloud
 
@@ -86,22 +104,10 @@ def run(args: argparse.Namespace) -> int:
             http=read_link_http(args),
         )
     settings = CloudSettings(
-        checkpoint=args.checkpoint,
-        model_id=args.name or args.checkpoint.resolve().name,
+        models=_models(args),
         host=service.host,
         port=service.port,
         api_key_hashes=service.api_key_hashes,
-        executor=ExecutorSettings(
-            choice=args.executor,
-            context_tokens=args.context,
-            rows=args.rows,
-            threads=args.threads,
-            step_tokens=args.step_tokens,
-            memory_mib=args.memory_mib,
-            kv_precision=args.kv_precision,
-            activations=args.activations,
-            deterministic=args.deterministic,
-        ),
         gateway=gateway,
         drain_s=args.drain,
         stall_after_s=args.stall_after,
@@ -115,7 +121,43 @@ def run(args: argparse.Namespace) -> int:
         async with open_cloud(settings) as cloud:
             if cloud.http is not None:
                 print(f"tidegate cloud: devices over HTTP on {cloud.http.url}", file=sys.stderr)
-            announce(f"tidegate cloud: {cloud.engine.model_id} on {cloud.server.url}")
+            names = ", ".join(cloud.inside.pool.entries)
+            announce(f"tidegate cloud: {names} on {cloud.server.url}")
             await cloud.run(stop)
 
     return run_until_signal(main, formatter=LOG_FORMATS[args.log_format]())
+
+
+def _models(args: argparse.Namespace) -> PoolSettings:
+    from tidegate.cloud.executor_choice import ExecutorSettings
+    from tidegate.cloud.model_settings import ModelSettings, PoolSettings
+
+    executor = ExecutorSettings(
+        choice=args.executor,
+        context_tokens=args.context,
+        rows=args.rows,
+        threads=args.threads,
+        step_tokens=args.step_tokens,
+        memory_mib=args.memory_mib,
+        kv_precision=args.kv_precision,
+        activations=args.activations,
+        deterministic=args.deterministic,
+    )
+    named: list[tuple[str, Path]] = []
+    if args.checkpoint is not None:
+        named.append((args.name or args.checkpoint.resolve().name, args.checkpoint))
+    named += [_named(one) for one in args.model]
+    models = tuple(
+        ModelSettings(
+            name=name, path=path, executor=executor, load="first-use" if place else "start"
+        )
+        for place, (name, path) in enumerate(named)
+    )
+    return PoolSettings(models=models, models_mib=args.models_mib, drain_s=args.drain or 1.0)
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise ConfigError("model", text, "NAME=PATH")
+    return name, Path(path)
