@@ -113,7 +113,8 @@ class GatewayDeployment:
         handler = LinkHandler(self._backend, Metrics())
         (card,) = self._backend.models()
         offer = ModelOffer(id=card.id, context_tokens=card.context_tokens)
-        link = await self._stack.enter_async_context(open_link(settings.gateway, handler, offer))
+        opened = open_link(settings.gateway, handler, lambda: (offer,))
+        link = await self._stack.enter_async_context(opened)
         self._tasks = [asyncio.create_task(link.gateway.run())]
         if link.renewing is not None:
             renewal = kept_alive("certificate renewal", link.renewing.keep_own)
