@@ -57,7 +57,13 @@ def open_device(
     """Load the weights, or this process's part of them, and make all workspaces.
 
     Every layer of it has the same small cache, for worst cases.
+
+    Raises:
+        ConfigError: a deterministic team of more than two.
     """
+    if settings.deterministic and team is not None and team.part.world > 2:
+        allowed = "off for more than two devices, whose sums have no order of their own"
+        raise ConfigError("deterministic", True, allowed)
     arch, at, dtype = part_of(whole, team), torch.device(settings.device), settings.dtype
     head_part = None
     if team is not None:

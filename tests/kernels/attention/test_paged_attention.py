@@ -105,48 +105,57 @@ def test_a_long_request_is_cut_into_segments_and_joined_again() -> None:
         paged_attention(draw(step, 2, 16), kv, step, scale=0.25, workspace=torch.empty(5))
 
 
-def test_a_deterministic_request_is_the_same_alone_and_in_company() -> None:
-    past, heads = [1100, 9, 400, 30, 2], 4
-    together = ragged_step([1, 1, 3, 12, 5], past, padding=1, device=DEVICE)
-    kv = filled_layer(together, kv_heads=2, head_size=16)
-    q = draw(together, heads, 16)
-    whole = paged_attention(q, kv, together, scale=0.2, deterministic=True)
-    for index, length in enumerate(together.lengths[:5].tolist()):
-        rows = slice(int(together.starts[index]), int(together.starts[index + 1]))
-        new = rows.stop - rows.start
-        alone = StepTensors(
-            tokens=together.tokens[rows],
-            positions=together.positions[rows],
-            starts=torch.tensor([0, new], dtype=torch.int32, device=DEVICE),
-            lengths=together.lengths[index : index + 1],
-            blocks=together.blocks[index : index + 1],
-            places=together.places[rows],
-            most_tokens=new,
-            most_length=length,
-        )
-        got = paged_attention(q[rows], kv, alone, scale=0.2, deterministic=True)
-        assert torch.equal(got, whole[rows])
+FEATURES: dict[str, dict[str, object]] = {
+    "plain": {},
+    "a window and sinks": {"window": 150, "sinks": torch.linspace(-2, 4, 2, device=DEVICE)},
+    "a softcap": {"softcap": 5.0},
+}
 
 
-def test_a_prompt_cut_into_long_chunks_comes_to_the_same_bits() -> None:
-    whole = ragged_step([75], [0], device=DEVICE)
-    kv = filled_layer(whole, kv_heads=2, head_size=16)
-    q = draw(whole, 6, 16)
-    at_once = paged_attention(q, kv, whole, scale=0.2, window=50, deterministic=True)
-    for begin, end in ((0, 9), (9, 41), (41, 75)):
-        rows = slice(begin, end)
-        chunk = StepTensors(
-            tokens=whole.tokens[rows],
-            positions=whole.positions[rows],
-            starts=torch.tensor([0, end - begin], dtype=torch.int32, device=DEVICE),
-            lengths=torch.tensor([end], dtype=torch.int32, device=DEVICE),
-            blocks=whole.blocks,
-            places=whole.places[rows],
-            most_tokens=end - begin,
-            most_length=end,
-        )
-        got = paged_attention(q[rows], kv, chunk, scale=0.2, window=50, deterministic=True)
-        assert torch.equal(got, at_once[rows])
+@pytest.mark.parametrize(
+    ("features", "precision"),
+    [("plain", "same"), ("a window and sinks", "int8"), ("a softcap", "same")],
+)
+def test_a_tokens_attention_has_the_same_bits_however_it_comes(
+    features: str, precision: KvPrecision
+) -> None:
+    """Decoded, in a check of guesses, last of a chunk, in a whole prompt, in a batch of 32."""
+    new = [1, 3, 12, 5, 40, *[1] * 27]
+    past = [1100, 9, 1020, 1022, 0, *range(27)]
+    step = ragged_step(new, past, padding=1, device=DEVICE)
+    dtype = torch.float16 if precision == "int8" else torch.float32
+    kv = filled_layer(step, kv_heads=1, head_size=16, precision=precision, dtype=dtype)
+    q = draw(step, 2, 16, dtype)
+    options = {"scale": 0.2, "deterministic": True, **FEATURES[features]}
+    whole = paged_attention(q, kv, step, **options)  # type: ignore[arg-type]
+    for index in (0, 2, 3, 4, 31):
+        begin, length = int(step.starts[index]), past[index] + new[index]
+        for first, end in _cuts(new[index]):
+            rows = slice(begin + first, begin + end)
+            part = chunk_of(step, index, rows, length=length - new[index] + end)
+            found = paged_attention(q[rows], kv, part, **options)  # type: ignore[arg-type]
+            assert torch.equal(found, whole[rows]), f"request {index}, tokens {first} to {end}"
+
+
+def _cuts(new: int) -> list[tuple[int, int]]:
+    """Alone whole; token by token at both ends; and cut in the middle."""
+    middle = new * 2 // 3
+    return [(0, new), (0, 1), (new - 1, new), *([(0, middle), (middle, new)] if middle else [])]
+
+
+def chunk_of(step: StepTensors, index: int, rows: slice, *, length: int) -> StepTensors:
+    """Some tokens of one request as a step of their own, the request `length` long by then."""
+    new = rows.stop - rows.start
+    return StepTensors(
+        tokens=step.tokens[rows],
+        positions=step.positions[rows],
+        starts=torch.tensor([0, new], dtype=torch.int32, device=DEVICE),
+        lengths=torch.tensor([length], dtype=torch.int32, device=DEVICE),
+        blocks=step.blocks[index : index + 1],
+        places=step.places[rows],
+        most_tokens=new,
+        most_length=length,
+    )
 
 
 def test_more_room_for_lengths_changes_nothing_in_deterministic_mode() -> None:

@@ -189,6 +189,30 @@ def test_deterministic_splits_do_not_depend_on_how_many_tokens_there_are(
         assert many.partial_sums * 4 < 128 * 2**20
 
 
+@pytest.mark.parametrize("kind", ["4 bits", "8 bits", "dense", "two factors"])
+def test_in_one_order_a_row_has_the_same_bits_alone_and_in_any_step(kind: str) -> None:
+    first = tiles(random_packed(72, 600, 32, symmetric=False))
+    weights: dict[str, GpuLinear] = {
+        "4 bits": tiles(random_packed(100, 600, 128, bias=True)),
+        "8 bits": tiles(random_packed(100, 600, 64, bits=8)),
+        "dense": DenseWeight(weight=drawn(100, 600), bias=drawn(100, seed=1)),
+        "two factors": LowRankWeight(first=first, second=DenseWeight(weight=drawn(40, 72))),
+    }
+    weight, x = weights[kind], drawn(140, 600, seed=2)
+    if not isinstance(weight, LowRankWeight):
+        one, many = (
+            plan_product(weight, tokens, gpu_of(x.device), deterministic=True)
+            for tokens in (1, len(x))
+        )
+        assert one.splits == many.splits > 1
+        assert one.apart
+        assert not many.apart
+    whole = apply_linear(x, weight, deterministic=True)
+    for tokens in (1, 4, 17, 32):
+        found = apply_linear(x[-tokens:], weight, deterministic=True)
+        assert torch.equal(found, whole[-tokens:])
+
+
 def test_every_kind_of_layer_is_multiplied_into_a_given_output_with_one_workspace() -> None:
     tiled = tiles(random_packed(72, 300, 64, bias=True))
     dense = DenseWeight(weight=drawn(40, 72), bias=drawn(40, seed=1))

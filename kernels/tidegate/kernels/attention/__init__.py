@@ -1,7 +1,8 @@
 """Paged attention over a ragged step: prefill, chunks, decode and checks of guesses alike.
 
 `paged_attention` starts one family of programs or two: requests of few new tokens are read in
-segments (`decode.py`), the others in tiles of their tokens (`prefill.py`). Its twin in plain torch
+segments (`decode.py`), the others in tiles of their tokens (`prefill.py`); all in one way where
+sums must have one order (`in_order.py`). Its twin in plain torch
 operations is `tidegate.kernels.attention.reference.paged_attention`.
 
 A cache in blocks of 128 tokens or more spares the search for each key's block: one block holds all
@@ -14,7 +15,7 @@ import torch
 
 from tidegate.errors import ConfigError
 from tidegate.kernels.attention import plan
-from tidegate.kernels.attention.plan import MOST_ROWS, SHORT, Shape
+from tidegate.kernels.attention.plan import MOST_ROWS, Shape
 from tidegate.kernels.launch import gpu_of
 from tidegate.kernels.paged_kv import KvLayer, StepTensors
 
@@ -47,9 +48,8 @@ def paged_attention(
         sinks: float32 [N], scores that join the denominator of the softmax and add no value.
         out: [T, N, H] contiguous, where the result goes.
         workspace: float32, flat, `workspace_floats` of the step's limits or more.
-        deterministic: a request's result does not depend, bit for bit, on the step around it, nor
-            on how a prompt is cut as long as every cut has more than SHORT tokens. A token alone
-            and the same token within a long chunk differ by rounding.
+        deterministic: a token's result does not depend, bit for bit, on the step around it, nor
+            on how many tokens of its request are in it: alone, in a chunk or in a whole prompt.
 
     Returns:
         [T, N, H] of q's dtype. Rows of padding are 0.
@@ -57,7 +57,7 @@ def paged_attention(
     Raises:
         ConfigError: a shape, dtype or number is not as above.
     """
-    from tidegate.kernels.attention.launch import Call, launch_decode, launch_prefill
+    from tidegate.kernels.attention.launch import Call, launch, launch_in_order
 
     _check(q, kv, scale, sinks)
     if out is None:
@@ -74,10 +74,7 @@ def paged_attention(
         scale=scale,
         softcap=softcap,
     )
-    if step.most_tokens > SHORT:
-        launch_prefill(call)
-    if step.most_tokens <= SHORT or call.requests > 1:
-        launch_decode(call, workspace, deterministic=deterministic)
+    (launch_in_order if deterministic else launch)(call, workspace)
     return out
 
 

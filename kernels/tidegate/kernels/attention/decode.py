@@ -2,8 +2,7 @@
 
 One program reads one segment for all query heads of a key/value head, and `combine` joins what the
 segments gave (Dao et al. 2023, "Flash-Decoding"). A segment is a share of what the request's tile
-sees, or a fixed number of keys (FIXED), which does not depend on what else is in the step. With a
-single segment the result is written at once and `combine` is not needed.
+sees. With a single segment the result is written at once and `combine` is not needed.
 
 Between the two: per token, query head and segment the attention within the segment, float32
 [B, MOST, N, segments, H], and the log2 of its sum of exponentials, float32 [B, MOST, N, segments].
@@ -31,16 +30,12 @@ def segment_bounds(
     segments: tl.tensor,
     first: tl.tensor,
     end: tl.tensor,
-    FIXED: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tuple:
     """The keys [low, high) of a segment of those in [first, end); none if low >= high."""
-    if FIXED > 0:
-        return tl.maximum(segment * FIXED, first), tl.minimum(segment * FIXED + FIXED, end)
-    else:
-        size = tl.cdiv(tl.cdiv(end - first, segments), BLOCK_N) * BLOCK_N
-        low = first + segment * size
-        return low, tl.minimum(low + size, end)
+    size = tl.cdiv(tl.cdiv(end - first, segments), BLOCK_N) * BLOCK_N
+    low = first + segment * size
+    return low, tl.minimum(low + size, end)
 
 
 # What differs from step to step must not ask for another compilation.
@@ -77,7 +72,6 @@ def decode(
     tiles: tl.tensor,
     most_tokens: tl.tensor,
     SHORT: tl.constexpr,
-    FIXED: tl.constexpr,
     SHARE: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -97,7 +91,7 @@ def decode(
     past = length - new
     end = tl.minimum(past + offset + BLOCK_M // SHARE, length)
     first = first_key(past + offset, window, BLOCK_N)
-    low, high = segment_bounds(segment, segments, first, end, FIXED, BLOCK_N)
+    low, high = segment_bounds(segment, segments, first, end, BLOCK_N)
     if (parts_at is not None) & (low >= high):
         return
     q, token, query_head = query_tile(
@@ -137,7 +131,6 @@ def combine(
     most_tokens: tl.tensor,
     segments: tl.tensor,
     SHORT: tl.constexpr,
-    FIXED: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -163,7 +156,7 @@ def combine(
     most, total, mixed = no_sums(1, BLOCK_H)
     for base in range(0, segments, BLOCK_S):
         segment = base + tl.arange(0, BLOCK_S)
-        low, high = segment_bounds(segment, segments, first, end, FIXED, BLOCK_N)
+        low, high = segment_bounds(segment, segments, first, end, BLOCK_N)
         there = (segment < segments) & (low < high)
         logs = tl.load(logs_at + at + segment, mask=there, other=float("-inf"))
         mask = there[:, None] & (columns < HEAD_SIZE)

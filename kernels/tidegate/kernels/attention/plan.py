@@ -1,8 +1,8 @@
 """How a call is cut into programs, from what the host knows of the step: never from its data.
 
 A request of at most SHORT new tokens goes the way of decode (its keys cut into segments), a longer
-one that of prefill. The choice is each request's own, so that in deterministic mode nothing else
-in a step changes what it gets.
+one that of prefill. In deterministic mode all go one way, whose tile and segments are the same in
+every step (`in_order.py`).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.kernels.launch import Gpu, launch_for
+from tidegate.kernels.launch import Gpu, Launch, launch_for
 
 SHORT: Final = 8
 """New tokens up to which reading the cache, not arithmetic, is what takes time: a decode step with
 a few guesses. Tokens of one tile share the reading."""
 MOST_ROWS: Final = 128
 """Rows of the largest tile, so the most query heads that may share a key/value head."""
-FIXED_SEGMENT: Final = 1024
+SEGMENT: Final = 1024
 """Keys of a segment in deterministic mode. Half of it makes single requests faster and needs twice
 the workspace; by rule, not measured."""
 SMALLEST_SEGMENT: Final = 128
@@ -69,8 +69,18 @@ class DecodePlan:
     most_tokens: int
     """New tokens of a request that takes this way."""
     segments: int
-    fixed: int
-    """Keys of a segment, or 0 when they are as long as their number makes them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrderedPlan:
+    """How the requests of a step are cut in deterministic mode: the tile is the same in all."""
+
+    tile: Tile
+    most_tokens: int
+    """New tokens of a request whose segments have programs of their own."""
+    segments: int
+    floats: int
+    """Float32 values between these programs and `join`: none where there is only one segment."""
 
 
 def plan_decode(
@@ -80,26 +90,34 @@ def plan_decode(
     requests: int,
     most_tokens: int,
     most_length: int,
-    deterministic: bool,
 ) -> DecodePlan:
     """The cut for a step of `requests` requests, padding included."""
     tokens = min(most_tokens, SHORT)
-    # The size of a tile picks the instructions that multiply it, and these the order of sums.
-    wanted = shape.share if deterministic else min(shape.share * tokens, max(shape.share, 32))
+    wanted = min(shape.share * tokens, max(shape.share, 32))
     tile = decode_tile(shape, gpu, power_of_two(max(16, wanted)))
     tiles = -(-tokens // (tile.rows // shape.share))
-    if deterministic:
-        segments, fixed = -(-most_length // FIXED_SEGMENT), FIXED_SEGMENT
-    else:
-        fitting = gpu.processors * PROGRAMS_PER_PROCESSOR // (requests * tiles * shape.kv_heads)
-        segments, fixed = min(fitting, -(-most_length // SMALLEST_SEGMENT)), 0
+    fitting = gpu.processors * PROGRAMS_PER_PROCESSOR // (requests * tiles * shape.kv_heads)
+    segments = min(fitting, -(-most_length // SMALLEST_SEGMENT))
     return DecodePlan(
         tile=tile,
         tile_tokens=tile.rows // shape.share,
         tiles=tiles,
         most_tokens=tokens,
         segments=max(1, segments),
-        fixed=fixed,
+    )
+
+
+def plan_in_order(
+    shape: Shape, gpu: Gpu, *, requests: int, most_tokens: int, most_length: int
+) -> OrderedPlan:
+    """The cut of deterministic mode for a step of `requests` requests, padding included."""
+    tokens, segments = min(most_tokens, SHORT), -(-most_length // SEGMENT)
+    rows = requests * tokens * shape.heads * segments
+    return OrderedPlan(
+        tile=ordered_tile(shape, gpu),
+        most_tokens=tokens,
+        segments=segments,
+        floats=0 if segments == 1 else rows * (shape.head_size + 1),
     )
 
 
@@ -122,17 +140,18 @@ def workspace_floats(
         most_tokens: new tokens of the longest request; SHORT covers all there are.
         deterministic: whether steps run so.
     """
+    if deterministic:  # more of anything takes more
+        return plan_in_order(
+            shape,
+            gpu,
+            requests=most_requests,
+            most_tokens=most_tokens,
+            most_length=most_length,
+        ).floats
     return max(
         between_floats(
             shape,
-            plan_decode(
-                shape,
-                gpu,
-                requests=requests,
-                most_tokens=tokens,
-                most_length=most_length,
-                deterministic=deterministic,
-            ),
+            plan_decode(shape, gpu, requests=requests, most_tokens=tokens, most_length=most_length),
             requests,
         )
         for requests in range(1, most_requests + 1)
@@ -148,6 +167,19 @@ def between_floats(shape: Shape, plan: DecodePlan, requests: int) -> int:
     return rows * (shape.head_size + 1)
 
 
+def ordered_tile(shape: Shape, gpu: Gpu) -> Tile:
+    """The tile of deterministic mode, for one token and for many."""
+    launch = launch_for(
+        "attention",
+        "in_order",
+        gpu,
+        columns=shape.columns,
+        query_bytes=shape.query_bytes,
+        share=shape.share,
+    )
+    return _tile(launch, max(launch["rows"], power_of_two(shape.share)))
+
+
 def prefill_tile(shape: Shape, gpu: Gpu, *, windowed: bool) -> Tile:
     """The tile for many tokens."""
     launch = launch_for(
@@ -159,16 +191,16 @@ def prefill_tile(shape: Shape, gpu: Gpu, *, windowed: bool) -> Tile:
         kv_bytes=shape.kv_bytes,
         windowed=int(windowed),
     )
-    rows = max(launch["rows"], power_of_two(shape.share))
-    return Tile(
-        rows=rows, keys=launch["keys"], warps=launch["num_warps"], stages=launch["num_stages"]
-    )
+    return _tile(launch, max(launch["rows"], power_of_two(shape.share)))
 
 
 def decode_tile(shape: Shape, gpu: Gpu, rows: int) -> Tile:
     """The tile of so many rows for few tokens."""
     row_bytes = shape.columns * shape.kv_bytes
-    launch = launch_for("attention", "decode", gpu, rows=rows, row_bytes=row_bytes)
+    return _tile(launch_for("attention", "decode", gpu, rows=rows, row_bytes=row_bytes), rows)
+
+
+def _tile(launch: Launch, rows: int) -> Tile:
     return Tile(
         rows=rows, keys=launch["keys"], warps=launch["num_warps"], stages=launch["num_stages"]
     )

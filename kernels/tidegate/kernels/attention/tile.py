@@ -273,7 +273,7 @@ def finish(
         sink = tl.load(sinks + query_head).to(tl.float32) * 1.4426950408889634
         level = tl.maximum(most, sink)
         kept = tl.exp2(most - level)
-        total = total * kept + tl.exp2(sink - level)
+        total = tl.fma(total, kept, tl.exp2(sink - level))
         mixed = mixed * kept[:, None]
     return mixed / tl.where(total == 0.0, 1.0, total)[:, None]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from tidegate.kernels.attention.decode import combine, decode
+from tidegate.kernels.attention.in_order import attend, join
 from tidegate.kernels.attention.launch import COMBINED_AT_ONCE
 from tidegate.kernels.attention.plan import (
-    FIXED_SEGMENT,
+    SEGMENT,
     SHORT,
     Shape,
     decode_tile,
+    ordered_tile,
     power_of_two,
     prefill_tile,
 )
@@ -101,7 +103,6 @@ def _decode(
     block_tokens: int = 128,
     share: int = 4,
     tokens: int = 1,
-    fixed: bool = False,
     segments: bool = True,
     features: str = "",
 ) -> Variant:
@@ -110,7 +111,7 @@ def _decode(
     tile = decode_tile(shape, _ANY, power_of_two(max(16, share * tokens)))
     types, absent = _types(dtype, kept, features)
     between: dict[str, str] = {"parts_at": "*fp32", "logs_at": "*fp32"} if segments else {}
-    kind = "whole" if not segments else "fixed" if fixed else "segments"
+    kind = "segments" if segments else "whole"
     sizes = f"{head_size} {block_tokens} x{share} {tokens}"
     return Variant(
         name=f"decode {dtype} {kept} {sizes} {kind} {features}".strip(),
@@ -120,7 +121,6 @@ def _decode(
             **absent,
             **({} if segments else {"parts_at": None, "logs_at": None}),
             "SHORT": SHORT,
-            "FIXED": FIXED_SEGMENT if fixed else 0,
             "SHARE": share,
             "HEAD_SIZE": head_size,
             "BLOCK_TOKENS": block_tokens,
@@ -149,13 +149,63 @@ def _combine(dtype: str, head_size: int, features: str = "") -> Variant:
         constexprs={
             **{name: None for name in ("sinks", "window") if name in absent},
             "SHORT": SHORT,
-            "FIXED": 0,
             "TILE_TOKENS": 4,
             "HEAD_SIZE": head_size,
             "BLOCK_N": 64,
             "BLOCK_H": power_of_two(head_size),
             "BLOCK_S": COMBINED_AT_ONCE,
         },
+    )
+
+
+def _in_order(
+    gpu: Gpu,
+    dtype: str = "bf16",
+    kept: str | None = None,
+    *,
+    head_size: int = 128,
+    block_tokens: int = 16,
+    share: int = 4,
+    features: str = "",
+) -> Variant:
+    kept = kept or dtype
+    shape = _shape(dtype, kept, head_size, share)
+    tile = ordered_tile(shape, gpu)
+    types, absent = _types(dtype, kept, features)
+    between = {"parts_at": "*fp32", "logs_at": "*fp32"}
+    counts = dict.fromkeys(("requests", "least_tokens", "most_tokens"), "i32")
+    sizes = f"{head_size} {block_tokens} x{share}"
+    return Variant(
+        name=f"in order {gpu.name} {dtype} {kept} {sizes} {features}".strip(),
+        kernel=attend,
+        signature=types | between | counts,
+        constexprs={
+            **absent,
+            "SEGMENT": SEGMENT,
+            "SHARE": share,
+            "HEAD_SIZE": head_size,
+            "BLOCK_TOKENS": block_tokens,
+            "BLOCK_M": tile.rows,
+            "BLOCK_N": tile.keys,
+            "BLOCK_H": shape.columns,
+        },
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        dot=True,
+        divisible=("q_stride",),
+        architectures=_ON_HOPPER if gpu is _HOPPER or kept == "fp8e4nv" else _EVERYWHERE,
+    )
+
+
+def _join(dtype: str, head_size: int, features: str = "") -> Variant:
+    combined = _combine(dtype, head_size, features)
+    others = ("SHORT", "BLOCK_S")
+    kept = {name: one for name, one in combined.constexprs.items() if name not in others}
+    return Variant(
+        name=combined.name.replace("combine", "join"),
+        kernel=join,
+        signature=combined.signature,
+        constexprs=kept | {"SEGMENT": SEGMENT},
     )
 
 
@@ -172,7 +222,6 @@ COMPILED = (
     _prefill(_ANY, head_size=256, features="cap window"),
     _decode(),
     _decode(segments=False),
-    _decode(fixed=True),
     _decode("fp16", block_tokens=16, features="window"),
     _decode(tokens=8),
     _decode("bf16", "i8"),
@@ -184,4 +233,16 @@ COMPILED = (
     _decode(share=64),
     _combine("bf16", 128),
     _combine("fp16", 64, "sinks window"),
+    _in_order(_HOPPER),
+    _in_order(_HOPPER, "fp16", block_tokens=128, features="sinks window"),
+    _in_order(_HOPPER, "bf16", "i8"),
+    _in_order(_HOPPER, "bf16", "fp8e4nv"),
+    _in_order(_ANY),
+    _in_order(_ANY, "fp16", "i8", features="sinks window"),
+    _in_order(_ANY, head_size=64, share=8, features="window"),
+    _in_order(_ANY, head_size=256, share=2, features="cap window"),
+    _in_order(_ANY, share=64),
+    _in_order(_ANY, share=128),
+    _join("bf16", 128),
+    _join("fp16", 64, "sinks window"),
 )

@@ -1,14 +1,15 @@
 """How a product over tiles is cut up: decided on the host from shapes alone.
 
-Splits are what makes a product of few tokens fast, and they are the only thing that changes the
-order of its sums. With `deterministic` they depend on the weight and the GPU only; a product of
-many tokens then goes through all splits in one program, which adds them up in the same order.
+Splits are what makes a product of few tokens fast, and they change the order of its sums, as the
+size of blocks may, which picks the instructions that multiply. With `deterministic` both depend on
+the weight and the GPU only; a product of many tokens then goes through all splits in one program,
+which adds them up in the same order. Splits are powers of two, so that there are few to compile.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log2
 
 from tidegate.kernels.launch import Gpu, launch_for
 from tidegate.kernels.linear.int8 import Int8Linear
@@ -60,18 +61,12 @@ def plan_product(
     weight: Single, tokens: int, gpu: Gpu, *, deterministic: bool = False
 ) -> ProductPlan:
     """Cut up the product of `tokens` rows (at least 1) with `weight`."""
-    kernel = _KERNEL[type(weight)]
-    tiles = ceil(weight.outputs / TILE_ROWS)
+    kernel = _KERNEL[type(weight)] + ("_in_order" if deterministic else "")
     launch = launch_for("linear", kernel, gpu, tokens=tokens)
-    output_blocks = ceil(tiles / launch["tiles"])
+    output_blocks = ceil(ceil(weight.outputs / TILE_ROWS) / launch["tiles"])
     token_blocks = ceil(tokens / launch["tokens"])
     programs = gpu.processors * launch["programs_per_processor"]
-    if deterministic:
-        few = launch_for("linear", kernel, gpu, tokens=1)
-        wanted = gpu.processors * few["programs_per_processor"] / ceil(tiles / few["tiles"])
-    else:
-        wanted = programs / (output_blocks * token_blocks)
-    splits = _splits(weight, wanted)
+    splits = _splits(weight, programs / (output_blocks * (1 if deterministic else token_blocks)))
     return ProductPlan(
         block_tiles=launch["tiles"],
         block_tokens=launch["tokens"],
@@ -88,5 +83,6 @@ def _splits(weight: Single, wanted: float) -> int:
     """About `wanted` splits, none of them empty or short, as even as whole tiles allow."""
     steps = ceil(weight.inputs / (DENSE_STEP if isinstance(weight, DenseWeight) else weight.step))
     most = max(1, weight.inputs // LEAST_INPUTS)
-    per_split = ceil(steps / max(1, min(most, round(wanted))))
+    near = 1 << max(0, round(log2(max(1, wanted))))
+    per_split = ceil(steps / max(1, min(most, near)))
     return ceil(steps / per_split)

@@ -4,7 +4,7 @@ The inputs of a tile are split over programs when there are few tokens, so that 
 under way to fill the memory's bandwidth. Each program leaves its sums in a workspace and counts
 itself; whoever comes last adds them all up, in the order of the splits. So the result does not
 depend on who that is, and there is no second launch. The order of a row's sums depends on the
-number of splits alone: not on how many tokens there are, nor on how they are cut into blocks.
+number of splits and the size of the blocks, not on how many tokens there are.
 """
 
 from __future__ import annotations
@@ -22,24 +22,34 @@ def sum_over_splits(
     arrived: tl.tensor,
     block: tl.tensor,
     part: tl.tensor,
+    known: tl.tensor,
     SPLITS: tl.constexpr,
 ) -> tl.tensor:
-    """Leave one split's sums; the last to come gets the total and True, the others False."""
+    """Leave one split's sums; the last to come gets the total and True, the others False.
+
+    Only columns that are `known`, [1, TOKENS], go through memory.
+    """
     SIZE: tl.constexpr = sums.shape[0] * sums.shape[1]
     row = tl.arange(0, sums.shape[0])[:, None] * sums.shape[1]
     place = row + tl.arange(0, sums.shape[1])[None, :]
     mine = partial + (block * SPLITS + part).to(tl.int64) * SIZE
-    tl.store(mine + place, sums)
+    tl.store(mine + place, sums, mask=known)
     # Every thread's sums are written before one of them says so.
     tl.debug_barrier()
     last = tl.atomic_add(arrived + block, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
     total = tl.zeros_like(sums)
     if last:
-        # Not from the first-level cache, which does not see what others wrote.
-        # Unrolled, so that the loads of all splits are under way at once.
-        for other in tl.static_range(SPLITS):
-            start = partial + (block * SPLITS + other).to(tl.int64) * SIZE
-            total += tl.load(start + place, cache_modifier=".cg")
+        # Not from the first-level cache, which does not see what others wrote. Few numbers a thread
+        # are unrolled, so that the loads of all splits are under way at once.
+        first = partial + (block * SPLITS).to(tl.int64) * SIZE
+        if SIZE < 2048:
+            for other in tl.static_range(SPLITS):
+                start = first + other * SIZE
+                total += tl.load(start + place, mask=known, other=0.0, cache_modifier=".cg")
+        else:
+            for other in range(SPLITS):
+                start = first + other * SIZE
+                total += tl.load(start + place, mask=known, other=0.0, cache_modifier=".cg")
         tl.store(arrived + block, 0)
     return total, last
 
@@ -107,7 +117,7 @@ def tiled_kernel(
     written = True
     if SPLITS > 1 and APART:
         block = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-        sums, written = sum_over_splits(sums, partial, arrived, block, part, SPLITS)
+        sums, written = sum_over_splits(sums, partial, arrived, block, part, known, SPLITS)
     elif SPLITS > 1:
         for other in range(1, SPLITS):
             begin = other * per_split
@@ -156,7 +166,7 @@ def dense_kernel(
     written = True
     if SPLITS > 1 and APART:
         block = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-        sums, written = sum_over_splits(sums, partial, arrived, block, part, SPLITS)
+        sums, written = sum_over_splits(sums, partial, arrived, block, part, known, SPLITS)
     elif SPLITS > 1:
         for other in range(1, SPLITS):
             begin = other * per_split

@@ -112,7 +112,8 @@ def _w8a8(tokens: int, *, shifted: bool, apart: bool) -> Variant:
     shift = {"shifts": "*fp32"} if shifted else {}
     sizes = dict.fromkeys(("tokens", "padded", "outputs", "out_stride"), "i32")
     return Variant(
-        name=f"w8a8 bf16 {tokens}{' with zero-points' if shifted else ''}",
+        name=f"w8a8 bf16 {tokens}{' with zero-points' if shifted else ''}"
+        f"{'' if apart else ', splits in turn'}",
         kernel=w8a8_kernel,
         signature={**pointers, **shift, "out": "*bf16", **_WORKSPACE, **sizes},
         constexprs={
@@ -182,14 +183,17 @@ COMPILED = (
     _tiled("fp16", 16, symmetric=False),
     _tiled("bf16", 16, bits=8),
     _tiled("bf16", 256),
+    _tiled("fp16", 256, bits=8, step=64),
     _tiled("bf16", 256, symmetric=False, apart=False),
     _tiled("bf16", 256, bits=8, symmetric=False, apart=False),
     _dense("bf16", 16, apart=True),
+    _dense("bf16", 256, apart=True),
     _dense("bf16", 256, apart=False),
     _dequantise("bf16", 4),
     _w8a8(16, shifted=False, apart=True),
     _w8a8(256, shifted=False, apart=False),
     _w8a8(256, shifted=True, apart=False),
+    _w8a8(256, shifted=True, apart=True),
     _QUANTISE,
     _ROWS,
 )

@@ -122,7 +122,8 @@ def w8a8_kernel(
     written = True
     if SPLITS > 1 and APART:
         block = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-        sums, written = sum_over_splits(sums, partial, arrived, block, part, SPLITS)
+        known = (token < tokens)[None, :]
+        sums, written = sum_over_splits(sums, partial, arrived, block, part, known, SPLITS)
     elif SPLITS > 1:
         for other in range(1, SPLITS):
             begin = other * per_split

@@ -1,7 +1,7 @@
 """`route` and `moe`: the wrappers of the experts' kernels; `reference` defines both.
 
-Each product sums its inputs in one order, but few pairs have kernels of their own with another;
-when `deterministic`, these are left out, and a row depends on its own token alone.
+Few pairs have kernels of their own, and blocks are larger where there are many; when
+`deterministic`, blocks are of one size whatever the step, and a row depends on its token alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from tidegate.kernels.moe.weights import ExpertWeights, Stacked
 from tidegate.model.architecture import Activation
 
 Tensor = torch.Tensor
+
+_SORTED_AT_ONCE = 1024
+"""Pairs that a program of the sorting reads at a time: a number of its own, so that steps of other
+sizes ask for no other compilation."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -126,8 +130,13 @@ def moe(
     )
     if workspace.order.numel() < tokens * chosen:
         raise ValueError(f"workspace: {workspace.order.numel()} pairs, not {tokens * chosen}")
-    plan = plan_experts(pairs=tokens * chosen, experts=weights.count, gpu=gpu_of(x.device))
-    if plan.direct and not deterministic and _kind(weights) != "dense":
+    plan = plan_experts(
+        pairs=tokens * chosen,
+        experts=weights.count,
+        gpu=gpu_of(x.device),
+        deterministic=deterministic,
+    )
+    if plan.direct and _kind(weights) != "dense":
         _few_products(x, experts, weights, act, workspace)
     else:
         _products(x, experts, weights, act, plan, workspace)
@@ -156,9 +165,8 @@ def _products(
     """Sort the pairs, then gate and up, then down, into the workspace."""
     if not plan.direct:
         pairs = experts.numel()
-        block = min(2048, triton.next_power_of_2(pairs))
         group_kernel[(weights.count,)](
-            experts, workspace.order, workspace.counts, pairs, BLOCK=block, num_warps=4
+            experts, workspace.order, workspace.counts, pairs, BLOCK=_SORTED_AT_ONCE, num_warps=4
         )
     found = (experts, workspace.counts, workspace.order)
     shared = {

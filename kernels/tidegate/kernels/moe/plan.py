@@ -26,11 +26,12 @@ class ExpertsPlan:
     num_stages: int
 
 
-def plan_experts(*, pairs: int, experts: int, gpu: Gpu) -> ExpertsPlan:
-    """Cut up `pairs` (at least 1) of tokens and experts."""
-    direct = pairs <= launch_for("moe", "choice", gpu)["direct_pairs"]
+def plan_experts(*, pairs: int, experts: int, gpu: Gpu, deterministic: bool = False) -> ExpertsPlan:
+    """Cut up `pairs` (at least 1) of tokens and experts; in one way if `deterministic`."""
+    direct = not deterministic and pairs <= launch_for("moe", "choice", gpu)["direct_pairs"]
     each = 1 if direct else ceil(pairs / experts)
-    launch = launch_for("moe", "products", gpu, pairs_per_expert=each)
+    kernel = "in_order" if deterministic else "products"
+    launch = launch_for("moe", kernel, gpu, pairs_per_expert=each)
     tokens = launch["tokens"]
     return ExpertsPlan(
         direct=direct,

@@ -133,10 +133,10 @@ _ROUTE = Variant(
     num_warps=1,
 )
 _GROUP = Variant(
-    name="group 2048",
+    name="group 1024",
     kernel=group_kernel,
     signature={"experts": "*i32", "order": "*i32", "counts": "*i32", "pairs": "i32"},
-    constexprs={"BLOCK": 2048},
+    constexprs={"BLOCK": 1024},
 )
 _COMBINE = Variant(
     name="combine bf16 8",
