@@ -37,9 +37,9 @@ class ToyModels:
     gates: dict[str, threading.Event] = field(default_factory=dict)
     """A load of that name waits for its gate."""
     broken: dict[str, Exception] = field(default_factory=dict)
-    """A load of that name raises."""
+    """A load of that name, or version, raises."""
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
-    """By path: how the executor behaves."""
+    """By version: how the executor behaves."""
     versions: Counter[str] = field(default_factory=Counter)
     """By path: add to it, and the files have changed."""
     loads: list[str] = field(default_factory=list)
@@ -62,9 +62,10 @@ class ToyModels:
         gate = self.gates.get(settings.name)
         if gate is not None:
             assert gate.wait(timeout=20), "a test forgot to open the gate"
-        if settings.name in self.broken:
-            raise self.broken[settings.name]
-        behaviour = self.behaviours.get(str(settings.path))
+        problem = self.broken.get(settings.name) or self.broken.get(facts.version)
+        if problem is not None:
+            raise problem
+        behaviour = self.behaviours.get(facts.version)
         executor = ClosingToy(
             _PAGED, behaviour=behaviour, closed=lambda: self.closed.append(facts.version)
         )

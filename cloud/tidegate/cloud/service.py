@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,9 @@ from tidegate.cloud.language_model import LanguageModels
 from tidegate.cloud.link_front import GatewaySettings, LinkFront, open_link
 from tidegate.cloud.link_http_server import LinkHttpServer
 from tidegate.cloud.model_settings import PoolSettings
+from tidegate.cloud.model_updates import Mode
 from tidegate.cloud.pooled_model import Place
+from tidegate.cloud.reload import Reloader, reload_route
 from tidegate.errors import ConfigError
 from tidegate.link.identity import load_gateway
 
@@ -44,6 +46,8 @@ class CloudSettings:
     """One service."""
 
     models: PoolSettings
+    update: Mode = "beside"
+    """How a reload replaces models in memory."""
     host: str = "127.0.0.1"
     port: int = 8090
     api_key_hashes: tuple[str, ...] = ()
@@ -73,6 +77,7 @@ class CloudApp:
     settings: CloudSettings
     pool: Models
     backend: CloudBackend
+    reloader: Reloader
     app: Starlette
     handler: LinkHandler
     link: LinkFront | None
@@ -114,15 +119,21 @@ class Cloud:
             engine=inside.pool,
             server=self.server,
             stop=stop,
-            parts=inside.parts(),
+            parts=[inside.reloader.on_signals, *inside.parts()],
             settle=None if inside.link is None else inside.settle,
             drain_s=inside.settings.drain_s,
         )
 
 
 @asynccontextmanager
-async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
+async def open_cloud(
+    settings: CloudSettings, *, reread: Callable[[], CloudSettings] | None = None
+) -> AsyncIterator[Cloud]:
     """Load what is loaded at start, bind the port; close it all in the end.
+
+    Args:
+        settings: of the service.
+        reread: reads them again for a reload; None where they cannot change.
 
     Raises:
         BundleError: a bundle is damaged, not trusted, or was converted for devices only.
@@ -130,7 +141,7 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
         ConfigError: a setting is out of range, the port is taken, or strangers could reach it.
         IdentityError: the gateway's keys cannot be used.
     """
-    async with open_app(settings) as inside:
+    async with open_app(settings, reread=reread) as inside:
         server = BoundServer(inside.app, settings.host, settings.port, drain_s=settings.drain_s)
         try:
             yield Cloud(inside=inside, server=server)
@@ -139,7 +150,9 @@ async def open_cloud(settings: CloudSettings) -> AsyncIterator[Cloud]:
 
 
 @asynccontextmanager
-async def open_app(settings: CloudSettings) -> AsyncIterator[CloudApp]:
+async def open_app(
+    settings: CloudSettings, *, reread: Callable[[], CloudSettings] | None = None
+) -> AsyncIterator[CloudApp]:
     """As `open_cloud`, without a port of its own; models answer while the block runs.
 
     Raises:
@@ -172,11 +185,19 @@ async def open_app(settings: CloudSettings) -> AsyncIterator[CloudApp]:
             opened = open_link(settings.gateway, handler, backend.offers)
             link = await stack.enter_async_context(opened)
             backend.gateway, backend.http = link.gateway, link.http
+        reloader = Reloader(pool, settings, reread)
         yield CloudApp(
             settings=settings,
             pool=pool,
             backend=backend,
-            app=create_app(backend, settings=surface, metrics=metrics, texts=backend.text_of),
+            reloader=reloader,
+            app=create_app(
+                backend,
+                settings=surface,
+                metrics=metrics,
+                texts=backend.text_of,
+                extra_routes=[reload_route(reloader, surface)],
+            ),
             handler=handler,
             link=link,
         )
