@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from starlette.applications import Starlette
@@ -23,6 +23,7 @@ from tidegate.api.settings import surface_for
 from tidegate.cloud.access import written_down
 from tidegate.cloud.access_settings import AccessSettings, open_access
 from tidegate.cloud.cloud_backend import CloudBackend, Models
+from tidegate.cloud.encoders import EncodersSettings, open_encoders, room_beside
 from tidegate.cloud.gpu_memory import LEFT_ALONE
 from tidegate.cloud.handler import LinkHandler
 from tidegate.cloud.host_memory import available_bytes
@@ -60,6 +61,8 @@ class CloudSettings:
     """End the process then, for its supervisor to start it again."""
     access: AccessSettings | None = None
     """Keys with rules, limits, usage and an audit log; None: the keys above are all there is."""
+    encoders: EncodersSettings = field(default_factory=EncodersSettings)
+    """Beside the model, for `/v1/embeddings` and `/classify`."""
     trusted: frozenset[str] | None = None
     """Public keys of which one must have signed each bundle; None for any or none."""
     vllm_metrics: bool = True
@@ -172,7 +175,9 @@ async def open_app(
         if settings.gateway is not None:
             load_gateway(settings.gateway.keys)  # before a file is made there, and in no time
         maker = LanguageModels(trusted=settings.trusted, stall_after_s=settings.stall_after_s)
-        pool = Models(settings.models, maker, budget)
+        models = room_beside(settings.models, settings.encoders)
+        encoders = open_encoders(settings.encoders, stack)
+        pool = Models(models, maker, budget)
         stack.push_async_callback(pool.close)
         await pool.start()
         metrics = Metrics(vllm_names=settings.vllm_metrics)
@@ -185,7 +190,7 @@ async def open_app(
             opened = open_link(settings.gateway, handler, backend.offers)
             link = await stack.enter_async_context(opened)
             backend.gateway, backend.http = link.gateway, link.http
-        reloader = Reloader(pool, settings, reread)
+        reloader = Reloader(pool, settings, partial(_beside_encoders, settings, reread))
         yield CloudApp(
             settings=settings,
             pool=pool,
@@ -195,12 +200,21 @@ async def open_app(
                 backend,
                 settings=surface,
                 metrics=metrics,
+                encoders=encoders,
                 texts=backend.text_of,
                 extra_routes=[reload_route(reloader, surface)],
             ),
             handler=handler,
             link=link,
         )
+
+
+def _beside_encoders(
+    settings: CloudSettings, reread: Callable[[], CloudSettings] | None
+) -> CloudSettings:
+    """What is written now, with the room that the encoders which are here leave."""
+    now = settings if reread is None else reread()
+    return replace(now, models=room_beside(now.models, settings.encoders))
 
 
 def budget(place: Place) -> int | None:

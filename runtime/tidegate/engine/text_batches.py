@@ -20,7 +20,7 @@ CallId = NewType("CallId", int)
 
 WINDOW_BATCHES: Final = 8
 """So many batches of texts, first in turn, are looked at for alike lengths."""
-PADDING_TOKENS: Final = 64
+PADDING_TOKENS: Final = 32
 """More padding than this, for one text more, costs more than running it later: a run of all-MiniLM
 costs what about so many tokens do before its first one (benchmarks/cloud/encoders.py)."""
 

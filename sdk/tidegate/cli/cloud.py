@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidegate.cli.cloud_access import LOG_FORMATS, add_access, read_access
+from tidegate.cli.cloud_encoders import add_encoders, read_encoders
 from tidegate.cli.executor_flags import add_executor
 from tidegate.cli.link_http import add_link_http, read_link_http
 from tidegate.cli.service import add_link, add_service, read_service
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     parser.add_argument("--context", type=int, help="prompt plus answer of one request, in tokens")
     add_executor(parser)
+    add_encoders(parser)
     _add_supervision(parser)
     add_link(parser, end="gateway", broker="to listen on")
     add_link_http(parser)
@@ -113,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         stall_after_s=args.stall_after,
         restart_when_stuck=args.restart_when_stuck,
         access=read_access(args),
+        encoders=read_encoders(args),
         vllm_metrics=not args.no_vllm_metrics,
         trusted=read_trust(args.trust),
     )
