@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from functools import cached_property
 from typing import Final
 
@@ -257,6 +258,8 @@ class Table:
     fields: tuple[Field, ...]
     elsewhere: tuple[tuple[str, str], ...] = ()
     """(field, why it is not here): for names that callers may well try."""
+    rule: Mapping[str, object] = dataclass_field(default_factory=dict)
+    """What its readers ask of several fields together, as a part of its schema."""
 
     @property
     def reference(self) -> Json:
@@ -304,4 +307,5 @@ class Table:
             "properties": {field.name: field.schema() for field in self.fields},
             **({"required": required} if required else {}),
             "additionalProperties": False,
+            **self.rule,
         }

@@ -7,10 +7,16 @@ never the text of a prompt: fields that hold one are read with `prose`, which sh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from tidegate.errors import RequestError
 
 _SHOWN_CHARS = 40
+
+TOKEN_IDS: Final = 2**31 - 1
+"""The largest token id that is read; the engine knows the vocabulary."""
+TOKEN_ID: Final = {"type": "integer", "minimum": 0, "maximum": TOKEN_IDS}
+"""The JSON schema of one."""
 
 
 def shown(value: object) -> str:
@@ -47,6 +53,32 @@ def one_of(names: Sequence[str]) -> str:
     """`'a', 'b' or 'c'`, the way error messages list choices."""
     quoted = [repr(name) for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+def whole(value: object) -> int | None:
+    """An integer as JSON has it, where 7 and 7.0 are the same; None for anything else."""
+    if type(value) is int:
+        return value
+    if type(value) is float and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return None
+
+
+def token_ids(values: list[object], path: str) -> tuple[int, ...]:
+    """Token ids, of which the engine knows which there are.
+
+    Raises:
+        RequestError: one is none; names its place.
+    """
+    found = []
+    for index, value in enumerate(values):
+        token = whole(value)
+        if token is None or not 0 <= token <= TOKEN_IDS:
+            what = kind_of(value) if isinstance(value, str) else shown(value)
+            problem = f"{what}: must be a token id from 0 to {TOKEN_IDS}"
+            raise RequestError(f"{path}[{index}]", problem)
+        found.append(token)
+    return tuple(found)
 
 
 def prose(value: object, path: str) -> str:
@@ -115,8 +147,9 @@ class Fields:
         value = self.raw(name)
         if value is None:
             return None
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
-            return value
+        number = whole(value)
+        if number is not None and low <= number <= high:
+            return number
         raise self._wrong(name, f"an integer from {low} to {high}")
 
     def number(self, name: str, low: float, high: float) -> float | None:

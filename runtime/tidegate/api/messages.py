@@ -58,6 +58,24 @@ _MESSAGE = Table(
         Neutral(name="function_call", told="Not served: say it with tool_calls."),
         Neutral(name="audio", told="Not served."),
     ),
+    rule={
+        "anyOf": [
+            {
+                "required": ["content"],
+                "properties": {
+                    "content": {"type": ["string", "array"]},
+                    "tool_calls": {"enum": [None, []]},
+                },
+            },
+            {
+                "required": ["tool_calls"],
+                "properties": {
+                    "role": {"const": "assistant"},
+                    "tool_calls": {"type": "array", "minItems": 1},
+                },
+            },
+        ]
+    },
 )
 MESSAGES = Raw(
     name="messages",

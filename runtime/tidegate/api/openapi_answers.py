@@ -202,6 +202,10 @@ _OTHERS: Final[dict[str, Json]] = {
             "context_tokens": _COUNT,
             "max_model_len": _COUNT | {"description": "The same, under vLLM's name."},
         },
+        {
+            "state": _TEXT | {"description": "Where models come and go: whether it is in memory."},
+            "parent": _TEXT | {"description": "Of an adapter: the model that it adapts."},
+        },
     ),
     "Models": _object(
         "The models that the caller may name.",

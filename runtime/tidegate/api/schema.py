@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, cast, get_args
 
 from tidegate.api.field_table import Choice, Field, Flag, Inner, Integer, Name, Neutral, Raw, Table
-from tidegate.api.fields import Fields, kind_of, prose, shown
+from tidegate.api.fields import TOKEN_ID, Fields, kind_of, prose, shown, token_ids, whole
 from tidegate.api.messages import MESSAGES, message_json, read_messages
 from tidegate.api.messages import Message as Message
 from tidegate.api.messages import Role as Role
@@ -19,7 +19,6 @@ from tidegate.api.schema_others import CHAT_OTHERS, COMPLETION_OTHERS, ONLY_CHAT
 from tidegate.api.schema_sampling import (
     REST_OF_CONTEXT,
     SAMPLING_FIELDS,
-    TOKEN_IDS,
     Kind,
     read_max_tokens,
     read_sampling,
@@ -44,7 +43,7 @@ MODEL = Name(
 )
 _TOKENS: Final = {
     "type": "array",
-    "items": {"type": "integer", "minimum": 0, "maximum": TOKEN_IDS},
+    "items": TOKEN_ID,
     "minItems": 1,
 }
 _TEXT: Final = {"type": "string", "minLength": 1}
@@ -264,8 +263,8 @@ def _continues(fields: Fields, messages: tuple[Message, ...]) -> bool:
 def _choices(fields: Fields) -> int:
     n, best_of = _N.read(fields), _BEST_OF.read(fields)
     wanted = 1 if n is None else n
-    if best_of is not None and (type(best_of) is not int or best_of != wanted):
-        problem = f"{shown(best_of)} is not supported yet: must be n, {wanted}, or absent"
+    if best_of is not None and whole(best_of) != wanted:
+        problem = f"{shown(best_of)} is not supported: must be n, {wanted}, or absent"
         raise RequestError("best_of", problem)
     return wanted
 
@@ -297,10 +296,7 @@ def _prompt(value: object) -> str | tuple[int, ...]:
         return prose(value, "prompt")
     if isinstance(value[0], str | list):
         raise RequestError("prompt", f"holds {len(value)} prompts: must be one")
-    for index, token in enumerate(value):
-        if type(token) is not int or not 0 <= token <= TOKEN_IDS:
-            raise RequestError(f"prompt[{index}]", f"must be a token id from 0 to {TOKEN_IDS}")
-    return tuple(value)
+    return token_ids(value, "prompt")
 
 
 def call_to_json(call: Call) -> dict[str, object]:

@@ -6,7 +6,7 @@ import re
 from typing import Final, Literal
 
 from tidegate.api.field_table import Field, Flag, Integer, Number, Raw
-from tidegate.api.fields import Fields, kind_of, prose, shown
+from tidegate.api.fields import TOKEN_ID, TOKEN_IDS, Fields, kind_of, prose, shown, token_ids
 from tidegate.engine.request import (
     MOST_BIASED,
     MOST_STOP_IDS,
@@ -21,9 +21,6 @@ Kind = Literal["chat", "completion"]
 
 REST_OF_CONTEXT: Final = 2**31 - 1
 """`max_tokens` when the client gave none; who knows the context clamps it, as with any other."""
-
-TOKEN_IDS: Final = 2**31 - 1
-"""The largest token id that is read; the engine knows the vocabulary."""
 
 _SEEDS = 2**63 - 1
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -68,10 +65,9 @@ _STOP = Raw(
     schema_={"anyOf": [_STOP_TEXT, {"type": "array", "items": _STOP_TEXT, "maxItems": MOST_STOPS}]},
     told="The answer ends before any of these texts.",
 )
-_ID: Final = {"type": "integer", "minimum": 0, "maximum": TOKEN_IDS}
 _STOP_TOKEN_IDS = Raw(
     name="stop_token_ids",
-    schema_={"type": "array", "items": _ID, "maxItems": MOST_STOP_IDS},
+    schema_={"type": "array", "items": TOKEN_ID, "maxItems": MOST_STOP_IDS},
     told="Tokens that end the answer as the model's own ends do.",
 )
 _IGNORE_EOS = Flag(name="ignore_eos", told="The model's own ends do not end the answer.")
@@ -226,11 +222,7 @@ def _token_ids(value: object) -> tuple[int, ...]:
         return ()
     if not isinstance(value, list):
         raise RequestError("stop_token_ids", f"is {kind_of(value)}: must be a list of token ids")
-    for index, token in enumerate(value):
-        if type(token) is not int or not 0 <= token <= TOKEN_IDS:
-            problem = f"{shown(token)}: must be a token id from 0 to {TOKEN_IDS}"
-            raise RequestError(f"stop_token_ids[{index}]", problem)
-    return tuple(value)
+    return token_ids(value, "stop_token_ids")
 
 
 def _stop(value: object) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from tidegate.api.backend import ModelCard, Route, Routed
 from tidegate.api.body import read_json, unless_gone
 from tidegate.api.door import ClientGoneError, request_id
 from tidegate.api.field_table import Field, Ignored, Inner, Integer, Neutral, Raw, Table
-from tidegate.api.fields import Fields, kind_of, prose
+from tidegate.api.fields import TOKEN_ID, Fields, kind_of, prose, token_ids, whole
 from tidegate.api.long_json import long_json
 from tidegate.api.metrics import CallRecord, Metrics
 from tidegate.api.models import chosen_model
@@ -34,7 +34,6 @@ Text = str | tuple[int, ...]
 
 MOST_INPUTS: Final = 2048
 """Inputs of one call, as OpenAI has it."""
-_TOKEN_IDS: Final = 2**31 - 1
 _DAY_MS: Final = 86_400_000
 
 
@@ -59,7 +58,7 @@ class TextsCall:
 _TEXT: Final = {"type": "string", "minLength": 1}
 _TOKENS: Final = {
     "type": "array",
-    "items": {"type": "integer", "minimum": 0, "maximum": _TOKEN_IDS},
+    "items": TOKEN_ID,
     "minItems": 1,
 }
 INPUT: Final = Raw(
@@ -114,7 +113,7 @@ def read_inputs(fields: Fields) -> tuple[Text, ...]:
     if not isinstance(value, list) or not value:
         found = "is absent" if value is None else f"is {kind_of(value)}"
         raise RequestError("input", f"{found}: must be text, token ids, or a list of either")
-    if type(value[0]) is int:
+    if whole(value[0]) is not None:
         return (_tokens(value, "input"),)
     if len(value) > MOST_INPUTS:
         raise RequestError("input", f"{len(value)} inputs: must be at most {MOST_INPUTS}")
@@ -139,10 +138,9 @@ def _text(value: object, path: str) -> str:
 
 
 def _tokens(value: list[object], path: str) -> tuple[int, ...]:
-    tokens = [token for token in value if type(token) is int and 0 <= token <= _TOKEN_IDS]
-    if not tokens or len(tokens) < len(value):
-        raise RequestError(path, f"must hold token ids from 0 to {_TOKEN_IDS}, at least one")
-    return tuple(tokens)
+    if not value:
+        raise RequestError(path, "is empty: must hold token ids")
+    return token_ids(value, path)
 
 
 def most_tokens(inputs: tuple[Text, ...], context_tokens: int) -> int:

@@ -21,12 +21,11 @@ from tidegate.api.answers import Json
 from tidegate.api.backend import Backend, ModelCard
 from tidegate.api.body import read_json, unless_gone
 from tidegate.api.field_table import Flag, Raw, Table
-from tidegate.api.fields import Fields, kind_of, prose, shown
+from tidegate.api.fields import TOKEN_ID, Fields, kind_of, prose, token_ids
 from tidegate.api.long_json import long_json
 from tidegate.api.messages import MESSAGES, Message, read_messages
 from tidegate.api.models import chosen_model
 from tidegate.api.schema import MODEL
-from tidegate.api.schema_sampling import TOKEN_IDS
 from tidegate.api.settings import HttpSettings
 from tidegate.api.tools import TOOL_LIST, Tools, read_tool_list
 from tidegate.api.tools_prompt import encode_with_tools
@@ -57,7 +56,7 @@ _TOKENS = Raw(
     required=True,
     schema_={
         "type": "array",
-        "items": {"type": "integer", "minimum": 0, "maximum": TOKEN_IDS},
+        "items": TOKEN_ID,
         "maxItems": MOST_TOKENS,
     },
     told="Token ids, special ones among them.",
@@ -66,6 +65,27 @@ TOKENIZE = Table(
     name="TokenizeCall",
     told="A raw text or a chat, of which the tokens are told.",
     fields=(MODEL, _PROMPT, MESSAGES.optional(), TOOL_LIST, _SPECIAL, _READY, _STRINGS),
+    rule={
+        "anyOf": [
+            {
+                "required": ["prompt"],
+                "properties": {
+                    "prompt": {"type": "string"},
+                    "messages": {"type": "null"},
+                    "tools": {"enum": [None, []]},
+                    "add_generation_prompt": {"type": "null"},
+                },
+            },
+            {
+                "required": ["messages"],
+                "properties": {
+                    "messages": {"type": "array"},
+                    "prompt": {"type": "null"},
+                    "add_special_tokens": {"enum": [False, None]},
+                },
+            },
+        ]
+    },
 )
 DETOKENIZE = Table(
     name="DetokenizeCall", told="Tokens, of which the text is told.", fields=(MODEL, _TOKENS)
@@ -142,11 +162,7 @@ def read_detokenize(data: object) -> DetokenizeCall:
     if len(tokens) > MOST_TOKENS:
         problem = f"holds {len(tokens)}: must be at most {MOST_TOKENS}"
         raise RequestError("tokens", problem, status=413)
-    for index, token in enumerate(tokens):
-        if type(token) is not int or not 0 <= token <= TOKEN_IDS:
-            problem = f"{shown(token)}: must be a token id from 0 to {TOKEN_IDS}"
-            raise RequestError(f"tokens[{index}]", problem)
-    return DetokenizeCall(model=MODEL.read(fields), tokens=tuple(tokens))
+    return DetokenizeCall(model=MODEL.read(fields), tokens=token_ids(tokens, "tokens"))
 
 
 def tokenized(call: TokenizeCall, text: TextModel, card: ModelCard) -> Json:
