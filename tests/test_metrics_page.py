@@ -62,7 +62,9 @@ async def scrape(tmp_path: Path) -> str:
     )
     backend.access = keyed_access(tmp_path / "state")
     settings = HttpSettings(admission=backend.access)
-    app = create_app(backend, settings=settings, metrics=Metrics(vllm_names=True))
+    metrics = Metrics(vllm_names=True)
+    metrics.watch_certificate(lambda: 0.0)
+    app = create_app(backend, settings=settings, metrics=metrics)
     try:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

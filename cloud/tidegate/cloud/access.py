@@ -60,6 +60,7 @@ class AccessControl:
         windows: makes the counters of fixed and sliding windows, once a key has one.
         plain: the keys that have no rules.
         per_key: metrics carry the names of keys.
+        client_keys: a client's certificate stands for the key of its name.
         release: called when everything is closed.
         clock: Unix seconds.
     """
@@ -74,6 +75,7 @@ class AccessControl:
         windows: Callable[[], Windows],
         plain: Authorise | None = None,
         per_key: bool = False,
+        client_keys: bool = False,
         release: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -83,6 +85,7 @@ class AccessControl:
         self.failures = FailedAttempts(clock)
         self.size: Callable[[Call], Awaitable[CallSize]] | None = None
         """How large a call is; set by the service once it has a model."""
+        self._client_keys = client_keys
         self._plain, self._make_windows, self._release = plain, windows, release
         self._windows: Windows | None = None
         self._begun: dict[tuple[KeyId, str], None] = {}
@@ -103,14 +106,19 @@ class AccessControl:
         visit.enter()
         return visit
 
-    def find(self, key: str | None) -> ApiKey | None:
+    def find(self, key: str | None, client: str | None = None) -> ApiKey | None:
         """The record of a key that a request brought; None for one that nobody has.
+
+        Args:
+            key: the bearer token.
+            client: the name of its certificate, which stands for the key of that name where there
+                is no token, if the service was told so.
 
         Raises:
             CapacityError: the store cannot be read.
         """
-        if key is None:
-            return None
+        if not key:
+            return self.keys.named(client) if self._client_keys and client else None
         found = self.keys.find(key)
         if found is None and self._plain is not None and self._plain(key):
             return ApiKey(

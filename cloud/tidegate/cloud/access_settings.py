@@ -38,6 +38,8 @@ class AccessSettings:
     audit: AuditSettings | None = field(default_factory=AuditSettings)
     metrics_per_key: bool = False
     metrics_need_key: bool = False
+    client_keys: bool = False
+    """The name of a client's certificate stands for the key of that name."""
 
     def __post_init__(self) -> None:
         if self.redis is None:
@@ -86,6 +88,7 @@ def open_access(
         windows=_windows(settings.redis),
         plain=KeyRing(key_hashes) if key_hashes else None,
         per_key=settings.metrics_per_key,
+        client_keys=settings.client_keys,
         clock=clock,
         release=None if lock is None else lock.release,
     )

@@ -142,6 +142,17 @@ class ApiKeyStore:
             return None
         return _record(rows[0])
 
+    def named(self, name: str) -> ApiKey | None:
+        """The key with this name: the one that is not revoked, else the last that was.
+
+        Raises:
+            CapacityError: the file cannot be read.
+        """
+        found = self._records(
+            "WHERE name = ? ORDER BY revoked_s IS NOT NULL, created_s DESC LIMIT 1", name
+        )
+        return found[0] if found else None
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()

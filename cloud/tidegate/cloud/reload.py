@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Final, cast
@@ -19,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from tidegate.api.answers import error_object
 from tidegate.api.body import read_json
 from tidegate.api.fields import Fields
+from tidegate.api.hangup import on_hangup
 from tidegate.api.settings import HttpSettings
 from tidegate.cloud.language_model import LanguageModel
 from tidegate.cloud.model_pool import ModelPool
@@ -90,9 +90,8 @@ class Reloader:
 
     async def on_signals(self) -> None:
         """Reload on every SIGHUP; runs until cancelled."""
-        loop, hung_up = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, hung_up.set)
-        try:
+        hung_up = asyncio.Event()
+        with on_hangup(hung_up.set):
             while True:
                 await hung_up.wait()
                 hung_up.clear()
@@ -104,8 +103,6 @@ class Reloader:
                 for problem in report.problems:
                     _log.error("reload: %s", problem)
                 _log.info("reload: done, %d problems", len(report.problems))
-        finally:
-            loop.remove_signal_handler(signal.SIGHUP)
 
 
 def reload_route(reloader: Reloader, settings: HttpSettings) -> Route:

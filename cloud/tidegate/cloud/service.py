@@ -20,6 +20,7 @@ from tidegate.api.lifecycle import Part, exit_when_stuck, kept_alive, run_servic
 from tidegate.api.metrics import Metrics
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
+from tidegate.api.tls import ServerTls, TlsFiles
 from tidegate.cloud.access import written_down
 from tidegate.cloud.access_settings import AccessSettings, open_access
 from tidegate.cloud.cloud_backend import CloudBackend, Models
@@ -65,6 +66,8 @@ class CloudSettings:
     """Beside the model, for `/v1/embeddings` and `/classify`."""
     trusted: frozenset[str] | None = None
     """Public keys of which one must have signed each bundle; None for any or none."""
+    tls: TlsFiles | None = None
+    """What HTTPS is served with; None serves HTTP."""
     vllm_metrics: bool = True
     """`/metrics` tells vLLM's names as well."""
 
@@ -84,6 +87,7 @@ class CloudApp:
     app: Starlette
     handler: LinkHandler
     link: LinkFront | None
+    tls: ServerTls | None = None
 
     def parts(self) -> list[Part]:
         """What runs beside the models and the HTTP server."""
@@ -92,6 +96,8 @@ class CloudApp:
             parts.append(self.link.gateway.run)
             if self.link.renewing is not None:
                 parts.append(kept_alive("certificate renewal", self.link.renewing.keep_own))
+        if self.tls is not None:
+            parts.append(self.tls.run)
         if self.settings.restart_when_stuck:
             every_s = self.settings.stall_after_s / 6
             parts.append(partial(exit_when_stuck, self.backend, every_s=every_s))
@@ -145,7 +151,10 @@ async def open_cloud(
         IdentityError: the gateway's keys cannot be used.
     """
     async with open_app(settings, reread=reread) as inside:
-        server = BoundServer(inside.app, settings.host, settings.port, drain_s=settings.drain_s)
+        context = None if inside.tls is None else inside.tls.context
+        server = BoundServer(
+            inside.app, settings.host, settings.port, drain_s=settings.drain_s, tls=context
+        )
         try:
             yield Cloud(inside=inside, server=server)
         finally:
@@ -169,7 +178,13 @@ async def open_app(
         if settings.access is not None:
             access = open_access(settings.access, key_hashes=settings.api_key_hashes)
             await stack.enter_async_context(written_down(access))
-        surface = surface_for(settings.host, key_hashes=settings.api_key_hashes, admission=access)
+        tls = None if settings.tls is None else ServerTls(settings.tls)
+        surface = surface_for(
+            settings.host,
+            key_hashes=settings.api_key_hashes,
+            admission=access,
+            mutual_tls=tls is not None and tls.mutual,
+        )
         if settings.access is not None:
             surface = replace(surface, open_paths=settings.access.open_paths)
         if settings.gateway is not None:
@@ -181,6 +196,8 @@ async def open_app(
         stack.push_async_callback(pool.close)
         await pool.start()
         metrics = Metrics(vllm_names=settings.vllm_metrics)
+        if tls is not None:
+            metrics.watch_certificate(lambda: tls.expires_s)
         backend = CloudBackend(pool, created_s=int(time.time()))
         if access is not None:
             access.size, backend.access = backend.size_of, access
@@ -206,6 +223,7 @@ async def open_app(
             ),
             handler=handler,
             link=link,
+            tls=tls,
         )
 
 

@@ -60,7 +60,7 @@ class KeyVisit:
     def enter(self) -> None:
         """Find out who it is and whether its scopes are enough; sets `refusal` if not."""
         try:
-            key = self._access.find(self._knock.key)
+            key = self._access.find(self._knock.key, self._knock.client)
         except CapacityError as error:
             status, body = error_answer(error)
             self.refusal = JSONResponse(body, status, {"Retry-After": "1"})
@@ -243,6 +243,7 @@ class KeyVisit:
             "request_id": request_id,
             "key_id": None if key is None else key.id,
             "source": self._knock.source,
+            "client": self._knock.client,
             "method": self._knock.method,
             "path": self._knock.path[:_MOST_PATH],
             "status": status,

@@ -20,20 +20,22 @@ from tidegate.api.encoders import Encoders
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.http import create_app
 from tidegate.api.lifecycle import Part, exit_when_stuck, kept_alive, run_service
+from tidegate.api.metrics import Metrics
 from tidegate.api.schema import ContextPolicy
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
+from tidegate.api.tls import ServerTls, TlsFiles
 from tidegate.edge.answer_cache import AnswerCache
 from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.draft_model import open_draft
 from tidegate.edge.embedder import EncoderDoor, open_classifier, open_embedder
-from tidegate.edge.executors.choice import ExecutorSettings, choose_target, open_executor
+from tidegate.edge.executors.choice import ExecutorSettings, open_executor
 from tidegate.edge.executors.encoder import EncoderSettings
 from tidegate.edge.link_answers import answer_routes
-from tidegate.edge.machine import read_machine
-from tidegate.edge.memory import MemoryNeed, check_memory, memory_need
-from tidegate.edge.prefix_store import MOST_QUEUED_BYTES, open_store
+from tidegate.edge.memory import MemoryNeed
+from tidegate.edge.memory_of_settings import check_settings
+from tidegate.edge.prefix_store import open_store
 from tidegate.edge.residency import (
     DeviceExecutor,
     ResidentExecutor,
@@ -49,7 +51,7 @@ from tidegate.engine.executor import Executor
 from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.text import TextModel
-from tidegate.errors import BundleError, ConfigError
+from tidegate.errors import ConfigError
 from tidegate.link.broker_access import CheckMode
 from tidegate.link.device import DeviceLink
 from tidegate.link.enrolment_renewal import CertificateRenewal
@@ -58,7 +60,6 @@ from tidegate.link.path_choice import PATIENCE_S
 from tidegate.link.paths_access import DeviceWay, device_way
 from tidegate.link.suites import PREFERENCE
 from tidegate.model.bundle import Bundle
-from tidegate.model.manifest import MAX_MANIFEST_BYTES, Manifest
 
 _MIB = 1 << 20
 
@@ -110,6 +111,7 @@ class EdgeSettings:
     port: int = 8080
     api_key_hashes: tuple[str, ...] = ()
     """SHA-256 of the keys that may call; without one only loopback is served."""
+    tls: TlsFiles | None = None
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     queue_limit: int = 32
     """Requests that may wait for the device's engine before new ones overflow."""
@@ -220,9 +222,11 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         ConfigError: a setting is out of range, the port is taken, or strangers could reach it.
         IdentityError: the link's keys cannot be used.
     """
-    surface = surface_for(settings.host, key_hashes=settings.api_key_hashes)
+    tls = None if settings.tls is None else ServerTls(settings.tls)
+    mutual = tls is not None and tls.mutual
+    surface = surface_for(settings.host, key_hashes=settings.api_key_hashes, mutual_tls=mutual)
     bundle = Bundle.open(settings.bundle, trusted=settings.trusted_signers, every_target=False)
-    memory = _check_memory(bundle, settings)
+    memory = check_settings(bundle, settings)
     async with AsyncExitStack() as stack:
         link = None
         upkeep: tuple[tuple[str, Part], ...] = ()
@@ -259,49 +263,24 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         encoders = _open_encoders(settings, stack)
         backend = _make_backend(engine, executor, link, encoders, memory, settings)
         answers = [] if link is None else answer_routes(link)
+        metrics = Metrics()
+        if tls is not None:
+            metrics.watch_certificate(lambda: tls.expires_s)
+            upkeep += (("the certificate", tls.run),)
         app = create_app(
             backend,
             settings=surface,
             encoders=encoders,
+            metrics=metrics,
             texts=backend.text_of,
             extra_routes=answers,
         )
-        server = BoundServer(app, settings.host, settings.port, drain_s=settings.drain_s)
+        context = None if tls is None else tls.context
+        server = BoundServer(
+            app, settings.host, settings.port, drain_s=settings.drain_s, tls=context
+        )
         stack.callback(server.close)
         yield Edge(settings=settings, engine=engine, server=server, link=link, upkeep=upkeep)
-
-
-def _check_memory(bundle: Bundle, settings: EdgeSettings) -> MemoryNeed:
-    """What all parts will take; refused before anything of it is loaded."""
-    target = choose_target(bundle, settings.executor.choice)
-    queued = 0 if settings.prefix_cache is None else MOST_QUEUED_BYTES
-    answers = (1 if settings.semantic_cache is None else 2) * settings.answer_cache_mib * _MIB
-    beside = [settings.draft, settings.embedder, settings.classifier]
-    need = memory_need(
-        bundle.manifest,
-        target,
-        settings.executor,
-        cache_bytes=queued + answers,
-        others=tuple(_peek(folder) for folder in beside if folder is not None),
-    )
-    check_memory(
-        bundle.manifest,
-        target,
-        settings.executor,
-        need=need,
-        budget_mib=settings.memory_mib,
-        available_bytes=read_machine().available_bytes,
-    )
-    return need
-
-
-def _peek(folder: Path) -> Manifest:
-    """The manifest of a bundle that will be verified when it is opened."""
-    try:
-        with (folder / "manifest.json").open("rb") as file:
-            return Manifest.from_bytes(file.read(MAX_MANIFEST_BYTES + 1))
-    except OSError as error:
-        raise BundleError(f"{folder}: is not a bundle: {error.strerror}") from error
 
 
 def _open_model(bundle: Bundle, settings: EdgeSettings) -> DeviceExecutor:

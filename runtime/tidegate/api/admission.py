@@ -35,6 +35,8 @@ class Knock:
     """The bearer token, if there is one."""
     source: str
     """The client's address."""
+    client: str | None = None
+    """The name of the certificate that it showed."""
 
 
 class ChoiceTally:

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from tidegate.api.answers import error_object
+from tidegate.api.tls import CLIENT_NAME, client_name
 
 MOST_HEAD_BYTES: Final = 32 << 10
 """Request line and headers; a key and a trace's context take some hundred."""
@@ -44,6 +45,9 @@ class PatientProtocol(H11Protocol):
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
         self._app, self.app = self.app, self._serve
+        name = client_name(transport.get_extra_info("peercert"))
+        if name is not None:
+            self.app_state = {**self.app_state, CLIENT_NAME: name}
         self._within(self.idle_s)
 
     def connection_lost(self, exc: Exception | None) -> None:

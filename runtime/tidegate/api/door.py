@@ -22,6 +22,7 @@ from tidegate.api.admission import Knock, Visit, keep_visit
 from tidegate.api.answers import HIDDEN_MESSAGE, error_answer, error_object, status_of_code
 from tidegate.api.connection import MOST_HEAD_BYTES
 from tidegate.api.settings import HttpSettings
+from tidegate.api.tls import CLIENT_NAME
 from tidegate.engine.events import Failed
 from tidegate.errors import (
     CapacityError,
@@ -169,6 +170,7 @@ class Door:
             path=scope["path"],
             key=_bearer(headers),
             source="" if client is None else client[0],
+            client=scope.get("state", {}).get(CLIENT_NAME),
         )
         visit = admission.knock(knock)
         keep_visit(scope, visit)

@@ -8,7 +8,7 @@ one observation each; everything else is counted when it ends. Those of engines 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import (
@@ -103,6 +103,14 @@ class Metrics:
                 *self.sizes.all,
             ):
                 family.labels(model)
+
+    def watch_certificate(self, expires_s: Callable[[], float]) -> None:
+        """Tell when the listener's certificate ends, as `expires_s` says in Unix seconds."""
+        Gauge(
+            "tidegate_tls_certificate_expires_seconds",
+            "When the listener's certificate ends, in Unix seconds.",
+            registry=self._registry,
+        ).set_function(expires_s)
 
     def render(self) -> bytes:
         """Prometheus text exposition of what is counted here."""

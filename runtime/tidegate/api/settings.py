@@ -64,13 +64,18 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def surface_for(
-    host: str, *, key_hashes: Sequence[str], admission: Admission | None = None
+    host: str,
+    *,
+    key_hashes: Sequence[str],
+    admission: Admission | None = None,
+    mutual_tls: bool = False,
 ) -> HttpSettings:
     """The settings of a service on `host`: private by address, or by key.
 
     On loopback the `Host` header must name it, so that a web page rebound to 127.0.0.1 gets
     nothing. Anywhere else callers need a key. `/status` is then never open to strangers.
-    `admission` looks after the keys itself, those of `key_hashes` included.
+    `admission` looks after the keys itself, those of `key_hashes` included. With `mutual_tls` it is
+    private by its clients' certificates.
 
     Raises:
         ConfigError: `host` is not loopback and there are no keys.
@@ -80,7 +85,7 @@ def surface_for(
         return HttpSettings(
             status=True, authorise=authorise, admission=admission, allowed_hosts=LOOPBACK_NAMES
         )
-    if authorise is None and admission is None:
+    if authorise is None and admission is None and not mutual_tls:
         allowed = f"one of {', '.join(LOOPBACK_NAMES)}, or any with --api-key-file"
         raise ConfigError("listen", host, allowed)
     return HttpSettings(status=True, authorise=authorise, admission=admission)

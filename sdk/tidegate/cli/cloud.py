@@ -116,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         restart_when_stuck=args.restart_when_stuck,
         access=read_access(args),
         encoders=read_encoders(args),
+        tls=service.tls,
         vllm_metrics=not args.no_vllm_metrics,
         trusted=read_trust(args.trust),
     )

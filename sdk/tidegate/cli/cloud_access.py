@@ -38,6 +38,11 @@ def add_access(parser: argparse.ArgumentParser) -> None:
         "--metrics-need-key", action="store_true", help="serve /metrics to keys of that scope only"
     )
     parser.add_argument(
+        "--tls-client-keys",
+        action="store_true",
+        help="with --tls-client-ca: who brings no key has that of its certificate's common name",
+    )
+    parser.add_argument(
         "--no-vllm-metrics", action="store_true", help="leave vLLM's names out of /metrics"
     )
     parser.add_argument(
@@ -61,9 +66,12 @@ def read_access(args: argparse.Namespace) -> AccessSettings | None:
     from tidegate.cloud.audit import AuditSettings
 
     if args.state is None:
-        if args.limits_redis or args.metrics_per_key or args.metrics_need_key:
+        given = (args.limits_redis, args.metrics_per_key, args.metrics_need_key)
+        if any((*given, args.tls_client_keys)):
             raise ConfigError("state", None, "a folder, as limits or metrics of keys are asked for")
         return None
+    if args.tls_client_keys and args.tls_client_ca is None:
+        raise ConfigError("tls-client-ca", None, "a PEM file, as --tls-client-keys is given")
     audit = None
     if args.audit_days != 0:
         audit = AuditSettings(keep_days=args.audit_days, keep_bytes=args.audit_mib << 20)
@@ -73,6 +81,7 @@ def read_access(args: argparse.Namespace) -> AccessSettings | None:
         audit=audit,
         metrics_per_key=args.metrics_per_key,
         metrics_need_key=args.metrics_need_key,
+        client_keys=args.tls_client_keys,
     )
 
 

@@ -191,6 +191,7 @@ def _settings(args: argparse.Namespace, service: ServiceFlags, taken: Served) ->
         host=service.host,
         port=service.port,
         api_key_hashes=service.api_key_hashes,
+        tls=service.tls,
         executor=_executor(args, taken),
         queue_limit=args.queue,
         context_policy=args.context_policy,

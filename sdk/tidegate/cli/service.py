@@ -11,6 +11,7 @@ from tidegate.cli.listen import check_link, parse_listen, parse_suites, read_has
 from tidegate.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tidegate.api.tls import TlsFiles
     from tidegate.link.broker_access import CheckMode
 
 
@@ -32,6 +33,7 @@ class ServiceFlags:
     port: int
     api_key_hashes: tuple[str, ...]
     link: LinkFlags | None
+    tls: TlsFiles | None = None
 
 
 def add_service(parser: argparse.ArgumentParser, *, listen: str) -> None:
@@ -42,6 +44,14 @@ def add_service(parser: argparse.ArgumentParser, *, listen: str) -> None:
         type=Path,
         help="file with one SHA-256 per line of the keys that may call (see: tidegate keys api);"
         " beyond loopback required",
+    )
+    parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="serve HTTPS with this")
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="the key of --tls-cert")
+    parser.add_argument(
+        "--tls-client-ca",
+        type=Path,
+        metavar="PEM",
+        help="serve only clients with a certificate of these authorities (mutual TLS)",
     )
 
 
@@ -102,4 +112,18 @@ def read_service(args: argparse.Namespace) -> ServiceFlags:
         port=port,
         api_key_hashes=() if args.api_key_file is None else read_hashes(args.api_key_file),
         link=link,
+        tls=_tls(args),
     )
+
+
+def _tls(args: argparse.Namespace) -> TlsFiles | None:
+    from tidegate.api.tls import TlsFiles
+
+    certificate, key, client_ca = args.tls_cert, args.tls_key, args.tls_client_ca
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None:
+        raise ConfigError("tls-cert", None, "a PEM file, as other flags of TLS are given")
+    if key is None:
+        raise ConfigError("tls-key", None, "the PEM file with the key of --tls-cert")
+    return TlsFiles(certificate=certificate, key=key, client_ca=client_ca)
