@@ -19,6 +19,7 @@ from echobackend import EchoBackend
 from keyedapp import HELLO, keyed_access, keyed_app
 from pemfiles import Authority
 
+from tidegate.api.hangup import on_hangup
 from tidegate.api.http import create_app
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
@@ -271,3 +272,18 @@ def test_a_certificate_stands_for_the_key_of_its_name_where_that_is_wanted(
     assert asyncio.run(main()) == (expected if client_keys else [refused] * 4)
     lines = (tmp_path / "state" / "audit.jsonl").read_text().splitlines()
     assert all('"client":"' in line for line in lines)
+
+
+def test_everyone_who_waits_for_a_hangup_hears_it() -> None:
+    async def main() -> list[str]:
+        heard: list[str] = []
+        with on_hangup(lambda: heard.append("one")):
+            with on_hangup(lambda: heard.append("two")):
+                os.kill(os.getpid(), signal.SIGHUP)
+                await asyncio.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.02)
+        assert not asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        return heard
+
+    assert asyncio.run(main()) == ["one", "two", "one"]
