@@ -25,7 +25,7 @@ from tidegate.api.schema import Call
 from tidegate.api.wire import read_event
 from tidegate.cloud.access import CallSize
 from tidegate.cloud.handler import seeded
-from tidegate.cloud.ray.affinity import BLOCK_TOKENS, anchor_of
+from tidegate.cloud.ray.affinity import ANCHOR_BLOCKS, BLOCK_TOKENS, anchor_of
 from tidegate.cloud.ray.messages import Ask, ModelFacts, Refusal
 from tidegate.cloud.ray.replay import Replay
 from tidegate.cloud.ray.replica import Part
@@ -87,6 +87,7 @@ class RayBackend:
         facts: ModelFacts,
         *,
         numbers: Callable[[], Awaitable[Mapping[str, object]]] | None = None,
+        anchor_blocks: int = ANCHOR_BLOCKS,
         pause_s: float = _PAUSE_S,
     ) -> None:
         """Ask `replicas`.
@@ -96,10 +97,12 @@ class RayBackend:
             text: the model's text side, as theirs.
             facts: of the model.
             numbers: for `/status`.
+            anchor_blocks: of a prompt, which say where it is sent.
             pause_s: before a call is run again.
         """
         self._replicas, self._text, self._facts = replicas, text, facts
         self._numbers, self._pause_s = numbers, pause_s
+        self._anchor_blocks = anchor_blocks
         self.counters = RayCounters()
         self.accepting = True
         """False once the process is to end."""
@@ -145,7 +148,11 @@ class RayBackend:
             call=seeded(fitted.call, bytes.fromhex(request_id)),
             prompt=fitted.prompt,
             request_id=request_id,
-            anchor=anchor_of(fitted.prompt, block_tokens=self._facts.block_tokens or BLOCK_TOKENS),
+            anchor=anchor_of(
+                fitted.prompt,
+                block_tokens=self._facts.block_tokens or BLOCK_TOKENS,
+                anchor_blocks=self._anchor_blocks,
+            ),
         )
         async with aclosing(self._runs(ask)) as events:
             async for event in events:

@@ -141,4 +141,10 @@ async def _backend(settings: RaySettings, engines: DeploymentHandle) -> RayBacke
     replicas = ServeReplicas(engines)
     facts = await replicas.facts()
     text = await asyncio.to_thread(load_text, settings, facts.context_tokens)
-    return RayBackend(replicas, text, facts, numbers=replicas.numbers)
+    return RayBackend(
+        replicas,
+        text,
+        facts,
+        numbers=replicas.numbers,
+        anchor_blocks=settings.scale.anchor_blocks,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
@@ -26,16 +27,16 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         """See `RequestRouter.choose_replicas`: ranks of one replica each."""
-        by_name = {one.replica_id.unique_id: one for one in candidate_replicas}
-        loads = {name: self._load(one) for name, one in by_name.items()}
-        anchor, salt = None, b""
         if pending_request is not None:
             # Wait longer each time that all are full.
             pending_request.routing_context.should_backoff = True
-            ask = pending_request.args[0] if pending_request.args else None
-            if isinstance(ask, Ask):
-                anchor, salt = ask.anchor, ask.request_id.encode()
-        line = order(anchor, loads, salt=salt, slack=self._slack)
+        ask = pending_request.args[0] if pending_request and pending_request.args else None
+        if not isinstance(ask, Ask):
+            # A question about the replica itself: any of them, over time all of them.
+            return [[one] for one in random.sample(candidate_replicas, len(candidate_replicas))]
+        by_name = {one.replica_id.unique_id: one for one in candidate_replicas}
+        loads = {name: self._load(one) for name, one in by_name.items()}
+        line = order(ask.anchor, loads, salt=ask.request_id.encode(), slack=self._slack)
         return [[by_name[name]] for name in line]
 
     def _load(self, replica: RunningReplica) -> int:

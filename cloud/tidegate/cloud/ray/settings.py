@@ -8,7 +8,7 @@ from pathlib import Path
 from tidegate.cloud.access_settings import AccessSettings
 from tidegate.cloud.executor_choice import ExecutorSettings
 from tidegate.cloud.link_front import GatewaySettings
-from tidegate.cloud.ray.affinity import SLACK
+from tidegate.cloud.ray.affinity import ANCHOR_BLOCKS, SLACK
 from tidegate.errors import ConfigError
 
 _TORCH_ROWS, _GPU_ROWS = 8, 256
@@ -36,14 +36,15 @@ class ScaleSettings:
     cpus: float = 1.0
     gpus: float = 0.0
     """Of each replica."""
+    anchor_blocks: int = ANCHOR_BLOCKS
+    """See `tidegate.cloud.ray.affinity`, like the next."""
     slack: int = SLACK
-    """See `tidegate.cloud.ray.affinity`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_replicas <= self.max_replicas:
             allowed = f"from 1 to max_replicas, {self.max_replicas}"
             raise ConfigError("min_replicas", self.min_replicas, allowed)
-        for name in ("most_queued", "look_back_s"):
+        for name in ("most_queued", "look_back_s", "anchor_blocks"):
             if not getattr(self, name) > 0:
                 raise ConfigError(name, getattr(self, name), "above 0")
         if self.target_ongoing is not None and not self.target_ongoing > 0:
