@@ -21,7 +21,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from null_executor import NullExecutor
+from cloud.null_executor import NullExecutor
 
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.http import create_app

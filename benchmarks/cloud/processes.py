@@ -26,7 +26,7 @@ _START_S = 120.0
 
 def environment() -> dict[str, str]:
     """With this checkout's packages before any installed ones."""
-    paths = [*(str(ROOT / part) for part in PARTS), str(ROOT / "tests" / "support"), str(HERE)]
+    paths = [str(ROOT / part) for part in (*PARTS, "tests/support", "benchmarks")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
@@ -98,9 +98,11 @@ class ServiceProcess:
         after_name = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
-    def rss_mib(self) -> float:
-        """Resident memory now."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+    def rss_mib(self) -> float | None:
+        """Resident memory now; None once it has ended."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return None
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        assert found is not None, status
-        return int(found[1]) / 1024
+        return None if found is None else int(found[1]) / 1024

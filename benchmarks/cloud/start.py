@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "cloud")]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from cloud.processes import TIDEGATE, ServiceProcess, environment  # noqa: E402
 from peers.bars import Bar  # noqa: E402
 from peers.daemon import stream_together  # noqa: E402
-from processes import TIDEGATE, ServiceProcess, environment  # noqa: E402
 from report import report  # noqa: E402
 
 MODEL = ROOT / "examples" / "assistant" / "cloud"

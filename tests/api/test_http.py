@@ -350,10 +350,22 @@ def test_health_is_progress_and_ready_is_more(
     assert ask(backend, "GET", "/ready").status_code == ready
 
 
+def test_a_stream_that_fails_before_its_first_word_is_refused_with_a_status() -> None:
+    gone = Failed(code="unavailable", message="the engine is shutting down", retryable=True)
+    body = {"messages": [{"role": "user", "content": "a b"}], "stream": True}
+    refused = ask(EchoBackend(break_after=0, breaking=gone), "POST", CHAT, json=body)
+    assert refused.status_code == 503
+    assert refused.headers["Retry-After"]
+    assert error_of(refused)["code"] == "unavailable"
+
+
 def test_status_is_shown_only_when_set() -> None:
     assert ask(EchoBackend(), "GET", "/status").status_code == 404
     shown = ask(EchoBackend(), "GET", "/status", settings=HttpSettings(status=True))
-    assert shown.json() == {"running": 0}
+    process = shown.json().pop("process")
+    assert shown.json() == {"running": 0, "process": process}
+    assert process["tasks"] >= 1
+    assert process["threads"] >= 1
 
 
 def test_a_key_is_asked_for_everywhere_but_on_probes() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -125,12 +125,19 @@ class CallEndpoint:
 
     async def _stream(self, progress: Progress, answer: Choices, scope: Scope, send: Send) -> None:
         outlet = _Outlet(send, self._settings)
-        await outlet.start()
+        async with _begun(answer, self._settings.heartbeat_s) as events:
+            await outlet.start()
+            await self._write(progress, events, outlet, scope)
+        await outlet.finish()
+
+    async def _write(
+        self, progress: Progress, events: Choices, outlet: _Outlet, scope: Scope
+    ) -> None:
         async with beside(outlet.keep_alive()):
             try:
                 for chunk in progress.opening():
                     await outlet.write(chunk)
-                async for index, event in answer:
+                async for index, event in events:
                     for chunk in progress.see(index, event):
                         await outlet.write(chunk)
                 for chunk in progress.closing():
@@ -140,7 +147,6 @@ class CallEndpoint:
             except Exception as error:
                 # The status is sent: what is left is to say it in the stream and to close it.
                 await outlet.write(b"data: " + bytes(error_response(error, scope).body) + b"\n\n")
-        await outlet.finish()
 
 
 def _one_version(backend: Backend, call: Call) -> AbstractAsyncContextManager[Backend]:
@@ -205,6 +211,34 @@ async def _close(events: AsyncIterator[AnswerEvent]) -> None:
     close = getattr(events, "aclose", None)
     if close is not None:
         await close()
+
+
+@asynccontextmanager
+async def _begun(answer: Choices, most_s: float) -> AsyncIterator[Choices]:
+    """The events of an answer, entered with the first of them or after `most_s`.
+
+    What fails before its first word has no status yet: a call that waits when the service stops is
+    refused with 503, and not with an error in a stream that said 200.
+
+    Raises:
+        Exception: what the answer raised in that time.
+    """
+    first = asyncio.ensure_future(anext(answer))
+
+    async def events() -> Choices:
+        yield await first
+        async for event in answer:
+            yield event
+
+    try:
+        await asyncio.wait({first}, timeout=most_s)
+        if first.done():
+            first.result()
+        async with aclosing(events()) as found:
+            yield found
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
 
 
 class _Outlet:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
 
 from starlette.applications import Starlette
@@ -128,7 +129,8 @@ def _reports(
         return Response(shown, media_type=CONTENT_TYPE)
 
     async def show_status(_: Request) -> Response:
-        return Response(json.dumps(dict(await backend.status())), media_type="application/json")
+        shown = {**await backend.status(), "process": _process()}
+        return Response(json.dumps(shown), media_type="application/json")
 
     routes: list[BaseRoute] = [
         *model_routes(cards),
@@ -137,6 +139,11 @@ def _reports(
         Route("/metrics", show_metrics),
     ]
     return [*routes, Route("/status", show_status)] if status else routes
+
+
+def _process() -> dict[str, int]:
+    """What grows when something is forgotten; the task that answers this is one of them."""
+    return {"tasks": len(asyncio.all_tasks()), "threads": threading.active_count()}
 
 
 def _probe(good: bool, body: dict[str, object]) -> Response:
