@@ -105,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         gateway=gateway,
         drain_s=args.drain,
         trusted=read_trust(args.trust),
+        tls=service.tls,
     )
 
     async def main(stop: asyncio.Event) -> None:

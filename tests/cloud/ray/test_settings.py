@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tidegate.api.tls import TlsFiles
 from tidegate.cloud.access_settings import AccessSettings
 from tidegate.cloud.executor_choice import ExecutorSettings
 from tidegate.cloud.ray.settings import RaySettings, ScaleSettings
@@ -37,6 +38,12 @@ def test_replicas_are_given_a_full_step_and_as_many_again() -> None:
 def test_a_wrong_scale_is_refused_by_name(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         ScaleSettings(**fields)
+
+
+def test_a_promise_that_ray_does_not_keep_is_not_made() -> None:
+    files = TlsFiles(certificate=Path("c"), key=Path("k"), client_ca=Path("ca"))
+    with pytest.raises(ConfigError, match="tls-client-ca = 'ca'"):
+        settings(tls=files)
 
 
 def test_several_fronts_count_limits_together_or_not_at_all(tmp_path: Path) -> None:

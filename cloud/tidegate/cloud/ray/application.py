@@ -120,7 +120,7 @@ def deploy(settings: RaySettings, *, router: object = PrefixRouter) -> str:
     """
     host, port = settings.host, settings.port or _free_port(settings.host)
     try:
-        serve.start(http_options={"host": host, "port": port})
+        serve.start(http_options={"host": host, "port": port, **_tls(settings)})
         serve.run(application(settings, router=router), name=APPLICATION, route_prefix="/")
         if settings.gateway is not None:
             serve.run(gateway(settings), name=GATEWAY, route_prefix=None)
@@ -128,7 +128,18 @@ def deploy(settings: RaySettings, *, router: object = PrefixRouter) -> str:
         raise ConfigError(
             "ray", str(error)[:300], "a service that Ray can start; see its logs"
         ) from error
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    scheme = "http" if settings.tls is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _tls(settings: RaySettings) -> dict[str, str]:
+    if settings.tls is None:
+        return {}
+    files = settings.tls
+    return {
+        "ssl_certfile": str(files.certificate.resolve()),
+        "ssl_keyfile": str(files.key.resolve()),
+    }
 
 
 def withdraw() -> None:

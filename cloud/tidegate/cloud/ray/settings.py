@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tidegate.api.tls import TlsFiles
 from tidegate.cloud.access_settings import AccessSettings
 from tidegate.cloud.executor_choice import ExecutorSettings
 from tidegate.cloud.link_front import GatewaySettings
@@ -74,12 +75,18 @@ class RaySettings:
     drain_s: float = 30.0
     trusted: frozenset[str] | None = None
     """Public keys of which one must have signed a bundle; None for any or none."""
+    tls: TlsFiles | None = None
+    """Read when Ray's HTTP proxies start, and not again."""
 
     def __post_init__(self) -> None:
         if self.fronts < 1:
             raise ConfigError("fronts", self.fronts, "at least 1")
         if self.fronts > 1 and self.access is not None and self.access.redis is None:
             raise ConfigError("fronts", self.fronts, "1, or with --limits-redis to count together")
+        if self.tls is not None and self.tls.client_ca is not None:
+            # Ray's proxies would take a certificate, but would not ask for one.
+            allowed = "absent: Ray's proxies do not refuse clients that show no certificate"
+            raise ConfigError("tls-client-ca", str(self.tls.client_ca), allowed)
 
     @property
     def rows(self) -> int:
