@@ -11,6 +11,7 @@
     - LimitError            a key has used up its rate for now
       . QuotaError            or what it may use in a day or a month
   + UnavailableError      the engine, the broker or the peer is gone             retryable
+    - TeamError             a process that runs a part of the model; all must start again
   + DeadlineError         a request was not answered within the time its caller gave it
   + ExecutionError        a step of the model failed; the request is lost, the engine is not
   + LinkError             the sealed link refused something
@@ -34,6 +35,8 @@ class TidegateError(Exception):
     retryable: ClassVar[bool] = False
     code: ClassVar[str] = "internal_error"
     """Stable machine-readable name, the `code` of the HTTP error object."""
+    exit_status: ClassVar[int] = 1
+    """Of a command that ends with it; 70 (EX_SOFTWARE) where starting it again may help."""
 
 
 class ConfigError(TidegateError):
@@ -117,6 +120,12 @@ class UnavailableError(TidegateError):
 
     retryable = True
     code = "unavailable"
+
+
+class TeamError(UnavailableError):
+    """A process that runs a part of the model is gone, and the service with it: start it again."""
+
+    exit_status = 70
 
 
 class DeadlineError(TidegateError):

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import write_checkpoint
 from hfcheckpoints import load_hf_model, write_hf_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from tinymodel import RandomWeights, tiny_architecture
 
-from tidegate.cloud.sharding import Part, ShardedWeights, columns, padded_head, rows, shard
+from tidegate.cloud.gpu_memory import held_weights, weight_bytes
+from tidegate.cloud.gpu_settings import GpuSettings
+from tidegate.cloud.sharding import (
+    Part,
+    ShardedWeights,
+    columns,
+    head_of_table,
+    padded_head,
+    rows,
+    shard,
+)
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe_file import parse_recipe
 from tidegate.converters.rounding.rtn import quantise
 from tidegate.errors import ConfigError
+from tidegate.kernels.weight_loading import load_weights
 from tidegate.model.architecture import Architecture
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.packed import (
@@ -192,6 +206,41 @@ def test_a_group_that_would_be_cut_is_named_with_its_layer() -> None:
         ConfigError, match=r"tensor_parallel = 2: .* groups of 32 \(layers\.1\.down"
     ):
         part.linear("layers.1.down")
+
+
+def test_a_part_is_read_in_less_memory_than_the_whole(tmp_path: Path) -> None:
+    arch = replace(tiny_architecture(layers=1), inner=4096, width=1024)
+    write_checkpoint(tmp_path / "in", arch, RandomWeights(arch))
+    with Checkpoint.open(tmp_path / "in") as checkpoint:
+        part = ShardedWeights(checkpoint.weights(), arch, Part(rank=1, world=2))
+        for role in ("layers.0.up", "layers.0.down"):
+            tracemalloc.start()
+            found = part.linear(role)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            whole = arch.inner * arch.width * 4
+            assert found.outputs * found.inputs * 4 == whole // 2
+            assert peak < 0.8 * whole, role
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_device_holds_what_the_arithmetic_says(tied_head: bool, world: int) -> None:
+    arch = replace(tiny_architecture(tied_head=tied_head), vocab=205)
+    small, part = shard(arch, world), Part(rank=world - 1, world=world)
+    whole = RandomWeights(arch)
+    loaded = load_weights(
+        small,
+        whole if world == 1 else ShardedWeights(whole, arch, part),
+        dtype=torch.float32,
+        device="cpu",
+        head_part=None if world == 1 else partial(head_of_table, vocab=arch.vocab, part=part),
+    )
+    norms = 4 * arch.width * (2 * arch.layers + 1)
+    assert loaded.nbytes - norms == 4 * held_weights(small, world)
+    settings = GpuSettings(activations="fp32", device="cpu")
+    assert weight_bytes(small, settings, packed_bits=None, world=world) == loaded.nbytes - norms
+    assert weight_bytes(small, settings, packed_bits=4, world=world) == (loaded.nbytes - norms) // 8
 
 
 def test_more_devices_than_heads_of_keys_share_them() -> None:

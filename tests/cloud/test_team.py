@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +13,11 @@ from teamwork import SETTINGS, WORLD, all_logits, fed_tokens, idle_member, membe
 from tidegate.cloud.gpu_executor import GpuExecutor
 
 
-def run_team(target: Callable[..., None], *arguments: object) -> None:
+def run_team(target: Callable[..., None], meeting: Path, *arguments: object) -> None:
     """Run every process of a team to its end, which must be a good one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=target, args=(rank, port, *arguments)) for rank in range(WORLD)
+        context.Process(target=target, args=(rank, meeting, *arguments)) for rank in range(WORLD)
     ]
     for process in processes:
         process.start()
@@ -32,7 +28,7 @@ def run_team(target: Callable[..., None], *arguments: object) -> None:
 
 @pytest.mark.system
 def test_two_processes_give_the_logits_of_one(tmp_path: Path) -> None:
-    run_team(member, tmp_path)
+    run_team(member, tmp_path / "meeting", tmp_path)
     for name, arch, weights in models():
         alone = GpuExecutor(arch, weights, SETTINGS)
         together = np.load(tmp_path / f"{name.replace('/', ' ')}.npy")
@@ -42,5 +38,5 @@ def test_two_processes_give_the_logits_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-def test_a_team_waits_longer_for_a_step_than_for_an_exchange() -> None:
-    run_team(idle_member)
+def test_a_team_waits_longer_for_a_step_than_for_an_exchange(tmp_path: Path) -> None:
+    run_team(idle_member, tmp_path / "meeting")

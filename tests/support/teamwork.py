@@ -17,7 +17,7 @@ from tidegate.cloud import team
 from tidegate.cloud.gpu_executor import GpuExecutor
 from tidegate.cloud.gpu_settings import GpuSettings
 from tidegate.cloud.sharding import Part
-from tidegate.cloud.team import Address, Team
+from tidegate.cloud.team import Team
 from tidegate.converters.rounding.rtn import quantise
 from tidegate.engine.executor import ExecutorStep, Row
 from tidegate.engine.request import SamplingParams
@@ -87,15 +87,10 @@ def fed_tokens(executor: GpuExecutor, vocab: int) -> npt.NDArray[np.int64]:
     return np.concatenate(found)
 
 
-def idle_member(rank: int, port: int) -> None:
+def idle_member(rank: int, meeting: Path) -> None:
     """One process of a team whose exchanges may take a second, and that has none for two."""
     team.TIMEOUT_S = 1.0  # type: ignore[misc]
-    mine = Team(
-        Part(rank=rank, world=WORLD),
-        Address(host="127.0.0.1", port=port),
-        vocab=203,
-        device=torch.device("cpu"),
-    )
+    mine = Team(Part(rank=rank, world=WORLD), meeting, vocab=203, device=torch.device("cpu"))
     if rank:
         assert mine.listen() is None
     else:
@@ -104,11 +99,11 @@ def idle_member(rank: int, port: int) -> None:
     mine.leave()
 
 
-def member(rank: int, port: int, folder: Path) -> None:
+def member(rank: int, meeting: Path, folder: Path) -> None:
     """Run as one process of the team; the first writes what it got to `folder`."""
     torch.set_num_threads(1)
-    part, address = Part(rank=rank, world=WORLD), Address(host="127.0.0.1", port=port)
-    mine = Team(part, address, vocab=203, device=torch.device("cpu"))
+    part = Part(rank=rank, world=WORLD)
+    mine = Team(part, meeting, vocab=203, device=torch.device("cpu"))
     for name, arch, weights in models():
         executor = GpuExecutor(arch, weights, SETTINGS, team=mine)
         if rank:

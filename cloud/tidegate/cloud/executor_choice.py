@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol, runtime_checkable
 
 import torch
 
 from tidegate.cloud.gpu_settings import ActivationType, GpuSettings
+from tidegate.cloud.model_source import Origin
 from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
 from tidegate.engine.executor import Executor
 from tidegate.errors import ConfigError
@@ -39,18 +40,54 @@ class ExecutorSettings:
     kv_precision: KvPrecision | None = None
     activations: ActivationType | None = None
     deterministic: bool | None = None
+    tensor_parallel: int | None = None
+    """Processes that run the model together, each on a device of its own; see `tensor_parallel`."""
 
     def __post_init__(self) -> None:
+        if self.tensor_parallel is not None and self.tensor_parallel < 1:
+            raise ConfigError("tensor_parallel", self.tensor_parallel, "at least 1, or absent")
         if self.context_tokens is not None and self.context_tokens < 1:
             raise ConfigError("context_tokens", self.context_tokens, "at least 1, or absent")
 
 
-def open_executor(arch: Architecture, weights: Weights, settings: ExecutorSettings) -> Executor:
+@runtime_checkable
+class Watched(Protocol):
+    """What an `Executor` of several processes offers besides."""
+
+    async def watch(self) -> None:
+        """Until cancelled.
+
+        Raises:
+            TidegateError: it cannot go on, nor can the service.
+        """
+
+
+def open_executor(
+    arch: Architecture,
+    weights: Weights,
+    settings: ExecutorSettings,
+    *,
+    origin: Origin | None = None,
+) -> Executor:
     """Load the model into the executor that was asked for.
+
+    Args:
+        arch: the model.
+        weights: may be closed afterwards.
+        settings: which executor, and its sizes.
+        origin: where they come from, for `tensor_parallel`; what comes back is `Watched` then.
 
     Raises:
         ConfigError: a size is wrong, the executor does not have a setting, or there is no GPU.
+        UnavailableError: another process could not load its part of the model.
     """
+    if settings.tensor_parallel not in (None, 1):
+        if origin is None:
+            allowed = "absent where the weights are no files that others could read"
+            raise ConfigError("tensor_parallel", settings.tensor_parallel, allowed)
+        from tidegate.cloud.tensor_parallel import open_team
+
+        return open_team(arch, weights, settings, origin)
     if chosen(settings.choice) == "gpu":
         _only_without(settings, "gpu", ("threads",))
         # Triton's default changes with 3.10, and 3.9 warns as long as nothing is said.

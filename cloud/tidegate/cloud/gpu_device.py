@@ -67,6 +67,7 @@ def open_device(
     arch, at, dtype = part_of(whole, team), torch.device(settings.device), settings.dtype
     head_part = None
     if team is not None:
+        team.reserve(settings.step_logits, dtype)
         weights = ShardedWeights(weights, whole, team.part)
         head_part = partial(head_of_table, vocab=whole.vocab, part=team.part)
     probe = new_layer(arch, settings, probe_blocks(settings, context_tokens))

@@ -33,6 +33,7 @@ from tidegate.cloud.gpu_memory import (
     kv_blocks,
     kv_bytes_per_token,
     precision_name,
+    with_kv,
 )
 from tidegate.cloud.gpu_settings import GpuSettings
 from tidegate.cloud.graphs import CudaRecorder, Graphs
@@ -101,7 +102,8 @@ class GpuExecutor:
         limit_bytes = memory_limit(settings, self._at)
         first = weights.linear("layers.0.o") if limit_bytes is not None else None
         packed_bits = first.bits if isinstance(first, PackedLinear) else None
-        check_weights(self._arch, settings, limit_bytes, packed_bits=packed_bits)
+        world = 1 if team is None else team.part.world
+        check_weights(self._arch, settings, limit_bytes, packed_bits=packed_bits, world=world)
         if graphs is None:
             graphs = Graphs(CudaRecorder() if on_gpu and settings.graphs else None)
         self._graphs = graphs
@@ -141,14 +143,17 @@ class GpuExecutor:
             team=team,
         )
         self._run_worst_cases()
+        used = self._used()
         blocks = kv_blocks(
             self._arch,
             settings,
             context_tokens=self._context_tokens,
-            used=self._used(),
+            used=used,
             limit_bytes=limit_bytes,
         )
         self._blocks = blocks if team is None else team.least(blocks)
+        self.memory = with_kv(used, self._arch, settings, self._blocks)
+        """What this process takes of its device."""
         self._device = replace(self._device, layers=self._allocate())
         self._load_s = time.monotonic() - began_s
 
@@ -342,6 +347,8 @@ class GpuExecutor:
             MemoryPart(name="weights", nbytes=self._device.weights.nbytes),
             MemoryPart(name=f"steps of {self._settings.step_tokens} tokens", nbytes=steps),
         ]
+        if self._team is not None:
+            parts.append(MemoryPart(name="logits of all devices", nbytes=self._team.nbytes))
         if self._at.type == "cuda":
             known = sum(part.nbytes for part in parts)
             others = max(0, torch.cuda.max_memory_allocated(self._at) - known)

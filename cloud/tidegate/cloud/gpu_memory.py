@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tidegate.cloud.gpu_settings import GpuSettings
+from tidegate.cloud.sharding import padded_head
 from tidegate.errors import ConfigError
 from tidegate.model.architecture import Architecture
 
@@ -63,11 +64,24 @@ def least_blocks(context_tokens: int, settings: GpuSettings) -> int:
     return -(-context_tokens // settings.block_tokens) + 1
 
 
-def weight_bytes(arch: Architecture, settings: GpuSettings, *, packed_bits: int | None) -> int:
-    """Of the weights at least: what to expect before all were read."""
-    if packed_bits is None:
-        return arch.parameters * settings.dtype.itemsize
-    return arch.parameters * packed_bits // 8
+def weight_bytes(
+    arch: Architecture, settings: GpuSettings, *, packed_bits: int | None, world: int = 1
+) -> int:
+    """Of the weights at least, on each of `world` devices: what to expect before all were read."""
+    return held_weights(arch, world) * (packed_bits or 8 * settings.dtype.itemsize) // 8
+
+
+def held_weights(arch: Architecture, world: int) -> int:
+    """Weights of one device of `world`, of its part `arch` of the model.
+
+    Only the head is split by tokens: each has the whole table, to look up in, and a part of the
+    head, be it tied or not.
+    """
+    if world == 1:
+        return arch.parameters
+    tables = arch.vocab * arch.width
+    head = padded_head(arch.vocab, world) * arch.width
+    return arch.parameters + head - (0 if arch.tied_head else tables)
 
 
 def kv_blocks(
@@ -103,11 +117,7 @@ def kv_blocks(
     blocks = fitting if asked is None else asked + 1
     if blocks < least or blocks > fitting:
         wanted = max(least, 0 if asked is None else asked + 1)
-        kv = MemoryPart(
-            name=f"KV, {(wanted - 1) * settings.block_tokens} tokens in {precision_name(settings)}",
-            nbytes=wanted * each,
-        )
-        whole = MemorySum(parts=(*used.parts, kv))
+        whole = with_kv(used, arch, settings, wanted)
         setting = "memory_mib" if settings.memory_mib is not None else "MiB of memory available"
         raise ConfigError(
             setting,
@@ -117,12 +127,23 @@ def kv_blocks(
     return blocks
 
 
+def with_kv(used: MemorySum, arch: Architecture, settings: GpuSettings, blocks: int) -> MemorySum:
+    """The sum with a KV cache of so many blocks, nobody's among them."""
+    tokens = (blocks - 1) * settings.block_tokens
+    kv = MemoryPart(
+        name=f"KV, {tokens} tokens in {precision_name(settings)}",
+        nbytes=blocks * block_bytes(arch, settings),
+    )
+    return MemorySum(parts=(*used.parts, kv))
+
+
 def check_weights(
     arch: Architecture,
     settings: GpuSettings,
     limit_bytes: int | None,
     *,
     packed_bits: int | None = None,
+    world: int = 1,
 ) -> None:
     """Refuse a model whose weights alone are too many, before an hour of reading them.
 
@@ -131,16 +152,17 @@ def check_weights(
         settings: of the executor.
         limit_bytes: what it may take; None for no limit.
         packed_bits: of the first layer's weights, if they are packed.
+        world: devices that the model is split over; `arch` is one's part.
 
     Raises:
         ConfigError: with the arithmetic.
     """
-    nbytes = weight_bytes(arch, settings, packed_bits=packed_bits)
+    nbytes = weight_bytes(arch, settings, packed_bits=packed_bits, world=world)
     if limit_bytes is not None and nbytes > limit_bytes:
         raise ConfigError(
             "MiB of memory available",
             limit_bytes // _MIB,
-            f"at least {_mib(nbytes)}, the weights alone: {arch.parameters:,} in "
+            f"at least {_mib(nbytes)}, the weights alone: {held_weights(arch, world):,} in "
             f"{settings.activations if packed_bits is None else f'{packed_bits} bits'}",
         )
 

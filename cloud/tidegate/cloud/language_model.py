@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import time
@@ -13,7 +14,7 @@ from typing import Final
 from tidegate.api.backend import AnswerEvent
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.schema import Call
-from tidegate.cloud.executor_choice import ExecutorSettings, chosen, open_executor
+from tidegate.cloud.executor_choice import ExecutorSettings, Watched, chosen, open_executor
 from tidegate.cloud.gpu_memory import MemoryPart, MemorySum
 from tidegate.cloud.model_memory import torch_memory
 from tidegate.cloud.model_settings import ModelSettings
@@ -42,7 +43,12 @@ class LanguageModel:
 
     async def run(self) -> None:
         """See `PooledModel.run`."""
-        await self.engine.run()
+        if not isinstance(self._executor, Watched):
+            await self.engine.run()
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.engine.run())
+            tasks.create_task(self._executor.watch())
 
     async def drain(self, timeout_s: float) -> bool:
         """See `PooledModel.drain`."""
@@ -143,7 +149,9 @@ def open_engine(
         ConfigError: a size is out of range.
     """
     with open_source(settings.path, trusted=trusted) as source:
-        executor = open_executor(source.arch, source.weights, settings.executor)
+        executor = open_executor(
+            source.arch, source.weights, settings.executor, origin=source.origin
+        )
         try:
             engine = Engine(
                 executor,

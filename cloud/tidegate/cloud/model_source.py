@@ -23,10 +23,19 @@ from tidegate.model.text_files import write_text_files
 from tidegate.model.walk import Weights
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What `open_source` was given, for other processes to open the same."""
+
+    folder: Path
+    trusted: frozenset[str] | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class ModelSource:
     """An open model; valid until its `open_source` is left."""
 
+    origin: Origin
     arch: Architecture
     weights: Weights
     _files: Bundle | Checkpoint
@@ -81,16 +90,18 @@ def open_source(folder: Path, *, trusted: Collection[str] | None = None) -> Iter
         CheckpointError: the checkpoint is damaged, of an unknown kind, or an encoder's.
         ConfigError: a checkpoint was to be signed.
     """
+    origin = Origin(folder=folder, trusted=None if trusted is None else frozenset(trusted))
     if (folder / MANIFEST_FILE).exists():
         bundle = Bundle.open(folder, trusted=trusted, every_target=False)
         arch = bundle.manifest.decoder
         _check_target(bundle)
         with closing(PackedWeights(bundle.target_folder(TARGET), arch)) as packed:
-            yield ModelSource(arch=arch, weights=packed, _files=bundle)
+            yield ModelSource(origin=origin, arch=arch, weights=packed, _files=bundle)
         return
     _check_unsigned(folder, trusted)
     with Checkpoint.open(folder) as checkpoint:
-        yield ModelSource(arch=checkpoint.decoder, weights=checkpoint.weights(), _files=checkpoint)
+        arch, weights = checkpoint.decoder, checkpoint.weights()
+        yield ModelSource(origin=origin, arch=arch, weights=weights, _files=checkpoint)
 
 
 def _check_unsigned(folder: Path, trusted: Collection[str] | None) -> None:

@@ -2,14 +2,16 @@
 
 The first one has the engine; before each step it tells the others what they need, the step's shape
 and staging, and all of them run the walk. What they exchange on the way are two sums a layer and
-the logits, by `torch.distributed` (NCCL between GPUs, gloo between CPUs). A process that fails
-takes the others with it: their next exchange times out, and the service has to be started again.
+the logits, by `torch.distributed` (NCCL between GPUs, gloo between CPUs), on one machine. They meet
+in a file of a private folder and talk over loopback. Who starts them and ends them is `Crew`.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+import os
+from dataclasses import astuple
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -26,42 +28,59 @@ _IDLE: Final = timedelta(days=3650)
 """For the next step, which comes when somebody asks; who waits for one that is gone is told by the
 connection."""
 _STOP: Final = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Address:
-    """Where the processes of a team meet."""
-
-    host: str
-    port: int
+LOOPBACK: Final = "lo"
+"""The network interface that a team talks over, unless the environment says another."""
 
 
 class Team:
     """One process's membership; `Group` for `PagedOps`, and the way steps are told."""
 
-    def __init__(self, part: Part, address: Address, *, vocab: int, device: torch.device) -> None:
+    def __init__(self, part: Part, meeting: Path, *, vocab: int, device: torch.device) -> None:
         """Join, and wait for all others.
 
         Args:
             part: which of them this one is.
-            address: where the first one listens.
+            meeting: a file that none of them has made yet, in a folder of theirs alone.
             vocab: tokens of the whole head.
             device: where this one computes.
         """
         self.part = part
         self._vocab = vocab
         on_gpu = device.type == "cuda"
+        if on_gpu:
+            # Contexts and pinned memory belong to the thread's device, which is the first one.
+            torch.cuda.set_device(device)
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, LOOPBACK)
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            init_method=f"tcp://{address.host}:{address.port}",
+            init_method=meeting.resolve().as_uri(),
             rank=part.rank,
             world_size=part.world,
             timeout=timedelta(seconds=TIMEOUT_S),
         )
         self._steps = distributed.new_group(backend="gloo", timeout=_IDLE)
         """What steps are told by: nothing may come for days."""
-        self._parts: Tensor | None = None
+        self._parts = self._whole = torch.empty(0, device=device)
         self._device = device
+        # The name that torch 2.13 has, and the one before.
+        self._all_gather = getattr(distributed, "all_gather_single", None) or (
+            distributed.all_gather_into_tensor
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Of the buffers that `reserve` made."""
+        return self._parts.nbytes + self._whole.nbytes
+
+    def reserve(self, rows: int, dtype: torch.dtype) -> None:
+        """Make the buffers of `gather`, for at most `rows` rows; they stay where they are.
+
+        For a further model in the same process again, whose recordings are its own.
+        """
+        values = rows * self.part.world * padded_head(self._vocab, self.part.world)
+        self._parts = torch.empty(values, dtype=dtype, device=self._device)
+        self._whole = torch.empty(values, dtype=dtype, device=self._device)
 
     def sum(self, partial: Tensor) -> Tensor:
         """See `Group.sum`."""
@@ -69,20 +88,16 @@ class Team:
         return partial
 
     def gather(self, logits: Tensor) -> Tensor:
-        """See `Group.gather`."""
-        rows, each = logits.shape
-        parts = self._room(rows, logits.dtype)
-        distributed.all_gather_into_tensor(parts, logits)
-        whole = parts.view(self.part.world, rows, each).transpose(0, 1).reshape(rows, -1)
-        return whole[:, : self._vocab]
-
-    def _room(self, rows: int, dtype: torch.dtype) -> Tensor:
-        """[world * rows, part of the vocabulary], of one buffer that grows to the worst case's."""
-        each = padded_head(self._vocab, self.part.world)
-        values = self.part.world * rows * each
-        if self._parts is None or self._parts.numel() < values:
-            self._parts = torch.empty(values, dtype=dtype, device=self._device)
-        return self._parts[:values].view(self.part.world * rows, each)
+        """See `Group.gather`; what it gives is overwritten by the next."""
+        (rows, each), world = logits.shape, self.part.world
+        values = rows * world * each
+        if values > self._parts.numel():
+            raise ValueError(f"{rows} rows of logits: room was reserved for fewer")
+        parts = self._parts[:values].view(world * rows, each)
+        self._all_gather(parts, logits)
+        whole = self._whole[:values].view(rows, world, each)
+        whole.copy_(parts.view(world, rows, each).transpose(0, 1))
+        return whole.view(rows, world * each)[:, : self._vocab]
 
     def share(self, tokens: Tensor) -> None:
         """Give everybody what the first process has."""

@@ -19,8 +19,8 @@ Span = tuple[int, int]
 
 N = TypeVar("N", bound=np.generic)
 
-_ROWS = 256
-"""Read at a time where only some columns are kept: a few MB of the widest layer."""
+_ROWS = 64
+"""Read at a time where only some columns are kept: a MB or two of the widest layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tidegate.cli.cloud_access import LOG_FORMATS, add_access, read_access
 from tidegate.cli.cloud_encoders import add_encoders, read_encoders
-from tidegate.cli.executor_flags import add_executor
+from tidegate.cli.executor_flags import add_executor, read_executor
 from tidegate.cli.link_http import add_link_http, read_link_http
 from tidegate.cli.service import add_link, add_service, read_service
 from tidegate.cli.trust import add_trust, read_trust
@@ -133,20 +133,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _models(args: argparse.Namespace) -> PoolSettings:
-    from tidegate.cloud.executor_choice import ExecutorSettings
     from tidegate.cloud.model_settings import ModelSettings, PoolSettings
 
-    executor = ExecutorSettings(
-        choice=args.executor,
-        context_tokens=args.context,
-        rows=args.rows,
-        threads=args.threads,
-        step_tokens=args.step_tokens,
-        memory_mib=args.memory_mib,
-        kv_precision=args.kv_precision,
-        activations=args.activations,
-        deterministic=args.deterministic,
-    )
+    executor = read_executor(args)
     named: list[tuple[str, Path]] = []
     if args.checkpoint is not None:
         named.append((args.name or args.checkpoint.resolve().name, args.checkpoint))

@@ -38,6 +38,12 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
         "--activations", choices=("bf16", "fp16", "fp32"), help="on a GPU (default: bf16)"
     )
     parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        metavar="N",
+        help="split the model over N GPUs, one process each; over N processes where there are none",
+    )
+    parser.add_argument(
         "--deterministic",
         action="store_const",
         const=True,
@@ -63,4 +69,5 @@ def read_executor(args: argparse.Namespace) -> ExecutorSettings:
         kv_precision=args.kv_precision,
         activations=args.activations,
         deterministic=args.deterministic,
+        tensor_parallel=args.tensor_parallel,
     )

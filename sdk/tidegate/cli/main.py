@@ -75,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (TidegateError, ExceptionGroup) as error:
-        for message in _messages(error):
-            print(f"tidegate: {message}", file=sys.stderr)
-        return 1
+        ours = _ours(error)
+        for one in ours:
+            print(f"tidegate: {one}", file=sys.stderr)
+        return max(one.exit_status for one in ours)
     except OSError as error:
         # What the machine refuses (a full disk, no permission) is no defect: no traceback.
         what = f"{error.filename}: {error.strerror}" if error.filename else error
@@ -85,18 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _messages(error: TidegateError | ExceptionGroup) -> list[str]:
-    """One line per error of ours; anything else in a group is a defect and is raised."""
+def _ours(error: TidegateError | ExceptionGroup) -> list[TidegateError]:
+    """All errors of ours; anything else in a group is a defect and is raised."""
     if isinstance(error, TidegateError):
-        return [str(error)]
+        return [error]
     ours, other = error.split(TidegateError)
     if other is not None:
         raise other
     assert ours is not None
-    found: list[str] = []
+    found: list[TidegateError] = []
     for one in ours.exceptions:
         assert isinstance(one, TidegateError | ExceptionGroup)
-        found += _messages(one)
+        found += _ours(one)
     return found
 
 
