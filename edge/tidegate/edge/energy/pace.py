@@ -1,0 +1,341 @@
+"""PACE: when what runs, where, and in which power mode. A pure function of what is known.
+
+Earliest deadline first; the power mode is the lowest at or above the knee of joules per token that
+meets the deadlines; every request goes where
+
+    V * (system joules + price + lateness) + Z / debt_j * device joules + Y * kelvin
+
+is least, with Z a virtual queue of joules above the battery's plan and Y one of kelvin above the
+soft limit (drift plus penalty). The daemon and the simulator call the same `decide`; what they do
+with its answer is theirs. Source: energy-and-devices 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from typing import Final
+
+from tidegate.edge.energy.cost import CloudCost, CostModel, RadioCost
+from tidegate.edge.energy.pace_prices import (
+    CloudPrices,
+    Speed,
+    cloud_prices,
+    joule_of,
+    local_prices,
+    speed,
+)
+from tidegate.edge.energy.pace_state import (
+    NEVER,
+    Decision,
+    PaceState,
+    Running,
+    Terms,
+    Waiting,
+    Weights,
+)
+
+_MOST_STALLED: Final = 0.75
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """The policy with its settings. `decide` has no state of its own."""
+
+    costs: CostModel
+    weights: Weights = field(default_factory=Weights)
+    radio: RadioCost | None = None
+    cloud: CloudCost | None = None
+    """None: there is no cloud."""
+
+    def decide(self, state: PaceState, *, explain: bool = False) -> Decision:
+        """What to do in `state`; `explain` adds the terms of every request that waits."""
+        return _Deciding(self, state, explain=explain).decision()
+
+
+class _Deciding:
+    """One decision: a namespace for what its steps share."""
+
+    def __init__(self, pace: Pace, state: PaceState, *, explain: bool) -> None:
+        self.costs, self.weights, self.state = pace.costs, pace.weights, state
+        self.explain = explain
+        self.fastest = self.costs.fastest if state.fastest is None else state.fastest
+        self.knee = min(self.costs.knee, self.fastest)
+        self.here = local_prices(state, self.costs, self.weights, self.knee)
+        self.there = None
+        if pace.cloud is not None and state.link_up:
+            radio = pace.radio or RadioCost()
+            self.there = cloud_prices(state, self.weights, pace.cloud, radio)
+        self.terms: dict[str, Terms] = {}
+
+    def decision(self) -> Decision:
+        """See `Pace.decide`."""
+        state = self.state
+        if not state.waiting and not state.running:
+            mode, wake_s, reason = self._idle(NEVER, "nothing to do")
+            return Decision(mode=mode, wake_s=wake_s, reason=reason)
+        queue = sorted(state.waiting, key=_by_deadline)
+        local, offload = self._routes(queue)
+        held, wake_s = self._held(local)
+        if held:
+            local = [one for one in local if one.id not in held]
+        local, moved, look_s = self._relieved(local)
+        offload += moved
+        wake_s = min(wake_s, look_s)
+        mode, kept_s, reason = self._mode(local)
+        start = self._admitted(local)
+        if not start and not state.running:
+            mode, wake_s, reason = self._idle(wake_s, reason)
+        else:
+            wake_s = min(wake_s, kept_s)
+        return Decision(
+            mode=mode,
+            start=start,
+            offload=tuple(offload),
+            wake_s=wake_s,
+            reason=reason,
+            terms=tuple(self.terms.values()),
+        )
+
+    def _idle(self, wake_s: float, reason: str) -> tuple[int, float, str]:
+        """The mode to idle in, and when to look again."""
+        state, idlest = self.state, self.costs.idlest
+        if state.mode == idlest:
+            return idlest, wake_s, reason
+        saved_w = self.costs.modes[state.mode].idle_w - self.costs.idle_w
+        even_s = 2 * self.costs.switch_j / saved_w if saved_w > 0 else NEVER
+        at_s = max(
+            state.idle_since_s + max(even_s, self.weights.idle_after_s),
+            state.mode_since_s + self.weights.dwell_s,
+        )
+        if state.now_s >= at_s:
+            return idlest, wake_s, f"idle for {state.now_s - state.idle_since_s:.1f} s"
+        return state.mode, min(wake_s, at_s), reason
+
+    # Where each request goes.
+
+    def _routes(self, queue: Sequence[Waiting]) -> tuple[list[Waiting], list[str]]:
+        """What stays, in order, and what leaves because that costs less."""
+        local: list[Waiting] = []
+        offload: list[str] = []
+        for one in queue:
+            here = self.here.of(one) if one.may_stay else NEVER
+            there = NEVER
+            if one.may_leave and self.there is not None:
+                there = self.there.of(one)
+            leaves = there < here
+            if leaves:
+                offload.append(one.id)
+            elif one.may_stay:
+                local.append(one)
+            if self.explain:
+                self._note(one, here, there, leaves=leaves)
+        return local, offload
+
+    def _note(self, one: Waiting, here: float, there: float, *, leaves: bool) -> None:
+        if leaves or here < NEVER:
+            reason = "it costs less" if min(here, there) < max(here, there) < NEVER else "only way"
+            route = "cloud" if leaves else "edge"
+        else:
+            route, reason = "none", "no way is open: it waits"
+        alone_s = self.costs.request_s(self.fastest, one.prompt_tokens, one.output_p90)
+        late_there_s = NEVER if self.there is None else self.there.late_s(one)
+        self.terms[one.id] = Terms(
+            id=one.id,
+            route=route,
+            local_j=here,
+            cloud_j=there,
+            late_local_s=max(0.0, self.state.now_s + alone_s - one.deadline_s),
+            late_cloud_s=late_there_s if one.may_leave else NEVER,
+            reason=reason,
+        )
+
+    # What waits on purpose.
+
+    def _held(self, local: Sequence[Waiting]) -> tuple[set[str], float]:
+        """Work that may wait and gains by it, and when the first of it has to begin.
+
+        It waits while the device is idle, until there is enough of it for full steps or until its
+        share of the slack is gone; beside what runs anyway it rides along.
+        """
+        state = self.state
+        may = [one for one in local if one.may_wait]
+        if not may:
+            return set(), NEVER
+        quiet = state.now_s < state.quiet_until_s
+        company = bool(state.running) or len(may) < len(local)
+        if not quiet and (company or len(may) >= self.costs.rows):
+            return set(), NEVER
+        held, wake_s = set[str](), NEVER
+        for one in may:
+            at_s = self._begins_s(one, quiet=quiet)
+            if at_s > state.now_s:
+                held.add(one.id)
+                wake_s = min(wake_s, at_s)
+        if len(held) < len(may) and not quiet:
+            return set(), NEVER  # one has to begin: the others ride along
+        return held, wake_s
+
+    def _begins_s(self, one: Waiting, *, quiet: bool) -> float:
+        took_s = self.costs.request_s(self.knee, one.prompt_tokens, one.output_p90, self.costs.rows)
+        last_s = one.deadline_s - took_s - self.weights.margin_s
+        if quiet:
+            return min(self.state.quiet_until_s, last_s)
+        if last_s == NEVER:
+            return one.arrived_s + self.weights.longest_hold_s
+        share = 1.0 if self.state.energy_debt_j > 0 else self.weights.hold_share
+        slack_s = min(share * max(0.0, last_s - one.arrived_s), self.weights.longest_hold_s)
+        return one.arrived_s + slack_s
+
+    # Deadlines, and the power mode.
+
+    def _relieved(self, local: list[Waiting]) -> tuple[list[Waiting], list[str], float]:
+        """What stays when nothing is late in the fastest mode, what has to leave, and when.
+
+        In order of deadlines, as Moore and Hodgson do: when one would be late, of all up to it the
+        one that gains most by leaving is to leave. It does so when the cloud could else be late
+        too; until then answers may turn out shorter than feared, and it stay. One that cannot be
+        helped stays and is late.
+        """
+        there = self.there
+        if there is None or not local:
+            return local, [], NEVER
+        pace = self._pace(self.fastest, len(local))
+        done_s = self._running_done_s(pace)
+        leavers: list[tuple[float, int, float]] = []
+        gone = set[int]()
+        for place, one in enumerate(local):
+            work_s, own_s = pace.of(one)
+            done_s += work_s
+            if pace.now_s + own_s > one.deadline_s:  # alone it would be late, too
+                if one.may_leave and there.late_s(one) < pace.now_s + own_s - one.deadline_s:
+                    gone.add(place)
+                    done_s -= work_s
+                continue
+            if one.may_leave:
+                heappush(leavers, (there.of(one) - self.here.of(one), place, work_s))
+            while done_s > one.deadline_s and leavers:
+                _, chosen, freed_s = heappop(leavers)
+                gone.add(chosen)
+                done_s -= freed_s
+        return self._parted(local, gone, there)
+
+    def _parted(
+        self, local: list[Waiting], gone: set[int], there: CloudPrices
+    ) -> tuple[list[Waiting], list[str], float]:
+        """Those who stay, those who leave now, and when the first of those who wait has to."""
+        if not gone:
+            return local, [], NEVER
+        moved, wake_s, now_s = list[str](), NEVER, self.state.now_s
+        for place in sorted(gone):
+            one = local[place]
+            spare_s = there.spare_s(one)
+            if spare_s > 0:
+                wake_s = min(wake_s, now_s + spare_s)
+            else:
+                moved.append(one.id)
+            if self.explain:
+                route = "cloud" if spare_s <= 0 else "cloud, unless there is room soon"
+                self.terms[one.id] = replace(self.terms[one.id], route=route, reason="deadlines")
+        return [one for place, one in enumerate(local) if place not in gone], moved, wake_s
+
+    def _admitted(self, local: list[Waiting]) -> tuple[str, ...]:
+        """Who begins now: in order, as rows are free, and nobody who makes late what runs.
+
+        A newcomer's prompt stops the answers of others, and its row slows them. One whose own
+        deadline leaves it no time begins all the same: somebody is late either way.
+        """
+        state = self.state
+        room = self.costs.rows - len(state.running)
+        chosen = list[str]()
+        if room <= 0:
+            return ()
+        bounded = [run for run in state.running if run.deadline_s < NEVER]
+        stopped_s = 0.0
+        for one in local[:room]:
+            if bounded:
+                fast = self._pace(self.fastest, len(chosen) + 1)
+                prompt_s = fast.start_s + one.prompt_tokens * fast.prompt_s
+                now_s = fast.now_s + stopped_s + prompt_s
+                hurts = any(now_s + fast.longest(run) > run.deadline_s for run in bounded)
+                if hurts and now_s + fast.longest(one) < one.deadline_s:
+                    continue
+                stopped_s += prompt_s
+            chosen.append(one.id)
+        return tuple(chosen)
+
+    def _mode(self, local: list[Waiting]) -> tuple[int, float, str]:
+        """The slowest mode from the knee up that meets all deadlines, else the fastest.
+
+        Returns:
+            the mode, until when it may be kept, and why.
+        """
+        state = self.state
+        mode, reason = self.knee, "least joules per token"
+        kept_s = self._kept_s(local, mode)
+        while mode < self.fastest and kept_s <= state.now_s:
+            mode, reason = mode + 1, "the slowest that meets the deadlines"
+            kept_s = self._kept_s(local, mode)
+        if mode == self.knee and state.heat_k > 0:
+            mode, reason = self._cooler(local)
+            kept_s = self._kept_s(local, mode)
+        until_s = state.mode_since_s + self.weights.dwell_s
+        if mode < state.mode <= self.fastest and state.now_s < until_s and not state.heat_k:
+            return state.mode, until_s, f"stays until {until_s:.1f} s, not to flap"
+        if mode > self.knee:
+            kept_s = min(kept_s, max(until_s, state.now_s + self.weights.dwell_s))
+        return mode, kept_s if mode < self.fastest or mode > self.knee else NEVER, reason
+
+    def _cooler(self, local: list[Waiting]) -> tuple[int, str]:
+        """A mode below the knee while it is hot, as far as deadlines allow."""
+        weights, state = self.weights, self.state
+        best, least, joule = self.knee, NEVER, joule_of(state, weights)
+        for candidate in range(self.knee, -1, -1):
+            if candidate < self.knee and self._kept_s(local, candidate) <= state.now_s:
+                break
+            watts = self.costs.modes[candidate].decode_w - self.costs.idle_w
+            score = joule * self.costs.token_j(candidate)
+            score += weights.heat_j_per_kk * state.heat_k * state.warming_kw * watts
+            if score < least:
+                best, least = candidate, score
+        return best, "it is hot" if best < self.knee else "least joules per token"
+
+    def _kept_s(self, local: Sequence[Waiting], mode: int) -> float:
+        """Until when `mode` may be kept with all deadlines met; not after now: not at all.
+
+        Work is done in order with full sharing of steps, and nobody ends before what its own tokens
+        take: exact for one row, and what the device reaches with several. What runs, or is about
+        to, may turn out longer than nine in ten do: then the fastest mode has to come in time.
+        """
+        state, now_s = self.state, self.state.now_s
+        pace = self._pace(mode, len(local))
+        done_s = self._running_done_s(pace)
+        for one in local:
+            work_s, own_s = pace.of(one)
+            done_s += work_s
+            if done_s > one.deadline_s or pace.now_s + own_s > one.deadline_s:
+                return now_s
+        for run in state.running:
+            if pace.now_s + pace.of_running(run)[1] > run.deadline_s:
+                return now_s
+        if mode == self.fastest:
+            return NEVER
+        fast = self._pace(self.fastest, self.costs.rows)  # others may come
+        stalls = 1 / (1 - min(state.stalled_share, _MOST_STALLED))
+        room = max(0, self.costs.rows - len(state.running))
+        bounded: list[Running | Waiting] = [*state.running, *local[:room]]
+        spare_s = [one.deadline_s - fast.now_s - stalls * fast.longest(one) for one in bounded]
+        # A second in `mode` takes so much longer than it would have in the fastest.
+        lost = 1.0 - fast.step_s / self._pace(mode, self.costs.rows).step_s
+        return now_s + min(spare_s, default=NEVER) / lost
+
+    def _running_done_s(self, pace: Speed) -> float:
+        return pace.now_s + sum([pace.of_running(run)[0] for run in self.state.running])
+
+    def _pace(self, mode: int, waiting: int) -> Speed:
+        return speed(self.state, self.costs, self.weights, mode, waiting)
+
+
+def _by_deadline(one: Waiting) -> tuple[float, float]:
+    return one.deadline_s, one.arrived_s

@@ -1,0 +1,153 @@
+"""What a decision of PACE computes for every request, made linear once per decision.
+
+Sixty-four requests in line are priced in each of several modes within 200 us; so the coefficients
+of `tidegate.edge.energy.cost` are taken together here, and a request is a few products.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tidegate.edge.energy.cost import CloudCost, CostModel, RadioCost
+from tidegate.edge.energy.pace_state import PaceState, Running, Waiting, Weights
+
+
+class Speed(NamedTuple):
+    """How fast a mode works beside how many others, in seconds."""
+
+    now_s: float
+    start_s: float
+    prompt_s: float
+    step_s: float
+    share_s: float
+    context_s: float
+
+    def of(self, one: Waiting) -> tuple[float, float]:
+        """Device seconds that a request takes, and seconds from its start to its end."""
+        tokens = one.output_p90
+        fixed = self.start_s + one.prompt_tokens * self.prompt_s
+        fixed += tokens * self.context_s * (one.prompt_tokens + tokens / 2)
+        return fixed + tokens * self.share_s, fixed + tokens * self.step_s
+
+    def of_running(self, run: Running) -> tuple[float, float]:
+        """The same of what is left of one."""
+        tokens = run.output_p90
+        fixed = run.prefill_tokens * self.prompt_s + tokens * self.context_s * run.context_tokens
+        return fixed + tokens * self.share_s, fixed + tokens * self.step_s
+
+    def longest(self, one: Waiting | Running) -> float:
+        """Seconds from its start, or from now, when the answer is as long as it hardly is."""
+        tokens = one.output_most
+        if isinstance(one, Waiting):
+            fixed = self.start_s + one.prompt_tokens * self.prompt_s
+            context = one.prompt_tokens + tokens / 2
+        else:
+            fixed, context = one.prefill_tokens * self.prompt_s, one.context_tokens
+        return fixed + tokens * (self.step_s + self.context_s * context)
+
+
+class LocalPrices(NamedTuple):
+    """What running a request here counts as: linear in its tokens."""
+
+    fixed: float
+    prompt: float
+    token: float
+    context: float
+
+    def of(self, one: Waiting) -> float:
+        """Of one request."""
+        tokens = one.output_mean
+        context = self.context * (one.prompt_tokens + tokens / 2)
+        return self.fixed + one.prompt_tokens * self.prompt + tokens * (self.token + context)
+
+
+class CloudPrices(NamedTuple):
+    """What sending a request counts as: linear in its tokens, and in its lateness."""
+
+    fixed: float
+    prompt: float
+    token: float
+    late: float
+    answered_s: float
+    """When an answer to nothing would be here."""
+    prompt_s: float
+    token_s: float
+
+    def of(self, one: Waiting) -> float:
+        """Of one request."""
+        joules = self.fixed + one.prompt_tokens * self.prompt + one.output_mean * self.token
+        return joules + self.late * self.late_s(one)
+
+    def late_s(self, one: Waiting) -> float:
+        """Seconds after its deadline that its answer would be here."""
+        return max(0.0, -self.spare_s(one))
+
+    def spare_s(self, one: Waiting) -> float:
+        """Seconds that it may still wait here before it leaves and is in time."""
+        took_s = one.prompt_tokens * self.prompt_s + one.output_p90 * self.token_s
+        return one.deadline_s - self.answered_s - took_s
+
+
+def local_prices(state: PaceState, costs: CostModel, weights: Weights, mode: int) -> LocalPrices:
+    """In `mode`, beside what runs already."""
+    one = costs.modes[mode]
+    rows = min(costs.rows, len(state.running) + 1)
+    watts = one.decode_w - costs.idle_w
+    joule = joule_of(state, weights)
+    fixed = joule * (one.prefill_w - costs.idle_w) * one.prefill_start_s
+    if not state.loaded:
+        fixed += joule * (costs.load_w - costs.idle_w) * costs.load_s
+    if state.heat_k > 0:
+        fixed += weights.heat_j_per_kk * state.heat_k * state.warming_kw * watts / rows
+    return LocalPrices(
+        fixed=fixed,
+        prompt=joule * (one.prefill_w - costs.idle_w) * one.prefill_token_s,
+        token=joule * watts * one.share_s(rows, 0),
+        context=joule * watts * one.context_token_s,
+    )
+
+
+def cloud_prices(
+    state: PaceState, weights: Weights, cloud: CloudCost, radio: RadioCost
+) -> CloudPrices:
+    """Of leaving now; a tail of the radio that is warm anyway is half paid."""
+    joule = joule_of(state, weights)
+    tail = 0.5 if state.radio_warm else 1.0
+    nothing_s = cloud.answer_s(radio, 0, 0)
+    nothing_j = cloud.device_j(radio, 0, 0, tail=tail)
+    token_j = cloud.device_j(radio, 0, 1, tail=tail) - nothing_j
+    service_j = cloud.token_j + weights.money * cloud.token_price
+    return CloudPrices(
+        fixed=joule * nothing_j,
+        prompt=joule * (cloud.device_j(radio, 1, 0, tail=tail) - nothing_j),
+        token=joule * token_j + weights.energy * service_j,
+        late=weights.energy * weights.late_j_per_s,
+        answered_s=state.now_s + nothing_s + weights.margin_s,
+        prompt_s=cloud.answer_s(radio, 1, 0) - nothing_s,
+        token_s=cloud.answer_s(radio, 0, 1) - nothing_s,
+    )
+
+
+def speed(state: PaceState, costs: CostModel, weights: Weights, mode: int, waiting: int) -> Speed:
+    """Of `mode` when all that runs and `waiting` more share its steps."""
+    one = costs.modes[mode]
+    rows = min(costs.rows, len(state.running) + waiting) or 1
+    now_s = state.now_s + weights.margin_s
+    if mode != state.mode:
+        now_s += costs.switch_s
+    if not state.loaded:
+        now_s += costs.load_s
+    step_s = one.step_s + (rows - 1) * one.row_s
+    return Speed(
+        now_s=now_s,
+        start_s=one.prefill_start_s,
+        prompt_s=one.prefill_token_s,
+        step_s=step_s,
+        share_s=step_s / rows,
+        context_s=one.context_token_s,
+    )
+
+
+def joule_of(state: PaceState, weights: Weights) -> float:
+    """What one joule of the device counts."""
+    return weights.energy + state.energy_debt_j / weights.debt_j
