@@ -283,9 +283,11 @@ class _Deciding:
         until_s = state.mode_since_s + self.weights.dwell_s
         if mode < state.mode <= self.fastest and state.now_s < until_s and not state.heat_k:
             return state.mode, until_s, f"stays until {until_s:.1f} s, not to flap"
+        if mode == self.fastest:
+            kept_s = NEVER  # there is none to go on in, late or not
         if mode > self.knee:
             kept_s = min(kept_s, max(until_s, state.now_s + self.weights.dwell_s))
-        return mode, kept_s if mode < self.fastest or mode > self.knee else NEVER, reason
+        return mode, kept_s, reason
 
     def _cooler(self, local: list[Waiting]) -> tuple[int, str]:
         """A mode below the knee while it is hot, as far as deadlines allow."""

@@ -1,0 +1,229 @@
+"""PACE: what is private stays, deadlines decide the mode, and nothing flaps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from energyboard import BOARD, CLOUD, RADIO
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidegate.edge.energy.pace import Pace
+from tidegate.edge.energy.pace_state import NEVER, PaceState, Running, Waiting, Weights
+from tidegate.errors import ConfigError
+
+PACE = Pace(costs=BOARD, radio=RADIO, cloud=CLOUD)
+SLOW, KNEE, FAST = range(3)
+
+
+def asks(name: str = "a", **changed: Any) -> Waiting:
+    usual = Waiting(
+        id=name,
+        prompt_tokens=100,
+        output_mean=50.0,
+        output_p90=80.0,
+        output_most=100.0,
+        arrived_s=100.0,
+    )
+    return replace(usual, **changed)
+
+
+def runs(**changed: Any) -> Running:
+    usual = Running(
+        prefill_tokens=0.0,
+        output_mean=50.0,
+        output_p90=80.0,
+        output_most=100.0,
+        context_tokens=150.0,
+    )
+    return replace(usual, **changed)
+
+
+def state(*waiting: Waiting, running: tuple[Running, ...] = (), **changed: Any) -> PaceState:
+    usual = PaceState(now_s=100.0, mode=KNEE, mode_since_s=0.0, waiting=waiting, running=running)
+    return replace(usual, **changed)
+
+
+requests = st.builds(
+    asks,
+    name=st.uuids().map(str),
+    prompt_tokens=st.integers(1, 2000),
+    output_mean=st.floats(1, 200),
+    output_p90=st.floats(200, 400),
+    output_most=st.floats(400, 600),
+    deadline_s=st.one_of(st.just(NEVER), st.floats(90, 400)),
+    may_leave=st.booleans(),
+    may_stay=st.booleans(),
+    may_wait=st.booleans(),
+)
+states = st.builds(
+    lambda waiting, running, **changed: state(*waiting, running=tuple(running), **changed),
+    waiting=st.lists(requests, max_size=12),
+    running=st.lists(
+        st.builds(runs, deadline_s=st.one_of(st.just(NEVER), st.floats(90, 400))), max_size=4
+    ),
+    mode=st.integers(0, 2),
+    mode_since_s=st.floats(0, 100),
+    idle_since_s=st.floats(0, 100),
+    link_up=st.booleans(),
+    loaded=st.booleans(),
+    quiet_until_s=st.floats(0, 300),
+    energy_debt_j=st.floats(0, 1e5),
+    heat_k=st.floats(0, 20),
+    warming_kw=st.floats(0, 2),
+    stalled_share=st.floats(0, 1),
+    fastest=st.one_of(st.none(), st.integers(0, 2)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(state=states)
+def test_whatever_the_state_nothing_private_leaves_and_nothing_is_invented(
+    state: PaceState,
+) -> None:
+    decision = PACE.decide(state, explain=True)
+    known = {one.id: one for one in state.waiting}
+    assert len(set(decision.start) | set(decision.offload)) == len(decision.start) + len(
+        decision.offload
+    )
+    for name in decision.offload:
+        assert known[name].may_leave
+        assert state.link_up
+    for name in decision.start:
+        assert known[name].may_stay
+    assert len(decision.start) <= max(0, BOARD.rows - len(state.running))
+    assert decision.wake_s > state.now_s
+    if state.fastest is not None and (decision.start or state.running):
+        assert decision.mode <= state.fastest
+    assert {one.id for one in decision.terms} == (set(known) if state.waiting else set())
+    assert PACE.decide(state, explain=True) == decision
+    plain = PACE.decide(state)
+    assert replace(decision, terms=()) == plain
+
+
+@settings(max_examples=60, deadline=None)
+@given(state=states)
+def test_without_a_cloud_or_a_link_nothing_leaves(state: PaceState) -> None:
+    assert not replace(PACE, cloud=None).decide(state).offload
+    assert not PACE.decide(replace(state, link_up=False)).offload
+
+
+def test_time_enough_takes_the_knee_and_a_near_deadline_a_faster_mode() -> None:
+    easy = PACE.decide(state(asks(deadline_s=200.0)))
+    assert (easy.mode, easy.start) == (KNEE, ("a",))
+    near = PACE.decide(state(asks(deadline_s=103.5)))
+    assert (near.mode, near.start) == (FAST, ("a",))
+
+
+def test_earlier_deadlines_go_first_whoever_came_first() -> None:
+    several = [asks(f"r{n}", deadline_s=400.0 - 10 * n, arrived_s=50.0 + n) for n in range(6)]
+    assert PACE.decide(state(*several)).start == ("r5", "r4", "r3", "r2")
+
+
+def test_what_cannot_be_in_time_here_leaves_before_the_cloud_is_late_too() -> None:
+    crowd = tuple(runs(output_p90=400.0, output_mean=300.0) for _ in range(4))
+    spare = asks(deadline_s=112.0, may_leave=True)
+    early = PACE.decide(state(spare, running=crowd, fastest=KNEE, mode=KNEE))
+    assert early.offload == ()
+    assert 100.0 < early.wake_s < 112.0
+    late = PACE.decide(state(spare, running=crowd, fastest=KNEE, now_s=early.wake_s + 1e-3))
+    assert late.offload == ("a",)
+    private = replace(spare, may_leave=False)
+    kept = PACE.decide(state(private, running=crowd, fastest=KNEE, now_s=early.wake_s + 1e-3))
+    assert kept.offload == ()
+
+
+def test_the_cheaper_way_is_taken_and_the_price_is_the_owners() -> None:
+    one = asks(deadline_s=300.0, may_leave=True)
+    assert PACE.decide(state(one)).start == ("a",)
+    assert CLOUD.token_price == 1.0
+    free = replace(PACE, cloud=replace(CLOUD, token_price=0.0, token_j=0.01))
+    assert free.decide(state(one)).offload == ("a",)
+
+
+def test_debt_of_the_battery_makes_joules_of_the_device_dear() -> None:
+    one = asks(deadline_s=300.0, may_leave=True)
+    assert PACE.decide(state(one)).offload == ()
+    assert PACE.decide(state(one, energy_debt_j=2000.0)).offload == ("a",)
+
+
+def test_heat_slows_the_device_down_as_far_as_deadlines_allow() -> None:
+    hot: dict[str, Any] = {"heat_k": 8.0, "warming_kw": 1.5}
+    assert PACE.decide(state(asks(deadline_s=300.0))).mode == KNEE
+    assert PACE.decide(state(asks(deadline_s=300.0), **hot)).mode == SLOW
+    assert PACE.decide(state(asks(deadline_s=107.0), **hot)).mode == KNEE
+
+
+def test_a_faster_mode_comes_at_once_and_a_slower_one_after_the_dwell() -> None:
+    now = state(asks(deadline_s=103.5), mode=KNEE, mode_since_s=99.9)
+    assert PACE.decide(now).mode == FAST
+    settled = state(asks(deadline_s=300.0), mode=FAST, mode_since_s=95.0)
+    kept = PACE.decide(settled)
+    assert kept.mode == FAST
+    assert kept.wake_s == pytest.approx(105.0)
+    assert PACE.decide(replace(settled, now_s=105.0)).mode == KNEE
+
+
+def test_work_that_may_wait_is_held_while_idle_and_rides_along_otherwise() -> None:
+    patient = asks(deadline_s=1000.0, may_wait=True)
+    held = PACE.decide(state(patient))
+    assert held.start == ()
+    assert 100.0 < held.wake_s < 1000.0
+    assert PACE.decide(state(patient, now_s=held.wake_s)).start == ("a",)
+    assert PACE.decide(state(patient, asks("b"))).start == ("a", "b")
+    assert PACE.decide(state(patient, running=(runs(),))).start == ("a",)
+    full = [replace(patient, id=f"p{n}") for n in range(4)]
+    assert len(PACE.decide(state(*full)).start) == 4
+
+
+def test_quiet_hours_hold_what_may_wait_until_its_deadline_says_otherwise() -> None:
+    patient = asks(deadline_s=900.0, may_wait=True)
+    others = [replace(patient, id=f"p{n}") for n in range(4)]
+    assert PACE.decide(state(*others, quiet_until_s=600.0)).start == ()
+    assert PACE.decide(state(*others, quiet_until_s=600.0)).wake_s == pytest.approx(600.0)
+    last = PACE.decide(state(patient, quiet_until_s=5000.0))
+    assert last.wake_s < 900.0
+
+
+def test_an_idle_device_is_parked_after_a_while_and_only_once() -> None:
+    idle = state(mode=FAST, mode_since_s=0.0, idle_since_s=99.5)
+    waits = PACE.decide(idle)
+    assert waits.mode == FAST
+    assert PACE.decide(replace(idle, now_s=waits.wake_s)).mode == SLOW
+    parked = PACE.decide(replace(idle, mode=SLOW))
+    assert (parked.mode, parked.wake_s) == (SLOW, NEVER)
+
+
+def test_a_newcomer_does_not_make_late_what_runs() -> None:
+    tight = runs(output_p90=100.0, output_most=100.0, deadline_s=104.0)
+    long_prompt = asks(prompt_tokens=1500, deadline_s=300.0)
+    assert PACE.decide(state(long_prompt, running=(tight,), mode=FAST)).start == ()
+    assert PACE.decide(state(long_prompt, running=(runs(),), mode=FAST)).start == ("a",)
+    urgent = replace(long_prompt, deadline_s=104.5)
+    assert PACE.decide(state(urgent, running=(tight,), mode=FAST)).start == ("a",)
+
+
+def test_the_terms_say_what_either_way_costs_and_why() -> None:
+    private = asks("private", deadline_s=300.0)
+    free = asks("free", deadline_s=300.0, may_leave=True)
+    terms = {one.id: one for one in PACE.decide(state(private, free), explain=True).terms}
+    assert terms["private"].cloud_j == math.inf
+    assert terms["private"].route == "edge"
+    assert terms["free"].local_j < terms["free"].cloud_j < math.inf
+    joules = BOARD.request_j(KNEE, 100, 50.0)
+    assert terms["free"].local_j == pytest.approx(joules)
+
+
+@pytest.mark.parametrize("name", ["energy", "margin_s", "dwell_s"])
+@pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
+def test_weights_that_make_no_sense_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"pace\.{name}"):
+        Weights(**{name: value})
+
+
+def test_a_debt_of_nothing_cannot_double_a_joule() -> None:
+    with pytest.raises(ConfigError, match=r"pace\.debt_j = 0"):
+        Weights(debt_j=0.0)
