@@ -9,45 +9,41 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tidegate.cli.cloud_access import LOG_FORMATS, add_access, read_access
 from tidegate.cli.cloud_encoders import add_encoders, read_encoders
-from tidegate.cli.executor_flags import add_executor, read_executor
+from tidegate.cli.cloud_models import add_models, model_lines, read_models
+from tidegate.cli.executor_flags import add_executor
 from tidegate.cli.link_http import add_link_http, read_link_http
 from tidegate.cli.service import add_link, add_service, read_service
+from tidegate.cli.settings_file import Options, Origin, read_table
 from tidegate.cli.trust import add_trust, read_trust
-from tidegate.errors import ConfigError
 
 if TYPE_CHECKING:
     from tidegate.cloud.model_settings import PoolSettings
+    from tidegate.cloud.service import CloudSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument(
-        "checkpoint",
+        "--config",
         type=Path,
-        nargs="?",
-        metavar="MODEL",
-        help="folder with config.json and safetensors, or a bundle of `convert --target packed`",
-    )
-    parser.add_argument("--name", help="model id to serve it under (default: the folder's name)")
-    parser.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="a further model, loaded when it is first asked for; may be given several times",
+        metavar="FILE",
+        help="cloud.toml: flags without dashes, and [[model]] tables; given flags count before it",
     )
     parser.add_argument(
-        "--models-mib",
-        type=int,
-        help="what several models may take together; idle ones make room (default: nine tenths of"
-        " what is available at start)",
+        "--print-config",
+        action="store_true",
+        help="show what holds and where it comes from, and stop",
     )
+    add_models(parser)
     add_service(parser, listen="127.0.0.1:8090")
     add_access(parser)
     add_trust(parser)
@@ -64,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="when chunks of answers leave: at once, every 40 ms, or every 40 ms in one size with"
         " fillers, so that neither their times nor their sizes follow the text (default tick)",
     )
+    options = Options(parser, without=("config", "print-config", "name", "model"))
+    parser.set_defaults(options=options)
 
 
 def _add_supervision(parser: argparse.ArgumentParser) -> None:
@@ -89,12 +87,46 @@ def _add_supervision(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Open the checkpoint, then serve until SIGTERM or SIGINT."""
+    """Open the models, then serve until SIGTERM or SIGINT; SIGHUP reads the file again."""
     from tidegate.cli.listen import announce, run_until_signal
-    from tidegate.cloud.link_front import GatewaySettings
-    from tidegate.cloud.service import CloudSettings, open_cloud
+    from tidegate.cloud.service import open_cloud
 
-    service = read_service(args)
+    if options_of(args).given(args, "print_config"):
+        print("\n".join(_effective(args)))
+        return 0
+    settings = read_settings(args)
+    found, _, _ = _resolved(args)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the service listens to it
+
+    async def main(stop: asyncio.Event) -> None:
+        async with open_cloud(settings, reread=partial(read_settings, args)) as cloud:
+            if cloud.http is not None:
+                print(f"tidegate cloud: devices over HTTP on {cloud.http.url}", file=sys.stderr)
+            names = ", ".join(cloud.inside.pool.entries)
+            announce(f"tidegate cloud: {names} on {cloud.server.url}")
+            await cloud.run(stop)
+
+    return run_until_signal(main, formatter=LOG_FORMATS[found.log_format]())
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """The flags, as `add_arguments` declared them."""
+    options = args.options
+    assert isinstance(options, Options), "the parser keeps them"
+    return options
+
+
+def read_settings(args: argparse.Namespace) -> CloudSettings:
+    """What flags and file say now.
+
+    Raises:
+        ConfigError: a value is not allowed, or the file has a key that nothing reads.
+    """
+    from tidegate.cloud.link_front import GatewaySettings
+    from tidegate.cloud.service import CloudSettings
+
+    found, _, models = _resolved(args)
+    service = read_service(found)
     gateway = None
     if service.link is not None:
         gateway = GatewaySettings(
@@ -102,55 +134,41 @@ def run(args: argparse.Namespace) -> int:
             keys=service.link.keys,
             broker_check=service.link.broker_check,
             suites=service.link.suites,
-            pacing=args.link_pacing,
-            http=read_link_http(args),
+            pacing=found.link_pacing,
+            http=read_link_http(found),
         )
-    settings = CloudSettings(
-        models=_models(args),
+    return CloudSettings(
+        models=models,
+        update=found.update,
         host=service.host,
         port=service.port,
         api_key_hashes=service.api_key_hashes,
         gateway=gateway,
-        drain_s=args.drain,
-        stall_after_s=args.stall_after,
-        restart_when_stuck=args.restart_when_stuck,
-        access=read_access(args),
-        encoders=read_encoders(args),
+        drain_s=found.drain,
+        stall_after_s=found.stall_after,
+        restart_when_stuck=found.restart_when_stuck,
+        access=read_access(found),
+        encoders=read_encoders(found),
         tls=service.tls,
-        vllm_metrics=not args.no_vllm_metrics,
-        trusted=read_trust(args.trust),
+        vllm_metrics=not found.no_vllm_metrics,
+        trusted=read_trust(found.trust),
     )
 
-    async def main(stop: asyncio.Event) -> None:
-        async with open_cloud(settings) as cloud:
-            if cloud.http is not None:
-                print(f"tidegate cloud: devices over HTTP on {cloud.http.url}", file=sys.stderr)
-            names = ", ".join(cloud.inside.pool.entries)
-            announce(f"tidegate cloud: {names} on {cloud.server.url}")
-            await cloud.run(stop)
 
-    return run_until_signal(main, formatter=LOG_FORMATS[args.log_format]())
-
-
-def _models(args: argparse.Namespace) -> PoolSettings:
-    from tidegate.cloud.model_settings import ModelSettings, PoolSettings
-
-    executor = read_executor(args)
-    named: list[tuple[str, Path]] = []
-    if args.checkpoint is not None:
-        named.append((args.name or args.checkpoint.resolve().name, args.checkpoint))
-    named += [_named(one) for one in args.model]
-    models = tuple(
-        ModelSettings(
-            name=name, path=path, executor=executor, load="first-use" if place else "start"
-        )
-        for place, (name, path) in enumerate(named)
-    )
-    return PoolSettings(models=models, models_mib=args.models_mib, drain_s=args.drain or 1.0)
+def _resolved(
+    args: argparse.Namespace,
+) -> tuple[argparse.Namespace, dict[str, Origin], PoolSettings]:
+    """Flags before file before defaults; where each comes from; the models."""
+    options, table, folder = options_of(args), dict[str, Any](), Path()
+    if options.given(args, "config"):
+        table, folder = read_table(args.config), args.config.parent
+    tables = table.pop("model", None)
+    found, origins = options.resolved(args, table, folder)
+    return found, origins, read_models(found, tables, options, folder)
 
 
-def _named(text: str) -> tuple[str, Path]:
-    name, separator, path = text.partition("=")
-    if not (name and separator and path):
-        raise ConfigError("model", text, "NAME=PATH")
-    return name, Path(path)
+def _effective(args: argparse.Namespace) -> Iterator[str]:
+    read_settings(args)  # what is wrong is said, and not shown
+    found, origins, models = _resolved(args)
+    yield from options_of(args).lines(found, origins)
+    yield from model_lines(models.models)
