@@ -183,6 +183,27 @@ def test_the_openai_client_is_told_which_limit_it_hit(
         client.close()
 
 
+def test_the_openai_client_is_shown_and_given_what_its_key_may_use(
+    tmp_path: Path, cloud_checkpoint: Path
+) -> None:
+    state = tmp_path / "state"
+    scopes = ("--scope", "chat", "--scope", "models")
+    other = add_key(state, "other", "--model", "elsewhere", *scopes)
+    this = add_key(state, "this", "--model", "cloud", *scopes)
+    with Services(tmp_path) as services:
+        service = services.cloud(cloud_checkpoint, "--state", str(state))
+        for key, listed in ((other, []), (this, ["cloud"])):
+            with openai.OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0) as client:
+                assert [card.id for card in client.models.list()] == listed
+                with pytest.raises(openai.PermissionDeniedError) as refused:
+                    client.completions.create(model="cloud", prompt="x")
+                assert refused.value.code == "insufficient_scope"
+                if not listed:
+                    asking: Any = client.chat.completions
+                    with pytest.raises(openai.PermissionDeniedError, match="name one of them"):
+                        asking.create(model="cloud", **ASK)
+
+
 def test_two_services_on_one_redis_spend_a_quota_once_and_refuse_without_it(
     tmp_path: Path, cloud_checkpoint: Path
 ) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -17,8 +14,8 @@ from openai.types.chat import (
     ChatCompletionToolParam,
 )
 from openai.types.shared_params import ResponseFormatJSONSchema
+from openaiends import Ends, end_model
 from pydantic import BaseModel, ConfigDict, Field
-from services import Service, Services, run_tidegate
 
 pytestmark = pytest.mark.system
 
@@ -51,34 +48,6 @@ class Lamp(BaseModel):
 
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "which lamp is on?"}]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ends:
-    """A device that trusts its port, and a cloud that wants `key`."""
-
-    device: Service
-    cloud: Service
-    key: str
-
-    def client(self, end: str, key: str | None = None) -> openai.OpenAI:
-        service = self.device if end == "device" else self.cloud
-        return openai.OpenAI(
-            base_url=f"{service.url}/v1", api_key=key or self.key, max_retries=0, timeout=30
-        )
-
-
-@pytest.fixture(scope="module")
-def ends(
-    bundle: Path, cloud_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Ends]:
-    folder = tmp_path_factory.mktemp("openai")
-    made = run_tidegate("keys", "api")
-    (folder / "keys.txt").write_text(f"# who may call\n\n{made.stdout}")
-    with Services(folder) as services:
-        device = services.serve(bundle)
-        cloud = services.cloud(cloud_checkpoint, "--api-key-file", str(folder / "keys.txt"))
-        yield Ends(device=device, cloud=cloud, key=made.stderr.split()[-1])
 
 
 @pytest.mark.parametrize("end", ["device", "cloud"])
@@ -200,10 +169,6 @@ def test_the_awaiting_openai_client_gets_the_same(ends: Ends, end: str) -> None:
             assert chosen(chunks, one.index)[0] == one.message.content
 
     asyncio.run(run())
-
-
-def end_model(end: str) -> str:
-    return "edge" if end == "device" else "cloud"
 
 
 @pytest.mark.parametrize("end", ["device", "cloud"])
