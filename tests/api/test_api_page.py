@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from pathlib import Path
 
 import pytest
+from openai.types import completion_create_params as completion_params
+from openai.types import embedding_create_params as embedding_params
+from openai.types.chat import completion_create_params as chat_params
 
-from tidegate.api.schema import MOST_CHOICES, read_chat, read_completion
+from tidegate.api.embeddings import EMBEDDING
+from tidegate.api.field_table import Field, Ignored, Neutral, Table
+from tidegate.api.schema import CHAT, COMPLETION, MOST_CHOICES, read_chat, read_completion
+from tidegate.api.tokens import MOST_TOKENS
 from tidegate.engine.logprobs import LEAST
 from tidegate.engine.request import MOST_BIASED, MOST_TOP_LOGPROBS
 from tidegate.errors import RequestError
@@ -21,6 +29,7 @@ def test_the_limits_it_names_are_those_of_the_code() -> None:
     assert f"`top_logprobs` (0 to {MOST_TOP_LOGPROBS})" in PAGE
     assert f"`n` up to {MOST_CHOICES}" in PAGE
     assert f"told as {LEAST:g}" in PAGE
+    assert f"up to {MOST_TOKENS} tokens" in PAGE
 
 
 @pytest.mark.parametrize(
@@ -50,3 +59,49 @@ def test_every_field_of_its_table_is_read() -> None:
         for read, said in ((read_chat, {"messages": HELLO}), (read_completion, {"prompt": "x"})):
             with pytest.raises(RequestError, match=name):
                 read({**said, name: "no such value"})
+
+
+def decided(table: Table) -> list[Field]:
+    """The fields that are not served, those of the objects in it too."""
+    inner = [one for field in table.fields for held in field.tables for one in decided(held)]
+    return [one for one in (*table.fields, *inner) if isinstance(one, Ignored | Neutral)]
+
+
+def rows() -> dict[str, str]:
+    """What the page says that a field which is not served may be."""
+    section = PAGE.split("## Fields that are not served")[1].split("\n## ")[0]
+    found = {}
+    for fields, may_be, _ in re.findall(
+        r"^\| (`.*?) \| *(.*?) *\| *(.*?) *\|$", section, re.MULTILINE
+    ):
+        found |= dict.fromkeys(re.findall(r"`([\w.]+)`", fields), may_be)
+    return found
+
+
+def test_every_field_that_is_not_served_is_on_it_with_the_values_that_may_come() -> None:
+    told, names = rows(), set()
+    for field in (*decided(CHAT), *decided(COMPLETION)):
+        row = next((row for row in told if row.split(".")[-1] == field.name), None)
+        if isinstance(field, Neutral) and (field.values or row):
+            assert row is not None, field.name
+            names.add(row)
+            values = [json.dumps(one) for one in field.values]
+            assert all(f"`{value}`" in told[row] for value in values), (row, values)
+        else:
+            assert f"`{field.name}`" in PAGE or field.name == "description", field.name
+    assert names == told.keys() - {"best_of"}
+
+
+OFFICIAL: list[tuple[Table, type]] = [
+    (CHAT, chat_params.CompletionCreateParamsBase),
+    (COMPLETION, completion_params.CompletionCreateParamsBase),
+    (EMBEDDING, embedding_params.EmbeddingCreateParams),
+]
+
+
+@pytest.mark.parametrize(("table", "params"), OFFICIAL)
+def test_every_field_of_the_official_client_is_decided(table: Table, params: type) -> None:
+    names = {*inspect.get_annotations(params)} | {"stream"}
+    if table is EMBEDDING:
+        names.remove("stream")
+    assert names <= table.names
