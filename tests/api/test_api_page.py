@@ -70,7 +70,7 @@ def decided(table: Table) -> list[Field]:
 def rows() -> dict[str, str]:
     """What the page says that a field which is not served may be."""
     section = PAGE.split("## Fields that are not served")[1].split("\n## ")[0]
-    found = {}
+    found: dict[str, str] = {}
     for fields, may_be, _ in re.findall(
         r"^\| (`.*?) \| *(.*?) *\| *(.*?) *\|$", section, re.MULTILINE
     ):
