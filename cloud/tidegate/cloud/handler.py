@@ -16,6 +16,7 @@ from typing import Protocol
 from tidegate.api.backend import AnswerEvent, Health
 from tidegate.api.metrics import AskedCall, CallRecord, Metrics
 from tidegate.api.schema import Call, read_chat, read_completion
+from tidegate.api.tracing import RequestSpan, Tracer
 from tidegate.api.wire import parse_json, write_event
 from tidegate.engine.events import Failed
 from tidegate.errors import RequestError, TidegateError
@@ -37,9 +38,11 @@ class LinkBackend(Protocol):
 class LinkHandler:
     """`tidegate.link.gateway.Handler` over an engine."""
 
-    def __init__(self, backend: LinkBackend, metrics: Metrics) -> None:
-        """Answer with `backend` and count in `metrics`, as the HTTP front door does."""
-        self._backend, self._metrics = backend, metrics
+    def __init__(
+        self, backend: LinkBackend, metrics: Metrics, *, tracer: Tracer | None = None
+    ) -> None:
+        """Answer with `backend`, count in `metrics` and trace, as the HTTP front door does."""
+        self._backend, self._metrics, self._tracer = backend, metrics, tracer
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -51,8 +54,8 @@ class LinkHandler:
     async def __call__(self, request: InboundRequest) -> AsyncIterator[bytes]:
         """Yield the answer's events as payloads; an error is the last event, not an exception."""
         record = self._metrics.begin()
-        with self._working() as leave:
-            async with aclosing(self._answer(request, record)) as events:
+        with self._working() as leave, self._traced(request) as span:
+            async with aclosing(self._answer(request, record, span)) as events:
                 async for event in events:
                     if self._is_going_away(event):
                         leave()
@@ -62,11 +65,11 @@ class LinkHandler:
             record.end()
 
     async def _answer(
-        self, request: InboundRequest, record: CallRecord
+        self, request: InboundRequest, record: CallRecord, span: RequestSpan | None
     ) -> AsyncGenerator[AnswerEvent, None]:
         try:
             call = seeded(read_call(request.body), request.request_id)
-            record.about(AskedCall(call))
+            record.about(AskedCall(call, span))
             events = self._backend.answer_as(call, request.request_id.hex(), join_unread=False)
             async with aclosing(events):
                 async for event in events:
@@ -81,6 +84,15 @@ class LinkHandler:
         """
         draining = not self._backend.health().ready
         return draining and isinstance(event, Failed) and event.retryable
+
+    @contextmanager
+    def _traced(self, request: InboundRequest) -> Iterator[RequestSpan | None]:
+        span = None if self._tracer is None else self._tracer.begin("link", {})
+        try:
+            yield span
+        finally:
+            if span is not None:
+                span.end(None, request.request_id.hex())
 
     @contextmanager
     def _working(self) -> Iterator[Callable[[], None]]:

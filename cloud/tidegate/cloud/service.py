@@ -21,6 +21,7 @@ from tidegate.api.metrics import Metrics
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
 from tidegate.api.tls import ServerTls, TlsFiles
+from tidegate.api.trace_settings import TraceSettings, tracing
 from tidegate.cloud.access import written_down
 from tidegate.cloud.access_settings import AccessSettings, open_access
 from tidegate.cloud.cloud_backend import CloudBackend, Models
@@ -68,6 +69,8 @@ class CloudSettings:
     """Public keys of which one must have signed each bundle; None for any or none."""
     tls: TlsFiles | None = None
     """What HTTPS is served with; None serves HTTP."""
+    traces: TraceSettings | None = None
+    """Where spans go; None makes none."""
     vllm_metrics: bool = True
     """`/metrics` tells vLLM's names as well."""
 
@@ -187,6 +190,9 @@ async def open_app(
         )
         if settings.access is not None:
             surface = replace(surface, open_paths=settings.access.open_paths)
+        if settings.traces is not None:
+            tracer = await stack.enter_async_context(tracing(settings.traces))
+            surface = replace(surface, tracer=tracer)
         if settings.gateway is not None:
             load_gateway(settings.gateway.keys)  # before a file is made there, and in no time
         maker = LanguageModels(trusted=settings.trusted, stall_after_s=settings.stall_after_s)
@@ -201,7 +207,7 @@ async def open_app(
         backend = CloudBackend(pool, created_s=int(time.time()))
         if access is not None:
             access.size, backend.access = backend.size_of, access
-        handler = LinkHandler(backend, metrics)
+        handler = LinkHandler(backend, metrics, tracer=surface.tracer)
         link = None
         if settings.gateway is not None:
             opened = open_link(settings.gateway, handler, backend.offers)

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from tidegate.api.admission import Knock, Tally
 from tidegate.api.answers import error_answer, error_object
+from tidegate.api.log_context import log_context
 from tidegate.api.schema import Call
 from tidegate.cloud.api_keys import ApiKey
 from tidegate.cloud.charges import Charge, Denied, Used
@@ -237,10 +238,11 @@ class KeyVisit:
         self._access.metrics.used(row)
 
     def _line(self, usage: Usage, status: int, request_id: str) -> dict[str, object]:
-        key, now_s = self._key, self._access.clock()
+        key, now_s, context = self._key, self._access.clock(), log_context()
         return {
             "time": utc(now_s),
             "request_id": request_id,
+            "trace_id": None if context is None else context.trace_id,
             "key_id": None if key is None else key.id,
             "source": self._knock.source,
             "client": self._knock.client,

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +25,7 @@ from tidegate.api.schema import ContextPolicy
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
 from tidegate.api.tls import ServerTls, TlsFiles
+from tidegate.api.trace_settings import TraceSettings, tracing
 from tidegate.edge.answer_cache import AnswerCache
 from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
@@ -112,6 +113,7 @@ class EdgeSettings:
     api_key_hashes: tuple[str, ...] = ()
     """SHA-256 of the keys that may call; without one only loopback is served."""
     tls: TlsFiles | None = None
+    traces: TraceSettings | None = None
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     queue_limit: int = 32
     """Requests that may wait for the device's engine before new ones overflow."""
@@ -228,6 +230,9 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
     bundle = Bundle.open(settings.bundle, trusted=settings.trusted_signers, every_target=False)
     memory = check_settings(bundle, settings)
     async with AsyncExitStack() as stack:
+        if settings.traces is not None:
+            tracer = await stack.enter_async_context(tracing(settings.traces))
+            surface = replace(surface, tracer=tracer)
         link = None
         upkeep: tuple[tuple[str, Part], ...] = ()
         if settings.link is not None:

@@ -30,6 +30,7 @@ from tidegate.api.models import chosen_model
 from tidegate.api.progress import Progress
 from tidegate.api.schema import Call
 from tidegate.api.settings import HttpSettings
+from tidegate.api.tracing import span_of
 from tidegate.engine.events import Cancelled, Failed, Finished
 from tidegate.errors import CapacityError, RequestError
 
@@ -100,7 +101,7 @@ class CallEndpoint:
         tally = Tally() if visit is None else visit.tally
         async with (
             _one_version(self._backend, call) as backend,
-            aclosing(self._choices(backend, call, tally)) as answer,
+            aclosing(self._choices(backend, call, scope, tally)) as answer,
         ):
             _, routed = await anext(answer)
             assert isinstance(routed, Routed)  # _checked lets nothing else be first
@@ -114,8 +115,8 @@ class CallEndpoint:
         # When the call is over and counted.
         await (await _whole(call, progress))(scope, receive, send)
 
-    def _choices(self, backend: Backend, call: Call, tally: Tally) -> Choices:
-        asked = AskedCall(call)
+    def _choices(self, backend: Backend, call: Call, scope: Scope, tally: Tally) -> Choices:
+        asked = AskedCall(call, span_of(scope))
         return side_by_side(call, partial(self._answer_once, backend, tally=tally, asked=asked))
 
     def _answer_once(self, backend: Backend, call: Call, tally: Tally, asked: AskedCall) -> Answer:

@@ -11,7 +11,6 @@ import logging
 import math
 import re
 import secrets
-from collections.abc import Callable
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,8 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tidegate.api.admission import Knock, Visit, keep_visit
 from tidegate.api.answers import HIDDEN_MESSAGE, error_answer, error_object, status_of_code
 from tidegate.api.connection import MOST_HEAD_BYTES
+from tidegate.api.log_context import LogContext, log_context, logged_as, trace_id_of
+from tidegate.api.responded import Responded
 from tidegate.api.settings import HttpSettings
 from tidegate.api.tls import CLIENT_NAME
+from tidegate.api.tracing import RequestSpan, keep_span
 from tidegate.engine.events import Failed
 from tidegate.errors import (
     CapacityError,
@@ -64,6 +66,9 @@ def adopt_request_id(scope: Scope, backend_id: str) -> None:
     _, given = scope[_ID_KEY]
     if not given:
         scope[_ID_KEY] = (backend_id, False)
+        context = log_context()
+        if context is not None:
+            context.request_id = backend_id
 
 
 def error_response(error: Exception, scope: Scope) -> JSONResponse:
@@ -100,9 +105,7 @@ def log_unexpected(error: Exception, scope: Scope) -> None:
 class Door:
     """The middleware. See the module's docstring."""
 
-    def __init__(
-        self, app: ASGIApp, settings: HttpSettings, responded: Callable[[str, int], None]
-    ) -> None:
+    def __init__(self, app: ASGIApp, settings: HttpSettings, responded: Responded) -> None:
         """Guard `app`; `responded` is told the path and the status of each request, 0 for none."""
         self._app = app
         self._settings = settings
@@ -118,6 +121,19 @@ class Door:
         scope[_ID_KEY] = (
             (given, True) if _SAFE_ID.fullmatch(given) else (secrets.token_hex(8), False)
         )
+        span = self._span(scope, headers)
+        trace_id = trace_id_of(headers.get("traceparent", "")) if span is None else span.trace_id
+        context = LogContext(request_id=request_id(scope), trace_id=trace_id)
+        status = 0
+        with logged_as(context):
+            try:
+                status = await self._serve(scope, receive, send, headers)
+            finally:
+                if span is not None:
+                    span.end(status, request_id(scope))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> int:
+        """Serve it, whatever comes of that; its status, 0 for none."""
         status, visit = 0, None
 
         async def send_with_id(message: Message) -> None:
@@ -151,6 +167,15 @@ class Door:
             self._responded(scope["path"], status)
             if visit is not None:
                 visit.leave(status, request_id(scope))
+        return status
+
+    def _span(self, scope: Scope, headers: Headers) -> RequestSpan | None:
+        tracer, path = self._settings.tracer, scope["path"]
+        if tracer is None or path in self._settings.open_paths:
+            return None
+        span = tracer.begin(f"{scope['method']} {self._responded.route(path)}", headers)
+        keep_span(scope, span)
+        return span
 
     def _wrong_host(self, headers: Headers) -> JSONResponse | None:
         allowed = self._settings.allowed_hosts

@@ -24,6 +24,7 @@ from tidegate.api.backend import AnswerEvent, Routed
 from tidegate.api.exposition import exposition
 from tidegate.api.metrics_buckets import CHOICES, COUNTS, REQUEST_S, TOKEN_S, TTFT_S, Buckets
 from tidegate.api.schema import Call
+from tidegate.api.tracing import RequestSpan
 from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta, Usage
 from tidegate.errors import TidegateError
 
@@ -188,8 +189,11 @@ class _Sizes:
 class AskedCall:
     """What a call wants, counted once however many answers (`n`) that means."""
 
-    def __init__(self, call: Call) -> None:
-        self._call = call
+    def __init__(self, call: Call, span: RequestSpan | None = None) -> None:
+        """Begin with nothing; `span` hears of every answer, too."""
+        self._call, self.span = call, span
+        if span is not None:
+            span.asked(call)
         self._taken = False
         self._ended = self._longest_tokens = 0
 
@@ -236,6 +240,8 @@ class CallRecord:
                 self._metrics.requests.labels(event.model, event.route).inc()
                 if self._asked is not None:
                     self._asked.taken(self._metrics.sizes, event.model)
+                    if self._asked.span is not None:
+                        self._asked.span.answered(event)
             case Finished():
                 self._reason = event.reason
                 self._finished(event)
@@ -243,6 +249,8 @@ class CallRecord:
                 self._usage(event.usage)
             case Failed():
                 self._reason = "error"
+                if self._asked is not None and self._asked.span is not None:
+                    self._asked.span.failed(event.code)
                 if self._model is None and event.retryable:
                     self._metrics.rejections.labels(event.code).inc()
 
@@ -254,6 +262,9 @@ class CallRecord:
     def failed(self, error: Exception) -> None:
         """The call raised instead of answering."""
         self._reason = "error"
+        if self._asked is not None and self._asked.span is not None:
+            code = error.code if isinstance(error, TidegateError) else TidegateError.code
+            self._asked.span.failed(code)
         if self._model is None and isinstance(error, TidegateError) and error.retryable:
             self._metrics.rejections.labels(error.code).inc()
 
@@ -275,6 +286,8 @@ class CallRecord:
 
     def _finished(self, finished: Finished) -> None:
         self._usage(finished.usage)
+        if self._asked is not None and self._asked.span is not None:
+            self._asked.span.finished(finished)
         if self._route == "cache" or self._model is None:
             return
         self._metrics.phases.observe(self._model, finished)

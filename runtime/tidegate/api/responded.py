@@ -25,9 +25,10 @@ class Responded:
 
     def __call__(self, path: str, status: int) -> None:
         """Count one; 0 for a request without an answer."""
-        self._metrics.responded(self._route(path), status or CLIENT_GONE)
+        self._metrics.responded(self.route(path), status or CLIENT_GONE)
 
-    def _route(self, path: str) -> str:
+    def route(self, path: str) -> str:
+        """The path of the route that serves `path`."""
         if path in self._whole:
             return path
         return next((route for begin, route in self._begun if path.startswith(begin)), OTHER)

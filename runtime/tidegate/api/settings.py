@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tidegate.api.admission import Admission
 from tidegate.api.keys import KeyRing
+from tidegate.api.tracing import Tracer
 from tidegate.errors import ConfigError
 
 Authorise = Callable[[str | None], bool]
@@ -42,6 +43,8 @@ class HttpSettings:
     """Decides instead of `authorise` where keys have scopes and limits of their own."""
     open_paths: tuple[str, ...] = ("/health", "/ready", "/metrics", "/openapi.json")
     """Probes and scrapers bring no key, and these paths show no request; the document is public."""
+    tracer: Tracer | None = None
+    """Hears of every request but those of open paths; None traces nothing."""
     allowed_hosts: tuple[str, ...] = ()
     """Names the `Host` header may have, no port; empty allows all. A service on loopback sets it:
 

@@ -150,6 +150,7 @@ def read_settings(args: argparse.Namespace) -> CloudSettings:
         access=read_access(found),
         encoders=read_encoders(found),
         tls=service.tls,
+        traces=service.traces,
         vllm_metrics=not found.no_vllm_metrics,
         trusted=read_trust(found.trust),
     )

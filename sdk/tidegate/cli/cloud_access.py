@@ -90,6 +90,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line; newlines of a message are escaped, so one record is one line."""
+        from tidegate.api.log_context import log_context
         from tidegate.errors import describe_defect
 
         told: dict[str, object] = {
@@ -98,6 +99,11 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        context = log_context()
+        if context is not None:
+            told["request_id"] = context.request_id
+            if context.trace_id is not None:
+                told["trace_id"] = context.trace_id
         if record.exc_info and record.exc_info[1] is not None:
             told["defect"] = describe_defect(record.exc_info[1])
         return json.dumps(told)

@@ -192,6 +192,7 @@ def _settings(args: argparse.Namespace, service: ServiceFlags, taken: Served) ->
         port=service.port,
         api_key_hashes=service.api_key_hashes,
         tls=service.tls,
+        traces=service.traces,
         executor=_executor(args, taken),
         queue_limit=args.queue,
         context_policy=args.context_policy,

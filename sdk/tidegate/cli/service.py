@@ -12,6 +12,7 @@ from tidegate.errors import ConfigError
 
 if TYPE_CHECKING:
     from tidegate.api.tls import TlsFiles
+    from tidegate.api.trace_settings import TraceSettings
     from tidegate.link.broker_access import CheckMode
 
 
@@ -34,6 +35,7 @@ class ServiceFlags:
     api_key_hashes: tuple[str, ...]
     link: LinkFlags | None
     tls: TlsFiles | None = None
+    traces: TraceSettings | None = None
 
 
 def add_service(parser: argparse.ArgumentParser, *, listen: str) -> None:
@@ -44,6 +46,18 @@ def add_service(parser: argparse.ArgumentParser, *, listen: str) -> None:
         type=Path,
         help="file with one SHA-256 per line of the keys that may call (see: tidegate keys api);"
         " beyond loopback required",
+    )
+    parser.add_argument(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="send OpenTelemetry spans there, as http://127.0.0.1:4318/v1/traces (extra: otel)",
+    )
+    parser.add_argument(
+        "--trace-share",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of the traces that begin here, 0 to 1 (default 1); a caller's trace is its decision",
     )
     parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="serve HTTPS with this")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="the key of --tls-cert")
@@ -113,6 +127,19 @@ def read_service(args: argparse.Namespace) -> ServiceFlags:
         api_key_hashes=() if args.api_key_file is None else read_hashes(args.api_key_file),
         link=link,
         tls=_tls(args),
+        traces=_traces(args),
+    )
+
+
+def _traces(args: argparse.Namespace) -> TraceSettings | None:
+    from tidegate.api.trace_settings import TraceSettings
+
+    if args.otlp_traces_endpoint is None:
+        return None
+    return TraceSettings(
+        endpoint=args.otlp_traces_endpoint,
+        service=f"tidegate-{args.command}",
+        share=args.trace_share,
     )
 
 
