@@ -14,6 +14,8 @@ from linkpair import ScriptedCloud
 from toyengine import toy_engine
 from toypool import toy_pool
 
+from tidegate.api.encoder_metrics import EncoderMetrics
+from tidegate.api.encoders import Encoders
 from tidegate.api.engine_metrics import render_engine
 from tidegate.api.http import HttpSettings, create_app
 from tidegate.api.metrics import Metrics, render_counters
@@ -22,6 +24,7 @@ from tidegate.cloud.cloud_backend import CloudBackend
 from tidegate.cloud.usage import UsageRow
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.engine.prefix_disk import StoreNumbers
+from tidegate.engine.text_batcher import BatchSeen
 from tidegate.link.counters import LinkCounters
 from tidegate.link.device import DeviceLink
 from tidegate.link.fleet import pair
@@ -48,6 +51,7 @@ USED = UsageRow(
 )
 
 
+RUN = BatchSeen(texts=1, tokens=3, padded_tokens=3, calls=1, waited_s=(0.0,), run_s=0.1)
 DISK = StoreNumbers(kept_bytes=1, units=1, writes=1)
 
 
@@ -64,7 +68,11 @@ async def scrape(tmp_path: Path) -> str:
     settings = HttpSettings(admission=backend.access)
     metrics = Metrics(vllm_names=True)
     metrics.watch_certificate(lambda: 0.0)
-    app = create_app(backend, settings=settings, metrics=metrics)
+    encoders = Encoders(metrics=EncoderMetrics())
+    assert encoders.metrics is not None
+    encoders.metrics.watch("e", lambda: 0)
+    encoders.metrics.saw("e", RUN)
+    app = create_app(backend, settings=settings, metrics=metrics, encoders=encoders)
     try:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

@@ -3,7 +3,7 @@
 Clients ask for one text at a time, each as soon as it has its last one. Turns alternate within each
 round: every number of clients with every wait, and without batches at all. Texts have 4 to 40
 tokens, drawn once. Beside that, what a run costs by its length: a run of no tokens would take as
-long as `run_worth_tokens` tokens do, which is where `PADDING_TOKENS` comes from.
+long as `run_worth_tokens` tokens do, which is where `BatchLimits.padding_tokens` comes from.
 
     python benchmarks/cloud/encoders.py --model FOLDER --keep benchmarks/results/encoders.json
 """
@@ -28,6 +28,7 @@ from report import report  # noqa: E402
 
 from tidegate.api.encoder_model import EmbeddingModel, ServedAs, open_tokenizer  # noqa: E402
 from tidegate.cloud.encoder import TorchEncoder, TorchEncoderSettings  # noqa: E402
+from tidegate.cloud.encoders import ATTENTION_PADDING  # noqa: E402
 from tidegate.engine.text_batches import BatchLimits  # noqa: E402
 from tidegate.model.checkpoint import Checkpoint  # noqa: E402
 from tidegate.model.encoder import EncoderArchitecture  # noqa: E402
@@ -108,7 +109,11 @@ async def turn(model: EmbeddingModel, clients: int, seconds: float, seed: int) -
 async def ways(folder: Path, *, repeats: int, seconds: float, threads: int) -> list[Way]:
     """All turns of all rounds, as medians."""
     models: dict[int | None, EmbeddingModel] = {
-        wait_ms: open_model(folder, BatchLimits(wait_s=wait_ms / 1000), threads)
+        wait_ms: open_model(
+            folder,
+            BatchLimits(wait_s=wait_ms / 1000, padding_tokens=ATTENTION_PADDING),
+            threads,
+        )
         for wait_ms in WAITS_MS
     }
     models[None] = open_model(folder, BatchLimits(rows=1), threads)

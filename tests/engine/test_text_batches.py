@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.engine.text_batches import (
-    PADDING_TOKENS,
     BatchLimits,
     CallId,
     TextLine,
@@ -22,7 +21,11 @@ from tidegate.errors import CapacityError, ConfigError
 LIMITS = BatchLimits(rows=4, tokens=64, most_waiting=200)
 
 some_limits = st.builds(
-    BatchLimits, rows=st.integers(1, 6), tokens=st.integers(1, 300), most_waiting=st.just(500)
+    BatchLimits,
+    rows=st.integers(1, 6),
+    tokens=st.integers(1, 300),
+    padding_tokens=st.integers(0, 100),
+    most_waiting=st.just(500),
 )
 some_lengths = st.lists(st.integers(1, 120), min_size=1, max_size=20)
 
@@ -70,7 +73,7 @@ def test_one_text_more_never_adds_more_padding_than_a_run_is_worth(
     for batch in all_batches(line_of(*calls, limits=limits)):
         lengths = sorted(text.length for text in batch)
         padding = len(lengths) * lengths[-1] - sum(lengths)
-        assert padding <= PADDING_TOKENS * (len(lengths) - 1)
+        assert padding <= limits.padding_tokens * (len(lengths) - 1)
 
 
 @given(st.lists(some_lengths, min_size=1, max_size=6), st.lists(some_lengths, max_size=40))
@@ -149,7 +152,15 @@ def test_a_call_with_a_deadline_is_not_kept_waiting_and_goes_first_of_its_turn()
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rows": 0}, {"tokens": 0}, {"wait_s": -0.1}, {"wait_s": 2.0}, {"most_waiting": 0}]
+    "wrong",
+    [
+        {"rows": 0},
+        {"tokens": 0},
+        {"wait_s": -0.1},
+        {"wait_s": 2.0},
+        {"padding_tokens": -1},
+        {"most_waiting": 0},
+    ],
 )
 def test_limits_out_of_range_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -21,6 +22,7 @@ from tidegate.api.encoder_model import (
     EncoderModel,
     ServedAs,
     check_kind,
+    longest_run_s,
     open_tokenizer,
 )
 from tidegate.api.encoders import Encoders
@@ -36,6 +38,8 @@ from tidegate.model.text_files import write_text_files
 
 _Model = TypeVar("_Model", bound=EncoderModel)
 _MIB: Final = 1 << 20
+ATTENTION_PADDING: Final = 256
+"""Torch pads for attention alone: at 256 tokens a ninth of all-MiniLM's work (S / 6 width)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +79,10 @@ class EncodersSettings:
     def limits(self) -> BatchLimits:
         """Of each encoder's batches."""
         return BatchLimits(
-            rows=self.encoder.batch_rows, tokens=self.encoder.batch_tokens, wait_s=self.wait_s
+            rows=self.encoder.batch_rows,
+            tokens=self.encoder.batch_tokens,
+            wait_s=self.wait_s,
+            padding_tokens=ATTENTION_PADDING,
         )
 
 
@@ -161,7 +168,13 @@ def open_encoders(settings: EncodersSettings, stack: AsyncExitStack) -> Encoders
     for source in settings.classifiers:
         classifiers.append(open_classifier(source, settings, metrics))
         stack.callback(classifiers[-1].close)
-    return Encoders(embedders=embedders, classifiers=classifiers, route="cloud", metrics=metrics)
+    return Encoders(
+        embedders=embedders,
+        classifiers=classifiers,
+        route="cloud",
+        metrics=metrics,
+        busy_s=partial(longest_run_s, (*embedders, *classifiers)),
+    )
 
 
 def _open(

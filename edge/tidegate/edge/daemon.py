@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from tidegate.api.encoder_metrics import EncoderMetrics
+from tidegate.api.encoder_model import longest_run_s
 from tidegate.api.encoders import Encoders
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.http import create_app
@@ -362,7 +363,10 @@ def _open_encoders(settings: EdgeSettings, stack: AsyncExitStack) -> Encoders:
         classifiers.append(open_classifier(settings.classifier, door))
         stack.callback(classifiers[0].close)
     return Encoders(
-        embedders=embedders, classifiers=classifiers, route="edge", metrics=door.metrics
+        embedders=embedders,
+        classifiers=classifiers,
+        metrics=door.metrics,
+        busy_s=partial(longest_run_s, (*embedders, *classifiers)),
     )
 
 

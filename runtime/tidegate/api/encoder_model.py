@@ -198,6 +198,11 @@ def scored(logits: Array, scoring: Scoring) -> Array:
     return probs
 
 
+def longest_run_s(models: Sequence[EncoderModel]) -> float:
+    """See `Encoders.busy_s`."""
+    return max((model.batcher.busy_s for model in models), default=0.0)
+
+
 def check_kind(
     name: str,
     arch: EncoderArchitecture,

@@ -116,8 +116,9 @@ def _reports(
         return (*backend.models(), *encoders.cards())
 
     async def health(_: Request) -> Response:
-        now = backend.health()
-        return _probe(now.healthy, {"healthy": now.healthy, "detail": now.detail})
+        now, problem = backend.health(), encoders.problem()
+        healthy = now.healthy and problem is None
+        return _probe(healthy, {"healthy": healthy, "detail": problem or now.detail})
 
     async def ready(_: Request) -> Response:
         now = backend.health()

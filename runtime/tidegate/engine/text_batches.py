@@ -20,9 +20,6 @@ CallId = NewType("CallId", int)
 
 WINDOW_BATCHES: Final = 8
 """So many batches of texts, first in turn, are looked at for alike lengths."""
-PADDING_TOKENS: Final = 32
-"""More padding than this, for one text more, costs more than running it later: a run of all-MiniLM
-costs what about so many tokens do before its first one (benchmarks/cloud/encoders.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +36,9 @@ class BatchLimits:
     """The longest of a batch times its texts, at most; a text alone may be longer."""
     wait_s: float = 0.0
     """How long the first in line waits for others while nothing runs; a full batch does not."""
+    padding_tokens: int = 16
+    """One text more may add so many tokens of padding at most; with more it is run later. A run of
+    all-MiniLM costs what 9 to 15 tokens do before its first one (benchmarks/cloud/encoders.py)."""
     most_waiting: int = 4096
     """Texts in line."""
 
@@ -46,6 +46,8 @@ class BatchLimits:
         for name in ("rows", "tokens", "most_waiting"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "at least 1")
+        if self.padding_tokens < 0:
+            raise ConfigError("padding_tokens", self.padding_tokens, "at least 0")
         if not 0 <= self.wait_s <= 1:
             raise ConfigError("wait_s", self.wait_s, "from 0 to 1")
 
@@ -181,7 +183,7 @@ def _fill(chosen: list[WaitingText], others: Sequence[WaitingText], limits: Batc
             below = longest - shorter[-1].length
         if longer and (rows + 1) * longer[-1].length <= limits.tokens:
             above = rows * (longer[-1].length - longest)
-        if min(below, above) > PADDING_TOKENS:
+        if min(below, above) > limits.padding_tokens:
             return
         chosen.append(shorter.pop() if below <= above else longer.pop())
         longest = max(longest, chosen[-1].length)
