@@ -35,7 +35,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 GROUP_SIZE = 64
-TARGETS = ("onnx", "openvino", "onnx,openvino")
+TARGETS = ("onnx", "openvino", "packed", "onnx,openvino")
 PEER_PACKAGES = {
     "onnxruntime-genai builder": ("onnxruntime-genai", "transformers", "torch"),
     "optimum-intel": ("optimum-intel", "nncf", "openvino", "transformers", "torch"),

@@ -30,7 +30,7 @@ def started(work: Work, leave: Callable[[int], object] = lambda status: None) ->
 
 def test_who_is_dismissed_ends_and_is_waited_for() -> None:
     with started(until_told) as crew:
-        assert crew.wait_ready() == ["1 is here", "2 is here"]
+        assert crew.wait(1) == ["1 is here", "2 is here"]
         crew.dismissed()
         crew.meeting.touch()
     assert crew.failure is None
@@ -40,21 +40,21 @@ def test_what_one_refuses_is_the_crews_error() -> None:
     problem = r"rank 2 of the 3 processes .*: memory_mib = 9: must be more"
     with started(refuse) as crew:
         with pytest.raises(UnavailableError, match=problem) as raised:
-            crew.wait_ready()
+            crew.wait(1)
         assert raised.value.exit_status == 1
 
 
 def test_a_defect_of_one_is_named_without_its_words() -> None:
     with started(break_down) as crew:
         with pytest.raises(TeamError, match=r"rank 1 .* failed: ZeroDivisionError") as raised:
-            crew.wait_ready()
+            crew.wait(1)
         assert "a secret" not in str(raised.value)
         assert raised.value.exit_status == 70
 
 
 def test_one_that_is_killed_ends_the_others_and_who_watches_hears_of_it() -> None:
     with started(die) as crew:
-        assert len(crew.wait_ready()) == 2
+        assert len(crew.wait(1)) == 2
         with pytest.raises(TeamError, match=r"rank 2 .* was killed by signal 9"):
             asyncio.run(crew.watch())
         until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in crew.pids), "both end")

@@ -26,7 +26,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final, Literal
 
-from tidegate.errors import TeamError, TidegateError, UnavailableError, describe_defect
+from tidegate.errors import (
+    ExecutionError,
+    TeamError,
+    TidegateError,
+    UnavailableError,
+    describe_defect,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -37,17 +43,17 @@ _TOLD_S: Final = 0.5
 _JOIN_S: Final = 20.0
 """For processes to end that were asked to."""
 
-Ready = Callable[[str], None]
-"""Called by a process when it is ready, with what people should know of it."""
-Work = Callable[[int, Path, Ready], None]
+Say = Callable[[str], None]
+"""Called by a process when it has come so far as the others wait for, with a word about it."""
+Work = Callable[[int, Path, Say], None]
 """What a process does, of its rank and where they meet, until it is done; picklable."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Word:
-    """What a process says: that it is ready, why it cannot be, or how it failed."""
+    """What a process says: that it came so far, why it cannot, or how it failed."""
 
-    kind: Literal["ready", "refused", "failed"]
+    kind: Literal["said", "refused", "failed"]
     text: str
 
 
@@ -69,9 +75,9 @@ class Crew:
         self.meeting = self._folder / "meeting"
         self.failure: TidegateError | None = None
         """Why it cannot go on; set once."""
-        self._failed, self._all_ready = threading.Event(), threading.Event()
-        self._said: dict[int, str] = {}
-        """What the ready ones said, by rank."""
+        self._failed = threading.Event()
+        self._said: dict[int, list[str]] = {rank: [] for rank in range(1, world)}
+        self._news = threading.Condition()
         self._ended = False
         self._lock = threading.Lock()
         context = multiprocessing.get_context("spawn")
@@ -94,16 +100,18 @@ class Crew:
         """Of the processes."""
         return tuple(one.pid for one in self._processes.values() if one.pid is not None)
 
-    def wait_ready(self) -> list[str]:
-        """Until all are ready; what each says of itself.
+    def wait(self, words: int) -> list[str]:
+        """Until each of them has said so many words; the last of each, by rank.
 
         Raises:
-            TidegateError: one of them is not going to be.
+            TidegateError: one of them is not going to.
         """
-        while not self._all_ready.wait(0.2):
-            if self.failure is not None:
-                raise self.failure
-        return [self._said[rank] for rank in sorted(self._said)]
+        with self._news:
+            while any(len(said) < words for said in self._said.values()):
+                if self.failure is not None:
+                    raise self.failure
+                self._news.wait(0.2)
+            return [said[words - 1] for said in self._said.values()]
 
     def fail(self, error: TidegateError) -> None:
         """End all of the crew, and soon this process: it cannot go on."""
@@ -169,10 +177,10 @@ class Crew:
 
     def _hear(self, rank: int, word: _Word) -> None:
         match word.kind:
-            case "ready":
-                self._said[rank] = word.text
-                if len(self._said) == len(self._processes):
-                    self._all_ready.set()
+            case "said":
+                with self._news:
+                    self._said[rank].append(word.text)
+                    self._news.notify_all()
             case "refused":
                 self.fail(UnavailableError(f"{self._name(rank)}: {word.text}"))
             case "failed":
@@ -210,7 +218,9 @@ def _run(work: Work, rank: int, meeting: Path, words: Connection) -> None:
     logging.basicConfig(level=logging.WARNING, format=f"rank {rank}: %(levelname)s %(message)s")
     threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
     try:
-        work(rank, meeting, lambda text: words.send(_Word(kind="ready", text=text)))
+        work(rank, meeting, lambda text: words.send(_Word(kind="said", text=text)))
+    except ExecutionError as error:
+        _say_and_end(words, _Word(kind="failed", text=str(error)))
     except TidegateError as error:
         _say_and_end(words, _Word(kind="refused", text=str(error)))
     except Exception as error:  # the boundary of a process

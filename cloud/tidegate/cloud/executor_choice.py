@@ -89,14 +89,14 @@ def open_executor(
 
         return open_team(arch, weights, settings, origin)
     if chosen(settings.choice) == "gpu":
-        _only_without(settings, "gpu", ("threads",))
+        only_without(settings, "gpu", ("threads",))
         # Triton's default changes with 3.10, and 3.9 warns as long as nothing is said.
         os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
         # Imported here: a cloud on torch goes without Triton.
         from tidegate.cloud.gpu_executor import GpuExecutor
 
         return GpuExecutor(arch, weights, gpu_settings(settings))
-    _only_without(settings, "torch", ("memory_mib", "kv_precision", "activations", "deterministic"))
+    only_without(settings, "torch", ("memory_mib", "kv_precision", "activations", "deterministic"))
     return TorchExecutor(arch, weights, torch_settings(settings, arch))
 
 
@@ -137,7 +137,8 @@ def gpu_settings(settings: ExecutorSettings) -> GpuSettings:
     )
 
 
-def _only_without(settings: ExecutorSettings, executor: str, names: tuple[str, ...]) -> None:
+def only_without(settings: ExecutorSettings, executor: str, names: tuple[str, ...]) -> None:
+    """Refuse settings that `executor` does not have."""
     for name in names:
         if getattr(settings, name) is not None:
             raise ConfigError(name, getattr(settings, name), f"absent on executor {executor}")

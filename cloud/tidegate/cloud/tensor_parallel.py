@@ -17,8 +17,8 @@ from typing import Final
 import torch
 from torch import distributed
 
-from tidegate.cloud.crew import Crew, Ready
-from tidegate.cloud.executor_choice import ExecutorSettings, chosen, gpu_settings
+from tidegate.cloud.crew import Crew, Say
+from tidegate.cloud.executor_choice import ExecutorSettings, chosen, gpu_settings, only_without
 from tidegate.cloud.gpu_executor import GpuExecutor
 from tidegate.cloud.gpu_settings import GpuSettings
 from tidegate.cloud.model_source import Origin, open_source
@@ -77,7 +77,7 @@ class LeadingExecutor(GpuExecutor):
         except Exception as error:
             # The death of another shows here first; who died says why.
             if self._crew.explain(error) is error:
-                self._crew.fail(TeamError(f"a step failed in the first process: {error}"))
+                self._crew.fail(TeamError(f"a step in the first process failed: {error}"))
             raise
 
 
@@ -108,9 +108,10 @@ def open_team(
     mine = member_settings(settings, arch, rank=0)
     crew = Crew(world, partial(follow, Following(origin=origin, settings=settings, world=world)))
     try:
+        crew.wait(1)  # what is refused before they meet leaves nobody waiting
         team = _join(0, world, crew.meeting, arch, mine)
         executor = LeadingExecutor(arch, weights, mine, team, crew)
-        said = [_memory(0, executor), *crew.wait_ready()]
+        said = [_memory(0, executor), *crew.wait(2)]
     except ConfigError:
         crew.close()
         raise
@@ -128,15 +129,16 @@ def open_team(
     return executor
 
 
-def follow(what: Following, rank: int, meeting: Path, ready: Ready) -> None:
+def follow(what: Following, rank: int, meeting: Path, say: Say) -> None:
     """Run as another process of the team, until the first one is done."""
     if what.settings.threads is not None:
         torch.set_num_threads(what.settings.threads)
     with open_source(what.origin.folder, trusted=what.origin.trusted) as source:
         mine = member_settings(what.settings, source.arch, rank=rank)
+        say("opened")
         team = _join(rank, what.world, meeting, source.arch, mine)
         executor = GpuExecutor(source.arch, source.weights, mine, team=team)
-    ready(_memory(rank, executor))
+    say(_memory(rank, executor))
     executor.follow()
     executor.close()
     team.leave()
@@ -149,12 +151,13 @@ def member_settings(settings: ExecutorSettings, arch: Architecture, *, rank: int
     models that are larger than one process may be.
 
     Raises:
-        ConfigError: there are fewer GPUs than processes.
+        ConfigError: there are fewer GPUs than processes, or GPUs do not have a setting.
     """
     if chosen(settings.choice) == "gpu":
         found = torch.cuda.device_count()
         if found < (settings.tensor_parallel or 1):
             raise ConfigError(SETTING, settings.tensor_parallel, f"at most {found}, the GPUs here")
+        only_without(settings, "gpu", ("threads",))
         return replace(gpu_settings(settings), device=f"cuda:{rank}")
     rows = _TORCH.slots if settings.rows is None else settings.rows
     context = settings.context_tokens or arch.context
