@@ -142,13 +142,16 @@ def test_a_fixed_window_gives_its_amount_in_each(
     assert len(run.answered_s) == pytest.approx(80, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("unit", ["requests", "tokens"])
 def test_a_sliding_window_gives_its_amount_in_any_stretch(
-    replicas: tuple[Path, list[str]],
+    replicas: tuple[Path, list[str]], unit: str
 ) -> None:
     state, urls = replicas
-    rate = Rate(unit="requests", amount=20, window_s=1, strategy="sliding")
-    run = hammer(urls, new_key(state, rates=(rate,)))
-    print(f"sliding: {len(run.answered_s)} of 80, {run.refused} refused")
+    amount = 20 if unit == "requests" else 20 * USED_TOKENS
+    rate = Rate(unit=unit, amount=amount, window_s=2, strategy="sliding")  # type: ignore[arg-type]
+    # Four windows' amounts, the last with more than half a window for what came late before.
+    run = hammer(urls, new_key(state, rates=(rate,)), lasts_s=7.2, max_tokens=3)
+    print(f"sliding {unit}: {len(run.answered_s)} of 80, {run.refused} refused")
     assert len(run.answered_s) == pytest.approx(80, rel=TOLERANCE)
     asked = sorted(run.asked_s)
     pairs = zip(asked, run.answered_s[20:], strict=False)

@@ -76,7 +76,7 @@ def test_without_json_the_key_alone_is_on_stdout(
     [
         (("--requests", "many"), "requests = 'many': must be AMOUNT/"),
         (("--requests", "0/minute"), "requests = '0/60s': must be at least 1"),
-        (("--tokens", "9/second/sliding"), "tokens = 'sliding': must be by bucket or fixed"),
+        (("--tokens", "9/second/log"), "tokens = 'log': must be by bucket, fixed or sliding"),
         (("--requests", "9/second/leaky"), "requests = 'leaky': must be by"),
         (("--scope", "all"), "scope = 'all': must be one of chat"),
         (("--price-prompt", "0.0000001"), "price-prompt = '0.0000001': must be a price"),

@@ -7,29 +7,33 @@ whole. Memory and Redis (`redis_ledger`) keep claims alike; the memory's is the 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from tidegate.cloud.key_rules import Unit
+from tidegate.cloud.sliding import SlidingWindow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Charge:
-    """So much from one count or bucket."""
+    """So much from one count, bucket or sliding window."""
 
     meter: str
     """Its name, unique among the meters of a key."""
-    kind: Literal["count", "bucket"]
+    kind: Literal["count", "bucket", "sliding"]
     unit: Unit
     most: int
-    """What a count may reach, or what a bucket holds when it is full."""
+    """What a count or a window may reach, or what a bucket holds when it is full."""
     amount: int
     rate_per_s: float = 0.0
     """What flows into a bucket."""
     lasts_s: float = 0.0
-    """How long a count is worth keeping from now on; 0 for buckets."""
+    """How long a count is worth keeping from now on; 0 for the others."""
+    window_s: float = 0.0
+    """How long a sliding window is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +49,8 @@ class Denied:
 
     index: int
     left: float
+    wait_s: float | None = None
+    """Until there is room, where the ledger alone knows: of sliding windows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +99,9 @@ class MemoryLedger:
     clock: Callable[[], float]
     """Monotonic seconds."""
     _meters: dict[tuple[str, str], _Meter] = field(default_factory=dict)
-    _claims: set[tuple[str, str]] = field(default_factory=set)
+    _windows: dict[tuple[str, str], SlidingWindow] = field(default_factory=dict)
+    _claims: dict[tuple[str, str], float] = field(default_factory=dict)
+    """When each was taken."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _swept_s: float = 0.0
 
@@ -102,30 +110,35 @@ class MemoryLedger:
         with self._lock:
             now_s = self.clock()
             self._sweep(now_s)
-            meters = [self._meter(key, charge, now_s) for charge in charges]
-            for index, (charge, meter) in enumerate(zip(charges, meters, strict=True)):
-                left = meter.level if charge.kind == "bucket" else charge.most - meter.level
+            for index, charge in enumerate(charges):
+                left = self._left(key, charge, now_s)
                 if charge.amount > left:
-                    return Denied(index=index, left=left)
-            for charge, meter in zip(charges, meters, strict=True):
+                    wait_s = None
+                    if charge.kind == "sliding":
+                        lacking = charge.amount - math.floor(left)
+                        wait_s = self._window(key, charge).wait_s(lacking, now_s)
+                    return Denied(index=index, left=left, wait_s=wait_s)
+            for charge in charges:
+                if charge.kind == "sliding":
+                    self._window(key, charge).add(charge.amount, now_s, now_s)
+                    continue
+                meter = self._meter(key, charge, now_s)
                 meter.level += charge.amount if charge.kind == "count" else -charge.amount
-            self._claims.add((key, claim))
-            return Taken(
-                left=tuple(
-                    meter.level if charge.kind == "bucket" else charge.most - meter.level
-                    for charge, meter in zip(charges, meters, strict=True)
-                )
-            )
+            self._claims[key, claim] = now_s
+            return Taken(left=tuple(self._left(key, charge, now_s) for charge in charges))
 
     def settle(self, key: str, claim: str, charges: Sequence[Charge], used: Used) -> None:
         """See `Ledger.settle`."""
         with self._lock:
-            if (key, claim) not in self._claims:
+            taken_s = self._claims.pop((key, claim), None)
+            if taken_s is None:
                 return
-            self._claims.discard((key, claim))
             now_s = self.clock()
             for charge in charges:
                 back = charge.amount - used.of(charge.unit)
+                if charge.kind == "sliding":
+                    self._window(key, charge).add(-back, taken_s, now_s)
+                    continue
                 meter = self._meters.get((key, charge.meter))
                 if meter is None or (charge.kind == "count" and now_s >= meter.until_s):
                     continue  # its period is over
@@ -145,6 +158,15 @@ class MemoryLedger:
 
     async def close(self) -> None:
         """See `Ledger.close`."""
+
+    def _left(self, key: str, charge: Charge, now_s: float) -> float:
+        if charge.kind == "sliding":
+            return charge.most - self._window(key, charge).used(now_s)
+        level = self._meter(key, charge, now_s).level
+        return level if charge.kind == "bucket" else charge.most - level
+
+    def _window(self, key: str, charge: Charge) -> SlidingWindow:
+        return self._windows.setdefault((key, charge.meter), SlidingWindow(charge.window_s))
 
     def _meter(self, key: str, charge: Charge, now_s: float) -> _Meter:
         """The meter of a charge, a bucket with what has flowed in since."""
@@ -171,3 +193,6 @@ class MemoryLedger:
         over = [name for name, meter in self._meters.items() if now_s >= meter.until_s]
         for name in over:
             del self._meters[name]
+        empty = [name for name, window in self._windows.items() if not window.used(now_s)]
+        for name in empty:
+            del self._windows[name]

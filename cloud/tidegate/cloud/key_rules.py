@@ -55,7 +55,7 @@ class Rate:
     """At most `amount` in `window_s` seconds, by one of three strategies.
 
     Raises:
-        ConfigError: it is not positive, or a sliding window over tokens.
+        ConfigError: it is not positive, or of no such strategy.
     """
 
     unit: Unit
@@ -68,9 +68,15 @@ class Rate:
             raise ConfigError(self.unit, f"{self.amount}/{self.window_s}s", "at least 1 in 1 s")
         if self.strategy not in get_args(Strategy):
             raise ConfigError(self.unit, self.strategy, "by bucket, fixed or sliding")
-        if self.unit == "tokens" and self.strategy == "sliding":
-            # The library keeps an entry for each unit, and can take none back.
-            raise ConfigError("tokens", "sliding", "by bucket or fixed: what is not used returns")
+
+    @property
+    def in_ledger(self) -> bool:
+        """Counted with the quotas in one step, so that what is not used returns exactly.
+
+        The others are the `limits` library's, whose sliding window keeps an entry for each unit and
+        takes none back: that is for requests.
+        """
+        return self.strategy == "bucket" or (self.strategy == "sliding" and self.unit == "tokens")
 
     def __str__(self) -> str:
         spans = {seconds: name for name, seconds in _SECONDS.items()}

@@ -55,9 +55,25 @@ def bucket_charge(rate: Rate, amount: int) -> Charge:
     )
 
 
+def sliding_charge(rate: Rate, amount: int) -> Charge:
+    """What a call takes of a sliding window."""
+    return Charge(
+        meter=f"{rate.unit}:sliding:{rate.window_s}",
+        kind="sliding",
+        unit=rate.unit,
+        most=rate.amount,
+        amount=amount,
+        window_s=float(rate.window_s),
+    )
+
+
+def _rate_charge(rate: Rate, amount: int) -> Charge:
+    return (sliding_charge if rate.strategy == "sliding" else bucket_charge)(rate, amount)
+
+
 def limits_of(rules: KeyRules) -> tuple[Quota | Rate, ...]:
-    """The limits that are charges: quotas, then buckets."""
-    return (*rules.quotas, *(rate for rate in rules.rates if rate.strategy == "bucket"))
+    """The limits that are charges: quotas, then rates."""
+    return (*rules.quotas, *(rate for rate in rules.rates if rate.in_ledger))
 
 
 def charges_of(rules: KeyRules, ask: Ask, now_s: float) -> tuple[Charge, ...]:
@@ -65,7 +81,7 @@ def charges_of(rules: KeyRules, ask: Ask, now_s: float) -> tuple[Charge, ...]:
     return tuple(
         quota_charge(limit, ask.of(limit.unit), now_s)
         if isinstance(limit, Quota)
-        else bucket_charge(limit, ask.of(limit.unit))
+        else _rate_charge(limit, ask.of(limit.unit))
         for limit in limits_of(rules)
     )
 
@@ -117,13 +133,13 @@ def rate_headers(rate: Rate, left: float, reset_s: float) -> dict[str, str]:
 
 
 def bucket_headers(limits: Sequence[Quota | Rate], left: Sequence[float]) -> dict[str, str]:
-    """Of the buckets among `limits`; a bucket is reset when it is full."""
+    """Of the rates among `limits`; a bucket is reset when it is full, a window when it passed."""
     headers: dict[str, str] = {}
     for limit, one in zip(limits, left, strict=True):
         if isinstance(limit, Rate):
-            headers |= rate_headers(
-                limit, one, (limit.amount - one) * limit.window_s / limit.amount
-            )
+            full_s = (limit.amount - one) * limit.window_s / limit.amount
+            slides = limit.strategy == "sliding" and full_s > 0
+            headers |= rate_headers(limit, one, float(limit.window_s) if slides else full_s)
     return headers
 
 

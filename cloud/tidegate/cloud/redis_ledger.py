@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tidegate.cloud.charges import Charge, Denied, Taken, Used
+from tidegate.cloud.sliding import SLOTS
 from tidegate.errors import UnavailableError
 
 LEASE_S: Final = 60.0
@@ -30,10 +31,37 @@ if now < 0 then
   now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 end
 local claims, leases = KEYS[1], prefix .. 'leases'
--- A row: meter, kind, unit, most, amount, rate_per_s, lasts_s.
+-- A row: meter, kind, unit, most, amount, rate_per_s, lasts_s, window_s.
+local SLOTS = {slots}
+local function slot_at(row, at) return math.floor(at * SLOTS / row[8]) end
+local function slots_of(row)
+  -- As `sliding.SlidingWindow`: the slots that count, and their sum.
+  local key, oldest = prefix .. 'm:' .. row[1], slot_at(row, now) - SLOTS
+  local all, live, sum = redis.call('HGETALL', key), {}, 0
+  for i = 1, #all, 2 do
+    if tonumber(all[i]) < oldest then
+      redis.call('HDEL', key, all[i])
+    else
+      live[#live + 1] = {tonumber(all[i]), tonumber(all[i + 1])}
+      sum = sum + tonumber(all[i + 1])
+    end
+  end
+  table.sort(live, function(a, b) return a[1] < b[1] end)
+  return live, sum
+end
+local function slide(row, amount, at)
+  local key, slot = prefix .. 'm:' .. row[1], slot_at(row, at)
+  if slot < slot_at(row, now) - SLOTS then return end
+  redis.call('HINCRBY', key, string.format('%.0f', slot), string.format('%.0f', amount))
+  redis.call('PEXPIRE', key, string.format('%.0f', row[8] * (1 + 1 / SLOTS) * 1000 + 1000))
+end
 local function level_of(row)
   local key = prefix .. 'm:' .. row[1]
   if row[2] == 'count' then return tonumber(redis.call('GET', key) or '0') end
+  if row[2] == 'sliding' then
+    local _, sum = slots_of(row)
+    return sum
+  end
   local state = redis.call('HMGET', key, 'level', 'at')
   if not state[1] then return row[4] end
   local level, at = tonumber(state[1]), tonumber(state[2])
@@ -48,15 +76,17 @@ local function keep_bucket(row, level)
   local full_s = math.max(0, row[4] - level) / row[6]
   redis.call('PEXPIRE', key, string.format('%.0f', full_s * 1000 + 1000))
 end
-local function give_back(row, amount)
+local function give_back(row, amount, at)
   local key = prefix .. 'm:' .. row[1]
-  if row[2] == 'bucket' then
+  if row[2] == 'sliding' then
+    slide(row, -amount, at)
+  elseif row[2] == 'bucket' then
     keep_bucket(row, math.min(row[4], level_of(row) + amount))
   elseif redis.call('EXISTS', key) == 1 then
     redis.call('INCRBY', key, string.format('%.0f', -amount))
   end
 end
-"""
+""".replace("{slots}", str(SLOTS))
 
 _TAKE: Final = (
     _COMMON
@@ -65,7 +95,8 @@ local rows, lease = cjson.decode(ARGV[4]), tonumber(ARGV[5])
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 100)) do
   local kept = redis.call('HGET', claims, dead)
   if kept then
-    for _, row in ipairs(cjson.decode(kept)) do give_back(row, row[5]) end
+    local claim = cjson.decode(kept)
+    for _, row in ipairs(claim.rows) do give_back(row, row[5], claim.at) end
   end
   redis.call('HDEL', claims, dead)
   redis.call('ZREM', leases, dead)
@@ -76,7 +107,18 @@ for index, row in ipairs(rows) do
   local level = level_of(row)
   local left = row[2] == 'bucket' and level or row[4] - level
   if row[5] > left and not again then
-    return {index, string.format('%.17g', left)}
+    local wait, lacking = -1, row[5] - left
+    if row[2] == 'sliding' then
+      wait = row[8]
+      for _, one in ipairs(slots_of(row)) do
+        lacking = lacking - one[2]
+        if lacking <= 0 then
+          wait = math.max(0, (one[1] + 1 + SLOTS) * row[8] / SLOTS - now)
+          break
+        end
+      end
+    end
+    return {index, string.format('%.17g', left), string.format('%.17g', wait)}
   end
   answer[index + 1] = string.format('%.17g', again and left or left - row[5])
 end
@@ -84,12 +126,14 @@ if again then return answer end
 for _, row in ipairs(rows) do
   if row[2] == 'bucket' then
     keep_bucket(row, level_of(row) - row[5])
+  elseif row[2] == 'sliding' then
+    slide(row, row[5], now)
   else
     redis.call('INCRBY', prefix .. 'm:' .. row[1], string.format('%.0f', row[5]))
     redis.call('PEXPIRE', prefix .. 'm:' .. row[1], string.format('%.0f', row[7] * 1000))
   end
 end
-redis.call('HSET', claims, id, ARGV[4])
+redis.call('HSET', claims, id, string.format('{"at":%.17g,"rows":%s}', now, ARGV[4]))
 redis.call('ZADD', leases, now + lease, id)
 return answer
 """
@@ -103,8 +147,9 @@ local kept = redis.call('HGET', claims, id)
 local done = prefix .. 'done:' .. id
 if redis.call('EXISTS', done) == 1 then return 0 end
 -- A claim that is no longer kept was returned when its lease ran out: what was used is owed.
-for _, row in ipairs(cjson.decode(kept or ARGV[4])) do
-  give_back(row, (kept and row[5] or 0) - used[row[3]])
+local claim = kept and cjson.decode(kept) or {at = now, rows = cjson.decode(ARGV[4])}
+for _, row in ipairs(claim.rows) do
+  give_back(row, (kept and row[5] or 0) - used[row[3]], claim.at)
 end
 redis.call('HDEL', claims, id)
 redis.call('ZREM', leases, id)
@@ -147,7 +192,12 @@ class RedisLedger:
         found = await self._call(self._take, key, claim, json.dumps(rows), self._lease_s)
         where, *numbers = cast("list[Any]", found)
         if where:
-            return Denied(index=int(where) - 1, left=float(numbers[0]))
+            wait_s = float(numbers[1])
+            return Denied(
+                index=int(where) - 1,
+                left=float(numbers[0]),
+                wait_s=None if wait_s < 0 else wait_s,
+            )
         self._live[key, claim] = None
         return Taken(left=tuple(float(number) for number in numbers))
 
@@ -210,4 +260,5 @@ def _row(charge: Charge) -> list[object]:
         charge.amount,
         charge.rate_per_s,
         charge.lasts_s,
+        charge.window_s,
     ]

@@ -147,12 +147,15 @@ class KeyVisit:
             if isinstance(taken, Denied):
                 limit, amount = limits[taken.index], charges[taken.index].amount
                 self._tell_denied(limit, taken.left)
-                raise refused(limit, amount, taken.left, wait_s(limit, amount, taken.left, now_s))
+                later_s = taken.wait_s
+                if later_s is None:
+                    later_s = wait_s(limit, amount, taken.left, now_s)
+                raise refused(limit, amount, taken.left, later_s)
             self.headers = bucket_headers(limits, taken.left)
         self._claim, self._charges = claim, charges
         try:
             for rate in sorted(rules.rates, key=lambda rate: rate.strategy):  # fixed, sliding
-                if rate.strategy != "bucket":
+                if not rate.in_ledger:
                     await self._window(key, rate)
         except BaseException:
             self._settle(Used(requests=0, tokens=0))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LIFE = re.compile(r"([0-9]{1,6})([smhd])")
 _LIFE_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _USUAL_SCOPES = ("chat", "completions", "embeddings", "classify", "models")
-_RATE_HELP = "AMOUNT/[N]second|minute|hour|day, then /bucket (default), /fixed"
+_RATE_HELP = "AMOUNT/[N]second|minute|hour|day, then /bucket (default), /fixed or /sliding"
 
 
 def add_kinds(api: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_kinds(api: argparse.ArgumentParser) -> None:
     )
     add.add_argument("--model", action="append", metavar="ID", help="may use it; repeat (all)")
     add.add_argument("--expires", metavar="90d", help="how long it opens anything (for ever)")
-    add.add_argument("--requests", metavar="RATE", help=f"{_RATE_HELP} or /sliding")
+    add.add_argument("--requests", metavar="RATE", help=_RATE_HELP)
     add.add_argument("--tokens", metavar="RATE", help=_RATE_HELP)
     for unit in ("requests", "tokens"):
         for period in ("day", "month"):
