@@ -269,7 +269,11 @@ class Table:
     @cached_property
     def names(self) -> frozenset[str]:
         """Of all its fields."""
-        return frozenset(field.name for field in self.fields)
+        return frozenset(self._named)
+
+    @cached_property
+    def _named(self) -> dict[str, Field]:
+        return {field.name: field for field in self.fields}
 
     def open(self, data: object, path: str = "") -> Fields:
         """Begin to read an object.
@@ -280,9 +284,9 @@ class Table:
         """
         fields = Fields(data, path, known=self.names)
         for key in fields.names():
-            if key not in self.names:
+            field = self._named.get(key)
+            if field is None:
                 raise self._unknown(fields, key)
-        for field in self.fields:
             field.check(fields)
         return fields
 

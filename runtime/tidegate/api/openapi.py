@@ -41,6 +41,7 @@ _PROBLEMS: Final[dict[int, str]] = {
     415: "The body is not declared as application/json.",
     422: "The call cannot run anywhere, or its Idempotency-Key came with another call.",
     429: "A limit of the key is used up, or the service is full. Wait as Retry-After says.",
+    431: "The head of the request is too long.",
     500: "The service failed; its log says why.",
     503: "Not now: the service starts, drains or lost its link. Wait as Retry-After says.",
     504: "The answer was not there by its deadline.",

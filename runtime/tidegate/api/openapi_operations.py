@@ -13,9 +13,9 @@ from tidegate.api.tokens import DETOKENIZE, TOKENIZE
 
 Method = Literal["get", "post", "delete"]
 
-_READING: Final = (401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
+_READING: Final = (401, 403, 404, 408, 413, 415, 429, 431, 500, 503, 504)
 _ANSWERING: Final = (400, *_READING, 409, 422)
-_SHOWING: Final = (401, 403, 404, 429, 500, 503)
+_SHOWING: Final = (401, 403, 404, 429, 431, 500, 503)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ def _probe(path: str, name: str, told: str, answer: str | None) -> Operation:
         name=name,
         told=told,
         answer=answer,
-        errors=(401, 403, 429, 500, 503) if answer is None else (500,),
+        errors=(401, 403, 429, 431, 500, 503) if answer is None else (403, 431, 500),
         needs_key=False,
     )
 

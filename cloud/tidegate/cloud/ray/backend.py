@@ -107,6 +107,11 @@ class RayBackend:
         self.accepting = True
         """False once the process is to end."""
 
+    async def text_of(self, model: str) -> TextModel:
+        """The text side of the one model; see `tidegate.api.tokens.TextOf`."""
+        assert model == self._facts.model_id, "one of `models`"
+        return self._text
+
     def models(self) -> tuple[ModelCard, ...]:
         """See `Backend.models`."""
         facts = self._facts
