@@ -174,8 +174,8 @@ def test_every_documented_field_is_looked_at_when_a_call_is_read() -> None:
         read(body)
     for table in tables():
         # The others are looked at when they are there: tests/api/test_fields_of_calls.py.
-        read = {one.name for one in table.fields if not isinstance(one, Ignored | Neutral)}
-        assert READ[table.name] == read, table.name
+        looked_at = {one.name for one in table.fields if not isinstance(one, Ignored | Neutral)}
+        assert READ[table.name] == looked_at, table.name
 
 
 def test_a_reader_cannot_look_at_a_field_that_is_in_no_table() -> None:
