@@ -38,7 +38,7 @@ class BatchLimits:
     """How long the first in line waits for others while nothing runs; a full batch does not."""
     padding_tokens: int = 16
     """One text more may add so many tokens of padding at most; with more it is run later. A run of
-    all-MiniLM costs what 9 to 15 tokens do before its first one (benchmarks/cloud/encoders.py)."""
+    all-MiniLM costs what 9 to 20 tokens do before its first one (benchmarks/cloud/encoders.py)."""
     most_waiting: int = 4096
     """Texts in line."""
 
