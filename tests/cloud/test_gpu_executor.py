@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 from hfcheckpoints import tiny_config
+from packedlinears import random_packed
 from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.cloud.gpu_executor import GpuExecutor
@@ -24,7 +25,10 @@ from tidegate.engine.request import SamplingParams
 from tidegate.engine.sampling import Draw
 from tidegate.errors import CheckpointError, ConfigError, ExecutionError
 from tidegate.kernels.kernel_set import triton_kernels
+from tidegate.kernels.linear import Int8Linear, TiledLinear
+from tidegate.kernels.linear.workspace import single_weights
 from tidegate.kernels.paged_kv import KvPrecision
+from tidegate.kernels.pointwise import PackedTable
 from tidegate.kernels.weight_loading import load_weights
 from tidegate.model.architecture import Architecture
 from tidegate.model.checkpoint import Checkpoint
@@ -259,6 +263,57 @@ def test_packed_weights_give_the_logits_of_what_they_stand_for() -> None:
     assert max(differences(run(executor, arch.vocab), reference(arch, weights))) < TOLERANCE
 
 
+def eight_bits(role: str, linear: DenseLinear) -> Linear:
+    """8 bits, with and without zero-points, and an output that is two factors of them."""
+    if role.endswith(".o"):
+        first = quantise(
+            DenseLinear(weight=linear.weight[:24]), bits=8, group_size=32, symmetric=True
+        )
+        second = DenseLinear(weight=np.ascontiguousarray(linear.weight[:, :24]), bias=linear.bias)
+        return LowRankLinear(
+            first=first, second=quantise(second, bits=8, group_size=None, symmetric=True)
+        )
+    return quantise(linear, bits=8, group_size=32, symmetric=role.endswith("v"))
+
+
+def test_eight_bits_meet_eight_bits_where_they_are_asked_for() -> None:
+    """On logits whose standard deviation is 7: the widest found is 0.7."""
+    arch = replace(tiny_architecture(), qkv_bias=True)
+    weights = RandomWeights(arch, quantise=eight_bits)
+    settings = replace(SETTINGS, int8_activations=True)
+    found = differences(
+        run(GpuExecutor(arch, weights, settings), arch.vocab), reference(arch, weights)
+    )
+    assert 0.01 < max(found) < 1.0
+    loaded = load_weights(arch, weights, dtype=torch.float32, device="cpu", int8_activations=True)
+    kinds = {type(one) for one in single_weights(loaded.products())}
+    assert kinds == {Int8Linear, TiledLinear}, "the head is tiled"
+
+
+def test_eight_bit_activations_are_refused_by_name_where_no_weight_takes_them() -> None:
+    arch, settings = tiny_architecture(), replace(SETTINGS, int8_activations=True)
+    with pytest.raises(ConfigError, match="int8_activations = True: must be off for a model"):
+        GpuExecutor(arch, RandomWeights(arch), settings)
+
+    def narrow(role: str, linear: DenseLinear) -> Linear:
+        return random_packed(linear.outputs, linear.inputs, 16, bits=8)
+
+    with pytest.raises(ConfigError, match="group_size = 16: must be a multiple of 32"):
+        GpuExecutor(arch, RandomWeights(arch, quantise=narrow), settings)
+
+
+def test_a_packed_table_is_kept_packed_and_once_where_it_is_the_head_too() -> None:
+    for tied in (True, False):
+        arch = tiny_architecture(tied_head=tied)
+        weights = RandomWeights(arch, quantise=quantised)
+        loaded = load_weights(arch, weights, dtype=torch.float32, device="cpu")
+        table = loaded.table(loaded.linear("embed"))
+        assert isinstance(table, TiledLinear if tied else PackedTable)
+        executor = GpuExecutor(arch, weights, SETTINGS)
+        found = differences(run(executor, arch.vocab), reference(arch, weights))
+        assert max(found) < TOLERANCE
+
+
 KERNEL_CASES: dict[str, Callable[[], Architecture]] = {
     "packed": lambda: replace(
         tiny_architecture(layers=1, width=32), qk_norm="head", attention_softcap=3.0
@@ -273,6 +328,17 @@ def _described(model_type: str) -> Architecture:
     arch = describe(tiny_config(model_type))
     assert isinstance(arch, Architecture)
     return arch
+
+
+def test_the_kernels_of_eight_bits_give_what_their_references_do() -> None:
+    arch = replace(tiny_architecture(layers=1, width=32), tied_head=False)
+    weights = RandomWeights(arch, quantise=eight_bits)
+    settings = replace(SETTINGS, step_tokens=32, int8_activations=True)
+    found = run(GpuExecutor(arch, weights, settings, kernels=triton_kernels()), arch.vocab)
+    expected = run(GpuExecutor(arch, weights, settings), arch.vocab)
+    # A value between two integers may be rounded to either: one 127th of a token's largest.
+    assert max(differences(found, expected)) < 0.2
+    assert float(np.median(differences(found, expected))) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", KERNEL_CASES)

@@ -39,6 +39,7 @@ class ExecutorSettings:
     """GPU alone, like all that follow; see `GpuSettings`."""
     kv_precision: KvPrecision | None = None
     activations: ActivationType | None = None
+    int8_activations: bool | None = None
     deterministic: bool | None = None
     tensor_parallel: int | None = None
     """Processes that run the model together, each on a device of its own; see `tensor_parallel`."""
@@ -96,7 +97,11 @@ def open_executor(
         from tidegate.cloud.gpu_executor import GpuExecutor
 
         return GpuExecutor(arch, weights, gpu_settings(settings))
-    only_without(settings, "torch", ("memory_mib", "kv_precision", "activations", "deterministic"))
+    only_without(
+        settings,
+        "torch",
+        ("memory_mib", "kv_precision", "activations", "int8_activations", "deterministic"),
+    )
     return TorchExecutor(arch, weights, torch_settings(settings, arch))
 
 
@@ -133,6 +138,7 @@ def gpu_settings(settings: ExecutorSettings) -> GpuSettings:
         memory_mib=settings.memory_mib,
         activations=settings.activations or _GPU.activations,
         kv_precision=settings.kv_precision or _GPU.kv_precision,
+        int8_activations=bool(settings.int8_activations),
         deterministic=bool(settings.deterministic),
     )
 

@@ -71,7 +71,14 @@ def open_device(
         weights = ShardedWeights(weights, whole, team.part)
         head_part = partial(head_of_table, vocab=whole.vocab, part=team.part)
     probe = new_layer(arch, settings, probe_blocks(settings, context_tokens))
-    loaded = load_weights(arch, weights, dtype=dtype, device=at, head_part=head_part)
+    loaded = load_weights(
+        arch,
+        weights,
+        dtype=dtype,
+        device=at,
+        head_part=head_part,
+        int8_activations=settings.int8_activations,
+    )
     return Device(
         kernels=kernels,
         weights=loaded,

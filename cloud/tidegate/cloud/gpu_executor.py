@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tidegate.cloud.draw_buffers import MOST_EDITS, DrawBuffers
+from tidegate.cloud.draw_buffers import MOST_EDITS
 from tidegate.cloud.gpu_device import (
     context_of,
     device_name,
@@ -32,15 +32,18 @@ from tidegate.cloud.gpu_memory import (
     check_weights,
     kv_blocks,
     kv_bytes_per_token,
+    least_blocks,
     precision_name,
     with_kv,
 )
 from tidegate.cloud.gpu_settings import GpuSettings
 from tidegate.cloud.graphs import CudaRecorder, Graphs
 from tidegate.cloud.pending_step import PendingStep, failing, reached
-from tidegate.cloud.step_buffers import DeviceStep, StepBuffers, StepShape
+from tidegate.cloud.step_buffers import DeviceStep, StepShape, feed
+from tidegate.cloud.step_memory import StepMemory
 from tidegate.cloud.step_shapes import DecodeShapes, exact_shape
 from tidegate.cloud.team import Team
+from tidegate.cloud.warm_up import warm_counts, warm_draws, warm_rows
 from tidegate.engine.device_sampling import SampledStep
 from tidegate.engine.executor import (
     ExecutorLimits,
@@ -55,10 +58,10 @@ from tidegate.engine.sampling import Draw
 from tidegate.errors import ConfigError
 from tidegate.kernels.device_weights import DeviceWeights
 from tidegate.kernels.kernel_set import Kernels, torch_kernels, triton_kernels
+from tidegate.kernels.launch import gpu_of
 from tidegate.kernels.paged_kv import KvLayer
 from tidegate.kernels.paged_ops import PagedOps
 from tidegate.kernels.sampling.asks import SamplingAsks
-from tidegate.kernels.sampling.workspace import SamplingWorkspace
 from tidegate.kernels.scratch import Scratch
 from tidegate.model.architecture import Architecture
 from tidegate.model.packed import PackedLinear
@@ -79,6 +82,7 @@ class GpuExecutor:
         kernels: Kernels | None = None,
         graphs: Graphs | None = None,
         team: Team | None = None,
+        warm: bool | None = None,
     ) -> None:
         """Read all weights, run a worst-case step, and allocate the KV.
 
@@ -90,6 +94,8 @@ class GpuExecutor:
             graphs: None for what the device can and the settings ask for.
             team: whom it runs the model with, everybody a part; those that are not the first call
                 `follow`.
+            warm: whether to run a step of each kind that serving can meet, so that all kernels are
+                compiled; None for where kernels are compiled at all.
 
         Raises:
             ConfigError: a size is wrong, or the memory does not suffice; the sum is written out.
@@ -99,11 +105,8 @@ class GpuExecutor:
         self._arch, self._context_tokens = part_of(arch, team), context_of(arch, settings)
         self._at = torch.device(settings.device)
         on_gpu = self._at.type == "cuda"
-        limit_bytes = memory_limit(settings, self._at)
-        first = weights.linear("layers.0.o") if limit_bytes is not None else None
-        packed_bits = first.bits if isinstance(first, PackedLinear) else None
-        world = 1 if team is None else team.part.world
-        check_weights(self._arch, settings, limit_bytes, packed_bits=packed_bits, world=world)
+        self._limit_bytes = memory_limit(settings, self._at)
+        self._check_weights(weights)
         if graphs is None:
             graphs = Graphs(CudaRecorder() if on_gpu and settings.graphs else None)
         self._graphs = graphs
@@ -112,27 +115,8 @@ class GpuExecutor:
             context_tokens=self._context_tokens,
             block_tokens=settings.block_tokens,
         )
-        self._buffers = StepBuffers(
-            rows=settings.rows,
-            tokens=settings.step_tokens,
-            logits=settings.step_logits,
-            width=-(-self._context_tokens // settings.block_tokens),
-            device=self._at,
-        )
-        self._logits = torch.zeros(
-            (settings.step_logits, arch.vocab), dtype=torch.float32, device=self._at
-        )
-        self._tokens = torch.zeros(settings.step_logits, dtype=torch.int32, device=self._at)
-        self._chosen = [
-            torch.zeros(settings.step_logits, dtype=torch.int32, pin_memory=on_gpu)
-            for _ in range(2)
-        ]
-        self._draws = DrawBuffers(rows=settings.step_logits, vocab=arch.vocab, device=self._at)
-        self._sampling = SamplingWorkspace.allocate(
-            rows=settings.step_logits,
-            vocab=arch.vocab,
-            edits=settings.step_logits * MOST_EDITS,
-            device=self._at,
+        self._memory = StepMemory.allocate(
+            settings, vocab=arch.vocab, context_tokens=self._context_tokens, device=self._at
         )
         self._device = open_device(
             arch,
@@ -144,17 +128,12 @@ class GpuExecutor:
         )
         self._run_worst_cases()
         used = self._used()
-        blocks = kv_blocks(
-            self._arch,
-            settings,
-            context_tokens=self._context_tokens,
-            used=used,
-            limit_bytes=limit_bytes,
-        )
-        self._blocks = blocks if team is None else team.least(blocks)
+        self._blocks = self._fitting_blocks(used)
         self.memory = with_kv(used, self._arch, settings, self._blocks)
         """What this process takes of its device."""
         self._device = replace(self._device, layers=self._allocate())
+        if on_gpu if warm is None else warm:
+            self._warm_up()
         self._load_s = time.monotonic() - began_s
 
     @property
@@ -200,7 +179,7 @@ class GpuExecutor:
         count = sum(row.logits for row in step.rows)
         with failing(step), running(self._at):
             self._run(step.rows, None)
-            logits = self._logits[:count].to("cpu", copy=True).numpy()
+            logits = self._memory.logits[:count].to("cpu", copy=True).numpy()
         return StepResult(logits=logits)
 
     def can_draw(self, draw: Draw) -> bool:
@@ -216,26 +195,28 @@ class GpuExecutor:
         left = [place for place, draw in enumerate(draws) if draw is None]
         with failing(step), running(self._at):
             self._run(step.rows, draws)
-            tokens = self._tokens[: len(draws)].cpu().numpy().astype(np.int64)[drawn]
-            logits = self._logits[left].cpu().numpy() if left else _no_logits(self._arch.vocab)
+            tokens = self._memory.tokens[: len(draws)].cpu().numpy().astype(np.int64)[drawn]
+            logits = (
+                self._memory.logits[left].cpu().numpy() if left else _no_logits(self._arch.vocab)
+            )
         return SampledStep(tokens=tokens, sound=tokens >= 0, logits=logits)
 
     def submit(self, step: ExecutorStep, draws: Sequence[Draw]) -> PendingStep:
         """See `PipelinedExecutor.submit`."""
         with failing(step), running(self._at):
             self._run(step.rows, draws)
-            self._chosen.reverse()
-            host = self._chosen[0][: len(draws)]
-            host.copy_(self._tokens[: len(draws)], non_blocking=True)
+            self._memory.chosen.reverse()
+            host = self._memory.chosen[0][: len(draws)]
+            host.copy_(self._memory.tokens[: len(draws)], non_blocking=True)
             return PendingStep(step=step, tokens=host, reached=reached(self._at))
 
     def prepared(self, rows: Sequence[Row], draws: Sequence[Draw | None]) -> Callable[[], None]:
         """What a decode step of these rows launches, to be measured alone; valid until the next."""
         shape = self._shapes.of(rows)
         assert shape is not None, "every row decodes one token"
-        self._buffers.fill(rows, shape, self._settings.block_tokens)
-        step = self._buffers.upload(shape, keep=True)
-        _, asks = self._draws.load(draws, shape.logits)
+        self._memory.steps.fill(rows, shape, self._settings.block_tokens)
+        step = self._memory.steps.upload(shape, keep=True)
+        _, asks = self._memory.draws.load(draws, shape.logits)
 
         def launch() -> None:
             with running(self._at):
@@ -256,12 +237,8 @@ class GpuExecutor:
         """Where all that outlives a step lies, for tests that it stays there."""
         cache = (one.data_ptr() for kv in self._device.layers for one in (kv.keys, kv.values))
         return (
-            *self._buffers.addresses(),
+            *self._memory.addresses(),
             *self._device.scratch.addresses(),
-            *self._draws.addresses(),
-            self._logits.data_ptr(),
-            self._tokens.data_ptr(),
-            *(one.data_ptr() for one in self._chosen),
             *cache,
         )
 
@@ -270,16 +247,16 @@ class GpuExecutor:
         assert self._team is not None, "who follows is in a team"
         while (told := self._team.listen()) is not None:
             shape, decode = told
-            self._team.receive(self._buffers.staging(shape))
+            self._team.receive(self._memory.steps.staging(shape))
             with running(self._at):
                 self._run_filled(shape, None, decode=decode)
 
     def _run(self, rows: Sequence[Row], draws: Sequence[Draw | None] | None) -> None:
-        """Run the rows; their logits are the first of `self._logits`, tokens of `self._tokens`."""
+        """Run the rows; the first of the memory's logits and tokens are theirs."""
         size = self._settings.block_tokens
         decode = self._shapes.of(rows)
         shape = decode or exact_shape(rows, size)
-        staging = self._buffers.fill(rows, shape, size)
+        staging = self._memory.steps.fill(rows, shape, size)
         if self._team is not None:
             self._team.tell(shape, staging, decode=decode is not None)
         self._run_filled(shape, draws, decode=decode is not None)
@@ -287,8 +264,8 @@ class GpuExecutor:
     def _run_filled(
         self, shape: StepShape, draws: Sequence[Draw | None] | None, *, decode: bool
     ) -> None:
-        step = self._buffers.upload(shape, keep=decode)
-        wish, asks = (None, None) if draws is None else self._draws.load(draws, shape.logits)
+        step = self._memory.steps.upload(shape, keep=decode)
+        wish, asks = (None, None) if draws is None else self._memory.draws.load(draws, shape.logits)
         if self._team is None:
             self._graphs.run((shape, wish) if decode else None, lambda: self._walk(step, asks))
             return
@@ -297,38 +274,71 @@ class GpuExecutor:
         self._choose(asks)
 
     def _walk(self, step: DeviceStep, asks: SamplingAsks | None) -> None:
-        tokens, chosen = step.tensors.tokens, self._tokens
         if self._team is not None:
-            self._team.share(chosen)  # only the first of the team has chosen
-        # A token that could not be chosen is -1; its row's answer has ended by then.
-        fed = chosen.index_select(0, step.fed.clamp(min=0)).clamp(min=0)
-        known = tokens.index_select(0, step.last)
-        tokens.index_copy_(0, step.last, torch.where(step.fed < 0, known, fed))
-        ops = PagedOps(self._device, step.tensors, step.wanted)
-        logits = ops.numbers(decoder(ops, self._arch, self._device.weights))
-        self._logits[: len(logits)].copy_(logits)
+            self._team.share(self._memory.tokens)  # only the first of the team has chosen
+        feed(step, self._memory.tokens, self._device.scratch)
+        ops = PagedOps(self._device, step.tensors, step.wanted, logits=self._memory.logits)
+        ops.numbers(decoder(ops, self._arch, self._device.weights))
         self._choose(asks)
 
     def _choose(self, asks: SamplingAsks | None) -> None:
         if asks is not None:
             self._device.kernels.sample(
-                self._logits[: asks.rows],
+                self._memory.logits[: asks.rows],
                 asks,
-                out=self._tokens[: asks.rows],
-                workspace=self._sampling,
+                out=self._memory.tokens[: asks.rows],
+                workspace=self._memory.sampling,
             )
+
+    def _check_weights(self, weights: Weights) -> None:
+        if self._limit_bytes is not None:
+            first = weights.linear("layers.0.o")
+            packed_bits = first.bits if isinstance(first, PackedLinear) else None
+            check_weights(
+                self._arch,
+                self._settings,
+                self._limit_bytes,
+                packed_bits=packed_bits,
+                world=1 if self._team is None else self._team.part.world,
+            )
+
+    def _fitting_blocks(self, used: MemorySum) -> int:
+        """Blocks of the KV; the least that any of the team has room for."""
+        blocks = kv_blocks(
+            self._arch,
+            self._settings,
+            context_tokens=self._context_tokens,
+            used=used,
+            limit_bytes=self._limit_bytes,
+        )
+        return blocks if self._team is None else self._team.least(blocks)
 
     def _run_worst_cases(self) -> None:
         """Run the largest steps there can be, so that every buffer gets its size."""
-        size = self._settings.block_tokens
         if self._at.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._at)
         with running(self._at):
             for rows in worst_cases(self._settings, self._context_tokens):
-                shape = self._shapes.of(rows) or exact_shape(rows, size)
-                self._buffers.fill(rows, shape, size)
-                self._walk(self._buffers.upload(shape, keep=False), None)
+                self._run_alone(rows)
         self._device.scratch.seal()
+
+    def _run_alone(self, rows: Sequence[Row]) -> None:
+        """One step that nobody waits for."""
+        size = self._settings.block_tokens
+        shape = self._shapes.of(rows) or exact_shape(rows, size)
+        self._memory.steps.fill(rows, shape, size)
+        self._walk(self._memory.steps.upload(shape, keep=False), None)
+
+    def _warm_up(self) -> None:
+        """Run a step of each kind, and choose in each way."""
+        weights, settings, context = self._device.weights, self._settings, self._context_tokens
+        counts = warm_counts(self._arch, weights, settings, gpu_of(self._at))
+        blocks = least_blocks(context, settings) - 1
+        with running(self._at):
+            for rows in warm_rows(settings, context, counts, blocks):
+                self._run_alone(rows)
+            for draw in warm_draws(self._arch.vocab):
+                self._choose(self._memory.draws.load([draw], 1)[1])
 
     def _allocate(self) -> tuple[KvLayer, ...]:
         try:
@@ -342,7 +352,7 @@ class GpuExecutor:
 
     def _used(self) -> MemorySum:
         scratch = self._device.scratch.nbytes
-        steps = scratch + self._buffers.nbytes + self._logits.nbytes + self._draws.nbytes
+        steps = scratch + self._memory.nbytes
         parts = [
             MemoryPart(name="weights", nbytes=self._device.weights.nbytes),
             MemoryPart(name=f"steps of {self._settings.step_tokens} tokens", nbytes=steps),

@@ -38,6 +38,8 @@ class GpuSettings:
     """Of the device; None: nine tenths of what is free at start. Not with a CPU."""
     activations: ActivationType = "bf16"
     kv_precision: KvPrecision = "same"
+    int8_activations: bool = False
+    """8-bit weights are multiplied with activations rounded to 8 bits; refused without any."""
     deterministic: bool = False
     """The same tokens whatever else is in the batch, at some speed."""
     graphs: bool = True

@@ -18,6 +18,7 @@ import torch
 
 from tidegate.engine.executor import Blocks, Row
 from tidegate.kernels.paged_kv import StepTensors
+from tidegate.kernels.scratch import Scratch
 
 Tensor = torch.Tensor
 
@@ -146,6 +147,24 @@ class StepBuffers:
         return DeviceStep(
             tensors=tensors, wanted=parts["wanted"], fed=parts["fed"], last=parts["last"]
         )
+
+
+def feed(step: DeviceStep, chosen: Tensor, scratch: Scratch) -> None:
+    """Put the tokens that were chosen last where a step wants them; nothing is allocated.
+
+    Args:
+        step: of which `fed` and `last` are read and `tokens` written.
+        chosen: int32 [places], of which -1 could not be chosen: that row's answer has ended.
+        scratch: of the executor.
+    """
+    rows, tokens = step.fed.shape, step.tensors.tokens
+    at = torch.clamp(step.fed, min=0, out=scratch.take("fed places", rows, torch.int64))
+    fed = torch.index_select(chosen, 0, at, out=scratch.take("fed", rows, torch.int32))
+    known = scratch.take("known", rows, torch.int32)
+    torch.index_select(tokens, 0, step.last, out=known)
+    is_known = torch.lt(step.fed, 0, out=scratch.take("is known", rows, torch.bool))
+    torch.where(is_known, known, fed.clamp_(min=0), out=fed)
+    tokens.index_copy_(0, step.last, fed)
 
 
 _Lines = list[Blocks | None]

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tidegate.kernels.linear.int8 import Int8Linear
 from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, LowRankWeight, TiledLinear
 from tidegate.kernels.moe.weights import ExpertWeights
+from tidegate.kernels.pointwise.table import Table
 from tidegate.model.packed import Array, DenseLinear, Linear
 
 Tensor = torch.Tensor
@@ -40,13 +42,14 @@ MERGED = (("q", "k", "v"), ("gate", "up"))
 class DeviceWeights:
     """`tidegate.model.walk.Weights` whose numbers lie on a device."""
 
-    def __init__(self) -> None:
-        """Begin with none; `load_weights` fills it."""
+    def __init__(self, *, dtype: torch.dtype = torch.float32) -> None:
+        """Begin with none, for activations of `dtype`; `load_weights` fills it."""
+        self.dtype = dtype
         self._linears: dict[str, Linear] = {}
         self._vectors: dict[str, Array] = {}
         self._products: dict[tuple[int, ...], Product] = {}
         self._norms: dict[int, Tensor] = {}
-        self._tables: dict[int, Tensor] = {}
+        self._tables: dict[int, Table] = {}
         self._experts: dict[int, ExpertWeights] = {}
         self.nbytes = 0
         """Of all numbers on the device."""
@@ -71,8 +74,8 @@ class DeviceWeights:
         """The float32 weight [width] of a norm."""
         return self._norms[id(weight)]
 
-    def table(self, linear: Linear) -> Tensor:
-        """The rows [V, width] of an embedding table."""
+    def table(self, linear: Linear) -> Table:
+        """An embedding table."""
         return self._tables[id(linear)]
 
     def experts(self, router: Linear) -> ExpertWeights:
@@ -100,12 +103,15 @@ class DeviceWeights:
         self._products[tuple(id(name) for name in names)] = product
         self.nbytes += weight_nbytes(product.weight)
 
-    def add_table(self, name: Linear, rows: Tensor) -> None:
+    def add_table(self, name: Linear, table: Table) -> None:
         """Keep an embedding table, which may be the weight of a product too."""
-        self._tables[id(name)] = rows
+        self._tables[id(name)] = table
         products = (one.weight for one in self._products.values())
-        if not any(isinstance(one, DenseWeight) and one.weight is rows for one in products):
-            self.nbytes += rows.nbytes
+        if not any(
+            one is table or (isinstance(one, DenseWeight) and one.weight is table)
+            for one in products
+        ):
+            self.nbytes += table.nbytes
 
     def add_experts(self, router: Linear, experts: ExpertWeights) -> None:
         """Keep the experts of a layer."""
@@ -119,7 +125,7 @@ def weight_nbytes(weight: GpuLinear) -> int:
     match weight:
         case LowRankWeight():
             return weight_nbytes(weight.first) + weight_nbytes(weight.second)
-        case TiledLinear():
+        case TiledLinear() | Int8Linear():
             return weight.nbytes + _of(weight.bias)
         case DenseWeight():
             return weight.weight.nbytes + _of(weight.bias)

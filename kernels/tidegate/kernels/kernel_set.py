@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tidegate.kernels.moe import MoeWorkspace
     from tidegate.kernels.moe.weights import ExpertWeights
     from tidegate.kernels.paged_kv import KvLayer, StepTensors
-    from tidegate.kernels.pointwise.table import PackedTable
+    from tidegate.kernels.pointwise.table import Table
     from tidegate.kernels.sampling.asks import SamplingAsks
     from tidegate.kernels.sampling.workspace import SamplingWorkspace
     from tidegate.model.architecture import Activation
@@ -106,7 +106,7 @@ class EmbedRows(Protocol):
 
     def __call__(
         self,
-        table: Tensor | PackedTable,
+        table: Table,
         tokens: Tensor,
         *,
         factor: float = 1.0,
@@ -139,7 +139,12 @@ class Route(Protocol):
     """See `tidegate.kernels.moe`."""
 
     def __call__(
-        self, logits: Tensor, *, chosen: int, normalised: bool
+        self,
+        logits: Tensor,
+        *,
+        chosen: int,
+        normalised: bool,
+        out: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
 

@@ -22,6 +22,7 @@ from tidegate.kernels.linear.workspace import LinearWorkspace
 from tidegate.kernels.moe import MoeWorkspace
 from tidegate.kernels.paged_kv import KvLayer, StepTensors
 from tidegate.kernels.paged_values import Clip, Done, Norm, Sum, Value
+from tidegate.kernels.pointwise.table import table_width
 from tidegate.kernels.scratch import Scratch
 from tidegate.model.architecture import Activation, AttentionSpec, Experts
 from tidegate.model.ops import GatedMlp
@@ -64,21 +65,31 @@ class Device:
 class PagedOps:
     """One step of `tidegate.model.ops.Ops[Value]`; `TritonOps` when its kernels are Triton's."""
 
-    def __init__(self, device: Device, step: StepTensors, wanted: Tensor) -> None:
+    def __init__(
+        self,
+        device: Device,
+        step: StepTensors,
+        wanted: Tensor,
+        *,
+        logits: Tensor | None = None,
+    ) -> None:
         """Bind a step.
 
         Args:
             device: weights, cache and kernels.
             step: its tokens and where they go.
             wanted: int64 [rows], the tokens whose logits are asked for.
+            logits: float32 [at least rows, V], where these go; None for a buffer of its own.
         """
+        self._logits = logits
         self._device, self._step, self._wanted = device, step, wanted
         self._kernels, self._scratch = device.kernels, device.scratch
 
     def embed(self, table: Linear) -> Value:
         """See `Ops.embed`."""
         rows = self._device.weights.table(table)
-        out = self._take("stream", len(self._step.tokens), rows.shape[1], rows)
+        shape = (len(self._step.tokens), table_width(rows))
+        out = self._scratch.take("stream", shape, self._device.weights.dtype)
         return Done(self._kernels.embed_rows(rows, self._step.tokens, out=out))
 
     def linears(self, x: Value, weights: Sequence[Linear]) -> list[Value]:
@@ -149,8 +160,7 @@ class PagedOps:
         numbers = self.numbers(x)
         product = self._device.weights.product([gate, up])
         if product is None:
-            halves = [self.numbers(one) for one in self.linears(Done(numbers), [gate, up])]
-            gate_up = torch.cat(halves, dim=-1)
+            gate_up = self._side_by_side(numbers, [gate, up])
         else:
             gate_up = self._product(numbers, product)
         out = self._take("act", len(gate_up), gate_up.shape[1] // 2, gate_up)
@@ -170,8 +180,15 @@ class PagedOps:
         """See `Ops.moe`; the experts' weights lie together already."""
         numbers = self.numbers(x)
         (routed,) = self.linears(Done(numbers), [router])
+        pairs = (len(numbers), experts.chosen)
         chosen, shares = self._kernels.route(
-            self.numbers(routed), chosen=experts.chosen, normalised=experts.normalised
+            self.numbers(routed),
+            chosen=experts.chosen,
+            normalised=experts.normalised,
+            out=(
+                self._scratch.take("chosen", pairs, torch.int32),
+                self._scratch.take("shares", pairs, torch.float32),
+            ),
         )
         weights = self._device.weights.experts(router)
         out = self._like("moe", numbers)
@@ -206,8 +223,10 @@ class PagedOps:
         part = self._apply(self.numbers(x), product.weight, "head")
         group = self._device.group
         whole = part if group is None else group.gather(part)
-        logits = self._scratch.take("logits", (whole.shape[0], whole.shape[1]), torch.float32)
-        return Done(logits.copy_(whole))
+        if self._logits is None:
+            shape = (whole.shape[0], whole.shape[1])
+            return Done(self._scratch.take("logits", shape, torch.float32).copy_(whole))
+        return Done(self._logits[: len(whole)].copy_(whole))
 
     def numbers(self, value: Value) -> Tensor:
         """Compute a value, unless it was."""
@@ -222,8 +241,9 @@ class PagedOps:
             value.x.tensor = None
             return total
         if isinstance(value, Clip):
-            whole = self.numbers(value.x).contiguous()
-            return self._kernels.adjust(whole, limit=value.limit)
+            x = self.numbers(value.x)
+            out = self._like(f"clipped {x.shape[1]}", x).copy_(x)
+            return self._kernels.adjust(out, limit=value.limit, out=out)
         return self._normed(value)
 
     def _normed(self, value: Norm) -> Tensor:
@@ -244,11 +264,24 @@ class PagedOps:
             return self._device.group.sum(result)
         return result
 
-    def _apply(self, x: Tensor, weight: GpuLinear, purpose: str) -> Tensor:
+    def _side_by_side(self, x: Tensor, weights: Sequence[Linear]) -> Tensor:
+        """Products that are not merged, their outputs in one row: nothing is a part of a sum."""
+        found = [self._device.weights.product([weight]) for weight in weights]
+        products = [one for one in found if one is not None]
+        assert len(products) == len(weights), "one weight is always a product"
+        outputs = [one.weight.outputs for one in products]
+        whole = self._take("+".join(one.purpose for one in products), len(x), sum(outputs), x)
+        for one, out in zip(products, torch.split_with_sizes(whole, outputs, dim=-1), strict=True):
+            self._apply(x, one.weight, one.purpose, out)
+        return whole
+
+    def _apply(
+        self, x: Tensor, weight: GpuLinear, purpose: str, out: Tensor | None = None
+    ) -> Tensor:
         if isinstance(weight, LowRankWeight):
-            first = self._apply(x, weight.first, purpose + ".first")
-            return self._apply(first, weight.second, purpose)
-        out = self._take(purpose, len(x), weight.outputs, x)
+            x, weight = self._apply(x, weight.first, purpose + ".first"), weight.second
+        if out is None:
+            out = self._take(purpose, len(x), weight.outputs, x)
         return self._kernels.linear(
             x,
             weight,

@@ -1,9 +1,10 @@
 """`load_weights`: a model's weights to a device, in the order of the walk, one product at a time.
 
-Packed weights stay packed and are tiled on the device. Those that share their input are merged
-where they are packed alike. The embedding table is always rows in the activations' type, since it
-is gathered from; a tied head that is packed is kept beside it. Dense weights of 16 bits go to the
-device as the bits that they are in the file, and are looked through there.
+Packed weights stay packed and are tiled on the device, or lie in rows where weights and activations
+have 8 bits; the head's and those of experts are always tiled. Those that share their input are
+merged where they are packed alike. A packed embedding table stays packed: in rows, or as the tiles
+of the head that it is too. Dense weights of 16 bits go to the device as the bits that they are in
+the file, and are looked through there.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tidegate.errors import CheckpointError
+from tidegate.errors import CheckpointError, ConfigError
 from tidegate.kernels.device_weights import MERGED, DeviceWeights, Product
-from tidegate.kernels.linear.retile import can_merge, retile, to_gpu
-from tidegate.kernels.linear.weights import DenseWeight, GpuLinear
+from tidegate.kernels.linear.int8 import Int8Linear
+from tidegate.kernels.linear.retile import can_merge, packed_to_gpu, to_gpu
+from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, TiledLinear
+from tidegate.kernels.linear.workspace import single_weights
 from tidegate.kernels.moe.weights import ExpertWeights, stack_experts
+from tidegate.kernels.pointwise.table import PackedTable, Table
 from tidegate.model.architecture import Architecture
 from tidegate.model.ops import GatedMlp
 from tidegate.model.packed import Array, DenseLinear, Linear, PackedLinear, dense_weight
@@ -36,6 +40,7 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device | str,
     head_part: Callable[[Linear], Linear] | None = None,
+    int8_activations: bool = False,
 ) -> DeviceWeights:
     """Read every role of `arch` once and put it on the device.
 
@@ -45,13 +50,26 @@ def load_weights(
         dtype: of weights that are not packed, and of the activations; norms are float32.
         device: where they go.
         head_part: what of a tied table this device's head is; None for all of it.
+        int8_activations: 8-bit weights are multiplied with activations rounded to 8 bits.
 
     Raises:
-        ConfigError: a weight is packed in groups that the kernels do not have.
+        ConfigError: a weight is packed in groups that the kernels do not have, or 8-bit activations
+            are asked for and no weight takes them.
         CheckpointError: a weight cannot be read, or is not finite.
     """
-    loading = _Loading(arch=arch, source=source, dtype=dtype, device=device, head_part=head_part)
-    return loading.run()
+    loading = _Loading(
+        arch=arch,
+        source=source,
+        dtype=dtype,
+        device=device,
+        head_part=head_part,
+        int8_activations=int8_activations,
+    )
+    found = loading.run()
+    eight = any(isinstance(one, Int8Linear) for one in single_weights(found.products()))
+    if int8_activations and not eight:
+        raise ConfigError("int8_activations", True, "off for a model without 8-bit linear layers")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +79,10 @@ class _Loading:
     dtype: torch.dtype
     device: torch.device | str
     head_part: Callable[[Linear], Linear] | None
+    int8_activations: bool
 
     def run(self) -> DeviceWeights:
-        found, known = DeviceWeights(), roles(self.arch)
+        found, known = DeviceWeights(dtype=self.dtype), roles(self.arch)
         for names in _groups(known):
             role = known[names[0]]
             if ".experts." in names[0]:
@@ -148,19 +167,26 @@ class _Loading:
     def _product(self, names: Sequence[str], linears: Sequence[Linear]) -> Product:
         tails = [name.rpartition(".")[2] for name in names]
         return Product(
-            weight=self._merged(linears),
+            weight=self._merged(
+                linears, int8_activations=self.int8_activations and names[0] != "head"
+            ),
             outputs=tuple(one.outputs for one in linears),
             purpose="+".join(tails),
             partial=tails[0] in _PARTIAL,
         )
 
-    def _merged(self, linears: Sequence[Linear]) -> GpuLinear:
+    def _merged(self, linears: Sequence[Linear], *, int8_activations: bool) -> GpuLinear:
         """One weight of several that can be merged, or of one."""
         if len(linears) == 1:
-            return to_gpu(linears[0], device=self.device, dtype=self.dtype)
+            return to_gpu(
+                linears[0],
+                device=self.device,
+                dtype=self.dtype,
+                int8_activations=int8_activations,
+            )
         packed = [one for one in linears if isinstance(one, PackedLinear)]
         if packed:
-            return retile(packed, device=self.device)
+            return packed_to_gpu(packed, device=self.device, int8_activations=int8_activations)
         dense = [one for one in linears if isinstance(one, DenseLinear)]
         weights = [self._moved(one.weight) for one in dense]
         if all(one.bias is None for one in dense):
@@ -175,13 +201,17 @@ class _Loading:
 
     def _embedding(self, found: DeviceWeights, shell: Linear, table: Linear) -> None:
         """The table to look up in, and the head where it is the same."""
-        rows: Tensor | None = None
+        rows: Table | None = None
         if self.arch.tied_head:
             part = table if self.head_part is None else self.head_part(table)
             product = self._product(["head"], [part])
             found.add_product([shell], product)
             if part is table and isinstance(product.weight, DenseWeight):
                 rows = product.weight.weight
+            elif part is table and isinstance(product.weight, TiledLinear):
+                rows = product.weight
+        if rows is None and isinstance(table, PackedLinear):
+            rows = PackedTable.of(table, self.device)
         found.add_table(shell, self._moved(dense_weight(table)) if rows is None else rows)
 
     def _experts(self, prefix: str) -> ExpertWeights:

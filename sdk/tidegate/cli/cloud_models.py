@@ -24,6 +24,7 @@ EXECUTOR_KEYS: Final = (
     "memory-mib",
     "kv-precision",
     "activations",
+    "int8-activations",
     "deterministic",
     "tensor-parallel",
 )

@@ -44,6 +44,12 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
         help="split the model over N GPUs, one process each; over N processes where there are none",
     )
     parser.add_argument(
+        "--int8-activations",
+        action="store_const",
+        const=True,
+        help="on a GPU, multiply 8-bit weights with activations rounded to 8 bits",
+    )
+    parser.add_argument(
         "--deterministic",
         action="store_const",
         const=True,
@@ -68,6 +74,7 @@ def read_executor(args: argparse.Namespace) -> ExecutorSettings:
         memory_mib=args.memory_mib,
         kv_precision=args.kv_precision,
         activations=args.activations,
+        int8_activations=args.int8_activations,
         deterministic=args.deterministic,
         tensor_parallel=args.tensor_parallel,
     )

@@ -4,12 +4,11 @@
 `retile` brings them there.
 """
 
-from tidegate.kernels.linear.apply import apply_linear, w4a16_linear
+from tidegate.kernels.linear.apply import apply_linear, w4a16_linear, w8a8_linear
 from tidegate.kernels.linear.dequantise import dequantise
 from tidegate.kernels.linear.int8 import Int8Linear, int8_linear
 from tidegate.kernels.linear.retile import can_merge, retile, to_gpu
 from tidegate.kernels.linear.rows import tiled_rows
-from tidegate.kernels.linear.w8a8 import w8a8_linear
 from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, LowRankWeight, TiledLinear
 from tidegate.kernels.linear.workspace import LinearWorkspace
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import assert_never
 
 import torch
-from torch.nn import functional
 
 from tidegate.kernels.launch import gpu_of, launch_for
 from tidegate.kernels.linear.dequantise import dequantise
 from tidegate.kernels.linear.few import launch_few, suits_few
+from tidegate.kernels.linear.int8 import Int8Linear
 from tidegate.kernels.linear.launching import launch_dense, launch_tiled
 from tidegate.kernels.linear.plan import plan_product
+from tidegate.kernels.linear.w8a8 import launch_w8a8
 from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, LowRankWeight, TiledLinear
 from tidegate.kernels.linear.workspace import LinearWorkspace, workspace_for
 
@@ -35,10 +36,10 @@ def apply_linear(
 
     Args:
         x: [T, in], float32, float16 or bfloat16; rows may have gaps, columns may not.
-        weight: dense of the type of `x`, tiled, or two of them.
+        weight: dense of the type of `x`, tiled, 8 bits for 8-bit activations, or two of them.
         out: [T, out] to write into, of the type of `x`.
         deterministic: whether sums are in one order, whatever else is in the step.
-        workspace: taken for tiled weights; made anew when there is none.
+        workspace: taken for packed weights; made anew when there is none.
 
     Returns:
         [T, out] in the type of `x`.
@@ -54,6 +55,10 @@ def apply_linear(
             return _tiled(x, weight, out, deterministic, workspace)
         case DenseWeight():
             return _dense(x, weight, out, deterministic, workspace)
+        case Int8Linear():
+            plan = plan_product(weight, len(x), gpu_of(x.device), deterministic=deterministic)
+            launch_w8a8(x, weight, out, plan, workspace)
+            return out
         case LowRankWeight():
             inner = apply_linear(x, weight.first, deterministic=deterministic, workspace=workspace)
             return apply_linear(
@@ -72,6 +77,18 @@ def w4a16_linear(
     workspace: LinearWorkspace | None = None,
 ) -> Tensor:
     """`apply_linear` of tiles alone, 4 or 8 bits."""
+    return apply_linear(x, weight, out=out, deterministic=deterministic, workspace=workspace)
+
+
+def w8a8_linear(
+    x: Tensor,
+    weight: Int8Linear,
+    *,
+    out: Tensor | None = None,
+    deterministic: bool = False,
+    workspace: LinearWorkspace | None = None,
+) -> Tensor:
+    """`apply_linear` of 8 bits with the inputs of each token rounded to int8."""
     return apply_linear(x, weight, out=out, deterministic=deterministic, workspace=workspace)
 
 
@@ -95,7 +112,9 @@ def _dense(
 ) -> Tensor:
     """Torch's product, whose order of sums changes with T; or a kernel that has one order."""
     if not deterministic:
-        return _matmul(x, weight.weight, weight.bias, out)
+        if weight.bias is None:
+            return torch.mm(x, weight.weight.T, out=out)
+        return torch.addmm(weight.bias, x, weight.weight.T, out=out)
     plan = plan_product(weight, len(x), gpu_of(x.device), deterministic=True)
     launch_dense(x, weight, out, plan, workspace or workspace_for(plan, x.device))
     return out
@@ -113,17 +132,11 @@ def _tiled(
     if len(x) > most and not deterministic:
         size = weight.outputs * weight.inputs
         wide = None if workspace is None else workspace.wide[:size].view(weight.outputs, -1)
-        bias = None if weight.bias is None else weight.bias.to(x.dtype)
-        return _matmul(x, dequantise(weight, x.dtype, out=wide), bias, out)
+        torch.mm(x, dequantise(weight, x.dtype, out=wide).T, out=out)
+        return out if weight.bias is None else out.add_(weight.bias)
     if not deterministic and suits_few(weight, len(x), gpu):
         launch_few(x, weight, out, gpu)
         return out
     plan = plan_product(weight, len(x), gpu, deterministic=deterministic)
     launch_tiled(x, weight, out, plan, workspace or workspace_for(plan, x.device))
     return out
-
-
-def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    if bias is None:
-        return torch.mm(x, weight.T, out=out)
-    return out.copy_(functional.linear(x, weight, bias))

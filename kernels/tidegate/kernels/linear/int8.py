@@ -7,8 +7,10 @@ scale for each output, so its product is exact in int32 and the scales meet in f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -45,39 +47,85 @@ class Int8Linear:
         """Inputs of whole steps."""
         return int(self.values.shape[1])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one pass over the weight reads."""
+        parts = (self.values, self.scales, self.shifts)
+        return sum(part.nbytes for part in parts if part is not None)
+
 
 def int8_linear(packed: PackedLinear, *, device: torch.device | str = "cpu") -> Int8Linear:
-    """Bring an 8-bit layer to `device`.
+    """Bring an 8-bit layer to `device`; see `merged_int8`."""
+    return merged_int8([packed], device=device)
+
+
+def merged_int8(
+    linears: Sequence[PackedLinear], *, device: torch.device | str = "cpu"
+) -> Int8Linear:
+    """Bring 8-bit layers with the same input to `device`, their rows one behind the other.
 
     Raises:
-        ConfigError: it has 4 bits, or groups that are neither a multiple of 32 nor the whole row.
+        ConfigError: they have 4 bits, or groups that are neither a multiple of 32 nor the whole
+            row.
     """
-    if packed.bits != 8:
-        raise ConfigError("bits", packed.bits, "8, for 8-bit activations")
+    first = linears[0]
+    if first.bits != 8:
+        raise ConfigError("bits", first.bits, "8, for 8-bit activations")
+    step = _step(first)
+    padding = -first.inputs % step
+    steps, repeated = (first.inputs + padding) // step, -(-first.group_size // step)
+
+    def per_step(groups: Tensor) -> Tensor:
+        """A number per group as one per step, [steps, out]."""
+        return groups.to(device).repeat_interleave(repeated, dim=1)[:, :steps].T
+
+    values, shifts = [], []
+    for linear in linears:
+        integers = torch.from_numpy(linear.values).to(device).flatten(1)[:, : first.inputs]
+        values.append(functional.pad((integers.to(torch.int16) - 128).to(torch.int8), (0, padding)))
+        zeros = (
+            np.full(linear.scales.shape, 128, np.uint8) if linear.zeros is None else linear.zeros
+        )
+        shifts.append(per_step(128 - torch.from_numpy(zeros).float()))
+    symmetric = all(linear.zeros is None for linear in linears)
+    scales = [per_step(torch.from_numpy(linear.scales)) for linear in linears]
+    return Int8Linear(
+        values=torch.cat(values),
+        scales=torch.cat(scales, dim=1).contiguous(),
+        shifts=None if symmetric else torch.cat(shifts, dim=1).contiguous(),
+        bias=biases_of(linears, device),
+        inputs=first.inputs,
+        step=step,
+    )
+
+
+def _step(packed: PackedLinear) -> int:
     whole = packed.groups == 1
     sizes = [step for step in STEPS if whole or packed.group_size % step == 0]
     if not sizes:
-        raise ConfigError("group_size", packed.group_size, "a multiple of 32, or the whole row")
-    step = next((step for step in sizes if step <= packed.inputs), sizes[-1])
-    integers = torch.from_numpy(packed.values).to(device).flatten(1)[:, : packed.inputs]
-    values = (integers.to(torch.int16) - 128).to(torch.int8)
-    repeated = -(-packed.group_size // step)
-    scales = torch.from_numpy(packed.scales).to(device).repeat_interleave(repeated, dim=1)
-    shifts = None
-    if packed.zeros is not None:
-        away = 128 - torch.from_numpy(packed.zeros).to(device, torch.float32)
-        shifts = away.repeat_interleave(repeated, dim=1)
-    padding = -packed.inputs % step
-    steps = (packed.inputs + padding) // step
-    bias = None if packed.bias is None else torch.from_numpy(packed.bias).to(device)
-    return Int8Linear(
-        values=functional.pad(values, (0, padding)),
-        scales=scales[:, :steps].T.contiguous(),
-        shifts=None if shifts is None else shifts[:, :steps].T.contiguous(),
-        bias=bias,
-        inputs=packed.inputs,
-        step=step,
-    )
+        allowed = "a multiple of 32, or the whole row, for 8-bit activations"
+        raise ConfigError("group_size", packed.group_size, allowed)
+    return next((step for step in sizes if step <= packed.inputs), sizes[-1])
+
+
+def biases_of(linears: Sequence[PackedLinear], device: torch.device | str) -> Tensor | None:
+    """All the biases, float32 [out]; 0 for layers without one, None when no layer has one."""
+    if all(linear.bias is None for linear in linears):
+        return None
+    parts = [
+        torch.zeros(linear.outputs) if linear.bias is None else torch.from_numpy(linear.bias)
+        for linear in linears
+    ]
+    return torch.cat(parts).to(device, torch.float32)
+
+
+def int8_matrix(weight: Int8Linear) -> Tensor:
+    """The weight that the integers stand for, float32 [out, in]."""
+    steps = weight.scales.shape[0]
+    values = weight.values.view(weight.outputs, steps, weight.step).float()
+    if weight.shifts is not None:
+        values = values + weight.shifts.T[..., None]
+    return (values * weight.scales.T[..., None]).flatten(1)[:, : weight.inputs]
 
 
 def reference_quantise(x: Tensor, padded: int) -> tuple[Tensor, Tensor]:

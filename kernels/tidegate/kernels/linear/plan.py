@@ -13,15 +13,13 @@ from math import ceil, log2
 
 from tidegate.kernels.launch import Gpu, launch_for
 from tidegate.kernels.linear.int8 import Int8Linear
-from tidegate.kernels.linear.weights import TILE_ROWS, DenseWeight, TiledLinear
+from tidegate.kernels.linear.weights import TILE_ROWS, DenseWeight, Single, TiledLinear
 
 LEAST_INPUTS = 256
 """Of a split: two to sixteen tiles, whose loads are all under way at once."""
 DENSE_STEP = 64
 """Inputs that a dense product reads at a time: 128 bytes of a row, whatever the block."""
 
-
-Single = TiledLinear | DenseWeight | Int8Linear
 _KERNEL = {TiledLinear: "tiled", DenseWeight: "dense", Int8Linear: "int8"}
 
 

@@ -10,6 +10,7 @@ from typing import assert_never
 
 import torch
 
+from tidegate.kernels.linear.int8 import Int8Linear, int8_matrix, reference_w8a8
 from tidegate.kernels.linear.retile import untile
 from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, LowRankWeight, TiledLinear
 
@@ -23,6 +24,8 @@ def weight_matrix(weight: GpuLinear) -> Tensor:
             return weight.weight.float()
         case TiledLinear():
             return untile(weight)
+        case Int8Linear():
+            return int8_matrix(weight)
         case LowRankWeight():
             return weight_matrix(weight.second) @ weight_matrix(weight.first)
         case _:
@@ -30,7 +33,7 @@ def weight_matrix(weight: GpuLinear) -> Tensor:
 
 
 def linear(x: Tensor, weight: GpuLinear, *, out: Tensor | None = None) -> Tensor:
-    """`x @ w.T + bias`, in float32.
+    """`x @ w.T + bias`, in float32; what lies between two factors is rounded to the type of `x`.
 
     Args:
         x: [T, in].
@@ -40,7 +43,13 @@ def linear(x: Tensor, weight: GpuLinear, *, out: Tensor | None = None) -> Tensor
     Returns:
         [T, out] in the type of `x`.
     """
-    bias = weight.second.bias if isinstance(weight, LowRankWeight) else weight.bias
-    product = x.float() @ weight_matrix(weight).T
-    whole = (product if bias is None else product + bias.float()).to(x.dtype)
+    match weight:
+        case LowRankWeight():
+            whole = linear(linear(x, weight.first), weight.second)
+        case Int8Linear():
+            whole = reference_w8a8(x, weight)
+        case _:
+            product = x.float() @ weight_matrix(weight).T
+            bias = weight.bias
+            whole = (product if bias is None else product + bias.float()).to(x.dtype)
     return whole if out is None else out.copy_(whole)

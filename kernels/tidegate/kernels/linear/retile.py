@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from tidegate.errors import ConfigError
+from tidegate.kernels.linear.int8 import biases_of, merged_int8
 from tidegate.kernels.linear.weights import (
     STEPS,
     TILE_ROWS,
@@ -20,6 +21,7 @@ from tidegate.kernels.linear.weights import (
     DenseWeight,
     GpuLinear,
     LowRankWeight,
+    Single,
     TiledLinear,
 )
 from tidegate.model.packed import DenseLinear, Linear, LowRankLinear, PackedLinear
@@ -28,11 +30,13 @@ Tensor = torch.Tensor
 Device = torch.device | str
 
 
-def to_gpu(linear: Linear, *, device: Device, dtype: torch.dtype) -> GpuLinear:
+def to_gpu(
+    linear: Linear, *, device: Device, dtype: torch.dtype, int8_activations: bool = False
+) -> GpuLinear:
     """One layer on `device`, for activations of `dtype`; packed weights stay packed."""
     match linear:
         case PackedLinear():
-            return retile([linear], device=device)
+            return packed_to_gpu([linear], device=device, int8_activations=int8_activations)
         case DenseLinear():
             bias = None if linear.bias is None else torch.from_numpy(linear.bias)
             return DenseWeight(
@@ -40,11 +44,31 @@ def to_gpu(linear: Linear, *, device: Device, dtype: torch.dtype) -> GpuLinear:
                 bias=None if bias is None else bias.to(device, dtype),
             )
         case LowRankLinear():
-            first = to_gpu(linear.first, device=device, dtype=dtype)
-            second = to_gpu(linear.second, device=device, dtype=dtype)
+            first, second = (
+                to_gpu(part, device=device, dtype=dtype, int8_activations=int8_activations)
+                for part in (linear.first, linear.second)
+            )
             assert not isinstance(first, LowRankWeight)
             assert not isinstance(second, LowRankWeight)
             return LowRankWeight(first=first, second=second)
+
+
+def packed_to_gpu(
+    linears: Sequence[PackedLinear], *, device: Device, int8_activations: bool
+) -> Single:
+    """Packed layers with the same input, as one: in tiles, or in rows for 8-bit activations.
+
+    Args:
+        linears: that can be merged.
+        device: where they go.
+        int8_activations: 8-bit weights are multiplied with activations rounded to 8 bits.
+
+    Raises:
+        ConfigError: groups that the kernels do not have.
+    """
+    if int8_activations and linears[0].bits == 8:
+        return merged_int8(linears, device=device)
+    return retile(linears, device=device)
 
 
 def can_merge(linears: Sequence[Linear]) -> bool:
@@ -79,7 +103,7 @@ def retile(linears: Sequence[PackedLinear], *, device: Device = "cpu") -> TiledL
         values=tile_values(torch.cat(values), step=step, bits=first.bits),
         scales=tile_rows(torch.cat(scales)),
         zeros=None if symmetric else tile_rows(torch.cat(zeros)),
-        bias=_bias(linears, device),
+        bias=biases_of(linears, device),
         inputs=first.inputs,
         outputs=sum(linear.outputs for linear in linears),
         bits=first.bits,
@@ -118,17 +142,6 @@ def _per_step(
     """A number per group as one per step, float16 [out, steps]."""
     steps = -(-linear.group_size // step)
     return torch.from_numpy(groups).to(device, torch.float16).repeat_interleave(steps, dim=1)
-
-
-def _bias(linears: Sequence[PackedLinear], device: Device) -> Tensor | None:
-    """All the biases, float32 [out]; 0 for layers without one, None when no layer has one."""
-    if all(linear.bias is None for linear in linears):
-        return None
-    parts = [
-        torch.zeros(linear.outputs) if linear.bias is None else torch.from_numpy(linear.bias)
-        for linear in linears
-    ]
-    return torch.cat(parts).to(device, torch.float32)
 
 
 def tile_values(integers: Tensor, *, step: int, bits: Bits) -> Tensor:

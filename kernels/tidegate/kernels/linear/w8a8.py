@@ -6,9 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tidegate.kernels.launch import gpu_of
 from tidegate.kernels.linear.int8 import Int8Linear
-from tidegate.kernels.linear.plan import ProductPlan, plan_product
+from tidegate.kernels.linear.plan import ProductPlan
 from tidegate.kernels.linear.products import store_sums, sum_over_splits
 from tidegate.kernels.linear.workspace import LinearWorkspace, workspace_for
 
@@ -136,44 +135,15 @@ def w8a8_kernel(
         store_sums(sums, bias, out, row, token, tokens, outputs, out_stride, HAS_BIAS)
 
 
-def w8a8_linear(
+def launch_w8a8(
     x: Tensor,
     weight: Int8Linear,
-    *,
-    out: Tensor | None = None,
-    deterministic: bool = False,
-    workspace: LinearWorkspace | None = None,
-) -> Tensor:
-    """`x @ w.T + bias` with the inputs of each token rounded to int8.
-
-    Args:
-        x: [T, in], float32, float16 or bfloat16; rows may have gaps, columns may not.
-        weight: 8 bits.
-        out: [T, out] to write into, of the type of `x`.
-        deterministic: whether sums are in one order, whatever else is in the step.
-        workspace: made anew when there is none.
-
-    Returns:
-        [T, out] in the type of `x`.
-
-    Raises:
-        ValueError: shapes or strides that do not fit.
-    """
-    if x.dim() != 2 or x.shape[1] != weight.inputs or (len(x) and x.stride(1) != 1):
-        raise ValueError(f"x: {tuple(x.shape)} by {x.stride()}: must be [T, {weight.inputs}]")
-    if out is None:
-        out = torch.empty(len(x), weight.outputs, dtype=x.dtype, device=x.device)
-    if len(x) == 0:
-        return out
-    plan = plan_product(weight, len(x), gpu_of(x.device), deterministic=deterministic)
-    room = workspace or workspace_for(plan, x.device, tokens=len(x), padded=weight.padded)
-    _launch(x, weight, out, plan, room)
-    return out
-
-
-def _launch(
-    x: Tensor, weight: Int8Linear, out: Tensor, plan: ProductPlan, workspace: LinearWorkspace
+    out: Tensor,
+    plan: ProductPlan,
+    workspace: LinearWorkspace | None,
 ) -> None:
+    """Round [T, in] and multiply it into `out` [T, out]."""
+    workspace = workspace or workspace_for(plan, x.device, tokens=len(x), padded=weight.padded)
     workspace.check(plan, rounded=len(x) * weight.padded)
     rows, row_scales = workspace.rows, workspace.row_scales
     block = min(_LONGEST_BLOCK, triton.next_power_of_2(weight.padded))

@@ -24,6 +24,8 @@ from typing import Final, Literal
 
 import torch
 
+from tidegate.kernels.linear.int8 import Int8Linear
+
 Tensor = torch.Tensor
 Bits = Literal[4, 8]
 
@@ -98,12 +100,16 @@ class TiledLinear:
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
 
+Single = DenseWeight | TiledLinear | Int8Linear
+"""A weight that is one product."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class LowRankWeight:
     """`second(first(x))`; the rank is the width between the two. `first` has no bias."""
 
-    first: DenseWeight | TiledLinear
-    second: DenseWeight | TiledLinear
+    first: Single
+    second: Single
 
     def __post_init__(self) -> None:
         if self.first.outputs != self.second.inputs or self.first.bias is not None:
@@ -120,4 +126,4 @@ class LowRankWeight:
         return self.first.inputs
 
 
-GpuLinear = DenseWeight | TiledLinear | LowRankWeight
+GpuLinear = Single | LowRankWeight

@@ -7,15 +7,22 @@ sets them back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from tidegate.kernels.launch import gpu_of
+from tidegate.kernels.launch import Gpu, gpu_of, launch_for
+from tidegate.kernels.linear.few import suits_few
 from tidegate.kernels.linear.int8 import Int8Linear
-from tidegate.kernels.linear.plan import ProductPlan, Single, plan_product
-from tidegate.kernels.linear.weights import DenseWeight, GpuLinear, LowRankWeight, TiledLinear
+from tidegate.kernels.linear.plan import ProductPlan, plan_product
+from tidegate.kernels.linear.weights import (
+    DenseWeight,
+    GpuLinear,
+    LowRankWeight,
+    Single,
+    TiledLinear,
+)
 
 Tensor = torch.Tensor
 
@@ -38,7 +45,7 @@ class LinearWorkspace:
     @classmethod
     def of(
         cls,
-        weights: Iterable[GpuLinear | Int8Linear],
+        weights: Iterable[GpuLinear],
         *,
         most_tokens: int,
         dtype: torch.dtype,
@@ -48,7 +55,7 @@ class LinearWorkspace:
         """Enough for the product of each of `weights` with any number of tokens up to the most."""
         gpu = gpu_of(torch.device(device))
         partial = arrived = wide = rounded = 0
-        for weight in _single(weights):
+        for weight in single_weights(weights):
             if isinstance(weight, DenseWeight) and not deterministic:
                 continue
             for tokens in _sizes(most_tokens):
@@ -88,12 +95,52 @@ def workspace_for(
     )
 
 
-def _single(weights: Iterable[GpuLinear | Int8Linear]) -> Iterable[Single]:
+def single_weights(weights: Iterable[GpuLinear]) -> Iterator[Single]:
+    """The weights, two of each that is two products."""
     for weight in weights:
         if isinstance(weight, LowRankWeight):
             yield from (weight.first, weight.second)
         else:
             yield weight
+
+
+def token_classes(
+    weights: Iterable[GpuLinear], gpu: Gpu, *, most_tokens: int, deterministic: bool
+) -> list[int]:
+    """Numbers of tokens, one for each way in which some product is cut up and compiled."""
+    kinds = {_kind(weight): weight for weight in single_weights(weights)}
+    known: set[object] = set()
+    counts = []
+    for tokens in _sizes(most_tokens):
+        ways = {
+            (kind, _way(weight, tokens, gpu, deterministic=deterministic))
+            for kind, weight in kinds.items()
+        }
+        if ways - known:
+            counts.append(tokens)
+            known |= ways
+    return counts
+
+
+def _kind(weight: Single) -> tuple[object, ...]:
+    """What products of a weight are planned by."""
+    step = weight.step if isinstance(weight, TiledLinear | Int8Linear) else None
+    return type(weight), weight.outputs, weight.inputs, step
+
+
+def _way(weight: Single, tokens: int, gpu: Gpu, *, deterministic: bool) -> object:
+    """What is compiled for a product; None where torch has it."""
+    if not deterministic and isinstance(weight, DenseWeight):
+        return None
+    if not deterministic and isinstance(weight, TiledLinear):
+        if suits_few(weight, tokens, gpu):
+            return "few", launch_for("linear", "few", gpu, tokens=tokens, step=weight.step)[
+                "tokens"
+            ]
+        if tokens > launch_for("linear", "choice", gpu)["tiled_tokens"]:
+            return "written out"
+    plan = plan_product(weight, tokens, gpu, deterministic=deterministic)
+    return plan.block_tiles, plan.block_tokens, plan.splits, plan.apart
 
 
 def _sizes(most_tokens: int) -> Iterable[int]:

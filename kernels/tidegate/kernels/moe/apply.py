@@ -61,13 +61,20 @@ class MoeWorkspace:
         )
 
 
-def route(logits: Tensor, *, chosen: int, normalised: bool) -> tuple[Tensor, Tensor]:
+def route(
+    logits: Tensor,
+    *,
+    chosen: int,
+    normalised: bool,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Choose experts, each token for itself.
 
     Args:
         logits: [T, E].
         chosen: experts of a token.
         normalised: whether a token's shares are scaled to sum to 1.
+        out: where both results go.
 
     Returns:
         Experts, int32 [T, chosen], best first, and their shares, float32 [T, chosen].
@@ -75,8 +82,13 @@ def route(logits: Tensor, *, chosen: int, normalised: bool) -> tuple[Tensor, Ten
     tokens, count = logits.shape
     if not 1 <= chosen <= count or logits.stride(1) != 1:
         raise ValueError(f"chosen = {chosen}: must be 1 to {count}, the experts of `logits`")
-    experts = torch.empty(tokens, chosen, dtype=torch.int32, device=logits.device)
-    shares = torch.empty(tokens, chosen, dtype=torch.float32, device=logits.device)
+    if out is None:
+        shape, device = (tokens, chosen), logits.device
+        out = (
+            torch.empty(shape, dtype=torch.int32, device=device),
+            torch.empty(shape, dtype=torch.float32, device=device),
+        )
+    experts, shares = out
     if tokens:
         route_kernel[(tokens,)](
             logits,

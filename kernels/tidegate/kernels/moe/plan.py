@@ -43,6 +43,13 @@ def plan_experts(*, pairs: int, experts: int, gpu: Gpu, deterministic: bool = Fa
     )
 
 
+def pair_classes(*, most_pairs: int, experts: int, gpu: Gpu) -> list[int]:
+    """Numbers of pairs, one for each way in which their products are compiled."""
+    bounds = [launch_for("moe", "choice", gpu)["direct_pairs"], 16 * experts]
+    wanted = [1, *(bound + 1 for bound in bounds), most_pairs]
+    return sorted({min(one, most_pairs) for one in wanted})
+
+
 def most_blocks(pairs: int, experts: int, tokens: int) -> int:
     """Blocks of `tokens` pairs of one expert, if as many experts as can be leave one unfilled."""
     return min(pairs, pairs // tokens + min(pairs, experts))

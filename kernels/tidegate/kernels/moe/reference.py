@@ -16,13 +16,20 @@ from tidegate.model.architecture import Activation
 Tensor = torch.Tensor
 
 
-def route(logits: Tensor, *, chosen: int, normalised: bool) -> tuple[Tensor, Tensor]:
+def route(
+    logits: Tensor,
+    *,
+    chosen: int,
+    normalised: bool,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Choose experts; see `Ops.moe`. Of equal ones the lower number goes first.
 
     Args:
         logits: [T, E], the router's output.
         chosen: experts of a token.
         normalised: whether a token's shares are scaled to sum to 1.
+        out: where both results go.
 
     Returns:
         Experts, int32 [T, chosen], best first, and their shares, float32 [T, chosen].
@@ -32,7 +39,9 @@ def route(logits: Tensor, *, chosen: int, normalised: bool) -> tuple[Tensor, Ten
     shares = odds.gather(1, order)
     if normalised:
         shares = shares / shares.sum(dim=-1, keepdim=True)
-    return order.to(torch.int32), shares
+    if out is None:
+        return order.to(torch.int32), shares
+    return out[0].copy_(order), out[1].copy_(shares)
 
 
 def moe(

@@ -11,10 +11,12 @@ import torch
 import triton
 
 from tidegate.kernels.launch import gpu_of, launch_for
+from tidegate.kernels.linear.rows import tiled_rows
+from tidegate.kernels.linear.weights import TiledLinear
 from tidegate.kernels.pointwise.elementwise import adjust_values, gate_rows
 from tidegate.kernels.pointwise.norm import norm_long_rows, norm_rows
 from tidegate.kernels.pointwise.rows import copy_rows, unpack_rows
-from tidegate.kernels.pointwise.table import PackedTable
+from tidegate.kernels.pointwise.table import PackedTable, Table, table_width
 from tidegate.model.architecture import Activation
 
 __all__ = ["PackedTable", "adjust", "embed_rows", "gated_activation", "gather_rows", "rms_norm"]
@@ -128,7 +130,7 @@ def adjust(
 
 
 def embed_rows(
-    table: Tensor | PackedTable,
+    table: Table,
     tokens: Tensor,
     *,
     factor: float = 1.0,
@@ -138,7 +140,7 @@ def embed_rows(
     """Rows of an embedding table, dequantised as they are read, times a factor.
 
     Args:
-        table: [V, width], or packed.
+        table: [V, width], packed, or tiles (without a factor).
         tokens: int32 or int64 [T], from 0 to V - 1.
         factor: what some models multiply embeddings by.
         dtype: of the result; without it the table's, float32 of a packed one.
@@ -147,8 +149,8 @@ def embed_rows(
     Returns:
         [T, width] in `dtype`, or that of `out`.
     """
-    width = table.width if isinstance(table, PackedTable) else table.shape[1]
-    own = torch.float32 if isinstance(table, PackedTable) else table.dtype
+    width = table_width(table)
+    own = table.dtype if isinstance(table, Tensor) else torch.float32
     if out is None:
         out = torch.empty(len(tokens), width, dtype=dtype or own, device=tokens.device)
     launch = launch_for("pointwise", "embed_rows", gpu_of(tokens.device))
@@ -156,6 +158,9 @@ def embed_rows(
     grid = (len(tokens), triton.cdiv(width, block))
     if not len(tokens):
         return out
+    if isinstance(table, TiledLinear):
+        assert factor == 1, "rows of tiles come as they are"
+        return tiled_rows(table, tokens, out.dtype, out=out)
     if isinstance(table, PackedTable):
         unpack_rows[grid](
             table.values, table.scales, table.zeros, tokens, out, float(factor), out.stride(0),

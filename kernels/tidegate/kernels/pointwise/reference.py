@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from tidegate.kernels.pointwise.table import PackedTable
+from tidegate.kernels.linear.retile import untile
+from tidegate.kernels.linear.weights import TiledLinear
+from tidegate.kernels.pointwise.table import PackedTable, Table
 from tidegate.kernels.torch_ops import activate, root_mean_square_norm
 from tidegate.model.architecture import Activation
 
@@ -53,7 +55,7 @@ def adjust(
 
 
 def embed_rows(
-    table: Tensor | PackedTable,
+    table: Table,
     tokens: Tensor,
     *,
     factor: float = 1.0,
@@ -63,6 +65,8 @@ def embed_rows(
     """See `tidegate.kernels.pointwise.embed_rows`."""
     if isinstance(table, PackedTable):
         rows, own = table.rows(tokens), torch.float32
+    elif isinstance(table, TiledLinear):
+        rows, own = untile(table)[tokens.long()], torch.float32
     else:
         rows, own = table[tokens.long()].float(), table.dtype
     return _given((rows * factor).to(dtype or own), out)

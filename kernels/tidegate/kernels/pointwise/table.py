@@ -1,7 +1,7 @@
 """`PackedTable`: an embedding table of 4 or 8 bits on the device, in `PackedLinear`'s own layout.
 
 A row of the table is a row of the packed weight, so a token reads `width * bits / 8` bytes in one
-run. Nothing is re-tiled: the head that shares the table keeps tiles of its own.
+run. A table that is the head's weight too is read from the head's tiles and kept once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tidegate.kernels.linear.weights import TiledLinear
 from tidegate.model.packed import Bits, PackedLinear
 
 Tensor = torch.Tensor
@@ -54,3 +55,24 @@ class PackedTable:
         zeros = middle if self.zeros is None else self.zeros[tokens.long()].float()
         grouped = packed.float().view(len(packed), -1, self.group_size)
         return ((grouped - zeros[..., None]) * scales[..., None]).flatten(1)[:, : self.width]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the whole table."""
+        parts = (self.values, self.scales, self.zeros)
+        return sum(part.nbytes for part in parts if part is not None)
+
+
+Table = Tensor | PackedTable | TiledLinear
+"""An embedding table: rows in the activations' type, or integers."""
+
+
+def table_width(table: Table) -> int:
+    """Values of a row."""
+    match table:
+        case PackedTable():
+            return table.width
+        case TiledLinear():
+            return table.inputs
+        case _:
+            return int(table.shape[1])
