@@ -27,7 +27,8 @@ from tidegate.cloud.charges import Ledger, MemoryLedger
 from tidegate.cloud.failed_attempts import FailedAttempts
 from tidegate.cloud.key_rules import KeyRules, Quota
 from tidegate.cloud.limits_of_keys import quota_charge
-from tidegate.cloud.usage import FLUSH_ROWS, FLUSH_S, MOST_WAITING, UsageBook
+from tidegate.cloud.price_table import PriceTable
+from tidegate.cloud.usage import DAY_S, FLUSH_ROWS, FLUSH_S, MOST_WAITING, UsageBook
 from tidegate.cloud.visits import KeyVisit
 from tidegate.errors import CapacityError, TidegateError, UnavailableError, describe_defect
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:  # an optional library, loaded by who needs it
     from tidegate.cloud.windows import Windows
 
 _log = logging.getLogger(__name__)
+
+_PRUNE_S: Final = 3600.0
+"""Between two looks for rows that are too old."""
 
 PLAIN_KEY: Final = KeyId("api-key-file")
 """Stands for the keys of `--api-key-file`, which have all scopes and no limits."""
@@ -61,6 +65,8 @@ class AccessControl:
         plain: the keys that have no rules.
         per_key: metrics carry the names of keys.
         client_keys: a client's certificate stands for the key of its name.
+        prices: of models, for keys without prices of their own.
+        usage_days: how long rows of usage are kept; None for ever.
         release: called when everything is closed.
         clock: Unix seconds.
     """
@@ -76,6 +82,8 @@ class AccessControl:
         plain: Authorise | None = None,
         per_key: bool = False,
         client_keys: bool = False,
+        prices: PriceTable | None = None,
+        usage_days: int | None = None,
         release: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -86,6 +94,8 @@ class AccessControl:
         self.size: Callable[[Call], Awaitable[CallSize]] | None = None
         """How large a call is; set by the service once it has a model."""
         self._client_keys = client_keys
+        self.prices = prices or PriceTable()
+        self._usage_days, self._pruned_s = usage_days, 0.0
         self._plain, self._make_windows, self._release = plain, windows, release
         self._windows: Windows | None = None
         self._begun: dict[tuple[KeyId, str], None] = {}
@@ -215,6 +225,20 @@ class AccessControl:
             _log.error("usage: %s; %d rows wait", error, self.usage.waiting)
         if self.audit is not None:
             self.audit.flush()
+        self._prune()
+
+    def _prune(self) -> None:
+        now_s = self.clock()
+        if self._usage_days is None or now_s - self._pruned_s < _PRUNE_S:
+            return
+        self._pruned_s = now_s
+        try:
+            deleted = self.usage.prune(now_s - self._usage_days * DAY_S)
+        except CapacityError as error:
+            _log.error("usage: old rows could not be deleted: %s", error)
+            return
+        if deleted:
+            _log.info("usage: %d rows older than %d days deleted", deleted, self._usage_days)
 
 
 @asynccontextmanager

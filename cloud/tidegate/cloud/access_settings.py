@@ -14,7 +14,8 @@ from tidegate.cloud.access import AccessControl
 from tidegate.cloud.api_keys import ApiKeyStore
 from tidegate.cloud.audit import AuditLog, AuditSettings
 from tidegate.cloud.charges import Ledger, MemoryLedger
-from tidegate.cloud.usage import UsageBook
+from tidegate.cloud.price_table import PriceTable
+from tidegate.cloud.usage import LEAST_DAYS, UsageBook
 from tidegate.errors import ConfigError
 from tidegate.link.keyfiles import FolderLock
 
@@ -29,7 +30,7 @@ class AccessSettings:
     """Where keys, usage and audit are, and where limits are counted.
 
     Raises:
-        ConfigError: the URL is not Redis's.
+        ConfigError: the URL is not Redis's, or usage is not kept for long enough.
     """
 
     state: Path
@@ -38,10 +39,17 @@ class AccessSettings:
     audit: AuditSettings | None = field(default_factory=AuditSettings)
     metrics_per_key: bool = False
     metrics_need_key: bool = False
+    usage_days: int | None = 400
+    """How long rows of usage are kept, a year and a month; None for ever."""
+    prices: PriceTable = field(default_factory=PriceTable)
+    """Of models, for keys without prices of their own."""
     client_keys: bool = False
     """The name of a client's certificate stands for the key of that name."""
 
     def __post_init__(self) -> None:
+        if self.usage_days is not None and self.usage_days < LEAST_DAYS:
+            allowed = f"at least {LEAST_DAYS}, or 0 to keep them for ever"
+            raise ConfigError("usage-days", self.usage_days, allowed)
         if self.redis is None:
             return
         parts = urlsplit(self.redis)
@@ -89,6 +97,8 @@ def open_access(
         plain=KeyRing(key_hashes) if key_hashes else None,
         per_key=settings.metrics_per_key,
         client_keys=settings.client_keys,
+        prices=settings.prices,
+        usage_days=settings.usage_days,
         clock=clock,
         release=None if lock is None else lock.release,
     )

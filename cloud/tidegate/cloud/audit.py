@@ -2,8 +2,8 @@
 
 `audit.jsonl` grows to a bound or until midnight (UTC), is then renamed to `audit-TIME.jsonl` and a
 new one begun; old ones are deleted by age and by the bytes of all. Lines wait in memory for about a
-second, so that is what a crash may lose. Several processes may share a folder: whoever appends or
-rotates holds a lock.
+second and are then written and synced together: that is what a crash or a power cut may lose.
+Several processes may share a folder: whoever appends or rotates holds a lock.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class AuditLog:
             if os.write(descriptor, data) < len(data):
                 os.ftruncate(descriptor, began)  # a full disk: no half line, the batch waits
                 raise OSError(28, "no space left")
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -2,7 +2,8 @@
 
 Rows wait in memory and are written together, each second or each 256: a crash loses at most what
 ended in the last second before it. A row is written under its call's random id, once however often
-it is tried. Counts of quotas begin from these rows when the service starts again.
+it is tried. Counts of quotas begin from these rows when the service starts again, so they are kept
+for more than a month. Old ones go by whole days (UTC), so that a day in an export is whole or gone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ FLUSH_ROWS: Final = 256
 MOST_WAITING: Final = 50_000
 """Rows that may wait for a disk that takes none; then no further call is admitted."""
 NANO: Final = 1_000_000_000
+DAY_S: Final = 86_400
+LEAST_DAYS: Final = 32
+"""Rows are kept for: quotas of a month are counted from them."""
+_DELETED_AT_ONCE: Final = 2000
+"""In one transaction, so that calls of now need not wait for long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +61,10 @@ _SCHEMA: Final = (
         " completion_tokens INTEGER NOT NULL, cost_nano INTEGER NOT NULL) WITHOUT ROWID",
         "CREATE INDEX calls_of ON calls (key_id, began_s)",
         "CREATE INDEX calls_at ON calls (began_s)",
+    ),
+    (
+        "CREATE TABLE pruned (one INTEGER PRIMARY KEY CHECK (one = 1), before_s REAL NOT NULL)",
+        "INSERT INTO pruned VALUES (1, 0)",
     ),
 )
 
@@ -141,6 +151,40 @@ class UsageBook:
             if len(page) < 1000:
                 return
             last = (page[-1][_NAMES.index("began_s")], page[-1][0])
+
+    @property
+    def pruned_before_s(self) -> float:
+        """Calls that began before this may be gone, by whole days; 0 while none is.
+
+        Raises:
+            CapacityError: the file cannot be read.
+        """
+        with self._db_turn:
+            ((before_s,),) = self._db.read("SELECT before_s FROM pruned")
+        return float(before_s)
+
+    def prune(self, before_s: float) -> int:
+        """Delete calls of the days (UTC) that ended at `before_s` or earlier; how many they were.
+
+        Raises:
+            CapacityError: the disk takes nothing; what was deleted until then stays deleted.
+        """
+        day_s, deleted = before_s // DAY_S * DAY_S, 0
+        if day_s <= self.pruned_before_s:
+            return 0
+        # Said first: an export must not take a day that is being deleted for whole.
+        with self._db_turn, self._db.write() as db:
+            db.execute("UPDATE pruned SET before_s = max(before_s, ?)", (day_s,))
+        while True:
+            with self._db_turn, self._db.write() as db:
+                gone = db.execute(
+                    "DELETE FROM calls WHERE id IN"
+                    " (SELECT id FROM calls WHERE began_s < ? ORDER BY began_s LIMIT ?)",
+                    (day_s, _DELETED_AT_ONCE),
+                ).rowcount
+            deleted += gone
+            if gone < _DELETED_AT_ONCE:
+                return deleted
 
     def close(self) -> None:
         """Write what waits, then close the file."""

@@ -217,6 +217,7 @@ class KeyVisit:
 
     def _keep(self, usage: Usage, status: int, request_id: str) -> None:
         assert self._key is not None
+        prices = self._access.prices.of(self._model, self._key.rules.prices)
         row = UsageRow(
             id=self._claim,
             key_id=self._key.id,
@@ -231,7 +232,7 @@ class KeyVisit:
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
-            cost_nano=self._key.rules.prices.cost_nano(
+            cost_nano=prices.cost_nano(
                 prompt_tokens=usage.prompt_tokens,
                 cached_tokens=usage.cached_tokens,
                 completion_tokens=usage.completion_tokens,
@@ -254,6 +255,7 @@ class KeyVisit:
             "status": status,
             "refused": self._reason,
             "model": self._model or None,
+            "reserved_tokens": self._ask.tokens,
             "outcome": self.tally.outcome,
             "prompt_tokens": usage.prompt_tokens,
             "cached_tokens": usage.cached_tokens,

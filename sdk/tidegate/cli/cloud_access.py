@@ -46,6 +46,18 @@ def add_access(parser: argparse.ArgumentParser) -> None:
         "--no-vllm-metrics", action="store_true", help="leave vLLM's names out of /metrics"
     )
     parser.add_argument(
+        "--prices",
+        type=Path,
+        metavar="TOML",
+        help="prices of models, for keys without prices of their own (docs/api-keys.md)",
+    )
+    parser.add_argument(
+        "--usage-days",
+        type=int,
+        default=400,
+        help="keep rows of usage so long, at least 32; 0 for ever (default 400)",
+    )
+    parser.add_argument(
         "--audit-days", type=float, default=90.0, help="keep audit lines so long; 0 writes none"
     )
     parser.add_argument(
@@ -64,10 +76,11 @@ def read_access(args: argparse.Namespace) -> AccessSettings | None:
     """
     from tidegate.cloud.access_settings import AccessSettings
     from tidegate.cloud.audit import AuditSettings
+    from tidegate.cloud.price_table import PriceTable, read_prices
 
     if args.state is None:
         given = (args.limits_redis, args.metrics_per_key, args.metrics_need_key)
-        if any((*given, args.tls_client_keys)):
+        if any((*given, args.tls_client_keys, args.prices)):
             raise ConfigError("state", None, "a folder, as limits or metrics of keys are asked for")
         return None
     if args.tls_client_keys and args.tls_client_ca is None:
@@ -82,6 +95,8 @@ def read_access(args: argparse.Namespace) -> AccessSettings | None:
         metrics_per_key=args.metrics_per_key,
         metrics_need_key=args.metrics_need_key,
         client_keys=args.tls_client_keys,
+        prices=PriceTable() if args.prices is None else read_prices(args.prices),
+        usage_days=args.usage_days or None,
     )
 
 

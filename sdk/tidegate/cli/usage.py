@@ -38,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
     to_s = time.time() if args.to is None else _time("to", args.to)
     writer = None
     with closing(UsageBook(args.state)) as book:
+        pruned_s = book.pruned_before_s
+        if from_s < pruned_s:
+            day = datetime.fromtimestamp(pruned_s, UTC).date()
+            print(f"tidegate usage: calls before {day} were deleted", file=sys.stderr)
         for row in map(exported, book.rows(from_s, to_s)):
             if args.format == "jsonl":
                 sys.stdout.write(json.dumps(row) + "\n")
@@ -46,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
                 writer = csv.DictWriter(sys.stdout, tuple(row), lineterminator="\n")
                 writer.writeheader()
             writer.writerow(row)
+        if from_s < book.pruned_before_s != pruned_s:
+            print("tidegate usage: calls were deleted meanwhile: export again", file=sys.stderr)
+            return 1
     return 0
 
 
