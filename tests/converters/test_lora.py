@@ -12,11 +12,12 @@ from checkpoints import write_checkpoint
 from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.converters.convert import ConversionPlan, convert
-from tidegate.converters.lora import Lora, read_lora_config
+from tidegate.converters.lora import Lora
 from tidegate.converters.recipe import make_recipe
 from tidegate.converters.rounding.rtn import quantise
 from tidegate.errors import CheckpointError, ConversionError
 from tidegate.model.checkpoint import Checkpoint
+from tidegate.model.lora import read_lora_config
 from tidegate.model.packed import DenseLinear
 from tidegate.model.registry import Source
 from tidegate.model.roles import roles

@@ -167,4 +167,8 @@ def _answer(
     used: InUse[LanguageModel], call: Call, request_id: str, join_unread: bool
 ) -> AsyncGenerator[AnswerEvent, None]:
     named = replace(call, model=None)  # which one it names is what `used` is
+    if used.adapter is not None:
+        return used.model.answer_adapted(
+            named, request_id, used.adapter, used.adapter_version, join_unread=join_unread
+        )
     return used.model.answer(named, request_id, join_unread=join_unread)

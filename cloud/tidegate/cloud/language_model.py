@@ -8,19 +8,22 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tidegate.api.backend import AnswerEvent
+from tidegate.api.backend import AnswerEvent, Routed
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.schema import Call
+from tidegate.cloud.adapter_book import AdapterBook, adapter_bytes
 from tidegate.cloud.executor_choice import ExecutorSettings, Watched, chosen, open_executor
 from tidegate.cloud.gpu_memory import MemoryPart, MemorySum
 from tidegate.cloud.model_memory import torch_memory
-from tidegate.cloud.model_settings import ModelSettings
+from tidegate.cloud.model_settings import AdapterSettings, ModelSettings
 from tidegate.cloud.model_source import open_source, source_facts
 from tidegate.cloud.pool_room import MIB
 from tidegate.cloud.pooled_model import ModelFacts
+from tidegate.engine.adapting import Adapting
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Failed, Finished
 from tidegate.engine.executor import Executor
@@ -36,9 +39,11 @@ STALL_AFTER_S: Final = EngineSettings().stall_after_s
 class LanguageModel:
     """See `tidegate.cloud.pooled_model.PooledModel`."""
 
-    def __init__(self, executor: Executor, engine: Engine) -> None:
-        """Serve `engine`, which runs on `executor`."""
-        self._executor, self.engine = executor, engine
+    def __init__(
+        self, executor: Executor, engine: Engine, adapters: AdapterBook | None = None
+    ) -> None:
+        """Serve `engine`, which runs on `executor`; without `adapters` the model alone."""
+        self._executor, self.engine, self.adapters = executor, engine, adapters
         self.backend = EngineBackend(engine, route="cloud", created_s=int(time.time()))
 
     async def run(self) -> None:
@@ -81,6 +86,32 @@ class LanguageModel:
         """The events of one call; which model it names was seen to before."""
         return self.backend.answer_as(call, request_id, join_unread=join_unread)
 
+    async def answer_adapted(
+        self,
+        call: Call,
+        request_id: str,
+        adapter: AdapterSettings,
+        version: str,
+        *,
+        join_unread: bool,
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """The same with an adapter, under its name.
+
+        Raises:
+            CapacityError: as many adapters as may be in memory are in use.
+            UnavailableError: the adapter cannot be read any more.
+        """
+        assert self.adapters is not None, "a model with adapters was loaded with a book of them"
+        async with self.adapters.use(adapter, version) as number:
+            answer = self.backend.answer_as(
+                call, request_id, join_unread=join_unread, adapter=number
+            )
+            async with aclosing(answer) as events:
+                async for event in events:
+                    if isinstance(event, Routed):
+                        event = replace(event, model=adapter.name)
+                    yield event
+
 
 class LanguageModels:
     """`tidegate.cloud.pooled_model.Maker` of checkpoints and packed bundles."""
@@ -105,15 +136,31 @@ class LanguageModels:
         context = settings.executor.context_tokens or arch.context
         if context > arch.context:
             raise ConfigError("context_tokens", context, f"at most {arch.context}")
+        sizes = sorted(adapter_bytes(one, source) for one in settings.adapters)
         if place == "gpu":
+            if settings.adapters:
+                raise _no_adapters("gpu", settings)
             memory = _given(settings.executor)
         else:
             memory = torch_memory(arch, settings.executor, packed_bytes=source.packed_bytes)
+            if sizes:
+                largest = sum(sizes[-settings.most_adapters :])
+                part = MemoryPart(
+                    name=f"adapters, {settings.most_adapters} at once", nbytes=largest
+                )
+                memory = MemorySum(parts=(*memory.parts, part))
         return ModelFacts(
             context_tokens=context,
             place="gpu" if place == "gpu" else "host",
             memory=memory,
-            version=version_of(settings.path, settings.executor, settings.queue_limit),
+            version=version_of(
+                settings.path,
+                settings.executor,
+                settings.queue_limit,
+                settings.most_adapters,
+                bool(settings.adapters),
+            ),
+            adapters={one.name: version_of(one.path, one.sha256) for one in settings.adapters},
         )
 
     def load(self, settings: ModelSettings, facts: ModelFacts) -> LanguageModel:
@@ -127,7 +174,23 @@ class LanguageModels:
         engine, executor = open_engine(
             settings, trusted=self._trusted, stall_after_s=self._stall_after_s
         )
-        return LanguageModel(executor, engine)
+        if not settings.adapters:
+            return LanguageModel(executor, engine)
+        if not isinstance(executor, Adapting):
+            executor.close()
+            raise _no_adapters(type(executor).__name__, settings)
+        source = source_facts(settings.path, trusted=self._trusted)
+        book = AdapterBook(executor, source.arch, source.sources, most=settings.most_adapters)
+        return LanguageModel(executor, engine, book)
+
+
+def _no_adapters(executor: str, settings: ModelSettings) -> ConfigError:
+    names = ", ".join(one.name for one in settings.adapters)
+    allowed = (
+        f"absent on executor {executor}, which cannot add adapters: take executor torch, or merge"
+        " them (tidegate convert --lora)"
+    )
+    return ConfigError("adapter", names, allowed)
 
 
 def open_engine(

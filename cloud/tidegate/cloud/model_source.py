@@ -7,7 +7,7 @@ are asked for, so the host never holds the model.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from tidegate.model.bundle import MANIFEST_FILE, Bundle
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.manifest import DEVICE_TARGETS
 from tidegate.model.packed_target import FORMAT, TARGET, PackedWeights
+from tidegate.model.registry import Source, architecture_module
 from tidegate.model.text_files import write_text_files
 from tidegate.model.walk import Weights
 
@@ -56,6 +57,8 @@ class SourceFacts:
     arch: Architecture
     packed_bytes: int | None
     """Of its weights' files, when they are quantised there; None for dense ones."""
+    sources: Mapping[str, Source]
+    """Where each role lies in the checkpoint that it is or was made of, for adapters."""
 
 
 def source_facts(folder: Path, *, trusted: Collection[str] | None = None) -> SourceFacts:
@@ -68,12 +71,17 @@ def source_facts(folder: Path, *, trusted: Collection[str] | None = None) -> Sou
         sizes = [
             one.size_bytes for name, one in bundle.manifest.files.items() if name.startswith(prefix)
         ]
-        return SourceFacts(arch=arch, packed_bytes=sum(sizes))
+        sources = architecture_module(arch.model_type).sources(arch, ())
+        return SourceFacts(arch=arch, packed_bytes=sum(sizes), sources=sources)
     _check_unsigned(folder, trusted)
     with Checkpoint.open(folder) as checkpoint:
         packed = sum(file.path.stat().st_size for file in checkpoint.files)
         dense = not checkpoint.prequantised
-        return SourceFacts(arch=checkpoint.decoder, packed_bytes=None if dense else packed)
+        return SourceFacts(
+            arch=checkpoint.decoder,
+            packed_bytes=None if dense else packed,
+            sources=checkpoint.sources,
+        )
 
 
 @contextmanager

@@ -57,6 +57,9 @@ async def models_status(pool: ModelPool[LanguageModel]) -> dict[str, dict[str, A
                 one.leases for one in pool.retiring if one.settings.name == name
             ),
             "adapters": [one.name for one in entry.settings.adapters],
+            "adapters_loaded": []
+            if version is None or version.model.adapters is None
+            else list(version.model.adapters.loaded),
             "engine": None if version is None else dict(await version.model.backend.status()),
         }
     return found

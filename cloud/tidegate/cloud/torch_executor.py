@@ -5,6 +5,7 @@ It runs the walk itself, in float32, over slots of a KV buffer allocated at cons
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,10 @@ from tidegate.engine.executor import (
     StepResult,
 )
 from tidegate.errors import ConfigError, ExecutionError
+from tidegate.kernels.torch_lora import AdaptedTorchOps, AdapterTensors
 from tidegate.kernels.torch_ops import TorchKv, TorchOps, TorchRow, WeightTensors
 from tidegate.model.architecture import Architecture
+from tidegate.model.lora import LowRank
 from tidegate.model.resident import ResidentWeights
 from tidegate.model.walk import Weights, decoder
 
@@ -59,6 +62,8 @@ class TorchExecutor:
         self._arch, self._settings = arch, settings
         self._weights, self._tensors = ResidentWeights(weights), WeightTensors()
         self._kv = _allocate(arch, settings)
+        self._adapters: dict[int, AdapterTensors] = {}
+        self._retired: dict[int, AdapterTensors] = {}
         self._run([TorchRow(tokens=(0,), past=0, slot=0)])
 
     @property
@@ -83,17 +88,42 @@ class TorchExecutor:
 
     def execute(self, step: ExecutorStep) -> StepResult:
         """See `Executor.execute`."""
+        current = dict(self._adapters)  # before those that retired: in one of the two it is
+        retired = self._retired
+        adapters = {**retired, **current}
+        self._check_adapters(step, adapters)
         try:
             for source, target, tokens in step.copies:
                 for buffer in (*self._kv.keys, *self._kv.values):
                     buffer[target, :tokens] = buffer[source, :tokens]
-            logits = self._run([_torch_row(row) for row in step.rows])
+            rows = [_torch_row(row) for row in step.rows]
+            own = [None if row.adapter is None else adapters[row.adapter] for row in step.rows]
+            logits = self._run(rows, own)
         except (RuntimeError, IndexError, ValueError) as error:
             tokens = sum(len(row.tokens) for row in step.rows)
             raise ExecutionError(
                 f"a step of {len(step.rows)} rows and {tokens} tokens failed: {error}"
             ) from error
+        for number in tuple(retired):  # whoever was planned with one has been in this step
+            del retired[number]
         return StepResult(logits=logits.numpy())
+
+    def load_adapter(self, number: int, layers: Mapping[str, LowRank]) -> None:
+        """See `Adapting.load_adapter`."""
+        linears = {role: self._weights.linear(role) for role in layers}
+        self._adapters[number] = AdapterTensors.of(layers, linears)
+
+    def unload_adapter(self, number: int) -> None:
+        """See `Adapting.unload_adapter`; it is kept until the next step has ended."""
+        found = self._adapters[number]
+        self._retired = {**self._retired, number: found}
+        del self._adapters[number]
+
+    @staticmethod
+    def _check_adapters(step: ExecutorStep, known: Mapping[int, AdapterTensors]) -> None:
+        for row in step.rows:
+            if row.adapter is not None and row.adapter not in known:
+                raise ExecutionError(f"adapter {row.adapter} is not loaded")
 
     def close(self) -> None:
         """See `Executor.close`."""
@@ -101,10 +131,17 @@ class TorchExecutor:
         self._kv.values.clear()
         self._tensors = WeightTensors()
         self._weights.clear()
+        self._adapters.clear()
+        self._retired.clear()
 
-    def _run(self, rows: list[TorchRow]) -> torch.Tensor:
+    def _run(
+        self, rows: list[TorchRow], adapters: Sequence[AdapterTensors | None] = ()
+    ) -> torch.Tensor:
+        ops = TorchOps(rows, self._kv, self._tensors)
+        if any(adapter is not None for adapter in adapters):
+            ops = AdaptedTorchOps(rows, self._kv, self._tensors, adapters)
         with torch.inference_mode():
-            return decoder(TorchOps(rows, self._kv, self._tensors), self._arch, self._weights)
+            return decoder(ops, self._arch, self._weights)
 
 
 def _allocate(arch: Architecture, settings: TorchSettings) -> TorchKv:

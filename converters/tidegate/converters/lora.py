@@ -1,161 +1,26 @@
-"""LoRA: a PEFT adapter folder, added to the weights as they are read.
+"""LoRA: an adapter added to the weights as they are read; see `tidegate.model.lora`.
 
-A LoRA (Hu et al. 2021, arXiv:2106.09685) keeps two thin matrices for a linear layer, and the layer
-becomes `W + scale * B @ A` with `scale = alpha / r`, or `alpha / sqrt(r)` with `use_rslora`. The
-folder holds `adapter_config.json` and `adapter_model.safetensors` with the names
-
-    base_model.model.<path of the layer>.lora_A.weight    [r, in]
-    base_model.model.<path of the layer>.lora_B.weight    [out, r]
-
-and, when a head was trained, that layer's own weight again as `base_layer.weight`.
-One layer's matrices are read at a time. What the merge would leave out is refused by name: other
-kinds of adapters, settings it does not know, and tensors that belong to no layer of the model.
+One layer's matrices are read at a time.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Self, TypeVar
+from collections.abc import Mapping
 
 import numpy as np
 
 from tidegate.converters.rounding.packing import RowWeights
 from tidegate.converters.rounding.rtn import Rows
-from tidegate.errors import CheckpointError, ConversionError
-from tidegate.model.checkpoint import read_json_object
-from tidegate.model.config import Config, flag, positive_float, positive_int
+from tidegate.errors import ConversionError
+from tidegate.model.lora import Adapter, LayerDelta
 from tidegate.model.packed import Array, DenseLinear, Linear
 from tidegate.model.registry import Source
 from tidegate.model.safetensors_file import SafetensorsFile
 from tidegate.model.walk import Weights
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
-Number = TypeVar("Number", int, float)
-
-_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-_BASE = ".base_layer.weight"
-
-_UNDERSTOOD = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
-
-_WITHOUT_EFFECT = frozenset(
-    [
-        "auto_mapping",
-        "base_model_name_or_path",
-        "eva_config",
-        "exclude_modules",
-        "inference_mode",
-        "layers_pattern",
-        "layers_to_transform",
-        "lora_dropout",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "target_modules",
-        "task_type",
-    ]
-)
-"""Where it was trained, and which layers: those are the ones that have tensors."""
-
-_MUST_BE: Mapping[str, tuple[object, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    # Other ways of starting (pissa, olora, loftq, ...) change the base weights too.
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraConfig:
-    """The numbers of an adapter's config."""
-
-    rank: int
-    alpha: float
-    rank_stabilised: bool
-    ranks: Mapping[str, int]
-    """By pattern over the paths of layers; the first that matches counts."""
-    alphas: Mapping[str, float]
-
-    def rank_of(self, path: str) -> int:
-        """The rank of a layer."""
-        return _by_pattern(self.ranks, path, self.rank)
-
-    def scale(self, path: str) -> float:
-        """The factor on `B @ A` of a layer."""
-        rank = self.rank_of(path)
-        alpha = _by_pattern(self.alphas, path, self.alpha)
-        return alpha / (float(np.sqrt(rank)) if self.rank_stabilised else rank)
-
-
-def read_lora_config(config: Config) -> LoraConfig:
-    """Read a parsed `adapter_config.json`.
-
-    Raises:
-        CheckpointError: a setting is wrong, or one that changes the result is not known here;
-            the message names it.
-    """
-    try:
-        return _read(config)
-    except CheckpointError as error:
-        # The look-ups are made for config.json and begin with its name.
-        raise CheckpointError(f"adapter_{error}") from error
-
-
-def _read(config: Config) -> LoraConfig:
-    for key, value in {"peft_type": None, **config}.items():
-        if key in _MUST_BE:
-            if value not in _MUST_BE[key]:
-                raise _refuse(key, value, " or ".join(map(repr, _MUST_BE[key])))
-        elif key not in _UNDERSTOOD and key not in _WITHOUT_EFFECT and value:
-            raise _refuse(key, value, "absent: what it does cannot be merged")
-    return LoraConfig(
-        rank=positive_int(config, "r"),
-        alpha=positive_float(config, "lora_alpha"),
-        rank_stabilised=flag(config, "use_rslora", False),
-        ranks={key: positive_int(found, key) for key, found in _patterns(config, "rank_pattern")},
-        alphas={
-            key: positive_float(found, key) for key, found in _patterns(config, "alpha_pattern")
-        },
-    )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Lora:
-    """An open adapter. Use it as a context manager: it holds an open file."""
-
-    folder: Path
-    config: LoraConfig
-    file: SafetensorsFile
-    sha256: str
-    """Of both files, one after the other."""
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Open an adapter folder.
-
-        Raises:
-            CheckpointError: a file is missing or damaged, or the adapter is of a kind that cannot
-                be merged; the message names the file or setting.
-        """
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: is not a folder with an adapter")
-        config = read_lora_config(read_json_object(folder / CONFIG_FILE))
-        file = SafetensorsFile(folder / WEIGHTS_FILE)
-        digest = hashlib.sha256()
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            digest.update((folder / name).read_bytes())
-        return cls(folder=folder.resolve(), config=config, file=file, sha256=digest.hexdigest())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+class Lora(Adapter):
+    """An open adapter that can be merged. Use it as a context manager: it holds an open file."""
 
     def merged(self, weights: Weights, sources: Mapping[str, Source]) -> MergedWeights:
         """`weights` with the adapter added, read while this is open.
@@ -167,53 +32,14 @@ class Lora:
         Raises:
             CheckpointError: a tensor of the adapter belongs to no layer, or has a wrong shape.
         """
-        left = dict(self.file.entries)
-        deltas: dict[str, _Delta] = {}
-        for role, source in sources.items():
-            path = source.tensor.removesuffix(".weight")
-            names = (_PREFIX + path + _A, _PREFIX + path + _B)
-            if source.index is not None or not set(names) <= self.file.entries.keys():
-                continue
-            base = _PREFIX + path + _BASE
-            for name in (*names, base):
-                left.pop(name, None)
-            rank = self.config.rank_of(path)
-            for name, place in zip(names, (0, 1), strict=True):
-                shape = self.file.entries[name].shape
-                if len(shape) != 2 or shape[place] != rank:
-                    raise CheckpointError(f"{name}: shape {shape}: must have rank {rank}")
-            deltas[role] = _Delta(
-                a=names[0],
-                b=names[1],
-                base=base if base in self.file.entries else None,
-                scale=self.config.scale(path),
-                rows=source.rows,
-            )
-        if left or not deltas:
-            named = ", ".join(sorted(left)[:4]) + (" and more" if len(left) > 4 else "")
-            raise CheckpointError(
-                f"{WEIGHTS_FILE}: belongs to no linear layer of the model: {named or 'no tensor'}"
-            )
-        return MergedWeights(weights, self.file, deltas)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Delta:
-    """What is added to one role: names of its matrices, and its rows of a fused layer."""
-
-    a: str
-    b: str
-    base: str | None
-    """What they are added to, where the adapter brings it; otherwise the checkpoint's weight."""
-    scale: float
-    rows: tuple[int, int] | None
+        return MergedWeights(weights, self.file, self.deltas(sources))
 
 
 class MergedWeights:
     """`tidegate.model.walk.Weights` with an adapter added to some roles, as they are read."""
 
     def __init__(
-        self, weights: Weights, file: SafetensorsFile, deltas: Mapping[str, _Delta]
+        self, weights: Weights, file: SafetensorsFile, deltas: Mapping[str, LayerDelta]
     ) -> None:
         """See `Lora.merged`."""
         self._weights, self._file, self._deltas = weights, file, deltas
@@ -256,28 +82,3 @@ class MergedWeights:
         if role in self._deltas or not isinstance(self._weights, RowWeights):
             return None
         return self._weights.by_rows(role)
-
-
-def _patterns(config: Config, key: str) -> Iterator[tuple[str, Config]]:
-    """The patterns at `key`, each with the object that it is a key of."""
-    found = config.get(key) or {}
-    if not isinstance(found, dict):
-        raise _refuse(key, found, "an object")
-    for pattern in found:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise _refuse(key, pattern, "regular expressions") from error
-        yield pattern, found
-
-
-def _by_pattern(patterns: Mapping[str, Number], path: str, default: Number) -> Number:
-    """The number of the first pattern that matches the end of a path, from a whole name on."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return default
-
-
-def _refuse(key: str, value: object, allowed: str) -> CheckpointError:
-    return CheckpointError(f"config.json: {key} = {value!r:.80}: must be {allowed}")

@@ -126,7 +126,12 @@ class EngineBackend:
                 yield event
 
     async def answer_as(
-        self, call: Call, request_id: str, *, join_unread: bool = True
+        self,
+        call: Call,
+        request_id: str,
+        *,
+        join_unread: bool = True,
+        adapter: int | None = None,
     ) -> AsyncGenerator[AnswerEvent, None]:
         """Answer a call under an id that was given to it elsewhere.
 
@@ -134,6 +139,7 @@ class EngineBackend:
             call: what to answer.
             request_id: 16 bytes in hex.
             join_unread: see `Engine.submit`.
+            adapter: see `GenerationRequest.adapter`.
 
         Raises:
             RequestError: the call names another model, or its prompt does not fit.
@@ -150,7 +156,12 @@ class EngineBackend:
             context_tokens=self.engine.context_tokens,
         )
         answer = self.generate(
-            fitted.call, fitted.prompt, request_id, "asked here", join_unread=join_unread
+            fitted.call,
+            fitted.prompt,
+            request_id,
+            "asked here",
+            join_unread=join_unread,
+            adapter=adapter,
         )
         async with aclosing(answer) as events:
             async for event in events:
@@ -164,6 +175,7 @@ class EngineBackend:
         reason: str,
         *,
         join_unread: bool = True,
+        adapter: int | None = None,
     ) -> AsyncGenerator[AnswerEvent, None]:
         """Answer a call whose prompt is already tokens; `reason` is why it runs here."""
         deadline_ms = call.options.deadline_ms
@@ -178,6 +190,7 @@ class EngineBackend:
             speculation=call.options.speculation,
             constraint=call.constraint if use is None else use.constraint,
             visible=frozenset() if use is None else use.visible,
+            adapter=adapter,
         )
         await self.engine.prepare(request.constraint)
         async with aclosing(self.engine.submit(request, join_unread=join_unread)) as answer:

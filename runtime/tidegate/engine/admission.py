@@ -13,17 +13,22 @@ WAITING_CONTEXTS: Final = 16
 _LEAST_RETRY_S: Final = 1.0
 
 
-def check_request(request: GenerationRequest, *, vocab: int, context_tokens: int) -> None:
+def check_request(
+    request: GenerationRequest, *, vocab: int, context_tokens: int, adapts: bool = False
+) -> None:
     """Refuse what can never run here.
 
     Args:
         request: what to answer.
         vocab: tokens of the model.
         context_tokens: that a prompt and its answer may have together.
+        adapts: the executor takes adapters, and no KV of theirs is kept on a disk.
 
     Raises:
         RequestError: the message names the limit.
     """
+    if request.adapter is not None and not adapts:
+        raise RequestError("model", "is an adapter: this executor runs the model alone")
     if len(request.prompt) >= context_tokens:
         raise RequestError(
             "prompt",

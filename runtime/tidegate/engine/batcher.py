@@ -151,7 +151,7 @@ class Batcher:
         generation.computed = computed
         forget = generation.key in self._forgotten
         if generation.request.reuse and not forget:
-            self.kv.commit(generation.key, generation.tokens[:computed])
+            self.kv.commit(generation.key, generation.kv_tokens[:computed])
         if generation.key not in self.running and generation.key not in self._in_flight:
             self._forgotten.discard(generation.key)
             self.kv.release(generation.key, forget=forget)
@@ -288,7 +288,7 @@ class Batcher:
         return max(0, min(MOST_DRAFT_TOKENS, one.remaining(self.context_tokens) - 1))
 
     def _waiter(self, one: Generation) -> Candidate:
-        match = self.kv.match(one.key, one.tokens) if one.request.reuse else Match()
+        match = self.kv.match(one.key, one.kv_tokens) if one.request.reuse else Match()
         return Candidate(
             key=one.key,
             tokens=one.length,
@@ -324,7 +324,7 @@ class Batcher:
         self.waiting.remove(generation)
         self.running[generation.key] = generation
         reuse = generation.request.reuse
-        generation.computed = self.kv.admit(generation.key, generation.tokens, reuse=reuse)
+        generation.computed = self.kv.admit(generation.key, generation.kv_tokens, reuse=reuse)
         if self._disk is not None and reuse:
             self._disk.begin(generation.key, generation.tokens, generation.computed)
         if generation.cached_tokens is None:
@@ -390,4 +390,5 @@ class Batcher:
             slot=place.slot,
             logits=int(end == self._known(generation)),
             fed=fed,
+            adapter=generation.request.adapter,
         )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
+from tidegate.engine.adapting import Adapting
 from tidegate.engine.admission import check_line, check_request
 from tidegate.engine.answer import Answer
 from tidegate.engine.batch import Batch
@@ -93,6 +94,7 @@ class Engine:
         self.executor_facts = executor.facts if isinstance(executor, Described) else None
         self._unloadable = executor if isinstance(executor, Unloadable) else None
         self._vocab = executor.limits.vocab
+        self._adapts = isinstance(executor, Adapting) and self._disk is None
         self._grammars = Grammars(text, vocab=self._vocab)
         self.context_tokens = self._batcher.context_tokens
         self._arrivals = 0
@@ -253,7 +255,9 @@ class Engine:
             raise UnavailableError("the engine is shutting down")
         if self._roster.find(request.id) is not None:
             raise RequestError("request_id", f"{request.id!r} is already running: must be unique")
-        check_request(request, vocab=self._vocab, context_tokens=self.context_tokens)
+        check_request(
+            request, vocab=self._vocab, context_tokens=self.context_tokens, adapts=self._adapts
+        )
         check_line(
             len(request.prompt),
             [one.length for one in self._batcher.waiting],

@@ -69,6 +69,8 @@ class Row:
     fed: int | None = None
     """The last of `tokens` is the token that the step submitted before chose at this place of all
     that it chose; see `engine.device_sampling.PipelinedExecutor`. None: it is known."""
+    adapter: int | None = None
+    """The adapter that is added to the model for this row; see `engine.adapting`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -9,6 +9,7 @@ import secrets
 
 import numpy as np
 
+from tidegate.engine.adapting import kv_tokens
 from tidegate.engine.answer import Channel
 from tidegate.engine.choosing import Ask, Guide
 from tidegate.engine.detokenise import Detokeniser
@@ -69,6 +70,11 @@ class Generation:
     def tokens(self) -> Tokens:
         """Prompt and answer so far; a view that later tokens do not change."""
         return self._buffer[: self._length]
+
+    @property
+    def kv_tokens(self) -> Tokens:
+        """The same, as the KV's books know them."""
+        return kv_tokens(self.tokens, self.request.adapter)
 
     @property
     def length(self) -> int:

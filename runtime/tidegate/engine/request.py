@@ -166,6 +166,8 @@ class GenerationRequest:
     """Special tokens that are text in the answer."""
     speculation: bool = True
     """Its tokens may be guessed ahead; they are the same tokens either way."""
+    adapter: int | None = None
+    """The number of an adapter that the executor has; None for the model itself."""
 
     def __post_init__(self) -> None:
         if not self.prompt:

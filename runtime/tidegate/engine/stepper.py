@@ -223,6 +223,7 @@ def _with_drafts(work: Work, drafts: Sequence[Draft]) -> Work:
                 blocks=row.blocks,
                 slot=row.slot,
                 logits=row.logits + len(guess),
+                adapter=row.adapter,
             )
             asks[place] = Ask(draw=asks[place].draw, draft=guess, guide=asks[place].guide)
         place += row.logits
