@@ -223,6 +223,24 @@ def test_a_part_is_read_in_less_memory_than_the_whole(tmp_path: Path) -> None:
             assert peak < 0.8 * whole, role
 
 
+def test_a_table_apart_from_the_head_goes_to_every_device_as_its_bits(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "in", WIDE, RandomWeights(WIDE))
+    with Checkpoint.open(tmp_path / "in") as checkpoint:
+        whole, part = checkpoint.weights(), Part(rank=1, world=2)
+        loaded = load_weights(
+            shard(WIDE, 2),
+            ShardedWeights(whole, WIDE, part),
+            dtype=torch.bfloat16,
+            device="cpu",
+            head_part=partial(head_of_table, vocab=WIDE.vocab, part=part),
+        )
+        table = loaded.table(loaded.linear("embed"))
+        assert np.array_equal(table.float().numpy(), dense_weight(whole.linear("embed")))
+        head = loaded.product([loaded.linear("head")])
+        assert head is not None
+        assert head.outputs == (103,)
+
+
 @pytest.mark.parametrize("tied_head", [True, False])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_a_device_holds_what_the_arithmetic_says(tied_head: bool, world: int) -> None:

@@ -119,6 +119,42 @@ def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -
         member_settings(replace(on_gpu, tensor_parallel=4), arch, rank=0)
 
 
+def test_more_than_two_sum_in_no_fixed_order(checkpoint: Path) -> None:
+    four = replace(SETTINGS, tensor_parallel=4, deterministic=True)
+    with (
+        open_source(checkpoint) as source,
+        pytest.raises(ConfigError, match="tensor_parallel = 4: must be at most 2 in deterministic"),
+    ):
+        open_executor(source.arch, source.weights, four, origin=source.origin)
+
+
+@pytest.mark.gpu
+def test_two_gpus_choose_what_one_chooses(checkpoint: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    found = []
+    for world in (1, 2):
+        settings = ExecutorSettings(
+            choice="gpu",
+            tensor_parallel=world,
+            rows=2,
+            context_tokens=64,
+            step_tokens=64,
+            memory_mib=2048,
+            activations="fp32",
+        )
+        with open_source(checkpoint) as source:
+            executor = open_executor(source.arch, source.weights, settings, origin=source.origin)
+        past, logits = 9, [executor.execute(STEP).logits]
+        for _ in range(3):  # met plainly, recorded, replayed
+            row = replace(STEP.rows[0], tokens=np.array([past]), past=past, logits=1)
+            logits.append(executor.execute(ExecutorStep(rows=(row,))).logits)
+            past += 1
+        executor.close()
+        found.append(np.concatenate(logits))
+    assert np.allclose(found[0], found[1], atol=1e-3)
+
+
 def test_threads_are_no_setting_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -419,6 +419,7 @@ def test_a_wrong_setting_of_a_device_is_named(
         (["--executor", "torch", "--kv-precision", "fp8"], "kv_precision = 'fp8': must be absent"),
         (["--tensor-parallel", "0"], "tensor_parallel = 0: must be at least 1, or absent"),
         (["--tensor-parallel", "3"], "tensor_parallel = 3: must be a divisor of the model's heads"),
+        (["--tensor-parallel", "2", "--threads", "0"], "threads = 0: must be at least 1"),
         (["--trust", "/nowhere.pub"], "/nowhere.pub"),
         (["--api-key-file", "/nowhere"], "api-key-file = '/nowhere': must be"),
         (["--link", "mqtt://127.0.0.1:1"], "keys = None: must be"),

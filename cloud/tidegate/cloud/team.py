@@ -9,6 +9,7 @@ in a file of a private folder and talk over loopback. Who starts them and ends t
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
@@ -61,6 +62,9 @@ class Team:
         )
         self._steps = distributed.new_group(backend="gloo", timeout=_IDLE)
         """What steps are told by: nothing may come for days."""
+        # The first exchange makes what all others use: where that fails, or takes memory of the
+        # device, it does before anybody measures how much is free.
+        distributed.all_reduce(torch.zeros(1, device=device))
         self._parts = self._whole = torch.empty(0, device=device)
         self._device = device
         # The name that torch 2.13 has, and the one before.
@@ -146,3 +150,10 @@ class Team:
     def leave(self) -> None:
         """End the membership."""
         distributed.destroy_process_group()
+
+
+def abandon() -> None:
+    """End this process's membership, if it has one, in a team that others have left."""
+    if distributed.is_initialized():
+        with suppress(RuntimeError):
+            distributed.destroy_process_group()

@@ -12,19 +12,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import distributed
 
 from tidegate.cloud.crew import Crew, Say
-from tidegate.cloud.executor_choice import ExecutorSettings, chosen, gpu_settings, only_without
+from tidegate.cloud.executor_choice import (
+    ExecutorSettings,
+    chosen,
+    gpu_settings,
+    only_without,
+    torch_settings,
+)
 from tidegate.cloud.gpu_executor import GpuExecutor
 from tidegate.cloud.gpu_settings import GpuSettings
 from tidegate.cloud.model_source import Origin, open_source
 from tidegate.cloud.sharding import SETTING, Part, shard
-from tidegate.cloud.team import Team
-from tidegate.cloud.torch_executor import TorchSettings
+from tidegate.cloud.team import Team, abandon
 from tidegate.engine.executor import Row
 from tidegate.engine.sampling import Draw
 from tidegate.errors import ConfigError, ExecutionError, TeamError
@@ -32,8 +36,6 @@ from tidegate.model.architecture import Architecture
 from tidegate.model.walk import Weights
 
 _log = logging.getLogger(__name__)
-
-_TORCH: Final = TorchSettings()
 
 
 class LeadingExecutor(GpuExecutor):
@@ -67,6 +69,8 @@ class LeadingExecutor(GpuExecutor):
                 self._leading.leave()
             except RuntimeError as error:
                 _log.warning("the processes of the model did not part orderly: %s", error)
+        # Before the crew is closed: until then this process ends if leaving takes too long.
+        abandon()
         self._crew.close()
 
     def _run(self, rows: Sequence[Row], draws: Sequence[Draw | None] | None) -> None:
@@ -87,7 +91,6 @@ class Following:
 
     origin: Origin
     settings: ExecutorSettings
-    world: int
 
 
 def open_team(
@@ -104,26 +107,26 @@ def open_team(
     if distributed.is_initialized():
         allowed = "absent while another model of this service is split: unload that one first"
         raise ConfigError(SETTING, world, allowed)
+    if settings.deterministic and world > 2:
+        # Two numbers have one sum; of more, the order follows the size of what is summed.
+        raise ConfigError(SETTING, world, "at most 2 in deterministic mode")
     shard(arch, world)  # refuses what cannot be split before anything is started
     mine = member_settings(settings, arch, rank=0)
-    crew = Crew(world, partial(follow, Following(origin=origin, settings=settings, world=world)))
+    crew = Crew(world, partial(follow, Following(origin=origin, settings=settings)))
     try:
         crew.wait(1)  # what is refused before they meet leaves nobody waiting
-        team = _join(0, world, crew.meeting, arch, mine)
+        team = _join(0, settings, crew.meeting, arch, mine)
         executor = LeadingExecutor(arch, weights, mine, team, crew)
         said = [_memory(0, executor), *crew.wait(2)]
-    except ConfigError:
-        crew.close()
-        raise
-    except Exception as error:
-        explained = crew.explain(error)
+    except BaseException as error:
+        explained = error
+        if isinstance(error, Exception) and not isinstance(error, ConfigError):
+            explained = crew.explain(error)
+        abandon()
         crew.close()
         if explained is error:
             raise
         raise explained from error
-    except BaseException:
-        crew.close()
-        raise
     for text in said:
         _log.info("%s", text)
     return executor
@@ -131,12 +134,10 @@ def open_team(
 
 def follow(what: Following, rank: int, meeting: Path, say: Say) -> None:
     """Run as another process of the team, until the first one is done."""
-    if what.settings.threads is not None:
-        torch.set_num_threads(what.settings.threads)
     with open_source(what.origin.folder, trusted=what.origin.trusted) as source:
         mine = member_settings(what.settings, source.arch, rank=rank)
         say("opened")
-        team = _join(rank, what.world, meeting, source.arch, mine)
+        team = _join(rank, what.settings, meeting, source.arch, mine)
         executor = GpuExecutor(source.arch, source.weights, mine, team=team)
     say(_memory(rank, executor))
     executor.follow()
@@ -159,24 +160,27 @@ def member_settings(settings: ExecutorSettings, arch: Architecture, *, rank: int
             raise ConfigError(SETTING, settings.tensor_parallel, f"at most {found}, the GPUs here")
         only_without(settings, "gpu", ("threads",))
         return replace(gpu_settings(settings), device=f"cuda:{rank}")
-    rows = _TORCH.slots if settings.rows is None else settings.rows
-    context = settings.context_tokens or arch.context
+    plain = torch_settings(settings, arch)
     return replace(
         gpu_settings(settings),
-        rows=rows,
-        step_tokens=settings.step_tokens or max(_TORCH.step_tokens, rows),
-        kv_tokens=rows * context,
+        rows=plain.slots,
+        step_tokens=max(plain.step_tokens, plain.slots),
+        kv_tokens=plain.slots * plain.context_tokens,
         activations=settings.activations or "fp32",
         graphs=False,
         device="cpu",
     )
 
 
-def _join(rank: int, world: int, meeting: Path, arch: Architecture, settings: GpuSettings) -> Team:
+def _join(
+    rank: int, wanted: ExecutorSettings, meeting: Path, arch: Architecture, settings: GpuSettings
+) -> Team:
     # Triton's default changes with 3.10, and 3.9 warns as long as nothing is said.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-    device = torch.device(settings.device)
-    return Team(Part(rank=rank, world=world), meeting, vocab=arch.vocab, device=device)
+    if wanted.threads is not None:
+        torch.set_num_threads(wanted.threads)
+    part = Part(rank=rank, world=wanted.tensor_parallel or 1)
+    return Team(part, meeting, vocab=arch.vocab, device=torch.device(settings.device))
 
 
 def _memory(rank: int, executor: GpuExecutor) -> str:

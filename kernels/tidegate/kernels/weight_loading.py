@@ -113,7 +113,8 @@ class _Loading:
 
     def _stored(self, names: Sequence[str]) -> list[StoredLinear] | None:
         """The weights as they lie in the file, when that is all that is needed of them."""
-        plain = names[0] != "embed" or self.head_part is None
+        whole_table = self.head_part is None or not self.arch.tied_head
+        plain = names[0] != "embed" or whole_table
         if not isinstance(self.source, HasStored) or names[0].endswith(".router") or not plain:
             return None
         found = [self.source.stored(name) for name in names]
