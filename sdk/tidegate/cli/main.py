@@ -20,6 +20,7 @@ COMMANDS = {
     "bundle": "sign, pack or unpack a bundle",
     "doctor": "show what this machine can run, and how it runs a bundle",
     "profile": "show what is known of a board: power modes, sensors, energy, and sources",
+    "simulate": "simulate a board's requests under several energy policies",
     "serve": "run the device daemon on a bundle",
     "cloud": "run the cloud service on a checkpoint or a bundle",
     "ray": "run the cloud service on Ray Serve, with several engines",

@@ -67,6 +67,8 @@ class _Deciding:
         if pace.cloud is not None and state.link_up:
             radio = pace.radio or RadioCost()
             self.there = cloud_prices(state, self.weights, pace.cloud, radio)
+        self.losses: dict[str, float] = {}
+        """What it costs more that a request leaves, of those that may."""
         self.terms: dict[str, Terms] = {}
 
     def decision(self) -> Decision:
@@ -119,11 +121,15 @@ class _Deciding:
         """What stays, in order, and what leaves because that costs less."""
         local: list[Waiting] = []
         offload: list[str] = []
+        price_here = self.here.of
+        price_there = None if self.there is None else self.there.of
         for one in queue:
-            here = self.here.of(one) if one.may_stay else NEVER
-            there = NEVER
-            if one.may_leave and self.there is not None:
-                there = self.there.of(one)
+            here = there = NEVER
+            if one.may_stay:
+                here = price_here(one)
+            if one.may_leave and price_there is not None:
+                there = price_there(one)
+                self.losses[one.id] = there - here
             leaves = there < here
             if leaves:
                 offload.append(one.id)
@@ -214,7 +220,7 @@ class _Deciding:
                     done_s -= work_s
                 continue
             if one.may_leave:
-                heappush(leavers, (there.of(one) - self.here.of(one), place, work_s))
+                heappush(leavers, (self.losses[one.id], place, work_s))
             while done_s > one.deadline_s and leavers:
                 _, chosen, freed_s = heappop(leavers)
                 gone.add(chosen)

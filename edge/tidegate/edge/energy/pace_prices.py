@@ -24,9 +24,9 @@ class Speed(NamedTuple):
 
     def of(self, one: Waiting) -> tuple[float, float]:
         """Device seconds that a request takes, and seconds from its start to its end."""
-        tokens = one.output_p90
-        fixed = self.start_s + one.prompt_tokens * self.prompt_s
-        fixed += tokens * self.context_s * (one.prompt_tokens + tokens / 2)
+        tokens, prompt = one.output_p90, one.prompt_tokens
+        fixed = self.start_s + prompt * self.prompt_s
+        fixed += tokens * self.context_s * (prompt + tokens / 2)
         return fixed + tokens * self.share_s, fixed + tokens * self.step_s
 
     def of_running(self, run: Running) -> tuple[float, float]:
@@ -75,8 +75,11 @@ class CloudPrices(NamedTuple):
 
     def of(self, one: Waiting) -> float:
         """Of one request."""
-        joules = self.fixed + one.prompt_tokens * self.prompt + one.output_mean * self.token
-        return joules + self.late * self.late_s(one)
+        prompt = one.prompt_tokens
+        joules = self.fixed + prompt * self.prompt + one.output_mean * self.token
+        back_s = self.answered_s + prompt * self.prompt_s + one.output_p90 * self.token_s
+        late_s = back_s - one.deadline_s
+        return joules + self.late * late_s if late_s > 0 else joules
 
     def late_s(self, one: Waiting) -> float:
         """Seconds after its deadline that its answer would be here."""

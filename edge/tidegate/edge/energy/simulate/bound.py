@@ -22,7 +22,7 @@ import numpy as np
 
 from tidegate.edge.energy.cost import CloudCost, CostModel, RadioCost
 from tidegate.edge.energy.simulate.jobs import Job
-from tidegate.errors import TidegateError
+from tidegate.errors import ConfigError, TidegateError
 
 
 class BoundError(TidegateError):
@@ -71,9 +71,14 @@ class _Programme:
 
         Raises:
             BoundError: there is no solution, or none was found.
+            ConfigError: scipy is not installed.
         """
-        from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-        from scipy.sparse import csr_array
+        try:
+            from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+            from scipy.sparse import csr_array
+        except ImportError:
+            allowed = "used with `pip install tidegate[simulate]`"
+            raise ConfigError("policy", "bound", allowed) from None
 
         rows, columns, factors = zip(*self.places, strict=True)
         matrix = csr_array((factors, (rows, columns)), shape=(len(self.low), len(self.costs)))
