@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tokenizers import Tokenizer
 from tidegate.cli.main import main
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import make_recipe
+from tidegate.edge.embedder import EncoderDoor, open_classifier
 from tidegate.edge.executors.encoder import EncoderSettings, open_encoder
 from tidegate.errors import BundleError
 from tidegate.model.bundle import Bundle
@@ -155,3 +157,18 @@ def test_the_command_line_converts_and_inspects_an_encoder(
     assert facts["model_type"] == "bert"
     assert facts["kv_bytes_per_token"] == {"u8": 0, "f16": 0, "f32": 0}
     assert facts["outputs"] == {"kind": "embeddings", "values": 48}
+
+
+def test_a_device_reads_outputs_as_the_checkpoints_config_says(tmp_path: Path) -> None:
+    labels = {"0": "a", "1": "b"}
+    folder = write_encoder(tmp_path / "c", "bert", CLASSIFIER, id2label=labels)
+    config = json.loads((folder / "config.json").read_text())
+    several = config | {"problem_type": "multi_label_classification"}
+    (folder / "config.json").write_text(json.dumps(several))
+    convert(folder, tmp_path / "b", plan(8))
+    settings = EncoderSettings(choice="onnx", threads=1, exact=True)
+    device = open_classifier(tmp_path / "b", EncoderDoor(settings=settings, created_s=0))
+    found = asyncio.run(device.classify(((5, 6, 7),))).probs
+    device.close()
+    expected = 1 / (1 + np.exp(-hf_class_logits(folder, [[5, 6, 7]])))
+    np.testing.assert_allclose(found, expected, atol=0.02)

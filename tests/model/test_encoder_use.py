@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from encodermodels import CLASSIFIER, TINY
 
 from tidegate.errors import CheckpointError
 from tidegate.model.encoder import EncoderArchitecture
-from tidegate.model.encoder_use import read_use
+from tidegate.model.encoder_use import USE_FILE, kept_use, read_use, write_use
 
 ONE = replace(CLASSIFIER, labels=("relevance",))
 
@@ -59,3 +60,30 @@ def test_vectors_may_be_cut_where_the_config_says_so(
 def test_a_dimension_that_the_model_lacks_is_refused(listed: object) -> None:
     with pytest.raises(CheckpointError, match=r"matryoshka_dimensions = .*: must be from 1 to 64"):
         read_use({"matryoshka_dimensions": listed}, TINY)
+
+
+def test_a_bundle_keeps_what_a_config_says_and_nothing_where_it_says_nothing(
+    tmp_path: Path,
+) -> None:
+    write_use({"hidden_size": 64, "problem_type": None}, CLASSIFIER, tmp_path)
+    assert not (tmp_path / USE_FILE).exists()
+    for arch, config in (
+        (CLASSIFIER, {"problem_type": "multi_label_classification", "hidden_size": 64}),
+        (TINY, {"matryoshka_dimensions": [16, 8]}),
+        (TINY, {"is_matryoshka": True}),
+    ):
+        write_use(config, arch, tmp_path)
+        assert kept_use(tmp_path, arch) == read_use(config, arch)
+        assert "hidden_size" not in (tmp_path / USE_FILE).read_text()
+
+
+@pytest.mark.parametrize("kept", ["[]", "{", '{"hidden_size": 3}', '{"problem_type": "x"}'])
+def test_what_was_not_kept_by_us_is_refused(kept: str, tmp_path: Path) -> None:
+    (tmp_path / USE_FILE).write_text(kept)
+    with pytest.raises(CheckpointError):
+        kept_use(tmp_path, CLASSIFIER)
+
+
+def test_a_problem_that_nobody_knows_is_refused_when_it_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="problem_type = 'ranking'"):
+        write_use({"problem_type": "ranking"}, CLASSIFIER, tmp_path)

@@ -29,8 +29,8 @@ TEXTS = ["A cat sits on the mat.", "On the mat there is a cat.", "Interest rates
 ROUND_S = 1.0
 ROUNDS = 3
 LEAST_SHARE = 0.1
-"""Of what each reaches alone. Two cores are fewer than these clients and models want: measured 0.30
-for tokens and 0.43 for texts beside five times as much other work."""
+"""Of what each reaches alone. Two cores are fewer than these clients and models want: measured
+0.3 to 0.5 for tokens and 0.4 to 0.55 for texts beside five to ten times as much other work."""
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,4 @@
-"""Encoder bundles behind `/v1/embeddings` and `/classify`, served by `api.encoder_model`.
-
-A bundle's manifest does not say that vectors may be cut, so on a device none may; and its labels
-exclude each other, unless there is only one.
-"""
+"""Encoder bundles behind `/v1/embeddings` and `/classify`, served by `api.encoder_model`."""
 
 from __future__ import annotations
 
@@ -21,9 +17,10 @@ from tidegate.api.encoder_model import (
 )
 from tidegate.edge.executors.encoder import EncoderSettings, open_encoder
 from tidegate.engine.text_batches import BatchLimits
-from tidegate.errors import BundleError, TidegateError
+from tidegate.errors import BundleError, CheckpointError, TidegateError
 from tidegate.model.bundle import Bundle
-from tidegate.model.encoder_use import usual_use
+from tidegate.model.encoder import EncoderArchitecture
+from tidegate.model.encoder_use import USE_FILE, EncoderUse, kept_use, usual_use
 
 _Model = TypeVar("_Model", bound=EncoderModel)
 
@@ -67,6 +64,7 @@ def _open(folder: Path, door: EncoderDoor, kind: type[_Model]) -> _Model:
     try:
         check_kind(bundle.manifest.model_id, encoder.arch, kind, BundleError)
         tokenizer = open_tokenizer(bundle.folder / "tokenizer.json")
+        use = _use(bundle, encoder.arch)
     except TidegateError:
         encoder.close()
         raise
@@ -78,4 +76,14 @@ def _open(folder: Path, door: EncoderDoor, kind: type[_Model]) -> _Model:
         ),
         metrics=door.metrics,
     )
-    return kind(encoder, tokenizer, usual_use(encoder.arch), served)
+    return kind(encoder, tokenizer, use, served)
+
+
+def _use(bundle: Bundle, arch: EncoderArchitecture) -> EncoderUse:
+    """How its outputs are to be read; a file that no manifest vouches for says nothing."""
+    if USE_FILE not in bundle.manifest.files:
+        return usual_use(arch)
+    try:
+        return kept_use(bundle.folder, arch)
+    except CheckpointError as error:
+        raise BundleError(str(error)) from error

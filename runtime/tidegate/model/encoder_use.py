@@ -1,15 +1,18 @@
 """How an encoder's outputs are to be read: what its classes' numbers mean, where vectors may end.
 
-Both are facts of a checkpoint's config that the walk does not need. Trained with Matryoshka
+Both are facts of a checkpoint's config that the walk does not need. A bundle keeps those keys in a
+file of its own, which is absent where the config says nothing. Trained with Matryoshka
 representation learning (Kusupati et al. 2022, arXiv:2205.13147), a model's first values are a
 smaller embedding; of any other model they are noise.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Final, Literal, get_args
 
 from tidegate.errors import CheckpointError
 from tidegate.model.config import Config, flag
@@ -18,6 +21,8 @@ from tidegate.model.encoder import EncoderArchitecture
 Scoring = Literal["softmax", "sigmoid", "none"]
 """One class of several, each class for itself, or numbers that are no probabilities."""
 
+USE_FILE: Final = "encoder.json"
+_KEYS: Final = ("problem_type", "is_matryoshka", "matryoshka_dimensions")
 _PROBLEMS: dict[str, Scoring] = {
     "single_label_classification": "softmax",
     "multi_label_classification": "sigmoid",
@@ -72,3 +77,30 @@ def _smaller(config: Config, arch: EncoderArchitecture) -> Collection[int]:
             f"config.json: matryoshka_dimensions = {listed!r:.80}: must be from 1 to {arch.width}"
         )
     return tuple(sorted({one for one in fitting if one < arch.width}))
+
+
+def write_use(config: Config, arch: EncoderArchitecture, folder: Path) -> None:
+    """Keep what a config says of it in `folder`, if that is anything.
+
+    Raises:
+        CheckpointError: see `read_use`.
+    """
+    read_use(config, arch)
+    found = {key: config[key] for key in _KEYS if config.get(key) is not None}
+    if found:
+        (folder / USE_FILE).write_text(json.dumps(found, sort_keys=True), encoding="utf-8")
+
+
+def kept_use(folder: Path, arch: EncoderArchitecture) -> EncoderUse:
+    """What `write_use` kept in `folder`, where it kept anything.
+
+    Raises:
+        CheckpointError: it is not what `write_use` writes.
+    """
+    try:
+        kept = json.loads((folder / USE_FILE).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{USE_FILE}: is not JSON") from error
+    if not isinstance(kept, dict) or not set(kept) <= set(_KEYS):
+        raise CheckpointError(f"{USE_FILE}: must be an object with some of {', '.join(_KEYS)}")
+    return read_use(kept, arch)

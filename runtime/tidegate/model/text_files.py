@@ -13,6 +13,8 @@ from typing import TypeGuard
 
 from tidegate.errors import CheckpointError
 from tidegate.model.checkpoint import Checkpoint, read_json_object
+from tidegate.model.encoder import EncoderArchitecture
+from tidegate.model.encoder_use import write_use
 from tidegate.model.registry import AnyArchitecture
 
 _IDS = ("bos_token_id", "eos_token_id")
@@ -20,6 +22,8 @@ _IDS = ("bos_token_id", "eos_token_id")
 
 def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Write `tokenizer.json`, `chat_template.jinja` and `generation_config.json` to `folder`.
+
+    Of an encoder also what its config says of its outputs, see `tidegate.model.encoder_use`.
 
     Only the tokenizer must exist as a file; the others are found where older checkpoints keep
     them, and a model without a template gets none.
@@ -38,6 +42,8 @@ def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
         template = _template_of(checkpoint.folder / "tokenizer_config.json")
         if template is not None:
             (folder / "chat_template.jinja").write_bytes(template)
+    if isinstance(checkpoint.architecture, EncoderArchitecture):
+        write_use(checkpoint.config, checkpoint.architecture, folder)
     path = folder / "generation_config.json"
     settings = read_json_object(path) if path.exists() else {}
     missing = {
