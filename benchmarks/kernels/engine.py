@@ -51,7 +51,9 @@ class Model:
     deterministic: bool = False
     rows: int = 256
 
-    def executor(self, device: torch.device, context_tokens: int) -> GpuExecutor:
+    def executor(
+        self, device: torch.device, context_tokens: int, *, kv_tokens: int | None = None
+    ) -> GpuExecutor:
         """On the GPU, or on the references where there is none."""
         arch = architecture(self.name)
         on_gpu = device.type == "cuda"
@@ -59,7 +61,7 @@ class Model:
             rows=self.rows,
             context_tokens=context_tokens,
             step_tokens=8192 if on_gpu else 4 * self.rows,
-            kv_tokens=None if on_gpu else self.rows * context_tokens,
+            kv_tokens=kv_tokens if on_gpu else self.rows * context_tokens,
             activations="bf16" if on_gpu else "fp32",
             deterministic=self.deterministic,
             device=device.type,
@@ -82,7 +84,7 @@ def cases(quick: bool) -> Iterator[Case]:
     yield _decode(Model(name=large, rows=1, bits=4), 1, past, 0.5)
     many = 4 if quick else 256
     yield _decode(Model(name=large, rows=many), many, past, None)
-    yield _decode(Model(name=large, rows=many, deterministic=True), many, past, None)
+    yield _cost(large, 4 if quick else 96, past)
 
 
 def _decode(model: Model, rows: int, past: int, least: float | None) -> Case:
@@ -94,6 +96,24 @@ def _decode(model: Model, rows: int, past: int, least: float | None) -> Case:
     )
 
 
+def _cost(name: str, rows: int, past: int) -> Case:
+    """A deterministic step beside a usual one; both models and caches must fit at once."""
+    fixed, usual = Model(name=name, rows=rows, deterministic=True), Model(name=name, rows=rows)
+
+    def make(device: torch.device) -> Work:
+        ours = _decode_work(fixed, rows, past, device, kv_tokens=rows * (past + 32))
+        other = _decode_work(usual, rows, past, device, kv_tokens=rows * (past + 32))
+        return Work(run=ours.run, baseline=other.run)
+
+    return Case(
+        name=f"decode {fixed.title}, {rows} rows behind {past} tokens",
+        make=make,
+        bytes_moved=step_bytes(architecture(name), 16, rows * past),
+        baseline="the same step, not deterministic",
+        bars=(Bar(kind="baseline", at_least=1 / 1.15),),
+    )
+
+
 def step_bytes(arch: Architecture, bits: int, cached_tokens: int) -> int:
     """Weights once, and keys and values in bf16 once; what a decode step reads at least."""
     table = arch.vocab * arch.width
@@ -102,9 +122,10 @@ def step_bytes(arch: Architecture, bits: int, cached_tokens: int) -> int:
     return int(weights + cached_tokens * kv_bytes_per_token(arch, GpuSettings()))
 
 
-def _decode_work(model: Model, rows: int, past: int, device: torch.device) -> Work:
-    context_tokens = 2 * past
-    executor = model.executor(device, context_tokens)
+def _decode_work(
+    model: Model, rows: int, past: int, device: torch.device, *, kv_tokens: int | None = None
+) -> Work:
+    executor = model.executor(device, 2 * past, kv_tokens=kv_tokens)
     each = -(-(past + 1) // executor.kv.block_tokens)
     blocks = np.arange(rows * each, dtype=np.int32).reshape(rows, each)
     step = [
@@ -133,9 +154,17 @@ def reports(quick: bool) -> Iterator[Report]:
         limits=(Limit(figure="answers_that_differ", at_most=0),),
     )
     yield Report(
+        name=f"what one order costs in serving, {large} bf16",
+        measure=partial(_serving_cost, large, (4, 24, 8) if quick else (128, 1024, 256)),
+        limits=(Limit(figure="cost", at_most=0.15),),
+    )
+    yield Report(
         name=f"cold start of {large} from local files",
         measure=partial(_cold_start, large),
-        limits=(Limit(figure="to_first_token_s", at_most=10),),
+        limits=(
+            Limit(figure="to_first_token_s", at_most=10),
+            Limit(figure="to_first_token_compiling_s", at_most=10),
+        ),
     )
     if not quick:
         for name in (small, large):
@@ -207,6 +236,18 @@ def _throughput(
         "kv_tokens": float(executor.kv.blocks * executor.kv.block_tokens),
         **_host_time(executor, count, prompt_tokens, device),
     }
+
+
+def _serving_cost(name: str, sizes: tuple[int, int, int], device: torch.device) -> dict[str, float]:
+    """Prompts and answers of the deterministic mode beside the usual one, one behind the other."""
+    found = {}
+    for kind, deterministic in (("usual", False), ("in_one_order", True)):
+        model = Model(name=name, rows=sizes[0], deterministic=deterministic)
+        told = _throughput(model, *sizes, device)
+        found[f"{kind}_output_tokens_per_s"] = told["output_tokens_per_s"]
+        _give_back(device)
+    usual, ordered = found.values()
+    return found | {"cost": usual / ordered - 1}
 
 
 def _host_time(
@@ -282,6 +323,8 @@ import numpy as np
 from tidegate.cloud.gpu_executor import GpuExecutor
 from tidegate.cloud.gpu_settings import GpuSettings
 from tidegate.engine.executor import ExecutorStep, Row
+from tidegate.engine.request import SamplingParams
+from tidegate.engine.sampling import Draw
 from tidegate.model.checkpoint import Checkpoint
 sizes = {"rows": 4, "step_tokens": 64, "kv_tokens": 2048, "activations": "fp32"}
 settings = GpuSettings(device=sys.argv[2], context_tokens=512,
@@ -289,28 +332,43 @@ settings = GpuSettings(device=sys.argv[2], context_tokens=512,
 with Checkpoint.open(Path(sys.argv[1])) as checkpoint:
     executor = GpuExecutor(checkpoint.decoder, checkpoint.weights(), settings)
 row = Row(tokens=np.arange(20), past=0, blocks=np.arange(2, dtype=np.int32))
-executor.execute(ExecutorStep(rows=(row,)))
+draw = Draw(params=SamplingParams(max_tokens=1, temperature=0.7, top_p=0.9), seed=1, position=20)
+executor.submit(ExecutorStep(rows=(row,)), [draw]).result()
 print(time.perf_counter() - began_s)
 """
 
 
 def _cold_start(name: str, device: torch.device) -> dict[str, float]:
-    """A process from its start to the first logits; the files were just written, so are cached."""
+    """A process from its start to the first token: with every kernel to compile, and with none.
+
+    The files were just written, so they are in the host's memory. Kernels are kept in a folder of
+    the run's own, empty at first.
+    """
     _give_back(device)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as compiled:
         write_checkpoint(Path(folder), name)
-        began_s = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", _START, folder, device.type],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr[-1500:])
-        whole_s = time.perf_counter() - began_s
-    return {"to_first_token_s": whole_s, "without_the_interpreter_s": float(done.stdout)}
+        first_s, _ = _started(folder, compiled, device)
+        again_s, inside_s = _started(folder, compiled, device)
+    return {
+        "to_first_token_s": again_s,
+        "to_first_token_compiling_s": first_s,
+        "without_the_interpreter_s": inside_s,
+    }
+
+
+def _started(folder: str, compiled: str, device: torch.device) -> tuple[float, float]:
+    """Seconds of a process to its first token: all of them, and those behind Python's own start."""
+    began_s = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _START, folder, device.type],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_CACHE_DIR": compiled},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-1500:])
+    return time.perf_counter() - began_s, float(done.stdout)
 
 
 def _peer(name: str, device: torch.device) -> dict[str, float]:

@@ -1,22 +1,24 @@
 """Models of published shapes with random weights, which cost what trained ones do.
 
-Dense weights are windows into one short run of random numbers, so the host holds none of them and
-nothing has to be read; packed ones likewise.
+They are drawn on the device, so nothing has to be read nor sent there; what the host is asked for
+are windows into one short run of random numbers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from numpy.lib.stride_tricks import as_strided
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tidegate.engine.text import TextModel
+from tidegate.kernels.linear.weights import TILE_ROWS, DenseWeight, GpuLinear, TiledLinear
 from tidegate.model.architecture import Architecture
 from tidegate.model.chat_template import ChatTemplate
 from tidegate.model.packed import Array, DenseLinear, Linear, PackedLinear
@@ -101,6 +103,35 @@ class NoWeights:
             inputs=inputs,
             bits=4,
             group_size=group,
+        )
+
+    def made(
+        self, names: Sequence[str], *, dtype: torch.dtype, device: torch.device | str
+    ) -> GpuLinear | None:
+        """See `MadeOnDevice`: drawn there, the same for the same roles."""
+        if ".experts." in names[0] or names[0].endswith(".router"):
+            return None
+        shapes = [self._roles[name].shape for name in names]
+        outputs, inputs = sum(shape[0] for shape in shapes), int(shapes[0][1])
+        draw = torch.Generator(device).manual_seed(len(names[0]) + outputs + inputs)
+        if self._bits == 16 or names[0] in ("embed", "head") or inputs % _GROUP:
+            shape = (outputs, inputs)
+            weight = torch.randn(shape, generator=draw, dtype=dtype, device=device)
+            return DenseWeight(weight=weight.mul_(_DEVIATION))
+        tiles, steps = -(-outputs // TILE_ROWS), inputs // _GROUP
+        shape = (tiles, steps, TILE_ROWS * _GROUP // 2)
+        stored = torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=draw)
+        sides = torch.empty(2, tiles, steps, TILE_ROWS, dtype=torch.float16, device=device)
+        sides[0], sides[1] = _DEVIATION / 4, 8
+        return TiledLinear(
+            values=stored.view(torch.int32),
+            scales=sides[0].view(torch.int32),
+            zeros=sides[1].view(torch.int32),
+            bias=None,
+            inputs=inputs,
+            outputs=outputs,
+            bits=4,
+            step=_GROUP,
         )
 
     def vector(self, role: str) -> Array:

@@ -4,7 +4,9 @@
 
 Runs the GPU tests, then every case of every family, in turns with its baseline and a copy
 (`timing.py`); a case that fails is named and the others go on. `--only NAME` takes the families or
-cases whose name holds it. `--quick` runs every case once at tiny sizes, without a GPU through
+cases whose name holds it. Where a machine is lent for a while, `--resume FILE --minutes 9` begins
+no case after so long and exits with 3 while some are left: the same command goes on from FILE, a
+line of JSON for each case. `--smoke` runs every case once at tiny sizes, without a GPU through
 Triton's interpreter, and measures nothing. Without a GPU there is nothing to measure: exit code 2.
 """
 
@@ -18,13 +20,17 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-_NOT_FAMILIES = {"case", "models", "run", "timing"}
+
+from kernels.journal import Journal  # noqa: E402  (behind the path that it lies on)
+
+_NOT_FAMILIES = {"case", "journal", "models", "run", "timing"}
 _TURNS = 60
 
 
@@ -32,28 +38,40 @@ def main() -> int:
     """Parse, run, print; 1 when a test or a case failed, 2 without a GPU."""
     arguments = _parser().parse_args()
     if not (arguments.all or arguments.only or arguments.quick):
-        _parser().error("say --all, --only NAME or --quick")
+        _parser().error("say --all, --only NAME or --smoke")
     has_gpu = os.path.exists("/dev/nvidiactl")
     if not has_gpu and not arguments.quick:
-        print("no NVIDIA GPU here: nothing to measure (--quick tries the code)", file=sys.stderr)
+        print("no NVIDIA GPU here: nothing to measure (--smoke tries the code)", file=sys.stderr)
         return 2
     if not has_gpu:
         os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     results: dict[str, Any] = {"gpu": _gpu() if has_gpu else None}
+    journal = Journal(arguments.resume, arguments.minutes)
     if arguments.all and not arguments.quick:
-        results["tests"] = _tests()
-    results["cases"] = list(_measured(arguments))
+        results["tests"] = journal.run("tests", "on the GPU", lambda told: told | _tests())
+    results["cases"] = list(_measured(arguments, journal))
     _tell(results, arguments)
+    if journal.left:
+        print(f"time is up, {journal.left} left: run the same again", file=sys.stderr)
+        return 3
     failed = any("failed" in one for one in results["cases"])
-    return int(failed or results.get("tests", {}).get("exit_code", 0) != 0)
+    return int(failed or (results.get("tests") or {}).get("exit_code", 0) != 0)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="GPU tests and every case")
     parser.add_argument("--only", metavar="NAME", help="families or cases that hold this")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, once, nothing measured")
+    parser.add_argument(
+        "--smoke",
+        "--quick",
+        dest="quick",
+        action="store_true",
+        help="tiny sizes, once, nothing measured",
+    )
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="what was measured so far")
+    parser.add_argument("--minutes", type=float, help="after which no case begins")
     parser.add_argument("--json", action="store_true", help="print what --keep writes")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="where the results go")
     parser.add_argument("--turns", type=int, default=_TURNS, help=f"of each case, {_TURNS}")
@@ -66,58 +84,47 @@ def families() -> list[str]:
     return sorted(name for name in names if name not in _NOT_FAMILIES)
 
 
-def _measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _measured(arguments: argparse.Namespace, journal: Journal) -> Iterator[dict[str, Any]]:
     import torch
     from kernels.timing import Clock
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clock = None if arguments.quick else Clock(device, arguments.turns)
-    for family in families():
-        for case in import_module(f"kernels.{family}").cases(arguments.quick):
-            if arguments.only and arguments.only not in f"{family} {case.name}":
-                continue
-            told = {"family": family, "case": case.name}
-            try:
-                told |= _tried(case, device) if clock is None else _timed(case, device, clock)
-            except Exception as error:  # the boundary of one case: the others are measured
-                told |= {"failed": f"{type(error).__name__}: {error}"[:2000]}
-                traceback.print_exc()
-            print(_line(told), file=sys.stderr, flush=True)
-            yield told
+
+    def measure(one: Any, told: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if hasattr(one, "measure"):
+                return told | _reported(one, device, quick=arguments.quick)
+            return told | (_tried(one, device) if clock is None else _timed(one, device, clock))
+        except Exception as error:  # the boundary of one case: the others are measured
+            traceback.print_exc()
+            return told | {"failed": f"{type(error).__name__}: {error}"[:2000]}
+        finally:
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        yield from _reports(family, arguments, device)
+
+    for family in families():
+        module = import_module(f"kernels.{family}")
+        reports = module.reports(arguments.quick) if hasattr(module, "reports") else ()
+        for one in (*module.cases(arguments.quick), *reports):
+            if arguments.only and arguments.only not in f"{family} {one.name}":
+                continue
+            told = journal.run(family, one.name, partial(measure, one))
+            if told is not None:
+                print(_line(told), file=sys.stderr, flush=True)
+                yield told
 
 
-def _reports(family: str, arguments: argparse.Namespace, device: Any) -> Iterator[dict[str, Any]]:
+def _reported(report: Any, device: Any, *, quick: bool) -> dict[str, Any]:
     """What a family measures in its own way."""
-    reports = getattr(import_module(f"kernels.{family}"), "reports", None)
-    for report in () if reports is None else reports(arguments.quick):
-        if arguments.only and arguments.only not in f"{family} {report.name}":
-            continue
-        told: dict[str, Any] = {"family": family, "case": report.name}
-        try:
-            told["figures"] = report.measure(device)
-            told["bars"] = [
-                {
-                    **asdict(limit),
-                    "kind": limit.figure,
-                    "met": limit.met(told["figures"][limit.figure]),
-                }
-                for limit in report.limits
-                if not arguments.quick
-            ]
-        except Exception as error:  # as with a case
-            told |= {"failed": f"{type(error).__name__}: {error}"[:2000]}
-            traceback.print_exc()
-        print(_line(told), file=sys.stderr, flush=True)
-        yield told
-        gc.collect()
-        if device.type == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()
+    figures = report.measure(device)
+    bars = [
+        {**asdict(limit), "kind": limit.figure, "met": limit.met(figures[limit.figure])}
+        for limit in report.limits
+        if not quick
+    ]
+    return {"figures": figures, "bars": bars}
 
 
 def _tried(case: Any, device: Any) -> dict[str, Any]:
@@ -168,16 +175,25 @@ def _line(told: dict[str, Any]) -> str:
     if "failed" in told:
         return f"{name}: FAILED, {told['failed']}"
     if "figures" in told:
-        missed = [one["figure"] for one in told["bars"] if not one["met"]]
         figures = ", ".join(f"{key} {value:.4g}" for key, value in told["figures"].items())
-        return f"{name}: {figures}" + "".join(f"  MISSED {one}" for one in missed)
+        return f"{name}: {figures}{_bars(told)}"
     if "kernel" not in told:
         return f"{name}: ran"
     reached = ", ".join(f"{kind} {value:.3f}" for kind, value in told["reached"].items())
-    missed = [f"{bar['kind']} < {bar['at_least']}" for bar in told["bars"] if not bar["met"]]
-    return f"{name}: {told['kernel']['us']:.1f} us, {reached}" + "".join(
-        f"  MISSED {one}" for one in missed
-    )
+    return f"{name}: {told['kernel']['us']:.1f} us, {reached}{_bars(told)}"
+
+
+def _bars(told: dict[str, Any]) -> str:
+    """What was to be reached, and what of it was not."""
+    words = []
+    for bar in told["bars"]:
+        bounds = [
+            f"{sign} {bar[name]:.4g}"
+            for name, sign in (("at_least", ">="), ("at_most", "<="))
+            if bar.get(name) is not None
+        ]
+        words.append(f"{'' if bar['met'] else 'MISSED '}{bar['kind']} {' '.join(bounds)}")
+    return f"  [{'; '.join(words)}]" if words else ""
 
 
 def _tests() -> dict[str, Any]:

@@ -36,13 +36,19 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.system
 def test_every_case_of_the_kernels_benchmark_runs_at_tiny_sizes() -> None:
-    done = run("--quick", "--json")
+    done = run("--smoke", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert {"torch", "triton"} <= set(told["versions"])
     cases = told["results"]["cases"]
     families = {path.stem for path in (ROOT / "benchmarks" / "kernels").glob("*.py")}
-    assert {one["family"] for one in cases} == families - {"case", "models", "run", "timing"}
+    assert {one["family"] for one in cases} == families - {
+        "case",
+        "journal",
+        "models",
+        "run",
+        "timing",
+    }
     assert not [one for one in cases if "failed" in one]
 
 
@@ -93,7 +99,7 @@ def test_ratios_are_taken_within_turns_and_held_to_the_bars() -> None:
     assert told["reached"] == {"baseline": 3.0, "copy": 0.8, "tflops": 0.1}
     assert [bar["met"] for bar in told["bars"]] == [True, False]
     assert told["kernel"]["us"] == 20.0
-    assert "MISSED copy < 0.81" in bench._line({"family": "some", "case": "one"} | told)
+    assert "MISSED copy >= 0.81" in bench._line({"family": "some", "case": "one"} | told)
 
 
 @pytest.mark.parametrize("error", [1.5, float("nan")])

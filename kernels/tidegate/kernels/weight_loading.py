@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +32,16 @@ from tidegate.model.stored import HasStored, StoredLinear
 from tidegate.model.walk import Weights
 
 Tensor = torch.Tensor
+
+
+@runtime_checkable
+class MadeOnDevice(Protocol):
+    """Weights that are nowhere yet, such as random ones."""
+
+    def made(
+        self, names: Sequence[str], *, dtype: torch.dtype, device: torch.device | str
+    ) -> GpuLinear | None:
+        """The weights of some roles, one behind the other; None for those that are read."""
 
 
 def load_weights(
@@ -96,6 +107,11 @@ class _Loading:
 
     def _linears(self, found: DeviceWeights, names: Sequence[str], known: dict[str, Role]) -> None:
         shells = self._name(found, names, known)
+        if isinstance(self.source, MadeOnDevice):
+            weight = self.source.made(names, dtype=self.dtype, device=self.device)
+            if weight is not None:
+                self._add_made(found, names, shells, weight)
+                return
         stored = self._stored(names)
         if stored is not None:
             self._add_stored(found, names, shells, stored)
@@ -110,6 +126,26 @@ class _Loading:
                 found.add_product([shell], self._product([name], [linear]))
         if names[0].endswith(".router"):
             found.add_experts(shells[0], self._experts(names[0].removesuffix("router")))
+
+    def _add_made(
+        self,
+        found: DeviceWeights,
+        names: Sequence[str],
+        shells: Sequence[Linear],
+        weight: GpuLinear,
+    ) -> None:
+        tails = [name.rpartition(".")[2] for name in names]
+        product = Product(
+            weight=weight,
+            outputs=tuple(shell.outputs for shell in shells),
+            purpose="head" if names[0] == "embed" else "+".join(tails),
+            partial=tails[0] in _PARTIAL,
+        )
+        if names[0] != "embed" or self.arch.tied_head:
+            found.add_product(shells, product)
+        if names[0] == "embed":
+            assert isinstance(weight, DenseWeight), "a table that was made has rows"
+            found.add_table(shells[0], weight.weight)
 
     def _stored(self, names: Sequence[str]) -> list[StoredLinear] | None:
         """The weights as they lie in the file, when that is all that is needed of them."""
