@@ -235,6 +235,7 @@ def test_a_table_apart_from_the_head_goes_to_every_device_as_its_bits(tmp_path: 
             head_part=partial(head_of_table, vocab=WIDE.vocab, part=part),
         )
         table = loaded.table(loaded.linear("embed"))
+        assert isinstance(table, torch.Tensor)
         assert np.array_equal(table.float().numpy(), dense_weight(whole.linear("embed")))
         head = loaded.product([loaded.linear("head")])
         assert head is not None
