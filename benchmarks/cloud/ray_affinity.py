@@ -1,11 +1,12 @@
 """What share of prompt tokens is found in a prefix cache, by how Ray Serve's replicas are chosen.
 
-Three replicas of the assistant's model, each with room for six prompts. Twelve teams of users: all
+Three replicas of a small random model, each with room for 16 prompts. Thirty teams of users: all
 prompts begin with the same sentence, then with their team's instructions, and end with a question
-of their own. That is more than one replica keeps and no more than three keep together. Questions
-come in a seeded random order, six at a time. The routers are ours, Ray's own (the less loaded of
-two) and one that draws at random; each begins with empty caches, and they take turns. Then ours by
-how many blocks of 16 tokens a prompt is known by.
+of their own. That is more than one replica keeps and no more than three keep together, beside what
+runs. Questions come in a seeded random order, six at a time. The routers are ours, Ray's own (the
+less loaded of two) and one that draws at random; each begins with empty caches, and they take
+turns. Then ours by how many blocks of 16 tokens a prompt is known by. Shares do not depend on how
+fast the machine is; times do.
 
     python benchmarks/cloud/ray_affinity.py --keep benchmarks/results/cloud-ray.json
     python benchmarks/cloud/ray_affinity.py --quick
@@ -15,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -26,16 +29,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests/support")]
 
 from ray import serve  # noqa: E402
 from ray.serve.request_router import RequestRouter  # noqa: E402
 from report import report  # noqa: E402
+from wordmodel import write_word_checkpoint  # noqa: E402
 
 from tidegate.api.schema import Call, read_chat  # noqa: E402
 from tidegate.cloud.executor_choice import ExecutorSettings  # noqa: E402
 from tidegate.cloud.ray.affinity import ANCHOR_BLOCKS  # noqa: E402
-from tidegate.cloud.ray.application import APPLICATION, cluster, engines  # noqa: E402
+from tidegate.cloud.ray.application import cluster, engines  # noqa: E402
 from tidegate.cloud.ray.backend import RayBackend  # noqa: E402
 from tidegate.cloud.ray.handle import ServeReplicas  # noqa: E402
 from tidegate.cloud.ray.loading import load_text  # noqa: E402
@@ -43,8 +47,9 @@ from tidegate.cloud.ray.router import PrefixRouter  # noqa: E402
 from tidegate.cloud.ray.settings import RaySettings, ScaleSettings  # noqa: E402
 from tidegate.engine.events import Finished, TextDelta  # noqa: E402
 
-REPLICAS, ROWS, TEAMS, AT_ONCE = 3, 6, 12, 6
+REPLICAS, ROWS, TEAMS, AT_ONCE, CONTEXT = 3, 16, 30, 6, 1024
 WORDS = (ROOT / "examples/assistant/README.md").read_text(encoding="utf-8").split()
+_NUMBERS = itertools.count()
 ALL_BEGIN = "You answer in one short sentence and never guess. "
 
 
@@ -88,7 +93,7 @@ ROUTERS: dict[str, object] = {
 def calls(teams: int, asks: int, seed: int) -> list[Call]:
     """All questions, in the order in which they come."""
     draw = random.Random(seed)
-    told = [" ".join(draw.choices(WORDS, k=120)) for _ in range(teams)]
+    told = [" ".join(draw.choices(WORDS, k=70)) for _ in range(teams)]
     bodies = [
         {
             "messages": [
@@ -126,12 +131,14 @@ async def ask_all(backend: RayBackend, asked: Sequence[Call]) -> tuple[list[Fini
     return ends, firsts
 
 
-def measure(router: str, asked: Sequence[Call], *, anchor_blocks: int = ANCHOR_BLOCKS) -> Outcome:
+def measure(
+    model: Path, router: str, asked: Sequence[Call], *, anchor_blocks: int = ANCHOR_BLOCKS
+) -> Outcome:
     """Fresh replicas behind one router."""
     settings = RaySettings(
-        model=ROOT / "examples/assistant/cloud",
-        model_id="assistant",
-        executor=ExecutorSettings(choice="torch", rows=ROWS, threads=1),
+        model=model,
+        model_id="words",
+        executor=ExecutorSettings(choice="torch", rows=ROWS, threads=1, context_tokens=CONTEXT),
         scale=ScaleSettings(min_replicas=REPLICAS, max_replicas=REPLICAS, cpus=0.1),
     )
 
@@ -153,11 +160,13 @@ def measure(router: str, asked: Sequence[Call], *, anchor_blocks: int = ANCHOR_B
         )
 
     made = engines(settings, router=ROUTERS[router])
-    handle = serve.run(made, name=APPLICATION, route_prefix=None)
+    # A name of its own: a process keeps the router that it once had for a name.
+    name = f"affinity-{next(_NUMBERS)}"
+    handle = serve.run(made, name=name, route_prefix=None)
     try:
         return asyncio.run(main(handle))
     finally:
-        serve.delete(APPLICATION)
+        serve.delete(name)
 
 
 def line(name: str, found: Sequence[Outcome]) -> dict[str, object]:
@@ -171,6 +180,27 @@ def line(name: str, found: Sequence[Outcome]) -> dict[str, object]:
     }
 
 
+def run(
+    model: Path, rounds: int, asks: int, sweep: Sequence[int]
+) -> tuple[dict[str, list[Outcome]], list[Outcome]]:
+    """All routers in turns, then the sweep."""
+    found: dict[str, list[Outcome]] = {name: [] for name in ROUTERS}
+    swept: list[Outcome] = []
+    with cluster(cpus=2):
+        serve.start(http_options={"location": "NoServer"})
+        for turn in range(rounds):
+            names = list(ROUTERS)
+            for name in names[turn % 3 :] + names[: turn % 3]:
+                found[name].append(measure(model, name, calls(TEAMS, asks, seed=turn)))
+                print(found[name][-1], file=sys.stderr)
+        for blocks in sweep:
+            asked = calls(TEAMS, asks, seed=0)
+            swept.append(measure(model, "prefix affinity", asked, anchor_blocks=blocks))
+            print(swept[-1], file=sys.stderr)
+        serve.shutdown()
+    return found, swept
+
+
 def main() -> int:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -182,28 +212,17 @@ def main() -> int:
     args = parser.parse_args()
     rounds, asks = (1, 3) if args.quick else (args.rounds, args.asks)
     sweep = () if args.quick else (1, 4, ANCHOR_BLOCKS, 16)
-    found: dict[str, list[Outcome]] = {name: [] for name in ROUTERS}
-    swept: list[Outcome] = []
-    with cluster(cpus=2):
-        serve.start(http_options={"location": "NoServer"})
-        for turn in range(rounds):
-            names = list(ROUTERS)
-            for name in names[turn % 3 :] + names[: turn % 3]:
-                found[name].append(measure(name, calls(TEAMS, asks, seed=turn)))
-                print(found[name][-1], file=sys.stderr)
-        for blocks in sweep:
-            asked = calls(TEAMS, asks, seed=0)
-            swept.append(measure("prefix affinity", asked, anchor_blocks=blocks))
-            print(swept[-1], file=sys.stderr)
-        serve.shutdown()
+    with tempfile.TemporaryDirectory(prefix="tidegate-") as folder:
+        found, swept = run(write_word_checkpoint(Path(folder)), rounds, asks, sweep)
     lines = [line(name, ones) for name, ones in found.items()]
+    by_anchor = [line("prefix affinity", [one]) for one in swept]
     body = {
         "replicas": REPLICAS,
         "rows": ROWS,
         "teams": TEAMS,
         "asks": asks,
         "routers": lines,
-        "by_anchor": [line("prefix affinity", [one]) for one in swept],
+        "by_anchor": by_anchor,
         "runs": [asdict(one) for ones in found.values() for one in ones],
     }
     text = report("cloud/ray_affinity.py", ("ray", "torch"), body)
@@ -212,7 +231,7 @@ def main() -> int:
     if args.json:
         print(text)
         return 0
-    for one in [*lines, *body["by_anchor"]]:
+    for one in [*lines, *by_anchor]:
         print(
             f"{one['router']:<16} {one['anchor_blocks']:>3} blocks  hits {one['hit_share']:>7.1%}"
             f"  first token {one['first_token_ms']:>7.1f} ms  all {one['total_s']:>6.2f} s"

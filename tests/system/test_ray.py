@@ -112,6 +112,18 @@ def test_answers_are_the_same_whoever_gives_them(cluster: Cluster) -> None:
     assert stream_to_end(cluster, body) == whole(cluster, body)
 
 
+def test_the_same_beginning_is_found_in_a_cache(cluster: Cluster) -> None:
+    """By any of three engines it would be computed anew most times."""
+    cached = []
+    for last in range(5):
+        said = "a long and common beginning " * 8 + f"and question {last}"
+        url = f"{cluster.service.url}/v1/chat/completions"
+        answer = httpx.post(url, json=chat(said, max_tokens=2), timeout=60).json()
+        cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert cached[0] < 100
+    assert min(cached[1:]) > 200
+
+
 def test_a_client_that_leaves_frees_its_place_in_the_engine(cluster: Cluster) -> None:
     with streamed(cluster.service.url, chat("on and on", max_tokens=1500, ignore_eos=True)) as one:
         one.read(3)

@@ -109,10 +109,13 @@ def run(args: argparse.Namespace) -> int:
     )
 
     async def main(stop: asyncio.Event) -> None:
+        from tidegate.api.lifecycle import stop_on_signals
         from tidegate.cloud.ray.application import cluster, deploy, withdraw
 
         # Ray's calls block, and what is put on the cluster runs in processes of its own.
         with cluster(address=args.address):
+            # Ray has put its own in their place, which would abort the process after 3 s.
+            stop_on_signals(stop)
             url = await asyncio.to_thread(deploy, settings)
             announce(f"tidegate ray: {settings.model_id} on {url}")
             await stop.wait()

@@ -11,14 +11,16 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Final
 
-MESSAGE_S: Final = 0.0005
-"""CPU seconds that a message costs its replica, measured on two Zen 4 cores with Ray 2.60."""
+MESSAGE_S: Final = 0.0007
+"""CPU seconds that a message costs whoever reads it; its replica takes half of that.
+
+Measured on two Zen 4 cores with Ray 2.60, benchmarks/cloud/ray_messages.py."""
 LONGEST_GAP_S: Final = 0.04
 """The beat of the sealed link, which nobody perceives."""
 
 
 def gap_s(streams: int) -> float:
-    """Between two messages of one stream, so that all streams take about half a core's time."""
+    """Between two messages of one stream, so that reading them all takes about half a core."""
     return 0.0 if streams < 2 else min(LONGEST_GAP_S, 2 * MESSAGE_S * streams)
 
 
