@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import sqlite3
 from contextlib import closing
@@ -17,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keyedapp import Clock, keyed, keyed_access
 
-from tidegate.cli.cloud_access import JsonFormatter
 from tidegate.cli.main import main
 from tidegate.cloud.access_settings import AccessSettings
 from tidegate.cloud.audit import MOST_WAITING, AuditLog, AuditSettings
@@ -297,18 +295,3 @@ def test_a_retention_of_nothing_is_refused_by_name(name: str) -> None:
     settings: dict[str, Any] = {name: 0}
     with pytest.raises(ConfigError, match=name):
         AuditSettings(**settings)
-
-
-def test_a_log_record_is_one_line_of_json_and_a_defect_has_no_message() -> None:
-    said = "".join(("a pr", "ompt"))  # frames quote their lines of source
-    try:
-        raise ValueError(said)
-    except ValueError as error:
-        facts = (type(error), error, error.__traceback__)
-        record = logging.LogRecord("tidegate", logging.ERROR, "f", 1, "two\nlines", (), facts)
-    line = JsonFormatter().format(record)
-    told = json.loads(line)
-    assert "\n" not in line
-    assert (told["level"], told["message"]) == ("ERROR", "two\nlines")
-    assert told["defect"].startswith("ValueError")
-    assert said not in line

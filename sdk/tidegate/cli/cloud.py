@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidegate.cli.cloud_access import LOG_FORMATS, add_access, read_access
+from tidegate.cli.cloud_access import add_access, read_access
 from tidegate.cli.cloud_encoders import add_encoders, read_encoders
 from tidegate.cli.cloud_models import add_models, model_lines, read_models
 from tidegate.cli.executor_flags import add_executor
 from tidegate.cli.link_http import add_link_http, read_link_http
+from tidegate.cli.logs import LOG_FORMATS
 from tidegate.cli.service import add_link, add_service, read_service
 from tidegate.cli.settings_file import Options, Origin, read_table
 from tidegate.cli.trust import add_trust, read_trust
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from tidegate.cloud.model_settings import PoolSettings
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     async def main(stop: asyncio.Event) -> None:
         async with open_cloud(settings, reread=partial(read_settings, args)) as cloud:
             if cloud.http is not None:
-                print(f"tidegate cloud: devices over HTTP on {cloud.http.url}", file=sys.stderr)
+                _log.info("devices over HTTP on %s", cloud.http.url)
             names = ", ".join(cloud.inside.pool.entries)
             announce(f"tidegate cloud: {names} on {cloud.server.url}")
             await cloud.run(stop)

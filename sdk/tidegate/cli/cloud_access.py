@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from tidegate.cli.logs import add_log_format
 from tidegate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,9 +60,7 @@ def add_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--audit-mib", type=int, default=1024, help="bytes of old audit files (default 1024)"
     )
-    parser.add_argument(
-        "--log-format", choices=tuple(LOG_FORMATS), default="text", help="of the log on stderr"
-    )
+    add_log_format(parser)
 
 
 def read_access(args: argparse.Namespace) -> AccessSettings | None:
@@ -98,37 +93,3 @@ def read_access(args: argparse.Namespace) -> AccessSettings | None:
         prices=PriceTable() if args.prices is None else read_prices(args.prices),
         usage_days=args.usage_days or None,
     )
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message; of an exception type and frames."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line; newlines of a message are escaped, so one record is one line."""
-        from tidegate.api.log_context import log_context
-        from tidegate.errors import describe_defect
-
-        told: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        context = log_context()
-        if context is not None:
-            told["request_id"] = context.request_id
-            if context.trace_id is not None:
-                told["trace_id"] = context.trace_id
-        if record.exc_info and record.exc_info[1] is not None:
-            told["defect"] = describe_defect(record.exc_info[1])
-        return json.dumps(told)
-
-
-def _text() -> logging.Formatter:
-    return logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-
-
-LOG_FORMATS: Final[dict[str, Callable[[], logging.Formatter]]] = {
-    "text": _text,
-    "json": JsonFormatter,
-}

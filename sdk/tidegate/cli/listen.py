@@ -8,6 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from tidegate.cli.logs import TextFormatter, log_stray, start_log
 from tidegate.errors import ConfigError
 
 
@@ -42,15 +43,10 @@ def run_until_signal(
     """Run `main` with an event that SIGTERM and SIGINT set; returns the exit status."""
     from tidegate.api.lifecycle import stop_on_signals
 
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    if formatter is not None:
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(formatter)
-    logging.getLogger("tidegate").setLevel(logging.INFO)
+    start_log(formatter or TextFormatter())
 
     async def supervise() -> None:
+        asyncio.get_running_loop().set_exception_handler(log_stray)
         stop = asyncio.Event()
         stop_on_signals(stop)
         await main(stop)

@@ -13,9 +13,10 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from tidegate.cli.cloud_access import LOG_FORMATS, add_access, read_access
+from tidegate.cli.cloud_access import add_access, read_access
 from tidegate.cli.executor_flags import add_executor, read_executor
 from tidegate.cli.link_http import add_link_http, read_link_http
+from tidegate.cli.logs import LOG_FORMATS
 from tidegate.cli.service import add_link, add_service, read_service
 from tidegate.cli.trust import add_trust, read_trust
 from tidegate.errors import ConfigError

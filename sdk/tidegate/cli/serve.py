@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidegate.cli.board import Served, add_profile, describe, read_profile, served
 from tidegate.cli.link_http import add_gateway_urls
+from tidegate.cli.logs import LOG_FORMATS, add_log_format
 from tidegate.cli.service import (
     LinkFlags,
     ServiceFlags,
@@ -24,6 +26,8 @@ from tidegate.cli.service import (
     read_service,
 )
 from tidegate.cli.trust import add_trust, read_trust
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from tidegate.edge.daemon import EdgeSettings, LinkSettings
@@ -46,6 +50,7 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
     """What is served, where, and to whom."""
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     add_service(parser, listen="127.0.0.1:8080")
+    add_log_format(parser)
     parser.add_argument("--queue", type=int, default=32, help="requests that may wait (default 32)")
 
 
@@ -164,11 +169,14 @@ def run(args: argparse.Namespace) -> int:
             facts = edge.engine.executor_facts
             if facts is not None:
                 line = f"tidegate serve: {facts.runtime}, products by {facts.linear}"
-                print(line, file=sys.stderr)
+                if args.log_format == "text":
+                    print(line, file=sys.stderr)
+                else:
+                    _log.info(line)
             announce(f"tidegate serve: {edge.engine.model_id} on {edge.server.url}")
             await edge.run(stop)
 
-    return run_until_signal(main)
+    return run_until_signal(main, formatter=LOG_FORMATS[args.log_format]())
 
 
 def _served(args: argparse.Namespace) -> Served:
