@@ -255,3 +255,13 @@ def test_a_setting_out_of_range_is_named(wrong: dict[str, Any]) -> None:
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="device = 'cuda': must be cpu or auto"):
         TorchEncoder(TINY, RandomWeights(TINY), TorchEncoderSettings(device="cuda"))
+
+
+@pytest.mark.gpu
+def test_a_cuda_device_computes_what_a_cpu_does() -> None:
+    texts = [[n % TINY.vocab] * (1 + n % 17) for n in range(23)]
+    for arch in (TINY, CLASSIFIER):
+        weights = RandomWeights(arch)
+        device = TorchEncoder(arch, weights, TorchEncoderSettings(device="cuda"))
+        expected = TorchEncoder(arch, weights, ONE_THREAD).encode(texts)
+        np.testing.assert_allclose(device.encode(texts), expected, atol=1e-5)

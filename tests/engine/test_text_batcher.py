@@ -180,6 +180,18 @@ def test_a_text_that_fails_its_batch_costs_no_other_call_its_answer() -> None:
     run(scenario)
 
 
+def test_who_counts_runs_wrongly_stops_nobody() -> None:
+    async def scenario(batcher: TextBatcher, model: SumModel) -> None:
+        batcher.saw = lambda seen: [][seen.texts]
+        first = await held(batcher, model)
+        later = asyncio.create_task(batcher.outputs([[2]]))
+        model.open.set()
+        assert (await first).tolist() == [[1, 1]]
+        assert (await later).tolist() == [[2, 1]]
+
+    run(scenario)
+
+
 def test_closing_fails_what_is_here_so_that_it_is_asked_again() -> None:
     async def scenario(batcher: TextBatcher, model: SumModel) -> None:
         running = await held(batcher, model)

@@ -197,10 +197,10 @@ class TextBatcher:
         finally:
             self._running_since_s = None
         if not isinstance(result, TidegateError):
-            self.saw(_seen(batch, began_s=began_s, ended_s=loop.time()))
             for text, row in zip(batch, result, strict=True):
                 if (call := self._calls.get(text.call)) is not None:
                     call.put(text.index, row)
+            self._tell(_seen(batch, began_s=began_s, ended_s=loop.time()))
             return
         by_call = [list(texts) for _, texts in groupby(sorted(batch, key=_call), key=_call)]
         if len(by_call) > 1:
@@ -213,13 +213,19 @@ class TextBatcher:
     def _guarded(self, texts: Sequence[Tokens]) -> Array | TidegateError:
         try:
             found = self._run_model(texts)
+            assert len(found) == len(texts), "a row per text"
         except TidegateError as error:
             return error
         except Exception as error:  # the boundary to the model's library
             _log.error("%s failed: %s", self._name, describe_defect(error))
             return ExecutionError(f"{self._name} failed: {type(error).__name__}")
-        assert len(found) == len(texts), "a row per text"
         return found
+
+    def _tell(self, seen: BatchSeen) -> None:
+        try:
+            self.saw(seen)
+        except Exception as error:  # who counts must not stop who waits
+            _log.error("%s: counting failed: %s", self._name, describe_defect(error))
 
 
 def _call(text: WaitingText) -> CallId:
