@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -12,10 +13,15 @@ from openai.types import completion_create_params as completion_params
 from openai.types import embedding_create_params as embedding_params
 from openai.types.chat import completion_create_params as chat_params
 
+from tidegate.api import door, server
+from tidegate.api.connection import MOST_HEAD_BYTES, PatientProtocol
 from tidegate.api.embeddings import EMBEDDING
 from tidegate.api.field_table import Field, Ignored, Neutral, Table
+from tidegate.api.lifecycle import STUCK_STATUS
 from tidegate.api.schema import CHAT, COMPLETION, MOST_CHOICES, read_chat, read_completion
+from tidegate.api.settings import HttpSettings
 from tidegate.api.tokens import MOST_TOKENS
+from tidegate.cloud.service import CloudSettings
 from tidegate.engine.logprobs import LEAST
 from tidegate.engine.request import MOST_BIASED, MOST_TOP_LOGPROBS
 from tidegate.errors import RequestError
@@ -30,6 +36,25 @@ def test_the_limits_it_names_are_those_of_the_code() -> None:
     assert f"`n` up to {MOST_CHOICES}" in PAGE
     assert f"told as {LEAST:g}" in PAGE
     assert f"up to {MOST_TOKENS} tokens" in PAGE
+
+
+def test_the_bounds_on_clients_are_those_of_the_code() -> None:
+    settings, patience = HttpSettings(), PatientProtocol
+    rows = PAGE.partition("## Bounds on clients")[2].partition("\n## ")[0]
+    told = f"{MOST_HEAD_BYTES >> 10} KiB, {door._MOST_HEADERS} headers, {patience.head_s:g} s"
+    assert told in rows
+    body = f"{settings.body_limit_bytes >> 20} MiB, {settings.body_timeout_s:g} s | 413, 408"
+    assert body in rows
+    assert f"connection without a request | {patience.idle_s:g} s" in rows
+    assert f"calls being answered | {settings.max_calls} " in rows
+    assert f"a stream's reader takes nothing | {settings.write_timeout_s:g} s" in rows
+    assert f"a whole answer's reader takes nothing | {patience.idle_s:g} s" in rows
+    assert f"{server._SEND_BUFFER_BYTES >> 9} KiB in the system" in rows  # which doubles it
+    assert f"after {settings.heartbeat_s:g} s without one" in rows
+    cloud = {one.name: one.default for one in dataclasses.fields(CloudSettings)}
+    assert f"`--drain` seconds ({cloud['drain_s']:g})" in PAGE
+    assert f"`--stall-after` seconds ({cloud['stall_after_s']:g})" in PAGE
+    assert f"ends with status {STUCK_STATUS}" in PAGE
 
 
 @pytest.mark.parametrize(

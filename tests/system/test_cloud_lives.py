@@ -74,7 +74,7 @@ def test_sigterm_flips_readiness_finishes_what_runs_and_sends_away_what_waits(
     cloud_checkpoint: Path, tmp_path: Path
 ) -> None:
     with Services(tmp_path) as services:
-        cloud = services.cloud(cloud_checkpoint, "--rows", "1")
+        cloud = services.cloud(cloud_checkpoint, "--rows", "1", "--drain", "120")
         waiting: list[httpx.Response] = []
 
         def wait() -> None:
@@ -82,17 +82,23 @@ def test_sigterm_flips_readiness_finishes_what_runs_and_sends_away_what_waits(
                 httpx.post(f"{cloud.url}{CHAT}", json=chat("b", max_tokens=8), timeout=40)
             )
 
-        asked = chat("a", max_tokens=700, ignore_eos=True)
+        asked = chat("a", max_tokens=1200, ignore_eos=True)
         # Open before: a new one may find the port closed.
-        with httpx.Client(base_url=cloud.url, timeout=20) as probe:
+        with httpx.Client(base_url=cloud.url, timeout=60) as probe:
             assert probe.get("/ready").status_code == 200
             with streamed(cloud.url, asked) as runs:
                 runs.read(3)
                 second = threading.Thread(target=wait)
                 second.start()
-                until(lambda: cloud.metric("tidegate_num_requests_waiting") == 1, "one waits")
+                until(
+                    lambda: cloud.metric("tidegate_num_requests_waiting") == 1,
+                    "one waits",
+                    within_s=60,
+                )
                 cloud.process.send_signal(signal.SIGTERM)
-                until(lambda: probe.get("/ready").status_code == 503, "it is not ready")
+                until(
+                    lambda: probe.get("/ready").status_code == 503, "it is not ready", within_s=60
+                )
                 assert probe.get("/health").status_code == 200, "and it is well"
                 late = probe.post(CHAT, json=chat("c", max_tokens=8))
                 refused: list[Any] = [late, *_joined(second, waiting)]
@@ -103,11 +109,11 @@ def test_sigterm_flips_readiness_finishes_what_runs_and_sends_away_what_waits(
                 assert not runs.done
                 runs.read()
                 assert runs.done
-                assert runs.usage["completion_tokens"] == 700
-        assert cloud.process.wait(40) == 0
+                assert runs.usage["completion_tokens"] == 1200
+        assert cloud.process.wait(60) == 0
 
 
 def _joined(thread: threading.Thread, found: list[httpx.Response]) -> list[httpx.Response]:
-    thread.join(20)
+    thread.join(60)
     assert len(found) == 1
     return found
