@@ -25,6 +25,7 @@ from tidegate.cloud.sharding import (
     ShardedWeights,
     columns,
     head_of_table,
+    padded,
     padded_head,
     rows,
     shard,
@@ -260,6 +261,17 @@ def test_a_device_holds_what_the_arithmetic_says(tied_head: bool, world: int) ->
     settings = GpuSettings(activations="fp32", device="cpu")
     assert weight_bytes(small, settings, packed_bits=None, world=world) == loaded.nbytes - norms
     assert weight_bytes(small, settings, packed_bits=4, world=world) == (loaded.nbytes - norms) // 8
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_padded_layer_is_of_its_own_kind_and_gives_zeros_behind(which: int) -> None:
+    whole = linears()[which]
+    found = padded(whole, 30)
+    assert type(found) is type(whole)
+    assert np.array_equal(dense_weight(found)[:24], dense_weight(whole))
+    assert not dense_weight(found)[24:].any()
+    assert found.bias is not None
+    assert not found.bias[24:].any()
 
 
 def test_more_devices_than_heads_of_keys_share_them() -> None:

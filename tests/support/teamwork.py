@@ -91,6 +91,7 @@ def idle_member(rank: int, meeting: Path) -> None:
     """One process of a team whose exchanges may take a second, and that has none for two."""
     team.TIMEOUT_S = 1.0  # type: ignore[misc]
     mine = Team(Part(rank=rank, world=WORLD), meeting, vocab=203, device=torch.device("cpu"))
+    assert mine.union([rank + 1, 5], most=8) == [1, 2, 5]
     if rank:
         assert mine.listen() is None
     else:

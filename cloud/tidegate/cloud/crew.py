@@ -216,7 +216,9 @@ def _run(work: Work, rank: int, meeting: Path, words: Connection) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format=f"rank {rank}: %(levelname)s %(message)s")
-    threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
+    threading.Thread(
+        target=_end_with_the_parent, args=(meeting.parent,), name="parent", daemon=True
+    ).start()
     try:
         work(rank, meeting, lambda text: words.send(_Word(kind="said", text=text)))
     except ExecutionError as error:
@@ -233,8 +235,9 @@ def _say_and_end(words: Connection, word: _Word) -> None:
     sys.exit(1)
 
 
-def _end_with_the_parent() -> None:
+def _end_with_the_parent(folder: Path) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None, "a process of a crew has one"
     wait([parent.sentinel])
+    shutil.rmtree(folder, ignore_errors=True)  # which the parent had no time for
     os._exit(1)

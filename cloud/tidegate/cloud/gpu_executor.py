@@ -333,6 +333,8 @@ class GpuExecutor:
         """Run a step of each kind, and choose in each way."""
         weights, settings, context = self._device.weights, self._settings, self._context_tokens
         counts = warm_counts(self._arch, weights, settings, gpu_of(self._at))
+        if self._team is not None:  # which all run the same steps, or wait for each other for ever
+            counts = self._team.union(counts, settings.step_tokens)
         blocks = least_blocks(context, settings) - 1
         with running(self._at):
             for rows in warm_rows(settings, context, counts, blocks):

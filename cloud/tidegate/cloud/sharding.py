@@ -22,7 +22,6 @@ from tidegate.model.packed import (
     Linear,
     LowRankLinear,
     PackedLinear,
-    dense_weight,
 )
 from tidegate.model.stored import HasStored, StoredLinear
 from tidegate.model.walk import Weights
@@ -258,13 +257,26 @@ def columns(whole: Linear, first: int, last: int, *, bias: bool) -> Linear:
 
 
 def padded(linear: Linear, outputs: int) -> Linear:
-    """With rows of zeros behind its own, up to `outputs`; packed weights are made dense for it."""
+    """With rows of zeros behind its own, up to `outputs`; packed ones have scales of 0."""
     missing = outputs - linear.outputs
     if not missing:
         return linear
-    weight = np.pad(dense_weight(linear), ((0, missing), (0, 0)))
+    behind = ((0, missing), (0, 0))
     bias = None if linear.bias is None else np.pad(linear.bias, (0, missing))
-    return DenseLinear(weight=weight, bias=bias)
+    match linear:
+        case DenseLinear():
+            return DenseLinear(weight=np.pad(linear.weight, behind), bias=bias)
+        case PackedLinear():
+            return replace(
+                linear,
+                values=np.pad(linear.values, (*behind, (0, 0))),
+                scales=np.pad(linear.scales, behind),
+                zeros=None if linear.zeros is None else np.pad(linear.zeros, behind),
+                bias=bias,
+            )
+        case LowRankLinear():
+            second = _single(padded(linear.second, outputs))
+            return LowRankLinear(first=linear.first, second=second)
 
 
 def _single(linear: Linear) -> DenseLinear | PackedLinear:

@@ -9,6 +9,7 @@ in a file of a private folder and talk over loopback. Who starts them and ends t
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import astuple
 from datetime import timedelta
@@ -112,6 +113,13 @@ class Team:
         said = torch.tensor([number])
         distributed.all_reduce(said, op=distributed.ReduceOp.MIN)
         return int(said)
+
+    def union(self, numbers: Iterable[int], most: int) -> list[int]:
+        """Numbers of 0 to `most` that any process names, in order."""
+        named = torch.zeros(most + 1, dtype=torch.int64)
+        named[list(numbers)] = 1
+        distributed.all_reduce(named, op=distributed.ReduceOp.MAX)
+        return [int(one) for one in named.nonzero()]
 
     def tell(self, shape: StepShape, staging: Tensor, *, decode: bool) -> None:
         """Have the others run a step; only the first process may."""
