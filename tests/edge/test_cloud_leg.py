@@ -27,6 +27,7 @@ from tidegate.errors import (
     UnavailableError,
 )
 from tidegate.link.envelope import new_request_id
+from tidegate.link.prekeys import ModelOffer
 
 
 def call(**fields: object) -> Call:
@@ -216,3 +217,18 @@ def test_the_router_hears_what_is_reachable_and_how_fast_it_was(tmp_path: Path) 
 
     cloud = ScriptedCloud((HERE, said("high"), finished()))
     with_cloud(tmp_path, cloud, test, context_tokens=300)
+
+
+def test_a_device_counts_on_the_context_of_the_model_that_its_calls_get(tmp_path: Path) -> None:
+    wide = ModelOffer(id="wide", context_tokens=9000)
+
+    async def run() -> None:
+        cloud = ScriptedCloud((HERE, said("a"), finished()))
+        async with linked(tmp_path, cloud, context_tokens=300, others=(wide,)) as pair:
+            leg = CloudLeg(pair.device)
+            assert (await leg.signals()).context_tokens == 300
+            assert [one.id for one in await leg.models()] == ["big"]
+            events = await answered(leg, call())
+            assert isinstance(events[-1], Finished)
+
+    asyncio.run(run())

@@ -89,6 +89,7 @@ async def linked(
     handler: Handler,
     *,
     context_tokens: int = 512,
+    others: tuple[ModelOffer, ...] = (),
     timing: LinkTiming = FAST,
     device_suites: Sequence[int] = PREFERENCE,
     gateway_suites: Sequence[int] = PREFERENCE,
@@ -104,7 +105,7 @@ async def linked(
         folder / "gateway",
         MemoryTransport(broker),
         handler,
-        models=lambda: (offer,),
+        models=lambda: (offer, *others),
         timing=timing,
         suites=gateway_suites,
     )

@@ -40,4 +40,8 @@ def compose() -> Manifest:
 
 def parsed(arguments: Sequence[str]) -> Any:
     """What our own command line makes of a container's arguments; ends the test if it refuses."""
-    return build_parser().parse_args(list(arguments))
+    args = build_parser().parse_args(list(arguments))
+    if not hasattr(args, "options"):
+        return args
+    found, _ = args.options.resolved(args, {}, Path())  # what a file could set has its default
+    return found

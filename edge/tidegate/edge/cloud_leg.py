@@ -53,8 +53,8 @@ class CloudLeg:
         self._answer_s: float | None = None
 
     async def models(self) -> tuple[ModelOffer, ...]:
-        """What the live gateways say they serve."""
-        return tuple(model for view in await self._link.gateways() for model in view.models)
+        """What each live gateway serves calls with that name no model, as a device's do."""
+        return tuple(view.models[0] for view in await self._link.gateways() if view.models)
 
     def metrics(self) -> bytes:
         """Prometheus text of the link's counters."""
