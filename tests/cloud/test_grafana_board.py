@@ -78,6 +78,7 @@ def test_the_board_shows_every_subject_that_an_operator_asks_for() -> None:
         "Throughput",
         "Queue",
         "KV and prefix cache",
+        "Models and encoders",
         "Errors",
         "API keys",
         "Link to devices",

@@ -49,6 +49,7 @@ FOR_VLLM += tuple(
 )
 
 WITHOUT_DATA = {
+    "Texts per run of an encoder": "the services of this test have no encoder",
     "Guessed tokens that held": "whether anything is guessed hangs on how fast steps are here",
 }
 """Panels whose queries need not answer in this test, and why; they are asked all the same."""
