@@ -21,8 +21,11 @@ from tidegate.api.field_table import Ignored, Neutral, Table
 from tidegate.api.http import HttpSettings, create_app
 from tidegate.api.openapi import document, document_text
 from tidegate.api.openapi_operations import OPERATIONS
+from tidegate.api.operating import RELOAD, RELOAD_MODE
 from tidegate.api.schema import read_chat, read_completion
 from tidegate.api.tokens import read_detokenize, read_tokenize
+from tidegate.cloud.model_updates import MODES
+from tidegate.cloud.reload import Reloader, reload_route
 from tidegate.edge.link_answers import answer_routes
 from tidegate.link.device import DeviceLink
 
@@ -51,7 +54,10 @@ def test_every_route_is_in_it_and_it_has_no_other() -> None:
     app = create_app(
         EchoBackend(),
         settings=HttpSettings(status=True),
-        extra_routes=answer_routes(cast(DeviceLink, None)),
+        extra_routes=[
+            *answer_routes(cast(DeviceLink, None)),
+            reload_route(cast(Reloader, None), HttpSettings()),
+        ],
     )
     served = {
         (method.lower(), route.path.replace(":path}", "}"))
@@ -84,6 +90,10 @@ def test_every_reference_leads_somewhere_and_every_schema_is_one_and_is_used() -
     for name, schema in SCHEMAS.items():
         jsonschema_rs.meta.validate(schema)
         assert f"#/components/schemas/{name}" in used
+
+
+def test_the_modes_of_a_reload_are_those_of_the_updater() -> None:
+    assert RELOAD_MODE.allowed == MODES
 
 
 def test_every_field_is_explained() -> None:
@@ -166,6 +176,7 @@ BODIES: list[tuple[Callable[[object], object], Watched]] = [
     (read_classification, Watched("ClassificationCall", input="x")),
     (read_tokenize, Watched("TokenizeCall", prompt="x")),
     (read_detokenize, Watched("DetokenizeCall", tokens=[])),
+    (lambda data: RELOAD_MODE.read(RELOAD.open(data)), Watched("ReloadCall")),
 ]
 
 

@@ -17,12 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from tidegate.api.answers import error_object
 from tidegate.api.body import read_json
-from tidegate.api.fields import Fields
 from tidegate.api.hangup import on_hangup
+from tidegate.api.operating import RELOAD, RELOAD_MODE
 from tidegate.api.settings import HttpSettings
 from tidegate.cloud.language_model import LanguageModel
 from tidegate.cloud.model_pool import ModelPool
-from tidegate.cloud.model_updates import MODES, Change, Mode, PoolUpdater
+from tidegate.cloud.model_updates import Change, Mode, PoolUpdater
 from tidegate.errors import CapacityError, TidegateError
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ class ReloadEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        asked = Fields(await read_json(scope, receive, self._settings))
-        mode = cast(Mode | None, asked.choice("mode", MODES))
+        asked = RELOAD.open(await read_json(scope, receive, self._settings))
+        mode = cast(Mode | None, RELOAD_MODE.read(asked))
         status, body = await self._answer(mode)
         await JSONResponse(body, status)(scope, receive, send)
 

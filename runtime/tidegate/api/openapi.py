@@ -167,20 +167,16 @@ def _content(operation: Operation) -> Json:
 
 
 def _unfit(operation: Operation) -> Json:
-    """The 503 of a probe: its own object instead of an error."""
-    if operation.path not in ("/health", "/ready"):
+    """The status that has an object of its own instead of the error."""
+    if operation.problem is None:
         return {}
-    assert operation.answer is not None
-    return {
-        "503": {
-            "description": "Not now.",
-            "headers": {
-                "X-Request-Id": _header("RequestId"),
-                "Retry-After": _header("RetryAfter"),
-            },
-            "content": {"application/json": {"schema": _reference(operation.answer)}},
-        }
-    }
+    status, schema = operation.problem
+    headers: Json = {"X-Request-Id": _header("RequestId")}
+    if status == 503:
+        headers["Retry-After"] = _header("RetryAfter")
+    content = {"application/json": {"schema": _reference(schema)}}
+    told = "Not now." if status == 503 else "It was not done, or not all of it."
+    return {str(status): {"description": told, "headers": headers, "content": content}}
 
 
 def _parameters(operation: Operation) -> list[Json]:

@@ -51,19 +51,13 @@ def _object(
     }
 
 
+_ERROR_DETAIL = _object(
+    "OpenAI's error.",
+    {"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _TEXT},
+)
 _ERROR = _object(
     "Everything that goes wrong. Branch on `code` and the status; `message` is for people.",
-    {
-        "error": _object(
-            "OpenAI's error.",
-            {
-                "message": _TEXT,
-                "type": _TEXT,
-                "param": _or_null(_TEXT),
-                "code": _TEXT,
-            },
-        )
-    },
+    {"error": _ref("ErrorDetail")},
 )
 _USAGE = _object(
     "Tokens of the whole call; the prompt counts once.",
@@ -270,6 +264,27 @@ _OTHERS: Final[dict[str, Json]] = {
         "description": "Queues, memory, routes, link: for people, and it may change.",
     },
 }
+_CHANGES: Final[dict[str, Json]] = {
+    "changes": _list(
+        _object(
+            "What became of one model.",
+            {
+                "name": _TEXT,
+                "kind": {"enum": ["added", "removed", "replaced", "settings", "same"]},
+                "problem": _or_null(_TEXT),
+            },
+        )
+    ),
+    "after_restart": _list(_TEXT),
+}
+_RELOAD: Final[dict[str, Json]] = {
+    "Reloaded": _object("What a reload did.", _CHANGES),
+    "ReloadProblem": _object(
+        "Why it was not done; with changes, if a part of it was.",
+        {"error": _ref("ErrorDetail")},
+        _CHANGES,
+    ),
+}
 _HELD: Final[dict[str, Json]] = {
     "id": _TEXT,
     "state": {"enum": ["running", "whole", "failed"]},
@@ -297,11 +312,13 @@ _LINK: Final[dict[str, Json]] = {
 
 ANSWERS: Final[dict[str, Json]] = {
     "Error": _ERROR,
+    "ErrorDetail": _ERROR_DETAIL,
     "Usage": _USAGE,
     "TidegateAnswer": _EXTENSION,
     **_CHAT,
     **_COMPLETION,
     **_OTHERS,
+    **_RELOAD,
     **_LINK,
 }
 """Schemas by the name that the document has them under."""

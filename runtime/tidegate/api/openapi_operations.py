@@ -8,6 +8,7 @@ from typing import Final, Literal
 from tidegate.api.classify import CLASSIFICATION
 from tidegate.api.embeddings import EMBEDDING
 from tidegate.api.field_table import Table
+from tidegate.api.operating import RELOAD
 from tidegate.api.schema import CHAT, COMPLETION
 from tidegate.api.tokens import DETOKENIZE, TOKENIZE
 
@@ -33,6 +34,8 @@ class Operation:
     """The schema of the events of a stream, for calls that have one."""
     status: int = 200
     errors: tuple[int, ...] = _SHOWING
+    problem: tuple[int, str] | None = None
+    """A status that has an object of its own instead of the error, and its schema."""
     needs_key: bool = True
     """Where keys are asked for at all."""
 
@@ -74,6 +77,7 @@ def _probe(path: str, name: str, told: str, answer: str | None) -> Operation:
         told=told,
         answer=answer,
         errors=(401, 403, 429, 431, 500, 503) if answer is None else (403, 431, 500),
+        problem=(503, answer) if answer in ("Health", "Ready") else None,
         needs_key=False,
     )
 
@@ -126,6 +130,16 @@ OPERATIONS: Final = (
         )
     ),
     _shown("/v1/models", "listModels", "The models that the caller may name.", "Models"),
+    Operation(
+        method="post",
+        path="/admin/reload",
+        name="reload",
+        told="The cloud reads its settings again and changes its models.",
+        body=RELOAD,
+        answer="Reloaded",
+        errors=(400, *_READING),
+        problem=(409, "ReloadProblem"),
+    ),
     _shown("/v1/models/{model}", "showModel", "One of them.", "Model"),
     _probe("/health", "health", "Whether work makes progress; 503 if not.", "Health"),
     _probe("/ready", "ready", "Whether calls are taken; 503 if not.", "Ready"),
