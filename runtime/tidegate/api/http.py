@@ -126,7 +126,8 @@ def _reports(
         return _probe(fit, {"ready": fit, "detail": now.detail})
 
     async def show_metrics(_: Request) -> Response:
-        shown = metrics.show(backend.metrics() + encoders.render())
+        # Tens of milliseconds for several models, which streams need not wait for.
+        shown = await asyncio.to_thread(metrics.show, backend.metrics() + encoders.render())
         return Response(shown, media_type=CONTENT_TYPE)
 
     async def show_status(_: Request) -> Response:
