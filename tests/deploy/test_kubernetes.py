@@ -156,6 +156,41 @@ def test_keda_asks_for_metrics_that_there_are() -> None:
     assert all(isinstance(value, str) for one in triggers for value in one["metadata"].values())
 
 
+KEDA_FIELDS = {
+    "scaleTargetRef",
+    "pollingInterval",
+    "cooldownPeriod",
+    "initialCooldownPeriod",
+    "idleReplicaCount",
+    "minReplicaCount",
+    "maxReplicaCount",
+    "advanced",
+    "fallback",
+    "triggers",
+}
+"""Of a ScaledObject's spec, by KEDA's reference (keda.sh, "ScaledObject specification")."""
+
+
+def test_keda_gets_fields_that_it_has() -> None:
+    spec = kubernetes()["scaledobject.yaml"]["spec"]
+    assert set(spec) <= KEDA_FIELDS
+    assert set(spec["fallback"]) == {"failureThreshold", "replicas"}
+    assert 1 <= spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
+    # What KEDA hands to Kubernetes is Kubernetes's, and has its schema.
+    behaviour = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    scaler = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "made-by-keda"},
+        "spec": {
+            "scaleTargetRef": spec["scaleTargetRef"],
+            "maxReplicas": spec["maxReplicaCount"],
+            "behavior": behaviour,
+        },
+    }
+    kubernetes_validate.validate(scaler, VERSIONS[-1], strict=True)
+
+
 def test_an_object_is_in_one_file_and_in_one_namespace() -> None:
     for path in (DEPLOY / "kubernetes").glob("*.yaml"):
         assert len(list(yaml.safe_load_all(path.read_text("utf-8")))) == 1, path.name

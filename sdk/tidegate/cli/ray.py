@@ -73,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
     from tidegate.cloud.ray.settings import RaySettings, ScaleSettings
 
     service = read_service(args)
+    if service.traces is not None:
+        allowed = "absent: spans do not go through Ray yet"
+        raise ConfigError("otlp-traces-endpoint", args.otlp_traces_endpoint, allowed)
     gateway = None
     if service.link is not None:
         gateway = GatewaySettings(
@@ -107,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         drain_s=args.drain,
         trusted=read_trust(args.trust),
         tls=service.tls,
+        vllm_metrics=not args.no_vllm_metrics,
     )
 
     async def main(stop: asyncio.Event) -> None:

@@ -55,7 +55,7 @@ class ServeReplicas:
         except BackPressureError as error:
             ended = True
             wait_s = 1.0 if error.retry_after_s is None else error.retry_after_s
-            message = f"{error.max_queued_requests} calls wait for a replica: try again later"
+            message = "too many calls wait for a replica: try again later"
             raise CapacityError(message, retry_after_s=wait_s) from None
         except DeploymentUnavailableError:
             raise UnavailableError("the engines could not be started") from None

@@ -77,6 +77,8 @@ class RaySettings:
     """Public keys of which one must have signed a bundle; None for any or none."""
     tls: TlsFiles | None = None
     """Read when Ray's HTTP proxies start, and not again."""
+    vllm_metrics: bool = True
+    """Show metrics under vLLM's names, too."""
 
     def __post_init__(self) -> None:
         if self.fronts < 1:
