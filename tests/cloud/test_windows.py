@@ -59,6 +59,15 @@ async def a_late_return_goes_to_its_own_window(windows: Windows, clock: Clock) -
     assert not (await windows.take("late", TOKENS, 1)).granted
 
 
+async def who_comes_late_meets_the_window_it_asked_for(windows: Windows, clock: Clock) -> None:
+    rate = Rate(unit="tokens", amount=100, window_s=1, strategy="fixed")
+    assert (await windows.take("held up", rate, 100)).granted
+    await asyncio.sleep(1.3)  # by its own clock the service is still in that window
+    assert not (await windows.take("held up", rate, 1)).granted
+    clock.now_s += 1
+    assert (await windows.take("held up", rate, 100)).granted
+
+
 async def any_second_has_no_more_than_a_seconds_worth(windows: Windows, _: Clock) -> None:
     granted: list[float] = []
     began_s = time.time()
@@ -76,6 +85,7 @@ async def any_second_has_no_more_than_a_seconds_worth(windows: Windows, _: Clock
 CHECKS = (
     a_refused_amount_leaves_room,
     a_late_return_goes_to_its_own_window,
+    who_comes_late_meets_the_window_it_asked_for,
     any_second_has_no_more_than_a_seconds_worth,
 )
 
