@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 
 from tidegate.kernels.attention.tile import (
-    find_request,
     finish,
     first_key,
     no_sums,
+    own_tile,
     query_tile,
     split,
     store_rows,
@@ -103,10 +103,7 @@ def attend(
     tile_tokens: tl.constexpr = BLOCK_M // SHARE
     head, segments = tl.program_id(0), tl.num_programs(2)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    request, first_tile = find_request(starts, requests, tile, tile_tokens)
-    start = tl.load(starts + request)
-    new = tl.load(starts + request + 1) - start
-    offset = (tile - first_tile) * tile_tokens
+    request, start, new, offset = own_tile(starts, requests, tile, tile_tokens)
     if (new < least_tokens) | (new > most_tokens) | (offset >= new):
         return
     past = tl.load(lengths + request) - new
@@ -136,7 +133,7 @@ def attend(
         state = joined(state, log, finish(sums, None, query_head))
     if segments > 1:
         at = (request * most_tokens + token).to(tl.int64) * (kv_heads * SHARE) + query_head
-        at = at * segments + tl.program_id(2)
+        at = at * segments + begin
         store_part(parts_at, logs_at, state, at, token >= 0, HEAD_SIZE)
     else:
         rows = finish(state, sinks, query_head)

@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 
 from tidegate.kernels.attention.tile import (
-    find_request,
     finish,
     first_key,
     no_sums,
+    own_tile,
     query_tile,
     split,
     store_rows,
@@ -54,10 +54,7 @@ def prefill(
     tile_tokens: tl.constexpr = BLOCK_M // SHARE
     head = tl.program_id(0)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    request, first_tile = find_request(starts, requests, tile, tile_tokens)
-    start = tl.load(starts + request)
-    new = tl.load(starts + request + 1) - start
-    offset = (tile - first_tile) * tile_tokens  # of the tile's first token within the request
+    request, start, new, offset = own_tile(starts, requests, tile, tile_tokens)
     if (new <= SHORT) | (offset >= new):
         return
     q, token, query_head = query_tile(

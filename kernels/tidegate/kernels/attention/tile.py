@@ -41,6 +41,20 @@ def find_request(
 
 
 @triton.jit
+def own_tile(
+    starts: tl.tensor, requests: tl.tensor, tile: tl.tensor, TILE_TOKENS: tl.constexpr
+) -> tl.tuple:
+    """Tile number `tile`: its request, that one's first token and how many, and the tile's offset.
+
+    The offset is of the tile's first token within the request; none is there from `new` on.
+    """
+    request, first_tile = find_request(starts, requests, tile, TILE_TOKENS)
+    start = tl.load(starts + request)
+    new = tl.load(starts + request + 1) - start
+    return request, start, new, (tile - first_tile) * TILE_TOKENS
+
+
+@triton.jit
 def query_tile(
     q_at: tl.tensor,
     q_stride: tl.tensor,

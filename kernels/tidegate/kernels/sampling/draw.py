@@ -9,17 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tidegate.kernels.sampling.search import narrowed, ties_kept
+from tidegate.kernels.sampling.search import draw_of, narrowed, ties_kept
 from tidegate.kernels.sampling.weighing import (
     COLUMNS,
     LOWEST_KEY,
     MIN_P,
     TEMPERATURE,
-    TOP_P,
     UNIFORM,
     key_of,
     logit_of,
-    logits_of,
+    row_logits,
     weight_of,
 )
 
@@ -51,13 +50,9 @@ def weigh_tiles(
 ) -> None:
     """The weight above the threshold and the tokens at it, of one tile; both of them in `cuts`."""
     row, tile = tl.program_id(0), tl.program_id(1)
-    peak = tl.load(peaks + row)
-    temperature = tl.load(numbers + row * COLUMNS + TEMPERATURE).to(tl.float32)
+    peak, temperature, min_p, top_p, top_k = draw_of(numbers, integers, peaks, row)
     if not ((peak == peak) & (temperature > 0)):
         return
-    min_p = tl.load(numbers + row * COLUMNS + MIN_P).to(tl.float32)
-    top_p = tl.load(numbers + row * COLUMNS + TOP_P)
-    top_k = tl.load(integers + row * 2)
     low = tl.zeros((), tl.int64) + LOWEST_KEY
     ties = low * 0
     if SEARCHES > 0:
@@ -86,11 +81,7 @@ def weigh_tiles(
         top = tl.load(part_peaks + (row * TILE_COUNT + tile) * PARTS + part)
         if key_of(top) >= low:
             ids = (tile * PARTS + part) * PART + tl.arange(0, PART)
-            bits = masks
-            if masks is not None:
-                bits = masks + row.to(tl.int64) * words
-            masked = tl.load(integers + row * 2 + 1)
-            x = logits_of(logits + row.to(tl.int64) * stride, ids, vocab, bits, masked)
+            x = row_logits(logits, masks, integers, row, ids, vocab, stride, words)
             key = key_of(x)
             weights += tl.where(key > low, weight_of(x, peak, temperature, min_p), 0)
             at += tl.where(key == low, 1, 0)
@@ -138,11 +129,7 @@ def draw_tokens(
     target -= tl.sum(tl.where(tile < mine, weights, 0))
     rank = kept - tl.sum(tl.where(tile < mine, ties, 0))
     ids = mine * TILE + tl.arange(0, TILE)
-    bits = masks
-    if masks is not None:
-        bits = masks + row.to(tl.int64) * words
-    masked = tl.load(integers + row * 2 + 1)
-    x = logits_of(logits + row.to(tl.int64) * stride, ids, vocab, bits, masked)
+    x = row_logits(logits, masks, integers, row, ids, vocab, stride, words)
     key = key_of(x)
     tied = key == low
     keeps = (key > low) | (tied & (tl.cumsum(tl.where(tied, 1, 0), axis=0) <= rank))

@@ -23,7 +23,7 @@ from tidegate.kernels.sampling.weighing import (
     TOP_P,
     key_of,
     logit_of,
-    logits_of,
+    row_logits,
     weight_of,
 )
 
@@ -61,6 +61,28 @@ def narrowed(
     high = tl.where(settled, high, tl.minimum(high, beyond - 1))
     low = tl.where(settled, low, low + step * at)
     return low, high, above, goal
+
+
+@triton.jit
+def store_state(
+    state: tl.tensor, low: tl.tensor, high: tl.tensor, above: tl.tensor, goal: tl.tensor
+) -> None:
+    """What `narrowed` reads."""
+    tl.store(state, low)
+    tl.store(state + 1, high)
+    tl.store(state + 2, above)
+    tl.store(state + 3, goal)
+
+
+@triton.jit
+def draw_of(
+    numbers: tl.tensor, integers: tl.tensor, peaks: tl.tensor, row: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Peak, temperature, min-p, top-p and top-k of a row."""
+    mine = numbers + row * COLUMNS
+    temperature = tl.load(mine + TEMPERATURE).to(tl.float32)
+    min_p, top_p = tl.load(mine + MIN_P).to(tl.float32), tl.load(mine + TOP_P)
+    return tl.load(peaks + row), temperature, min_p, top_p, tl.load(integers + row * 2)
 
 
 @triton.jit
@@ -109,11 +131,7 @@ def search(
     key and ties.
     """
     row, tile = tl.program_id(0), tl.program_id(1)
-    peak = tl.load(peaks + row)
-    temperature = tl.load(numbers + row * COLUMNS + TEMPERATURE).to(tl.float32)
-    min_p = tl.load(numbers + row * COLUMNS + MIN_P).to(tl.float32)
-    top_p = tl.load(numbers + row * COLUMNS + TOP_P)
-    top_k = tl.load(integers + row * 2)
+    peak, temperature, min_p, top_p, top_k = draw_of(numbers, integers, peaks, row)
     by_count = (top_k > 0) & (not SECOND)
     wanted = (peak == peak) & (temperature > 0)
     wanted = wanted & (((top_k > 0) & (top_p < 1)) if SECOND else ((top_k > 0) | (top_p < 1)))
@@ -134,9 +152,9 @@ def search(
             low, _, first_above, first_goal = narrowed(
                 state - 4, before, top_p, floor, floor_measure, TILE_COUNT, TILES, LEVELS
             )
-            tl.store(firsts + row * 2, low)
-            tl.store(firsts + row * 2 + 1, first_goal - first_above)
             floor, ties = low, first_goal - first_above
+            tl.store(firsts + row * 2, floor)
+            tl.store(firsts + row * 2 + 1, ties)
         else:
             floor, ties = tl.load(firsts + row * 2), tl.load(firsts + row * 2 + 1)
         floor_measure = ties * weight_of(logit_of(floor.to(tl.int32)), peak, temperature, min_p)
@@ -145,10 +163,7 @@ def search(
             state - 4, before, top_p, floor, floor_measure, TILE_COUNT, TILES, LEVELS
         )
     if tile == 0:
-        tl.store(state, low)
-        tl.store(state + 1, high)
-        tl.store(state + 2, above)
-        tl.store(state + 3, goal)
+        store_state(state, low, high, above, goal)
     if (low == high) & (goal > 0):
         return
     step = (high - low) // LEVELS + 1
@@ -158,14 +173,9 @@ def search(
         top = tl.load(part_peaks + (row * TILE_COUNT + tile) * PARTS + part)
         if key_of(top) >= low:
             ids = (tile * PARTS + part) * PART + tl.arange(0, PART)
-            mine = logits + row.to(tl.int64) * stride
-            bits = masks
-            if masks is not None:
-                bits = masks + row.to(tl.int64) * words
-            x = logits_of(mine, ids, vocab, bits, tl.load(integers + row * 2 + 1))
+            x = row_logits(logits, masks, integers, row, ids, vocab, stride, words)
             key = key_of(x)
-            weight = weight_of(x, peak, temperature, min_p)
-            weight = tl.where(by_count, 1, weight)
+            weight = tl.where(by_count, 1, weight_of(x, peak, temperature, min_p))
             weight = tl.where(key > floor, weight, 0)
             measured += tl.where(key[None, :] >= levels[:, None], weight[None, :], 0)
     tl.store(after + tile * LEVELS + tl.arange(0, LEVELS), tl.sum(measured, axis=1))

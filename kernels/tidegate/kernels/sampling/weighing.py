@@ -64,6 +64,25 @@ def logits_of(
 
 
 @triton.jit
+def row_logits(
+    logits: tl.tensor,
+    masks: tl.tensor,
+    integers: tl.tensor,
+    row: tl.tensor,
+    ids: tl.tensor,
+    vocab: tl.int32,
+    stride: tl.int64,
+    words: tl.int32,
+) -> tl.tensor:
+    """`logits_of` of one of all rows."""
+    bits = masks
+    if masks is not None:
+        bits = masks + row.to(tl.int64) * words
+    masked = tl.load(integers + row * 2 + 1)
+    return logits_of(logits + row.to(tl.int64) * stride, ids, vocab, bits, masked)
+
+
+@triton.jit
 def weight_of(x: tl.tensor, peak: tl.tensor, temperature: tl.tensor, min_p: tl.tensor) -> tl.tensor:
     """int64 weights of logits; 0 for those below `min_p` of the likeliest."""
     rate = 1.4426950408889634 / tl.maximum(temperature, 1e-20)
