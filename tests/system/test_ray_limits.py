@@ -47,6 +47,9 @@ def test_two_fronts_grant_what_one_would(tmp_path: Path, edge_checkpoint: Path) 
         family = psutil.Process(service.process.pid).children(recursive=True)
         fronts = [one for one in family if "ServeReplica:tidegate:Front" in " ".join(one.cmdline())]
         assert len(fronts) == 2
+        told = httpx.get(f"{service.url}/metrics", timeout=30).text
+        assert "tidegate_ray_asked_total" in told
+        assert "\nvllm:" in told
         assert service.stop() == 0
     assert Counter(one.status_code for one in answers) == {200: ALLOWED, 429: ASKED - ALLOWED}
     refused = [one for one in answers if one.status_code == 429]

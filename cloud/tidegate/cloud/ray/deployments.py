@@ -87,7 +87,8 @@ class FrontDeployment:
         if settings.access is not None:
             surface = replace(surface, open_paths=settings.access.open_paths)
         surface = replace(surface, max_calls=settings.scale.most_queued)
-        self._app = create_app(backend, settings=surface, metrics=Metrics(), texts=backend.text_of)
+        metrics = Metrics(vllm_names=settings.vllm_metrics)
+        self._app = create_app(backend, settings=surface, metrics=metrics, texts=backend.text_of)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """What answers HTTP."""
