@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,25 @@ def replicas(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[P
         yield state, urls
 
 
+def given_in_full(attempt: Callable[[], tuple[float, float, float]]) -> None:
+    """Hold what was granted against the most and the least: never above, once in three not below.
+
+    Clients whose machine is busy with others may ask too seldom to get all that they could.
+    """
+    for _ in range(3):
+        granted, least, most = attempt()
+        print(f"{granted:g} of {least:.1f} to {most:.1f}")
+        assert granted <= most * (1 + TOLERANCE)
+        if granted >= least * (1 - TOLERANCE):
+            return
+    pytest.fail("eight clients never got what the limit gives")
+
+
+def flowing_s(run: Granted) -> tuple[float, float]:
+    """For how long a bucket was filled while clients asked: at least, and at most."""
+    return run.ended_s - run.answered_s[0], max(run.answered_s) - min(run.asked_s)
+
+
 def new_key(state: Path, **rules: Any) -> str:
     with closing(ApiKeyStore(state)) as store:
         return store.add("team", KeyRules(**rules), now_s=time.time())[1]
@@ -111,10 +130,13 @@ def test_a_bucket_gives_what_it_holds_and_what_flows_in(
 ) -> None:
     state, urls = replicas
     rate = Rate(unit="requests", amount=60, window_s=1)
-    run = hammer(urls, new_key(state, rates=(rate,)))
-    expected = 60 + 60 * (run.ended_s - run.answered_s[0])
-    print(f"bucket: {len(run.answered_s)} of {expected:.1f}, {run.refused} refused")
-    assert len(run.answered_s) == pytest.approx(expected, rel=TOLERANCE)
+
+    def attempt() -> tuple[float, float, float]:
+        run = hammer(urls, new_key(state, rates=(rate,)))
+        least_s, most_s = flowing_s(run)
+        return len(run.answered_s), 60 + 60 * least_s, 60 + 60 * most_s
+
+    given_in_full(attempt)
 
 
 def test_tokens_that_were_reserved_and_not_used_are_spent_by_others(
@@ -122,11 +144,14 @@ def test_tokens_that_were_reserved_and_not_used_are_spent_by_others(
 ) -> None:
     state, urls = replicas
     rate = Rate(unit="tokens", amount=360, window_s=1)
-    run = hammer(urls, new_key(state, rates=(rate,)), max_tokens=7)
-    expected = 360 + 360 * (run.ended_s - run.answered_s[0])
-    tokens = USED_TOKENS * len(run.answered_s)
-    print(f"tokens: {tokens} of {expected:.0f}, {run.refused} refused")
-    assert tokens == pytest.approx(expected, rel=TOLERANCE)
+
+    def attempt() -> tuple[float, float, float]:
+        run = hammer(urls, new_key(state, rates=(rate,)), max_tokens=7)
+        least_s, most_s = flowing_s(run)
+        tokens = USED_TOKENS * len(run.answered_s)
+        return tokens, 360 + 360 * least_s, 360 + 360 * most_s
+
+    given_in_full(attempt)
 
 
 @pytest.mark.parametrize("unit", ["requests", "tokens"])
@@ -136,10 +161,13 @@ def test_a_fixed_window_gives_its_amount_in_each(
     state, urls = replicas
     amount = 20 if unit == "requests" else 20 * USED_TOKENS
     rate = Rate(unit=unit, amount=amount, window_s=1, strategy="fixed")  # type: ignore[arg-type]
-    run = hammer(urls, new_key(state, rates=(rate,)), max_tokens=3, aligned=True)
-    # It began with a window and saw four: the last one for long enough to use it up.
-    print(f"fixed {unit}: {len(run.answered_s)} of 80, {run.refused} refused")
-    assert len(run.answered_s) == pytest.approx(80, rel=TOLERANCE)
+
+    def attempt() -> tuple[float, float, float]:
+        # It begins with a window and sees four: the last one for long enough to use it up.
+        run = hammer(urls, new_key(state, rates=(rate,)), max_tokens=3, aligned=True)
+        return len(run.answered_s), 80, 80
+
+    given_in_full(attempt)
 
 
 @pytest.mark.parametrize("unit", ["requests", "tokens"])
@@ -149,13 +177,15 @@ def test_a_sliding_window_gives_its_amount_in_any_stretch(
     state, urls = replicas
     amount = 20 if unit == "requests" else 20 * USED_TOKENS
     rate = Rate(unit=unit, amount=amount, window_s=2, strategy="sliding")  # type: ignore[arg-type]
-    # Four windows' amounts, the last with more than half a window for what came late before.
-    run = hammer(urls, new_key(state, rates=(rate,)), lasts_s=7.2, max_tokens=3)
-    print(f"sliding {unit}: {len(run.answered_s)} of 80, {run.refused} refused")
-    assert len(run.answered_s) == pytest.approx(80, rel=TOLERANCE)
-    asked = sorted(run.asked_s)
-    pairs = zip(asked, run.answered_s[20:], strict=False)
-    assert all(later - first >= rate.window_s for first, later in pairs)
+
+    def attempt() -> tuple[float, float, float]:
+        # Four windows' amounts, the last with more than half a window for what came late before.
+        run = hammer(urls, new_key(state, rates=(rate,)), lasts_s=7.2, max_tokens=3)
+        pairs = zip(sorted(run.asked_s), run.answered_s[20:], strict=False)
+        assert all(later - first >= rate.window_s for first, later in pairs)
+        return len(run.answered_s), 80, 80
+
+    given_in_full(attempt)
 
 
 def test_a_quota_is_spent_to_the_last_request_and_not_beyond(
