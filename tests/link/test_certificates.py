@@ -215,6 +215,18 @@ def test_damaged_certificates_and_requests_are_an_identity_error_or_still_read(
             read(f"-----BEGIN {name}-----\n{body}-----END {name}-----\n".encode())
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+def test_a_certificate_whose_serial_number_is_negative_is_refused(ca: CertifiedKey) -> None:
+    certificate = x509.load_pem_x509_certificate(ca.certificate_pem)
+    der = bytearray(certificate.public_bytes(serialization.Encoding.DER))
+    number = certificate.serial_number
+    at = der.index(number.to_bytes((number.bit_length() + 8) // 8, "big"))
+    der[at] |= 0x80
+    body = base64.encodebytes(bytes(der)).decode()
+    with pytest.raises(IdentityError, match="serial number must be positive"):
+        read_facts(f"-----BEGIN CERTIFICATE-----\n{body}-----END CERTIFICATE-----\n".encode())
+
+
 def test_a_request_of_an_unknown_version_is_refused() -> None:
     request = x509.load_pem_x509_csr(make_request(HANDLE)[0])
     der = request.public_bytes(serialization.Encoding.DER)

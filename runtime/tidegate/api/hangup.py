@@ -1,4 +1,8 @@
-"""SIGHUP for everyone in a process who looks at files again: a loop takes one handler only."""
+"""SIGHUP for everyone in a process who looks at files again.
+
+The handler stays once it is there: a hangup that comes when nobody listens any more, as while a
+service drains, is heard by nobody, and does not end the process as it would by default.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +10,39 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
 
 Call = Callable[[], object]
-_calls: WeakKeyDictionary[asyncio.AbstractEventLoop, list[Call]] = WeakKeyDictionary()
+_calls: list[tuple[asyncio.AbstractEventLoop, Call]] = []
 
 
 @contextmanager
 def on_hangup(call: Call) -> Iterator[None]:
-    """Have every SIGHUP call it while the block runs, beside whoever else asked for that.
+    """Have every SIGHUP call it in this loop while the block runs, beside whoever else asked.
 
-    Where this loop gets no signals, outside the main thread or POSIX, it is never called.
+    Where there are no signals, or their handlers cannot be set because the first to ask is outside
+    the main thread, it is never called.
     """
-    loop = asyncio.get_running_loop()
-    calls = _calls.setdefault(loop, [])
-    if not calls and not _listen(loop, calls):
+    if not _listening():
         yield
         return
-    calls.append(call)
+    ours = (asyncio.get_running_loop(), call)
+    _calls.append(ours)
     try:
         yield
     finally:
-        calls.remove(call)
-        if not calls:
-            loop.remove_signal_handler(signal.SIGHUP)
+        _calls.remove(ours)
 
 
-def _listen(loop: asyncio.AbstractEventLoop, calls: list[Call]) -> bool:
-    def everyone() -> None:
-        for call in tuple(calls):
-            call()
-
+def _listening() -> bool:
     try:
-        loop.add_signal_handler(signal.SIGHUP, everyone)
-    except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+        if signal.getsignal(signal.SIGHUP) is not _hear:
+            signal.signal(signal.SIGHUP, _hear)
+    except (AttributeError, ValueError):
         return False
     return True
+
+
+def _hear(*_: object) -> None:
+    for loop, call in tuple(_calls):
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(call)

@@ -13,11 +13,20 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import NameOID
 
 from tidegate.errors import IdentityError
 
-DAMAGED = (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion)
+DAMAGED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    InvalidSignature,
+    x509.InvalidVersion,
+    CryptographyDeprecationWarning,
+)
+"""What the library raises of bytes that are no certificate; the last where warnings are errors."""
 """All that `cryptography` raises over X.509 from strangers; not all of it is a `ValueError`."""
 
 
@@ -120,9 +129,12 @@ def load_certificates(bundle_pem: bytes) -> list[x509.Certificate]:
         IdentityError: one is damaged, or there is none.
     """
     try:
-        return x509.load_pem_x509_certificates(bundle_pem)
+        found = x509.load_pem_x509_certificates(bundle_pem)
     except DAMAGED:
         raise IdentityError("certificate: cannot be read as PEM") from None
+    if any(one.serial_number <= 0 for one in found):
+        raise IdentityError("certificate: its serial number must be positive (RFC 5280)")
+    return found
 
 
 def load_certificate(certificate_pem: bytes) -> x509.Certificate:
