@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 import ssl
@@ -105,6 +106,37 @@ def test_half_of_a_new_pair_is_refused_and_the_old_one_serves_on(tmp_path: Path)
             assert await serial_of(url, ca.trusting()) != before
 
     asyncio.run(main())
+
+
+def test_a_certificate_that_begins_later_is_taken_up_when_it_does(tmp_path: Path) -> None:
+    ca = Authority.make(tmp_path)
+    files, now_s = ca.certify("server"), time.time()
+    tls = ServerTls(files, wall_s=lambda: now_s)
+    ends_s = tls.expires_s
+    overwrite(files, ca.certify("next", days=(1, 90)))
+    with pytest.raises(ConfigError, match="tls-cert"):
+        tls.reload()
+    assert not tls.reload()  # said once
+    assert tls.expires_s == ends_s
+    now_s += 2 * 86_400
+    assert tls.reload()
+    assert tls.expires_s > ends_s
+    assert not tls.reload()
+
+
+def test_files_that_could_not_be_opened_once_are_opened_the_next_time(tmp_path: Path) -> None:
+    ca = Authority.make(tmp_path)
+    files = ca.certify("server")
+    tls = ServerTls(files)
+    overwrite(files, ca.certify("next"))
+    lowest, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, highest))  # no descriptor is left
+    try:
+        with pytest.raises(ConfigError, match="too many open files"):
+            tls.reload()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, highest))
+    assert tls.reload()
 
 
 def test_a_hangup_looks_at_the_files_at_once(tmp_path: Path) -> None:

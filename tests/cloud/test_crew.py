@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import multiprocessing
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from crewwork import break_down, die, refuse, until_told
 from services import until
 
 from tidegate.cloud import crew as crew_module
-from tidegate.cloud.crew import Crew, Work
+from tidegate.cloud.crew import Crew, Say, Work
 from tidegate.errors import TeamError, UnavailableError
 
 pytestmark = pytest.mark.system
@@ -26,6 +30,32 @@ def started(work: Work, leave: Callable[[int], object] = lambda status: None) ->
         yield crew
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert not crew.meeting.parent.exists()
+
+
+class PickledOnce:
+    """Work that the first process takes, and that cannot be handed to the second."""
+
+    def __init__(self) -> None:
+        self.handed = 0
+
+    def __call__(self, rank: int, meeting: Path, say: Say) -> None:
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Work]]:
+        self.handed += 1
+        if self.handed > 1:
+            raise BlockingIOError(errno.EAGAIN, "no more processes")
+        return partial, (until_told,)
+
+
+def test_when_one_cannot_be_started_those_before_it_are_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(BlockingIOError, match="no more processes"):
+        Crew(3, PickledOnce())
+    assert not multiprocessing.active_children()
+    assert not list(tmp_path.iterdir())
 
 
 def test_who_is_dismissed_ends_and_is_waited_for() -> None:

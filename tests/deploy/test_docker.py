@@ -70,6 +70,16 @@ def test_versions_are_pinned_and_extras_are_ours(path: Path) -> None:
     assert name in PROJECT["project"]["optional-dependencies"]
 
 
+def test_the_image_for_gpus_has_the_compiler_that_triton_calls() -> None:
+    found = instructions(DEPLOY / "docker" / "cloud.Dockerfile")
+    last = max(place for place, (name, _) in enumerate(found) if name == "FROM")
+    final = found[last:]
+    assert ("ARG", "EXTRA") in final
+    (install,) = (rest for name, rest in final if name == "RUN" and "apt-get install" in rest)
+    assert install.startswith('if [ "${EXTRA}" = gpu ]; then')
+    assert {"gcc", "libc6-dev"} <= set(install.split())
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_linter_has_nothing_to_say(path: Path) -> None:
     linter = shutil.which("hadolint")

@@ -156,6 +156,17 @@ def test_keda_asks_for_metrics_that_there_are() -> None:
     assert all(isinstance(value, str) for one in triggers for value in one["metadata"].values())
 
 
+def test_keda_counts_the_pods_that_it_scales_and_no_gateway() -> None:
+    objects = kubernetes()
+    scaled = objects["deployment.yaml"]["metadata"]["name"]
+    gateway = objects["gateway.yaml"]["metadata"]["name"]
+    for trigger in objects["scaledobject.yaml"]["spec"]["triggers"]:
+        (pods,) = re.findall(r'pod=~"([^"]+)"', trigger["metadata"]["query"])
+        # Prometheus matches the whole label; a Deployment's pods have two hashes in their names.
+        assert re.fullmatch(pods, f"{scaled}-6b474476c4-x7k2p")
+        assert not re.fullmatch(pods, f"{gateway}-0")
+
+
 KEDA_FIELDS = {
     "scaleTargetRef",
     "pollingInterval",

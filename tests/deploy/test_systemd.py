@@ -99,6 +99,15 @@ def test_a_service_that_is_stuck_is_started_again(path: Path) -> None:
     assert found["RestartForceExitStatus"] == [str(STUCK_STATUS)]
 
 
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_who_may_run_over_several_gpus_may_ask_for_the_interfaces(path: Path) -> None:
+    found = settings(path)
+    families = set(found["RestrictAddressFamilies"][0].split())
+    # What gloo and NCCL call, getifaddrs, opens a netlink socket.
+    on_gpus = " cloud " in found["ExecStart"][0]
+    assert families == {"AF_INET", "AF_INET6", "AF_UNIX"} | ({"AF_NETLINK"} if on_gpus else set())
+
+
 def test_the_user_of_the_services_is_made() -> None:
     made = (DEPLOY / "systemd" / "tidegate.sysusers.conf").read_text("utf-8")
     users = {settings(path)["User"][0] for path in UNITS}

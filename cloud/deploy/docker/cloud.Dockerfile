@@ -3,9 +3,10 @@
 #   docker build -f cloud/deploy/docker/cloud.Dockerfile -t tidegate-cloud:0.1.0 .
 # EXTRA=gpu for NVIDIA GPUs: torch's wheels bring CUDA, the node brings the driver.
 ARG PYTHON=3.11.14-slim-bookworm
+ARG EXTRA=cloud
 
 FROM python:${PYTHON} AS build
-ARG EXTRA=cloud
+ARG EXTRA
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -20,6 +21,15 @@ RUN python -m venv /opt/tidegate \
     && /opt/tidegate/bin/pip install -c constraints.txt ".[${EXTRA}]"
 
 FROM python:${PYTHON}
+ARG EXTRA
+# Triton compiles C against Python's headers when it first runs a kernel; the image has the headers.
+# Debian keeps one version of a package at a time, so there is none to pin.
+# hadolint ignore=DL3008
+RUN if [ "${EXTRA}" = gpu ]; then \
+        apt-get update \
+        && apt-get install -y --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /opt/tidegate /opt/tidegate
 ENV PATH=/opt/tidegate/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1
 RUN useradd --system --uid 10001 --user-group --no-create-home tidegate

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final, Literal
@@ -69,6 +70,9 @@ class Crew:
             world: processes of the team, with this one.
             work: what each of them does.
             leave: ends this process with a status, without unwinding.
+
+        Raises:
+            Exception: a process could not be started; those that were are ended.
         """
         self._world, self._leave = world, leave
         self._folder = Path(tempfile.mkdtemp(prefix="tidegate-team-"))
@@ -83,16 +87,16 @@ class Crew:
         context = multiprocessing.get_context("spawn")
         self._processes: dict[int, BaseProcess] = {}
         self._words: dict[int, Connection] = {}
-        for rank in range(1, world):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_run, args=(work, rank, self.meeting, theirs), name=f"rank {rank}"
-            )
-            process.start()
-            theirs.close()
-            self._processes[rank], self._words[rank] = process, ours
         # Before `multiprocessing` waits for them, which are not going to end.
         atexit.register(self._kill)
+        try:
+            for rank in range(1, world):
+                self._start(rank, work, context)
+        except BaseException:  # whoever was started has nobody to meet, and no one to close it
+            self._kill()
+            atexit.unregister(self._kill)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         threading.Thread(target=self._watch, name="crew", daemon=True).start()
 
     @property
@@ -155,6 +159,15 @@ class Crew:
         self._kill()
         atexit.unregister(self._kill)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self, rank: int, work: Work, context: SpawnContext) -> None:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_run, args=(work, rank, self.meeting, theirs), name=f"rank {rank}"
+        )
+        process.start()
+        theirs.close()
+        self._processes[rank], self._words[rank] = process, ours
 
     def _watch(self) -> None:
         """Hear what the processes say, until one of them ends."""

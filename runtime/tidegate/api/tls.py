@@ -59,6 +59,8 @@ class ServerTls:
     def __init__(self, files: TlsFiles, *, wall_s: Callable[[], float] = time.time) -> None:
         self._files, self._wall_s = files, wall_s
         self._seen = _fingerprint(files)
+        self._refused: tuple[tuple[object, ...], str] | None = None
+        """The files that were refused last, and why."""
         self._current, self.expires_s = _load(files, wall_s())
         self.context = _fresh(files)
         self.context.sni_callback = self._hand_on
@@ -71,14 +73,26 @@ class ServerTls:
     def reload(self) -> bool:
         """Use the files if they changed; True if so.
 
+        Files that are refused are tried again each time, since some reasons pass by themselves: a
+        clock that is behind the certificate, or no descriptor left to open a file with.
+
         Raises:
-            ConfigError: as the constructor; what was used before goes on being used.
+            ConfigError: as the constructor, once for the same files and reason; what was used
+                before goes on being used.
         """
         seen = _fingerprint(self._files)
         if seen == self._seen:
+            self._refused = None
             return False
-        self._seen = seen  # what is wrong with them is said once
-        self._current, self.expires_s = _load(self._files, self._wall_s())
+        try:
+            self._current, self.expires_s = _load(self._files, self._wall_s())
+        except ConfigError as error:
+            refused = (seen, str(error))
+            if refused == self._refused:
+                return False
+            self._refused = refused
+            raise
+        self._seen, self._refused = seen, None
         return True
 
     async def run(self) -> None:
@@ -131,8 +145,6 @@ def _load(files: TlsFiles, now_s: float) -> tuple[ssl.SSLContext, float]:
     context = _fresh(files)
     _check_readable("tls-cert", files.certificate)
     _check_readable("tls-key", files.key)
-    if files.key.stat().st_mode & 0o077:
-        _log.warning("TLS: %s can be read by others than its owner", files.key)
     expires_s = _check_valid(files.certificate, now_s)
     try:
         # Without a password given OpenSSL would ask for one on the terminal.
@@ -147,7 +159,15 @@ def _load(files: TlsFiles, now_s: float) -> tuple[ssl.SSLContext, float]:
         except (OSError, ssl.SSLError) as error:
             allowed = "a file of PEM certificates"
             raise ConfigError("tls-client-ca", str(files.client_ca), allowed) from error
+    _warn_of_readers(files.key)  # last, as files that are refused are tried again and again
     return context, expires_s
+
+
+def _warn_of_readers(key: Path) -> None:
+    # Gone again already: the next look sees it.
+    with suppress(OSError):
+        if key.stat().st_mode & 0o077:
+            _log.warning("TLS: %s can be read by others than its owner", key)
 
 
 def _check_readable(setting: str, path: Path) -> None:
