@@ -18,11 +18,6 @@ def test_the_allowance_is_what_idling_and_the_reserve_leave() -> None:
     assert PLAN.allowed_w(3600.0, 500.0) == math.inf
 
 
-def test_a_plan_is_reachable_as_long_as_idling_alone_reaches_it() -> None:
-    assert PLAN.reachable(0.0, 1000.0 + 7200.0)
-    assert not PLAN.reachable(0.0, 1000.0 + 7199.0)
-
-
 def test_debt_grows_by_work_beyond_the_allowance_and_is_paid_by_doing_less() -> None:
     debt = EnergyDebt(plan=PLAN)
     left = 1000.0 + 3600 * 5.0  # 3 W of work

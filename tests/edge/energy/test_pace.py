@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from energyboard import BOARD, CLOUD, RADIO
+from energyboard import SLOW as SLOW_MODE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,7 +73,7 @@ states = st.builds(
     loaded=st.booleans(),
     quiet_until_s=st.floats(0, 300),
     energy_debt_j=st.floats(0, 1e5),
-    heat_k=st.floats(0, 20),
+    rest_k=st.floats(-60, 20),
     warming_kw=st.floats(0, 2),
     stalled_share=st.floats(0, 1),
     fastest=st.one_of(st.none(), st.integers(0, 2)),
@@ -151,7 +152,7 @@ def test_debt_of_the_battery_makes_joules_of_the_device_dear() -> None:
 
 
 def test_heat_slows_the_device_down_as_far_as_deadlines_allow() -> None:
-    hot: dict[str, Any] = {"heat_k": 8.0, "warming_kw": 1.5}
+    hot: dict[str, Any] = {"rest_k": 0.0, "warming_kw": 1.5}
     assert PACE.decide(state(asks(deadline_s=300.0))).mode == KNEE
     assert PACE.decide(state(asks(deadline_s=300.0), **hot)).mode == SLOW
     assert PACE.decide(state(asks(deadline_s=107.0), **hot)).mode == KNEE
@@ -165,6 +166,73 @@ def test_a_faster_mode_comes_at_once_and_a_slower_one_after_the_dwell() -> None:
     assert kept.mode == FAST
     assert kept.wake_s == pytest.approx(105.0)
     assert PACE.decide(replace(settled, now_s=105.0)).mode == KNEE
+
+
+def test_heat_does_not_flap_whatever_is_drawn_while_it_is_asked_about() -> None:
+    hot: dict[str, Any] = {"rest_k": 0.0, "warming_kw": 1.5}
+    busy = runs(deadline_s=400.0)
+    cool = PACE.decide(state(running=(busy,), **hot))
+    assert cool.mode == SLOW
+    slow = state(running=(busy,), mode=SLOW, mode_since_s=95.0, **hot)
+    assert PACE.decide(slow).mode == SLOW
+    cooled = replace(slow, rest_k=-50.0)
+    assert PACE.decide(cooled).mode == SLOW, "the dwell is kept by a rise that no deadline asks for"
+    assert PACE.decide(cooled).wake_s == pytest.approx(105.0)
+    assert PACE.decide(replace(cooled, now_s=105.0)).mode == KNEE
+
+
+def test_a_mode_that_is_kept_for_its_dwell_is_left_in_time_for_a_deadline() -> None:
+    long = runs(output_mean=30.0, output_p90=40.0, output_most=120.0, deadline_s=105.0)
+    kept = PACE.decide(state(running=(long,), mode=KNEE, mode_since_s=99.0))
+    assert kept.mode == KNEE
+    assert kept.wake_s < 109.0
+    assert (
+        PACE.decide(state(running=(long,), mode=KNEE, mode_since_s=99.0, now_s=104.0)).mode == FAST
+    )
+
+
+def test_what_would_be_late_here_even_alone_leaves_at_once() -> None:
+    hopeless = asks(prompt_tokens=2000, output_p90=400.0, deadline_s=112.0, may_leave=True)
+    assert PACE.decide(state(hopeless)).offload == ("a",)
+
+
+def test_modes_that_step_equally_fast_are_told_apart_by_their_watts() -> None:
+    same = replace(BOARD, modes=(SLOW_MODE, replace(SLOW_MODE, name="same", decode_w=5.0)))
+    decision = Pace(costs=same).decide(state(asks(deadline_s=150.0), mode=0))
+    assert decision.mode == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(now_s=st.floats(1e5, 1e7), slack_s=st.floats(5, 14))
+def test_a_request_that_waits_to_leave_has_left_when_it_is_looked_at_again(
+    now_s: float, slack_s: float
+) -> None:
+    crowd = tuple(runs(output_p90=400.0, output_mean=300.0) for _ in range(4))
+    spare = asks(arrived_s=now_s, deadline_s=now_s + slack_s, may_leave=True)
+    asked = state(spare, running=crowd, fastest=KNEE, now_s=now_s)
+    for _ in range(4):
+        decision = PACE.decide(asked)
+        if decision.offload:
+            return
+        assert now_s < decision.wake_s < NEVER
+        asked = replace(asked, now_s=decision.wake_s)
+    pytest.fail("it was looked at again and again")
+
+
+def test_nothing_is_kept_back_for_ever_and_the_last_moment_is_known() -> None:
+    tight = runs(output_p90=100.0, output_most=100.0, deadline_s=104.0)
+    patient = asks(prompt_tokens=1500, arrived_s=100.0)
+    kept = PACE.decide(state(patient, running=(tight,), mode=FAST))
+    assert kept.start == ()
+    assert kept.wake_s <= 100.0 + 3600.0
+    old = replace(patient, arrived_s=100.0 - 3600.0)
+    assert PACE.decide(state(old, running=(tight,), mode=FAST)).start == ("a",)
+    bounded = replace(patient, deadline_s=300.0)
+    wakes = PACE.decide(state(bounded, running=(tight,), mode=FAST))
+    assert wakes.wake_s < 300.0
+    behind = [replace(patient, id=f"l{n}", arrived_s=90.0 + n) for n in range(3)]
+    short = asks("short", prompt_tokens=1, output_most=2.0, deadline_s=NEVER, arrived_s=99.0)
+    assert PACE.decide(state(*behind, short, running=(tight,), mode=FAST)).start == ("short",)
 
 
 def test_work_that_may_wait_is_held_while_idle_and_rides_along_otherwise() -> None:

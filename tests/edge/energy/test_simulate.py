@@ -177,8 +177,29 @@ def test_a_battery_lasts_to_its_time_where_the_plan_is_kept() -> None:
     with_plan = simulate(jobs, setup, PACE)
     without = simulate(jobs, setup, POLICIES["local"])
     assert without.empty_s < until_s
-    assert with_plan.battery_j > without.battery_j
     assert with_plan.empty_s > without.empty_s
+
+
+def test_an_empty_battery_is_the_end_to_the_second_and_whoever_runs_is_unserved() -> None:
+    job = Job(
+        id="a", kind="x", arrives_s=100.0, prompt_tokens=100, output_tokens=60, deadline_s=900.0
+    )
+    idle = simulate([job], replace(SETUP, battery_j=30.0), POLICIES["local"])
+    assert idle.empty_s == pytest.approx(30.0 / 1.5)
+    assert (idle.unserved, idle.missed, idle.ended) == (1, 1, ())
+    dies = simulate([job], replace(SETUP, battery_j=100 * 1.5 + 6.0), POLICIES["local"])
+    assert dies.empty_s == pytest.approx(101.0)
+    assert dies.unserved == 1
+    assert dies.battery_j == pytest.approx(0.0, abs=1e-6)
+
+
+def test_times_late_in_a_trace_do_not_stand_still() -> None:
+    late = [
+        replace(job, arrives_s=job.arrives_s + 3e6, deadline_s=job.deadline_s + 3e6)
+        for job in family("conv", 40, 0.9)
+    ]
+    outcome = simulate(late, SETUP, PACE)
+    assert len(outcome.ended) == 40
 
 
 @pytest.mark.parametrize("kind", sorted(FAMILIES))

@@ -44,10 +44,6 @@ class BatteryPlan:
             return math.inf
         return max(0.0, (left_j - self.reserve_j) / (self.until_s - now_s) - self.idle_w)
 
-    def reachable(self, now_s: float, left_j: float) -> bool:
-        """Whether idling alone leaves the reserve at the end."""
-        return left_j - self.reserve_j >= self.idle_w * max(0.0, self.until_s - now_s)
-
 
 @dataclass(kw_only=True, slots=True)
 class EnergyDebt:

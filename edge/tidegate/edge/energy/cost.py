@@ -93,6 +93,8 @@ class CostModel:
             raise ConfigError("cost.modes", names, "modes of different names")
         if self.rows < 1:
             raise ConfigError("cost.rows", self.rows, "at least 1")
+        if self.load_s and self.load_w < min(mode.idle_w for mode in self.modes):
+            raise ConfigError("cost.load_w", self.load_w, "at least the watts of idling")
         for mode in self.modes:
             _check(mode)
         idle_w = [mode.idle_w for mode in self.modes]
@@ -210,6 +212,9 @@ def _check(mode: ModeCost) -> None:
     for name in ("prefill_start_s", "context_token_s", "row_s", "idle_w"):
         if not getattr(mode, name) >= 0:
             raise ConfigError(f"cost.{mode.name}.{name}", getattr(mode, name), "0 or more")
+    if mode.row_s > mode.step_s:
+        allowed = f"at most the {mode.step_s:g} s of a step of one"
+        raise ConfigError(f"cost.{mode.name}.row_s", mode.row_s, allowed)
     for name in ("prefill_w", "decode_w"):
         if not getattr(mode, name) >= mode.idle_w:
             allowed = f"at least the {mode.idle_w:g} W of the idle mode"

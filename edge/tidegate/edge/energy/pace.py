@@ -34,9 +34,12 @@ from tidegate.edge.energy.pace_state import (
     Terms,
     Waiting,
     Weights,
+    heat_of,
 )
 
 _MOST_STALLED: Final = 0.75
+_LEAST_WAIT_S: Final = 0.01
+"""To the next look: a time that is nearer is now, whatever rounding made of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +79,7 @@ class _Deciding:
         state = self.state
         if not state.waiting and not state.running:
             mode, wake_s, reason = self._idle(NEVER, "nothing to do")
+            wake_s = max(wake_s, state.now_s + _LEAST_WAIT_S)
             return Decision(mode=mode, wake_s=wake_s, reason=reason)
         queue = sorted(state.waiting, key=_by_deadline)
         local, offload = self._routes(queue)
@@ -86,7 +90,8 @@ class _Deciding:
         offload += moved
         wake_s = min(wake_s, look_s)
         mode, kept_s, reason = self._mode(local)
-        start = self._admitted(local)
+        start, begin_s = self._admitted(local)
+        wake_s = min(wake_s, begin_s, self._last_leave_s(local, frozenset(start)))
         if not start and not state.running:
             mode, wake_s, reason = self._idle(wake_s, reason)
         else:
@@ -95,7 +100,7 @@ class _Deciding:
             mode=mode,
             start=start,
             offload=tuple(offload),
-            wake_s=wake_s,
+            wake_s=max(wake_s, state.now_s + _LEAST_WAIT_S),
             reason=reason,
             terms=tuple(self.terms.values()),
         )
@@ -201,8 +206,8 @@ class _Deciding:
 
         In order of deadlines, as Moore and Hodgson do: when one would be late, of all up to it the
         one that gains most by leaving is to leave. It does so when the cloud could else be late
-        too; until then answers may turn out shorter than feared, and it stay. One that cannot be
-        helped stays and is late.
+        too; until then answers may turn out shorter than feared, and it stay. One that would be
+        late even alone leaves at once if that helps; if nothing does, it stays and is late.
         """
         there = self.there
         if there is None or not local:
@@ -210,66 +215,83 @@ class _Deciding:
         pace = self._pace(self.fastest, len(local))
         done_s = self._running_done_s(pace)
         leavers: list[tuple[float, int, float]] = []
-        gone = set[int]()
+        gone = dict[int, bool]()
         for place, one in enumerate(local):
             work_s, own_s = pace.of(one)
             done_s += work_s
-            if pace.now_s + own_s > one.deadline_s:  # alone it would be late, too
+            if pace.now_s + own_s > one.deadline_s:
                 if one.may_leave and there.late_s(one) < pace.now_s + own_s - one.deadline_s:
-                    gone.add(place)
+                    gone[place] = True
                     done_s -= work_s
                 continue
             if one.may_leave:
                 heappush(leavers, (self.losses[one.id], place, work_s))
             while done_s > one.deadline_s and leavers:
                 _, chosen, freed_s = heappop(leavers)
-                gone.add(chosen)
+                gone[chosen] = False
                 done_s -= freed_s
         return self._parted(local, gone, there)
 
     def _parted(
-        self, local: list[Waiting], gone: set[int], there: CloudPrices
+        self, local: list[Waiting], gone: dict[int, bool], there: CloudPrices
     ) -> tuple[list[Waiting], list[str], float]:
-        """Those who stay, those who leave now, and when the first of those who wait has to."""
+        """Those who stay, those who leave now, and when the first of those who wait has to.
+
+        `gone` has the places of those who are to leave, and whether at once.
+        """
         if not gone:
             return local, [], NEVER
         moved, wake_s, now_s = list[str](), NEVER, self.state.now_s
         for place in sorted(gone):
             one = local[place]
-            spare_s = there.spare_s(one)
-            if spare_s > 0:
+            spare_s = 0.0 if gone[place] else there.spare_s(one)
+            waits = spare_s > _LEAST_WAIT_S
+            if waits:
                 wake_s = min(wake_s, now_s + spare_s)
             else:
                 moved.append(one.id)
             if self.explain:
-                route = "cloud" if spare_s <= 0 else "cloud, unless there is room soon"
+                route = "cloud, unless there is room soon" if waits else "cloud"
                 self.terms[one.id] = replace(self.terms[one.id], route=route, reason="deadlines")
         return [one for place, one in enumerate(local) if place not in gone], moved, wake_s
 
-    def _admitted(self, local: list[Waiting]) -> tuple[str, ...]:
+    def _admitted(self, local: list[Waiting]) -> tuple[tuple[str, ...], float]:
         """Who begins now: in order, as rows are free, and nobody who makes late what runs.
 
         A newcomer's prompt stops the answers of others, and its row slows them. One whose own
-        deadline leaves it no time begins all the same: somebody is late either way.
+        deadline leaves it no time, or that has waited for long, begins all the same.
+
+        Returns:
+            their names, and when the first of those that are kept back has to begin.
         """
         state = self.state
         room = self.costs.rows - len(state.running)
-        chosen = list[str]()
-        if room <= 0:
-            return ()
         bounded = [run for run in state.running if run.deadline_s < NEVER]
-        stopped_s = 0.0
-        for one in local[:room]:
+        chosen, begin_s, stopped_s = list[str](), NEVER, 0.0
+        for one in local:
+            if len(chosen) >= room:
+                break
             if bounded:
                 fast = self._pace(self.fastest, len(chosen) + 1)
                 prompt_s = fast.start_s + one.prompt_tokens * fast.prompt_s
                 now_s = fast.now_s + stopped_s + prompt_s
                 hurts = any(now_s + fast.longest(run) > run.deadline_s for run in bounded)
-                if hurts and now_s + fast.longest(one) < one.deadline_s:
+                last_s = state.now_s + one.deadline_s - now_s - fast.longest(one)
+                last_s = min(last_s, one.arrived_s + self.weights.longest_hold_s)
+                if hurts and last_s > state.now_s + _LEAST_WAIT_S:
+                    begin_s = min(begin_s, last_s)
                     continue
                 stopped_s += prompt_s
             chosen.append(one.id)
-        return tuple(chosen)
+        return tuple(chosen), begin_s
+
+    def _last_leave_s(self, local: list[Waiting], started: frozenset[str]) -> float:
+        """When the first of those who wait for a row has to be looked at again to leave in time."""
+        if self.there is None:
+            return NEVER
+        waiting = [one for one in local if one.may_leave and one.id not in started]
+        spares_s = [self.there.spare_s(one) for one in waiting]
+        return self.state.now_s + min([one for one in spares_s if one > 0], default=NEVER)
 
     def _mode(self, local: list[Waiting]) -> tuple[int, float, str]:
         """The slowest mode from the knee up that meets all deadlines, else the fastest.
@@ -283,12 +305,18 @@ class _Deciding:
         while mode < self.fastest and kept_s <= state.now_s:
             mode, reason = mode + 1, "the slowest that meets the deadlines"
             kept_s = self._kept_s(local, mode)
-        if mode == self.knee and state.heat_k > 0:
+        if mode == self.knee and heat_of(state, self.costs.modes[mode]) > 0:
             mode, reason = self._cooler(local)
             kept_s = self._kept_s(local, mode)
         until_s = state.mode_since_s + self.weights.dwell_s
-        if mode < state.mode <= self.fastest and state.now_s < until_s and not state.heat_k:
-            return state.mode, until_s, f"stays until {until_s:.1f} s, not to flap"
+        if mode != state.mode <= self.fastest and state.now_s < until_s:
+            here_s = NEVER
+            if state.mode < self.fastest:
+                here_s = self._kept_s(local, state.mode)
+            # Up from the idlest mode, or for a deadline: at once.
+            if mode < state.mode or (state.running and here_s > state.now_s):
+                wake_s = until_s if here_s <= state.now_s else min(until_s, here_s)
+                return state.mode, wake_s, f"stays until {until_s:.1f} s, not to flap"
         if mode == self.fastest:
             kept_s = NEVER  # there is none to go on in, late or not
         if mode > self.knee:
@@ -304,7 +332,8 @@ class _Deciding:
                 break
             watts = self.costs.modes[candidate].decode_w - self.costs.idle_w
             score = joule * self.costs.token_j(candidate)
-            score += weights.heat_j_per_kk * state.heat_k * state.warming_kw * watts
+            heat_k = heat_of(state, self.costs.modes[candidate])
+            score += weights.heat_j_per_kk * heat_k * state.warming_kw * watts
             if score < least:
                 best, least = candidate, score
         return best, "it is hot" if best < self.knee else "least joules per token"
@@ -336,7 +365,10 @@ class _Deciding:
         spare_s = [one.deadline_s - fast.now_s - stalls * fast.longest(one) for one in bounded]
         # A second in `mode` takes so much longer than it would have in the fastest.
         lost = 1.0 - fast.step_s / self._pace(mode, self.costs.rows).step_s
-        return now_s + min(spare_s, default=NEVER) / lost
+        least_s = min(spare_s, default=NEVER)
+        if lost <= 0:  # it is as fast as the fastest
+            return NEVER if least_s > 0 else now_s
+        return now_s + least_s / lost
 
     def _running_done_s(self, pace: Speed) -> float:
         return pace.now_s + sum([pace.of_running(run)[0] for run in self.state.running])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tidegate.edge.energy.cost import CloudCost, CostModel, RadioCost
-from tidegate.edge.energy.pace_state import PaceState, Running, Waiting, Weights
+from tidegate.edge.energy.pace_state import PaceState, Running, Waiting, Weights, heat_of
 
 
 class Speed(NamedTuple):
@@ -100,8 +100,9 @@ def local_prices(state: PaceState, costs: CostModel, weights: Weights, mode: int
     fixed = joule * (one.prefill_w - costs.idle_w) * one.prefill_start_s
     if not state.loaded:
         fixed += joule * (costs.load_w - costs.idle_w) * costs.load_s
-    if state.heat_k > 0:
-        fixed += weights.heat_j_per_kk * state.heat_k * state.warming_kw * watts / rows
+    heat_k = heat_of(state, one)
+    if heat_k > 0:
+        fixed += weights.heat_j_per_kk * heat_k * state.warming_kw * watts / rows
     return LocalPrices(
         fixed=fixed,
         prompt=joule * (one.prefill_w - costs.idle_w) * one.prefill_token_s,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from tidegate.edge.energy.cost import ModeCost
 from tidegate.errors import ConfigError
 
 NEVER: Final = math.inf
@@ -106,14 +107,21 @@ class PaceState:
     """Z: joules drawn beyond the battery's plan."""
     battery_share: float = 1.0
     """Of a full battery; PACE goes by the debt, other policies by this."""
-    heat_k: float = 0.0
-    """Y: kelvin above the soft limit, as predicted."""
+    rest_k: float = -math.inf
+    """Kelvin above the soft limit after the prediction's reach if nothing were drawn; mostly
+    negative. What a mode adds is `warming_kw` times its watts, so that a decision does not depend
+    on what is drawn while it is made. Y of a mode is what is above 0 then."""
     warming_kw: float = 0.0
     """Kelvin that a watt adds within the prediction's reach."""
     stalled_share: float = 0.0
     """Of the time of answers, lately, in which they stood still for the prompts of others."""
     fastest: int | None = None
     """Index of the fastest mode that is live now, by heat or by a cap; None: any."""
+
+
+def heat_of(state: PaceState, mode: ModeCost) -> float:
+    """Y: kelvin above the soft limit that the board comes to in `mode`."""
+    return max(0.0, state.rest_k + state.warming_kw * mode.decode_w) if state.warming_kw else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

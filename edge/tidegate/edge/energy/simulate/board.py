@@ -15,6 +15,9 @@ from tidegate.edge.energy.heat import Heat
 from tidegate.edge.energy.simulate.jobs import Job
 
 _STALLS_S: Final = 120.0
+_SAME_TOKEN: Final = 1e-6
+"""Of a token: rows whose ends are nearer to each other end together."""
+_EMPTY_J: Final = 1e-6
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -22,7 +25,6 @@ class Row:
     """A request that runs on the board."""
 
     job: Job
-    started_s: float
     prefill_left: float = 1.0
     """Share of its prompt still to be computed."""
     given: float = 0.0
@@ -47,7 +49,6 @@ class Meter:
     price: float = 0.0
     soft_s: float = 0.0
     hard_s: float = 0.0
-    throttled_s: float = 0.0
     switches: int = 0
 
     @property
@@ -77,8 +78,6 @@ class Board:
     idle_since_s: float = 0.0
     rows: list[Row] = field(default_factory=list)
     meter: Meter = field(default_factory=Meter)
-    empty_s: float = math.inf
-    """When the battery was."""
     stalled_share: float = 0.0
     """Of the last minutes of answers, in which they stood still for another's prompt."""
 
@@ -101,7 +100,7 @@ class Board:
     def start(self, job: Job) -> None:
         """Begin to answer."""
         context = job.prompt_tokens + job.output_tokens / 2
-        self.rows.append(Row(job=job, started_s=self.now_s, context_tokens=context))
+        self.rows.append(Row(job=job, context_tokens=context))
 
     def next_change_s(self) -> float:
         """When a prompt is computed, a row has its last token, or a mode has come."""
@@ -116,25 +115,31 @@ class Board:
         left = min([row.job.output_tokens - row.given for row in self.rows])
         return self.now_s + left * self._step_s()
 
+    def empty_at_s(self) -> float:
+        """When the battery is, at the power that is drawn now."""
+        watts = self.watts()
+        return self.now_s + max(0.0, self.battery_j) / watts if watts else math.inf
+
     def advance(self, to_s: float) -> list[Row]:
         """Go on to `to_s`, at most to `next_change_s`; returns the rows that ended there."""
-        seconds = to_s - self.now_s
-        if seconds <= 0:
-            self.now_s = max(self.now_s, to_s)
-            return []
-        watts = self.watts()
-        self._count(watts, seconds)
+        due = to_s >= self.next_change_s()
+        seconds = max(0.0, to_s - self.now_s)
+        self._count(self.watts(), seconds)
         ended: list[Row] = []
         if self.rows and self.now_s >= self.switching_until_s:
-            ended = self._progress(seconds)
-        self.now_s = to_s
+            ended = self._progress(seconds, due=due)
+        self.now_s += seconds
         if ended:
             self.rows = [row for row in self.rows if row not in ended]
             if not self.rows:
                 self.idle_since_s = to_s
         return ended
 
-    def _progress(self, seconds: float) -> list[Row]:
+    def _progress(self, seconds: float, *, due: bool) -> list[Row]:
+        """Go on for `seconds`; what is `due` is done, whatever rounding has left of it.
+
+        Late in a trace the last digits of a time are longer than what is left may take.
+        """
         mode = self.costs.modes[self.mode]
         first = self._prefilling()
         begun = sum([row.prefill_left <= 0 for row in self.rows])
@@ -144,16 +149,17 @@ class Board:
             self.stalled_share = keeps * self.stalled_share + (1 - keeps) * now
         if first is not None:
             first.prefill_left -= seconds / mode.prefill_s(first.job.prompt_tokens)
-            if first.prefill_left < 1e-9:
+            if due:
                 first.prefill_left = 0.0
+            first.prefill_left = max(0.0, first.prefill_left)
             return []
         steps = seconds / self._step_s()
-        ended = []
+        left = []
         for row in self.rows:
             row.given += steps
-            if row.given >= row.job.output_tokens - 1e-6:
-                ended.append(row)
-        return ended
+            left.append(row.job.output_tokens - row.given)
+        most = min(left) + _SAME_TOKEN if due else 0.0
+        return [row for row, tokens in zip(self.rows, left, strict=True) if tokens <= most]
 
     def _prefilling(self) -> Row | None:
         for row in self.rows:
@@ -175,8 +181,8 @@ class Board:
             meter.parked_j += above_j
         if self.battery_j < math.inf:
             self.battery_j -= watts * seconds
-            if self.battery_j <= 0 and self.empty_s == math.inf:
-                self.empty_s = self.now_s + seconds
+            if self.battery_j < _EMPTY_J:
+                self.battery_j = 0.0
         if self.heat is not None:
             before_c = self.heat.now_c
             self.heat = self.heat.after(watts, seconds)

@@ -130,7 +130,7 @@ class Cell:
     switches: int
     hours: float
     battery_hours: float | None = None
-    """Until it was empty; None: it lasted, or there is none."""
+    """Until it was empty; None: it lasted for as long as it was to, or there is none."""
 
     @property
     def cost(self) -> float:
@@ -173,13 +173,14 @@ def run_cells(
             else:
                 outcome = simulate(jobs, setup, known[name])
                 ours = outcome if name == "pace" else ours
-                cells.append(_cell(name, seed, outcome))
+                cells.append(_cell(name, seed, outcome, setup))
             done += 1
             report("simulating", done, len(seeds) * len(names))
     return cells
 
 
-def _cell(name: str, seed: int, outcome: Outcome) -> Cell:
+def _cell(name: str, seed: int, outcome: Outcome, setup: Setup) -> Cell:
+    until_s = math.inf if setup.plan is None else setup.plan.until_s
     count, meter = len(outcome.ended) + outcome.unserved, outcome.meter
     return Cell(
         policy=name,
@@ -195,7 +196,7 @@ def _cell(name: str, seed: int, outcome: Outcome) -> Cell:
         hard_s=meter.hard_s,
         switches=meter.switches,
         hours=outcome.seconds / 3600,
-        battery_hours=outcome.empty_s / 3600 if outcome.empty_s < math.inf else None,
+        battery_hours=outcome.empty_s / 3600 if outcome.empty_s < until_s else None,
     )
 
 

@@ -125,9 +125,8 @@ def home(requests: int, seed: int) -> list[Arrival]:
     """A household's day, with two peaks; its rate differs from day to day as households do."""
     chance = random.Random(f"home {seed}")
     highest = max(_home_rate(tenth / 10) for tenth in range(240))
-    days = max(1, math.ceil(requests / 23.2))  # mean commands of a day
-    arrivals: list[Arrival] = []
-    for day in range(days):
+    arrivals, day = list[Arrival](), 0
+    while len(arrivals) < requests:
         for _ in range(min(200, max(1, round(chance.lognormvariate(2.303, 1.297))))):
             while True:
                 hour = chance.random() * 24
@@ -136,6 +135,7 @@ def home(requests: int, seed: int) -> list[Arrival]:
             prompt, output = _sizes(HOME_IN, HOME_OUT, chance)
             at_s = day * DAY_S + hour * 3600
             arrivals.append(Arrival(at_s=at_s, prompt_tokens=prompt, output_tokens=output))
+        day += 1
     return sorted(arrivals, key=lambda one: one.at_s)[:requests]
 
 

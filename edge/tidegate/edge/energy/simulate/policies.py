@@ -6,6 +6,7 @@ and start requests as rows become free; what differs is the order, the mode and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -153,7 +154,7 @@ class _Blind:
 
     def decide(self, state: PaceState) -> Decision:
         if self.heat:
-            state = replace(state, heat_k=0.0)
+            state = replace(state, rest_k=-math.inf)
         if self.debt:
             state = replace(state, energy_debt_j=0.0)
         return self.pace.decide(state)

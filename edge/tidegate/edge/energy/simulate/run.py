@@ -141,6 +141,8 @@ class _Run:
             for row in self.board.advance(at_s):
                 self._end(row.job, "edge")
             self._account()
+            if self.board.battery_j <= 0:
+                break  # nothing runs any more, and nothing is received
             self._arrivals()
             while self.away and self.away[0][0] <= self.board.now_s:
                 self._end(heapq.heappop(self.away)[2], "cloud")
@@ -153,14 +155,14 @@ class _Run:
             meter=self.board.meter,
             seconds=self.board.now_s,
             battery_j=self.board.battery_j,
-            empty_s=self.board.empty_s,
+            empty_s=self.board.now_s if self.board.battery_j <= 0 else math.inf,
             decisions=self.decisions,
             line=tuple(self.line),
         )
 
     def _next_s(self) -> float:
         board = self.board
-        at_s = min(board.next_change_s(), self.wake_s)
+        at_s = min(board.next_change_s(), board.empty_at_s(), self.wake_s)
         if self.place < len(self.jobs):
             at_s = min(at_s, self.jobs[self.place].arrives_s)
         elif not (board.rows or self.away or self.waiting):
@@ -172,8 +174,6 @@ class _Run:
         watched = board.heat is not None or self.debt.plan is not None
         if watched and (board.rows or self.waiting):
             at_s = min(at_s, board.now_s + _LOOK_S)
-        if board.empty_s < math.inf and not self.away and self.place == len(self.jobs):
-            return math.inf
         return max(at_s, board.now_s) if at_s < math.inf else at_s
 
     def _arrivals(self) -> None:
@@ -225,11 +225,8 @@ class _Run:
     def _decide(self) -> None:
         board = self.board
         self.decisions += 1
-        dead = board.empty_s < math.inf
         decision = self.policy.decide(self._state())
         self.wake_s = decision.wake_s if decision.wake_s > board.now_s else math.inf
-        if dead:
-            return  # nothing runs on an empty battery
         if decision.mode != board.mode:
             board.switch(decision.mode)
         for name in decision.start:
@@ -242,10 +239,10 @@ class _Run:
     def _state(self) -> PaceState:
         board, setup = self.board, self.setup
         now_s = board.now_s
-        heat_k = warming_kw = 0.0
+        rest_k, warming_kw = -math.inf, 0.0
         fastest = None
         if board.heat is not None:
-            heat_k = max(0.0, board.heat.after(board.watts(), _FORESIGHT_S).now_c - setup.soft_c)
+            rest_k = board.heat.after(0.0, _FORESIGHT_S).now_c - setup.soft_c
             warming_kw = board.heat.kelvin_per_watt(_FORESIGHT_S)
             fastest = self._coolest_cap()
         return PaceState(
@@ -260,7 +257,7 @@ class _Run:
             quiet_until_s=max([end for start, end in setup.quiet if start <= now_s], default=0.0),
             energy_debt_j=self.debt.joules,
             battery_share=board.battery_j / setup.battery_j if setup.battery_j < math.inf else 1.0,
-            heat_k=heat_k,
+            rest_k=rest_k,
             warming_kw=warming_kw,
             stalled_share=board.stalled_share,
             fastest=fastest,
