@@ -30,7 +30,7 @@ from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
 from tidegate.converters.lora import Lora
 from tidegate.engine.events import Finished, TextDelta
 from tidegate.engine.executor import ExecutorStep, Row
-from tidegate.errors import CapacityError, CheckpointError, ExecutionError
+from tidegate.errors import CapacityError, CheckpointError, ExecutionError, UnavailableError
 from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.lora import Adapter
 from tidegate.model.roles import roles
@@ -259,6 +259,25 @@ def test_the_least_recently_used_adapter_makes_room_and_one_in_use_stays(
         assert again.cached_tokens == 0, "its KV was under a number that nobody has again"
 
     run(served(base, *adapters, most_adapters=1), test)
+
+
+def test_an_adapter_that_cannot_be_read_takes_no_place_and_is_not_read_for_every_call(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = (write_adapter(tmp_path / name, seed=1) for name in "ab")
+
+    async def test(backend: CloudBackend) -> None:
+        await asked(backend, "m-a", "hello")
+        whole = (bad / "adapter_model.safetensors").read_bytes()
+        (bad / "adapter_model.safetensors").write_bytes(whole[:-8])
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="'m-b' could not be loaded"):
+                await asked(backend, "m-b", "hello")
+        assert book(backend).loaded == ("m-a",)
+        told = [one for one in caplog.messages if one.startswith("adapter m-b: adapter_model")]
+        assert len(told) == 1, "read and logged once"
+
+    run(served(base, good, bad, most_adapters=1), test)
 
 
 def test_an_adapter_whose_files_changed_is_another_one_after_a_reload(

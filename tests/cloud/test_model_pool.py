@@ -275,3 +275,70 @@ def test_one_model_alone_is_told_as_before() -> None:
         assert found["engine"]["model"] == "one"
 
     run(test, names=("one",))
+
+
+def test_a_load_that_waits_for_room_lets_a_model_load_that_fits() -> None:
+    maker = ToyModels(sizes_mib={"big": 15, "small": 5})
+
+    async def test(backend: CloudBackend, maker: ToyModels) -> None:
+        async with backend.pool.use("hot"):
+            big = asyncio.create_task(asked(backend, "big"))
+            await asyncio.sleep(0.05)
+            assert (await asked(backend, "small", tidegate={"deadline_ms": 3000}))[0] == "small"
+            assert not big.done()
+        assert (await big)[0] == "big"
+
+    run(test, names=("hot", "big", "small"), maker=maker, models_mib=20)
+
+
+def test_a_load_that_waits_for_room_ends_when_nobody_waits_for_it() -> None:
+    async def test(backend: CloudBackend, maker: ToyModels) -> None:
+        two = backend.pool.entries["two"]
+        async with backend.pool.use("one"):
+            asks = asyncio.create_task(asked(backend, "two"))
+            await asyncio.sleep(0.05)
+            asks.cancel()
+            await asyncio.gather(asks, return_exceptions=True)
+            async with asyncio.timeout(2):
+                while two.job is not None:
+                    await asyncio.sleep(0.005)
+        assert (two.state, two.failed_loads) == ("unloaded", 0)
+        assert states(backend)["one"] == "ready", "nobody went for a load that nobody wants"
+
+    run(test, models_mib=10)
+
+
+def test_a_library_error_of_a_description_is_kept_as_that_of_a_load_is() -> None:
+    maker = ToyModels()
+
+    async def test(backend: CloudBackend, maker: ToyModels) -> None:
+        maker.describes.clear()
+        maker.unreadable["two"] = PermissionError(13, "no entry", "/secret/place")
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="'two' could not be loaded"):
+                await asked(backend, "two")
+        assert maker.describes == ["two"], "not again at once"
+        assert "PermissionError" in str(backend.pool.entries["two"].failure)
+
+    run(test, maker=maker, load_wait_s=0.5)
+
+
+def test_a_load_that_ends_after_a_drain_began_serves_nobody() -> None:
+    maker = ToyModels(gates={"two": threading.Event()})
+
+    async def test(backend: CloudBackend, maker: ToyModels) -> None:
+        waits = asyncio.create_task(asked(backend, "two"))
+        while maker.loads != ["one", "two"]:
+            await asyncio.sleep(0.005)
+        assert await backend.pool.drain(1)
+        maker.gates["two"].set()
+        while backend.pool.entries["two"].job is not None:
+            await asyncio.sleep(0.005)
+        with pytest.raises(UnavailableError, match="shutting down"):
+            await waits
+        assert maker.closed == ["two-0"]
+        for name in ("one", "two"):
+            with pytest.raises(UnavailableError, match="shutting down"):
+                await asked(backend, name)
+
+    run(test, maker=maker)

@@ -22,13 +22,21 @@ from tidegate.api.http import create_app
 from tidegate.api.settings import HttpSettings
 from tidegate.cloud.cloud_backend import CloudBackend
 from tidegate.cloud.key_rules import KeyRules
-from tidegate.cloud.model_settings import ModelSettings, PoolSettings
+from tidegate.cloud.language_model import LanguageModel
+from tidegate.cloud.model_pool import ModelPool
+from tidegate.cloud.model_settings import AdapterSettings, ModelSettings, PoolSettings
 from tidegate.cloud.model_updates import Change, Mode, PoolUpdater
-from tidegate.cloud.pooled_model import Version
+from tidegate.cloud.pooled_model import ModelFacts, Version
 from tidegate.cloud.reload import Reloader, reload_route
 from tidegate.cloud.service import CloudSettings
 from tidegate.engine.executor import ExecutorStep, Logits
-from tidegate.errors import CapacityError, CheckpointError, ConfigError
+from tidegate.errors import (
+    CapacityError,
+    CheckpointError,
+    ConfigError,
+    RequestError,
+    UnavailableError,
+)
 
 CHAT = "/v1/chat/completions"
 OLD, NEW = ModelSettings(name="m", path=Path("old")), ModelSettings(name="m", path=Path("new"))
@@ -317,3 +325,124 @@ def test_an_admins_call_reloads_and_tells_what_was_done_and_what_takes_a_restart
         await access.close()
 
     asyncio.run(main())
+
+
+def test_an_update_whose_files_cannot_be_read_leaves_all_settings() -> None:
+    async def test(backend: CloudBackend, maker: ToyModels, client: httpx.AsyncClient) -> None:
+        before = backend.pool.settings
+        maker.unreadable["m"] = PermissionError(13, "no entry")
+        with pytest.raises(UnavailableError, match="'m': PermissionError while its files"):
+            await PoolUpdater(backend.pool).apply(replace(before, load_wait_s=7.0), "beside")
+        assert backend.pool.settings is before
+
+    run(test)
+
+
+def test_a_new_version_whose_engine_ends_in_its_probe_does_not_end_the_service() -> None:
+    async def test(backend: CloudBackend, maker: ToyModels, client: httpx.AsyncClient) -> None:
+        before = await said(client, 1)
+        serves = asyncio.create_task(backend.pool.run())
+        await asyncio.sleep(0)
+        load = maker.load
+
+        def dying(settings: ModelSettings, facts: ModelFacts) -> LanguageModel:
+            model = load(settings, facts)
+
+            async def run() -> None:
+                raise RuntimeError("a defect")
+
+            model.run = run  # type: ignore[method-assign]
+            return model
+
+        maker.load = dying  # type: ignore[method-assign]
+        async with asyncio.timeout(10):
+            (change,) = await apply(backend, NEW)
+        assert change.problem == "the engine of the new version ended while it was probed"
+        assert not serves.done()
+        assert await said(client, 1) == before
+        serves.cancel()
+        await asyncio.gather(serves, return_exceptions=True)
+
+    run(test)
+
+
+@pytest.mark.parametrize("later", ["/b", None])
+def test_an_adapter_that_changes_while_its_model_loads_is_the_one_of_afterwards(
+    later: str | None,
+) -> None:
+    def settings(path: str | None) -> PoolSettings:
+        adapters = () if path is None else (AdapterSettings(name="legal", path=Path(path)),)
+        parent = ModelSettings(name="p", path=Path("p"), load="first-use", adapters=adapters)
+        return toy_settings((), models=(OLD, parent))
+
+    maker = ToyModels(gates={"p": threading.Event()})
+
+    async def main() -> None:
+        pool = ModelPool(settings("/a"), maker)
+        async with asyncio.timeout(20), started(pool):
+
+            async def used() -> tuple[str, str]:
+                async with pool.use("legal") as found:
+                    assert found.adapter is not None
+                    return str(found.adapter.path), found.adapter_version
+
+            first = asyncio.create_task(used())
+            await asyncio.sleep(0.05)
+            update = asyncio.create_task(PoolUpdater(pool).apply(settings(later), "beside"))
+            await asyncio.sleep(0.05)
+            second = asyncio.create_task(used())
+            await asyncio.sleep(0.05)
+            maker.gates["p"].set()
+            await update
+            for one in await asyncio.gather(first, second, return_exceptions=True):
+                if isinstance(one, RequestError):
+                    assert later is None
+                    assert one.status == 404
+                else:
+                    assert one in {("/a", "/a-0"), ("/b", "/b-0")}, "settings and files are one"
+
+    asyncio.run(main())
+
+
+def test_a_reload_from_one_model_to_two_counts_with_what_was_free_before_the_first() -> None:
+    maker = ToyModels(sizes_mib={"one": 10, "two": 4})
+
+    def free(_: object) -> int:
+        return (16 - 10 * len(maker.loads)) << 20
+
+    async def main() -> None:
+        pool = ModelPool(toy_settings(("one",)), maker, free)
+        async with asyncio.timeout(20), started(pool):
+            changes = await PoolUpdater(pool).apply(toy_settings(("one", "two")), "beside")
+            assert [one.kind for one in changes] == ["same", "added"]
+            async with pool.use("two"):
+                assert maker.loads == ["one", "two"]
+            assert maker.closed == [], "both fit"
+
+    asyncio.run(main())
+
+
+def test_what_adapters_take_after_a_reload_is_counted() -> None:
+    async def test(backend: CloudBackend, maker: ToyModels, client: httpx.AsyncClient) -> None:
+        for size_mib, counted_mib in ((14, 14), (12, 14)):  # those of before may still be there
+            maker.sizes_mib["m"] = size_mib
+            assert await apply(backend, OLD) == [Change(name="m", kind="settings")]
+            (resident,) = backend.pool.residents("host")
+            assert resident.nbytes == counted_mib << 20
+
+    run(test)
+
+
+def test_what_comes_back_is_described_as_its_files_are_by_then() -> None:
+    maker = two_versions()
+    maker.broken["new-0"] = CheckpointError("model.safetensors: is cut off")
+
+    async def test(backend: CloudBackend, maker: ToyModels, client: httpx.AsyncClient) -> None:
+        maker.versions["old"] += 1  # somebody wrote over them
+        (change,) = await apply(backend, NEW, mode="drain-first")
+        assert change.problem == "model.safetensors: is cut off"
+        entry = backend.pool.entries["m"]
+        assert entry.current is not None
+        assert entry.current.facts.version == entry.facts.version == "old-1"
+
+    run(test, maker=maker)

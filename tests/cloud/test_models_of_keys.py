@@ -7,12 +7,16 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from echobackend import EchoBackend
-from keyedapp import Clock, Keyed, keyed
+from keyedapp import CHAT, HELLO, Clock, Keyed, keyed, keyed_access
+from toypool import ToyModels, started, toy_pool
 
 from tidegate.api.backend import ModelCard
-from tidegate.cloud.key_rules import Rate
+from tidegate.api.http import create_app
+from tidegate.api.settings import HttpSettings
+from tidegate.cloud.key_rules import KeyRules, Rate
 from tidegate.cloud.usage import exported
 
 NAMES = ("echo-1", "echo-2", "secret-3")
@@ -114,3 +118,26 @@ def test_tokenizing_needs_a_key_that_may_use_the_model_and_a_scope_of_texts(
         assert (await world.client.post("/tokenize", json=body)).status_code == 401
 
     run(tmp_path, test)
+
+
+def test_a_model_that_a_key_may_not_use_is_not_loaded_to_see_how_large_its_call_is(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        access, maker = keyed_access(tmp_path), ToyModels()
+        async with started(toy_pool(("one", "two"), maker, models_mib=10)) as backend:
+            access.size = backend.size_of
+            app = create_app(backend, settings=HttpSettings(admission=access))
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+                rules = KeyRules(models=("one",))
+                _, key = access.keys.add("team", rules, now_s=access.clock())
+                body = {**HELLO, "model": "two", "max_tokens": 2}
+                refused = await client.post(CHAT, json=body, headers=bearer(key))
+        await access.close()
+        assert refused.status_code == 403
+        assert "this key may use one" in refused.json()["error"]["message"]
+        assert maker.loads == ["one"]
+        assert maker.closed == ["one-0"], "at the end, and not for two"
+
+    asyncio.run(main())

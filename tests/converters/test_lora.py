@@ -261,6 +261,7 @@ def test_a_layer_that_is_quantised_already_is_not_merged(checkpoint: Path, tmp_p
         ("r", 0),
         ("lora_alpha", "high"),
         ("rank_pattern", {"(": 4}),
+        ("rank_pattern", {"(?i)q_proj": 4}),
         ("alpha_pattern", ["q_proj"]),
     ],
 )

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 from tidegate.cli.cloud import add_arguments, read_settings
-from tidegate.cloud.model_pool import RETRY_S, ROOM_SHARE
+from tidegate.cloud.model_pool import ROOM_SHARE
 from tidegate.cloud.model_settings import ModelSettings, PoolSettings
 from tidegate.cloud.model_updates import MODES
-from tidegate.cloud.pooled_model import STATES
+from tidegate.cloud.pooled_model import RETRY_S, STATES
 from tidegate.cloud.reload import PATH
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")

@@ -42,11 +42,17 @@ class ToyModels:
     """By version: how the executor behaves."""
     versions: Counter[str] = field(default_factory=Counter)
     """By path: add to it, and the files have changed."""
+    unreadable: dict[str, Exception] = field(default_factory=dict)
+    """What describing a model of that name raises."""
+    describes: list[str] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
 
     def describe(self, settings: ModelSettings) -> ModelFacts:
         """See `Maker.describe`."""
+        self.describes.append(settings.name)
+        if settings.name in self.unreadable:
+            raise self.unreadable[settings.name]
         nbytes = self.sizes_mib.get(settings.name, TOY_MIB) * MIB
         path = str(settings.path)
         return ModelFacts(
@@ -54,6 +60,7 @@ class ToyModels:
             place="host",
             memory=MemorySum(parts=(MemoryPart(name="weights", nbytes=nbytes),)),
             version=f"{path}-{self.versions[path]}",
+            adapters={one.name: f"{one.path}-0" for one in settings.adapters},
         )
 
     def load(self, settings: ModelSettings, facts: ModelFacts) -> LanguageModel:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,12 +19,15 @@ from typing import Final
 
 from tidegate.cloud.model_settings import AdapterSettings
 from tidegate.cloud.model_source import SourceFacts
+from tidegate.cloud.pooled_model import RETRY_S
 from tidegate.engine.adapting import Adapting, new_adapter_number
-from tidegate.errors import CapacityError, CheckpointError, UnavailableError
+from tidegate.errors import CapacityError, CheckpointError, UnavailableError, describe_defect
 from tidegate.model.architecture import Architecture
 from tidegate.model.lora import Adapter, LowRank
 from tidegate.model.registry import Source
 from tidegate.model.roles import roles
+
+_log = logging.getLogger(__name__)
 
 _FLOAT: Final = 4
 
@@ -59,6 +64,8 @@ class AdapterBook:
         self._executor, self._sources, self._most = executor, sources, most
         self._shapes = {name: role.shape for name, role in roles(arch).items()}
         self._loaded: list[_Loaded] = []
+        self._failed: dict[str, tuple[str, float]] = {}
+        """By name: the version that could not be read, and nobody tries again before."""
         self._turn = asyncio.Lock()
         self._uses = itertools.count(1)
 
@@ -97,12 +104,20 @@ class AdapterBook:
         return next((one for one in self._loaded if (one.name, one.version) == key), None)
 
     async def _load(self, settings: AdapterSettings, version: str) -> _Loaded:
-        self._make_room()
+        problem = f"adapter {settings.name!r} could not be loaded; the service's log has why"
+        failed, retry_at_s = self._failed.get(settings.name, ("", 0.0))
+        if failed == version and time.monotonic() < retry_at_s:
+            raise UnavailableError(problem)
+        self._idle_ones()
         try:
             layers = await asyncio.to_thread(self._read, settings)
-        except CheckpointError as error:
-            problem = f"adapter {settings.name!r} could not be loaded; the service's log has why"
+        except Exception as error:  # the boundary to what reads files that may be damaged
+            told = str(error) if isinstance(error, CheckpointError) else describe_defect(error)
+            _log.error("adapter %s: %s", settings.name, told)
+            self._failed[settings.name] = version, time.monotonic() + RETRY_S
             raise UnavailableError(problem) from error
+        self._failed.pop(settings.name, None)
+        self._make_room()  # only now: for one that cannot be read, nobody goes
         found = _Loaded(name=settings.name, version=version, number=new_adapter_number(), used=0)
         self._executor.load_adapter(found.number, layers)
         self._loaded.append(found)
@@ -110,12 +125,16 @@ class AdapterBook:
 
     def _make_room(self) -> None:
         while len(self._loaded) >= self._most:
-            idle = [one for one in self._loaded if not one.leases]
-            if not idle:
-                raise CapacityError(f"{self._most} adapters are in use: at most {self._most} may")
-            oldest = min(idle, key=lambda one: one.used)
+            oldest = min(self._idle_ones(), key=lambda one: one.used)
             self._loaded.remove(oldest)
             self._executor.unload_adapter(oldest.number)
+
+    def _idle_ones(self) -> list[_Loaded]:
+        """Those that could go; raises when one would have to, and none can."""
+        idle = [one for one in self._loaded if not one.leases]
+        if not idle and len(self._loaded) >= self._most:
+            raise CapacityError(f"{self._most} adapters are in use: at most {self._most} may")
+        return idle
 
     def _read(self, settings: AdapterSettings) -> dict[str, LowRank]:
         with Adapter.open(settings.path, sha256=settings.sha256) as adapter:

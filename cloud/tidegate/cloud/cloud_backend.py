@@ -14,8 +14,9 @@ from tidegate.api.schema import Call
 from tidegate.cloud.access import AccessControl, CallSize
 from tidegate.cloud.language_model import LanguageModel
 from tidegate.cloud.link_http_server import LinkHttpServer
-from tidegate.cloud.model_pool import InUse, ModelPool
+from tidegate.cloud.model_pool import ModelPool
 from tidegate.cloud.pool_report import health_of, models_status, render_engines, render_pool
+from tidegate.cloud.pooled_model import InUse
 from tidegate.engine.text import TextModel
 from tidegate.errors import RequestError
 from tidegate.link.gateway import Gateway

@@ -16,9 +16,20 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Generic, TypeVar
 
-from tidegate.cloud.model_settings import AdapterSettings, ModelSettings, PoolSettings
+from tidegate.cloud.model_settings import ModelSettings, PoolSettings
+from tidegate.cloud.pool_errors import told, told_by_name
 from tidegate.cloud.pool_room import MIB, Resident, Room, mib, plan_room, sum_of
-from tidegate.cloud.pooled_model import Entry, M, Maker, ModelFacts, Place, Version
+from tidegate.cloud.pooled_model import (
+    RETRY_S,
+    Entry,
+    InUse,
+    M,
+    Maker,
+    ModelFacts,
+    Place,
+    Version,
+    find,
+)
 from tidegate.errors import (
     CapacityError,
     ConfigError,
@@ -32,19 +43,8 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-RETRY_S: Final = 10.0
-"""After a load that failed: long enough not to read gigabytes for every call."""
 ROOM_SHARE: Final = 0.5
 """Of the time that a call waits for a model, for others to become idle; the rest is for reading."""
-
-
-class InUse(Generic[M]):
-    """What a call that named a model, or an adapter, has for as long as it runs."""
-
-    def __init__(self, entry: Entry[M], version: Version[M], adapter: AdapterSettings | None):
-        self.name = entry.settings.name if adapter is None else adapter.name
-        self.model, self.adapter = version.model, adapter
-        self.adapter_version = "" if adapter is None else entry.facts.adapters[adapter.name]
 
 
 class ModelPool(Generic[M]):
@@ -89,6 +89,7 @@ class ModelPool(Generic[M]):
         self._stopping = asyncio.get_running_loop().create_future()
         for settings in self.settings.models:
             facts = await self.describe(settings)
+            self._measured(facts.place)  # before anything of ours is there
             self.check_fits(settings.name, facts)
             self.entries[settings.name] = Entry(settings, facts)
         for entry in list(self.entries.values()):
@@ -100,7 +101,7 @@ class ModelPool(Generic[M]):
         self._broken = asyncio.get_running_loop().create_future()
         for version in self.versions():
             if version.task.done():
-                self._ended(version.task)
+                self._ended(version)
         await self._broken
 
     async def drain(self, timeout_s: float) -> bool:
@@ -119,23 +120,6 @@ class ModelPool(Generic[M]):
         for entry in self.entries.values():
             entry.current = None
 
-    def find(self, name: str | None) -> tuple[Entry[M], AdapterSettings | None]:
-        """Whom a call means that names `name`; the first model when it names none.
-
-        Raises:
-            RequestError: nobody has that name.
-        """
-        if name is None:
-            return next(iter(self.entries.values())), None
-        found = self.entries.get(name)
-        if found is not None:
-            return found, None
-        for entry in self.entries.values():
-            for adapter in entry.settings.adapters:
-                if adapter.name == name:
-                    return entry, adapter
-        raise RequestError("model", f"{name[:64]!r} is not served here", status=404)
-
     @asynccontextmanager
     async def use(
         self, name: str | None, *, deadline_ms: int | None = None
@@ -151,15 +135,19 @@ class ModelPool(Generic[M]):
             CapacityError: there is no room, or too many wait.
             UnavailableError: it could not be loaded, not in time, or the service stops.
         """
-        entry, adapter = self.find(name)
+        entry, adapter = find(self.entries, name)
+        if not self.accepting:
+            raise UnavailableError("the service is shutting down")
         entry.used = next(self._uses)
         version = entry.current or await self._loaded(entry, deadline_ms)
+        used = InUse(entry, version, None if adapter is None else adapter.name)
         with version.lease():
-            yield InUse(entry, version, adapter)
+            yield used
 
     async def describe(self, settings: ModelSettings) -> ModelFacts:
-        """What is known of a model before it is loaded."""
-        return await asyncio.to_thread(self._maker.describe, settings)
+        """What is known of a model before it is loaded; raises what `Maker.describe` may."""
+        with told_by_name(settings.name, "its files were looked at"):
+            return await asyncio.to_thread(self._maker.describe, settings)
 
     def check_fits(self, name: str, facts: ModelFacts) -> None:
         """Refuse a model that could never be loaded.
@@ -178,6 +166,9 @@ class ModelPool(Generic[M]):
             return self.settings.models_mib * MIB
         if len(self.settings.models) == 1:
             return None
+        return self._measured(place)
+
+    def _measured(self, place: Place) -> int | None:
         if place not in self._budgets:
             self._budgets[place] = self._budget_of(place)
         return self._budgets[place]
@@ -209,7 +200,7 @@ class ModelPool(Generic[M]):
             entry: who it is for; its current version is left as it is.
             settings: to load it with.
             facts: what it will take.
-            wait_s: for others to become idle.
+            wait_s: for others to become idle; others may have the turn meanwhile.
 
         Raises:
             CapacityError: no room came free in time.
@@ -217,17 +208,12 @@ class ModelPool(Generic[M]):
         """
         await self._make_room(settings.name, facts, wait_s)
         began_s = time.monotonic()
-        try:
+        with told_by_name(settings.name, "it was loaded"):
             model = await asyncio.to_thread(self._maker.load, settings, facts)
-        except TidegateError:
-            raise
-        except Exception as error:  # the boundary to what reads weights and takes memory
-            _log.error("model %s: %s", settings.name, describe_defect(error))
-            raise UnavailableError(f"{type(error).__name__} while it was loaded") from error
         entry.loads += 1
         _log.info("model %s: loaded in %.1f s", settings.name, time.monotonic() - began_s)
         version = Version(settings, facts, model, freed=self._changed.set)
-        version.task.add_done_callback(self._ended)
+        version.task.add_done_callback(lambda _: self._ended(version))
         return version
 
     async def unload(self, entry: Entry[M]) -> None:
@@ -267,13 +253,15 @@ class ModelPool(Generic[M]):
                         entry.job = self.later(self._load(entry))
                     await self._until_done(entry.job)
                     if entry.current is None and entry.job is None and entry.failure is not None:
-                        raise _told(name, entry.failure)
+                        raise told(name, entry.failure)
                 return version
         except TimeoutError:
             problem = f"model {name!r} is being loaded: not within {patience_s:g} s"
             raise UnavailableError(problem) from None
         finally:
             entry.waiting -= 1
+            if not entry.waiting:
+                self._changed.set()  # nobody needs the room that its load may be waiting for
 
     async def _until_done(self, job: asyncio.Task[TidegateError | None]) -> None:
         """Until a load has ended or the service stops."""
@@ -288,7 +276,7 @@ class ModelPool(Generic[M]):
         if self.entries.get(name) is not entry:
             raise RequestError("model", f"{name[:64]!r} is not served any more", status=404)
         if entry.job is None and failure is not None and time.monotonic() < entry.retry_at_s:
-            raise _told(name, failure)
+            raise told(name, failure)
 
     async def _load_at_start(self, entry: Entry[M]) -> None:
         name, facts = entry.settings.name, entry.facts
@@ -305,14 +293,9 @@ class ModelPool(Generic[M]):
     async def _load(self, entry: Entry[M]) -> TidegateError | None:
         """Load a model for those who wait; its failure is kept for them."""
         try:
-            async with self.turn:
-                if not self.accepting:
-                    return None
-                facts = await self.describe(entry.settings)
-                self.check_fits(entry.settings.name, facts)
-                wait_s = ROOM_SHARE * self.settings.load_wait_s
-                version = await self.bring(entry, entry.settings, facts, wait_s=wait_s)
-                entry.facts, entry.current, entry.failure = facts, version, None
+            with told_by_name(entry.settings.name, "room was made for it"):
+                async with self.turn:
+                    await self._load_now(entry)
         except TidegateError as error:
             # Room may come free at any time; a damaged file is read again after a while only.
             entry.failed(error, 0.0 if isinstance(error, CapacityError) else RETRY_S)
@@ -323,7 +306,30 @@ class ModelPool(Generic[M]):
             self._changed.set()
         return None
 
-    async def _make_room(self, name: str, facts: ModelFacts, wait_s: float) -> None:
+    async def _load_now(self, entry: Entry[M]) -> None:
+        """With the turn; nothing is loaded when the service stops, or nobody waits any more."""
+        if not self.accepting:
+            return
+        facts, name = await self.describe(entry.settings), entry.settings.name
+        self.check_fits(name, facts)
+        entry.failure = None
+        wait_s = ROOM_SHARE * self.settings.load_wait_s
+        if not await self._make_room(name, facts, wait_s, lambda: entry.waiting > 0):
+            return
+        version = await self.bring(entry, entry.settings, facts, wait_s=0)
+        if not self.accepting:  # `drain` has seen to the others by now
+            await version.end()
+            return
+        entry.facts, entry.current = facts, version
+
+    async def _make_room(
+        self,
+        name: str,
+        facts: ModelFacts,
+        wait_s: float,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Have the turn and room, others unloaded for it; False when it is not wanted any more."""
         deadline_s = time.monotonic() + wait_s
         while (room := self.room_for(facts)).verdict != "fits" or room.unload:
             if room.unload:
@@ -331,12 +337,23 @@ class ModelPool(Generic[M]):
                 await self.unload(self.entries[room.unload[0]])
                 continue
             left_s = deadline_s - time.monotonic()
+            if not wanted():
+                return False
             if room.verdict == "never" or left_s <= 0 or not self.accepting:
                 raise self.no_room(name, facts)
-            self._changed.clear()
+            await self._until_changed(left_s)
+        return True
+
+    async def _until_changed(self, most_s: float) -> None:
+        """Let go of the turn until something changed: another model may fit without waiting."""
+        self._changed.clear()
+        self.turn.release()
+        try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
+                async with asyncio.timeout(most_s):
                     await self._changed.wait()
+        finally:
+            await self.turn.acquire()
 
     def no_room(self, name: str, facts: ModelFacts) -> CapacityError:
         """Its own parts for whoever asks; the log has the other models, too."""
@@ -370,17 +387,12 @@ class ModelPool(Generic[M]):
         if self._stopping is not None and not self._stopping.done():
             self._stopping.set_result(None)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """A model's engine ended: cancelled by us, or for a defect that ends the service."""
-        if task.cancelled() or self._broken is None or self._broken.done():
+    def _ended(self, version: Version[M]) -> None:
+        """A model's engine ended: by us, or for a defect, which ends the service if it serves."""
+        error = None if version.task.cancelled() else version.task.exception()
+        if error is None:
             return
-        error = task.exception()
-        if error is not None:
+        _log.error("model %s: its engine ended: %s", version.settings.name, describe_defect(error))
+        serves = any(entry.current is version for entry in self.entries.values())
+        if serves and self._broken is not None and not self._broken.done():
             self._broken.set_exception(error)
-
-
-def _told(name: str, failure: TidegateError) -> TidegateError:
-    """What a caller may know of a failed load; a message may name files, and is for the log."""
-    if isinstance(failure, CapacityError):
-        return CapacityError(str(failure), retry_after_s=failure.retry_after_s)
-    return UnavailableError(f"model {name!r} could not be loaded; the service's log has the reason")

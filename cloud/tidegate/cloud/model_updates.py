@@ -70,7 +70,7 @@ class PoolUpdater(Generic[M]):
             found = {model.name: await pool.describe(model) for model in settings.models}
             for name, facts in found.items():
                 pool.check_fits(name, facts)
-        except TidegateError:
+        except BaseException:
             pool.settings = before
             raise
         gone = [name for name in pool.entries if name not in found]
@@ -85,7 +85,7 @@ class PoolUpdater(Generic[M]):
 
     async def _remove(self, name: str) -> Change:
         entry = self._pool.entries.pop(name)
-        if entry.job is not None:
+        while entry.job is not None:
             await asyncio.wait({entry.job})
         version, entry.current = entry.current, None
         if version is not None:
@@ -101,7 +101,7 @@ class PoolUpdater(Generic[M]):
             if settings.load == "start":
                 problem = await self._run(entry, settings, facts, "beside")
             return Change(name=name, kind="added", problem=problem)
-        if entry.job is not None:
+        while entry.job is not None:
             await asyncio.wait({entry.job})
         current = entry.facts if entry.current is None else entry.current.facts
         if current.version == facts.version:
@@ -110,6 +110,10 @@ class PoolUpdater(Generic[M]):
                 kind = "settings"
                 entry.settings = settings
                 entry.facts = facts
+                if entry.current is not None:
+                    # Those in memory may be the adapters of before: the larger sum holds.
+                    larger = max(entry.current.facts, facts, key=lambda one: one.nbytes)
+                    entry.current.settings, entry.current.facts = settings, larger
             return Change(name=name, kind=kind)
         problem = await self._run(entry, settings, facts, mode)
         return Change(name=name, kind="replaced", problem=problem)
@@ -172,7 +176,11 @@ class PoolUpdater(Generic[M]):
         except TidegateError as error:
             _log.error("model %s: %s; the old version comes back", settings.name, error)
             try:
-                entry.current = await self._probed(entry, old.settings, old.facts, wait_s)
+                # Its files may have been overwritten: what is there now is what counts.
+                again = await pool.describe(entry.settings)
+                pool.check_fits(entry.settings.name, again)
+                entry.current = await self._probed(entry, entry.settings, again, wait_s)
+                entry.facts = again
             except TidegateError as lost:
                 entry.failed(lost, 0.0)
             raise
@@ -185,7 +193,7 @@ class PoolUpdater(Generic[M]):
         version = await self._pool.bring(entry, settings, facts, wait_s=wait_s)
         try:
             async with asyncio.timeout(PROBE_S):
-                await version.model.probe()
+                await _probe(version)
             if not self._pool.accepting:
                 raise UnavailableError("the service is shutting down")
         except BaseException as error:
@@ -195,3 +203,16 @@ class PoolUpdater(Generic[M]):
                 raise UnavailableError(problem) from None
             raise
         return version
+
+
+async def _probe(version: Version[M]) -> None:
+    """Ask it something; an engine that ends meanwhile would never answer."""
+    probe = asyncio.ensure_future(version.model.probe())
+    try:
+        await asyncio.wait({probe, version.task}, return_when=asyncio.FIRST_COMPLETED)
+        if version.task.done():
+            raise UnavailableError("the engine of the new version ended while it was probed")
+        await probe
+    finally:
+        probe.cancel()
+        await asyncio.gather(probe, return_exceptions=True)

@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from tidegate.cloud.gpu_memory import MemorySum
-from tidegate.cloud.model_settings import ModelSettings
-from tidegate.errors import TidegateError
+from tidegate.cloud.model_settings import AdapterSettings, ModelSettings
+from tidegate.errors import RequestError, TidegateError
 
 Place = Literal["host", "gpu"]
 """Whose memory a model takes."""
 State = Literal["unloaded", "loading", "ready", "failed"]
+RETRY_S: Final = 10.0
+"""After a load that failed: long enough not to read gigabytes for every call."""
 STATES: tuple[State, ...] = ("unloaded", "loading", "ready", "failed")
 
 
@@ -170,3 +172,44 @@ class Entry(Generic[M]):
         """Book that it could not be loaded."""
         self.failure, self.retry_at_s = error, time.monotonic() + retry_s
         self.failed_loads += 1
+
+
+class InUse(Generic[M]):
+    """What a call that named a model, or an adapter, has for as long as it runs."""
+
+    def __init__(self, entry: Entry[M], version: Version[M], adapter: str | None) -> None:
+        """Look the adapter up as it is now, settings and version together.
+
+        Raises:
+            RequestError: it went while the model was loaded.
+        """
+        self.model = version.model
+        self.name = entry.settings.name if adapter is None else adapter
+        self.adapter: AdapterSettings | None = None
+        self.adapter_version = ""
+        if adapter is not None:
+            found = [one for one in entry.settings.adapters if one.name == adapter]
+            if not found:
+                problem = f"{adapter[:64]!r} is not served any more"
+                raise RequestError("model", problem, status=404)
+            self.adapter, self.adapter_version = found[0], entry.facts.adapters[adapter]
+
+
+def find(
+    entries: Mapping[str, Entry[M]], name: str | None
+) -> tuple[Entry[M], AdapterSettings | None]:
+    """Whom a call means that names `name`; the first model when it names none.
+
+    Raises:
+        RequestError: nobody has that name.
+    """
+    if name is None:
+        return next(iter(entries.values())), None
+    found = entries.get(name)
+    if found is not None:
+        return found, None
+    for entry in entries.values():
+        for adapter in entry.settings.adapters:
+            if adapter.name == name:
+                return entry, adapter
+    raise RequestError("model", f"{name[:64]!r} is not served here", status=404)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from starlette.responses import JSONResponse
@@ -106,6 +107,12 @@ class KeyVisit:
         """See `Visit.admit`."""
         size = self._access.size
         assert size is not None, "the service sets it before it serves"
+        if call.model is not None:
+            # Before its size is found, which loads the model, and unloads others for it.
+            self._model = call.model
+            with self._noting_refusals():
+                self._check_model(call.model)
+                self._access.check_room()
         found = await size(call)
         self._prompt_tokens = found.prompt_tokens
         tokens = found.prompt_tokens + found.answer_tokens
@@ -119,11 +126,16 @@ class KeyVisit:
         assert self._key is not None
         assert not self._claim, "one call of one visit"
         self._model, self._ask = model, Ask(tokens=tokens)
-        try:
+        with self._noting_refusals():
             self._check_model(model)
             self._access.check_room()
             check_fits(self._key.rules, self._ask, field)
             await self._take(self._key)
+
+    @contextmanager
+    def _noting_refusals(self) -> Iterator[None]:
+        try:
+            yield
         except (AccessError, RequestError, CapacityError) as error:
             self._reason = error.limit if isinstance(error, LimitError) else error.code
             self._access.metrics.refused(self._reason)

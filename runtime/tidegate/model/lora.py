@@ -282,7 +282,7 @@ def _patterns(config: Config, key: str) -> Iterator[tuple[str, Config]]:
         raise _refuse(key, found, "an object")
     for pattern in found:
         try:
-            re.compile(pattern)
+            re.compile(_at_the_end(pattern))
         except re.error as error:
             raise _refuse(key, pattern, "regular expressions") from error
         yield pattern, found
@@ -291,9 +291,13 @@ def _patterns(config: Config, key: str) -> Iterator[tuple[str, Config]]:
 def _by_pattern(patterns: Mapping[str, Number], path: str, default: Number) -> Number:
     """The number of the first pattern that matches the end of a path, from a whole name on."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if re.match(_at_the_end(pattern), path):
             return value
     return default
+
+
+def _at_the_end(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 def _refuse(key: str, value: object, allowed: str) -> CheckpointError:
