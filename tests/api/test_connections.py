@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from echobackend import EchoBackend
 from loopback import serving
 from starlette.types import Receive, Scope, Send
 
-from tidegate.api.connection import MOST_HEAD_BYTES, PatientProtocol
+from tidegate.api.connection import MOST_EARLY_BYTES, MOST_HEAD_BYTES, PatientProtocol
 from tidegate.api.http import HttpSettings, create_app
 from tidegate.api.server import BoundServer
 
@@ -147,6 +148,57 @@ def test_requests_sent_at_once_on_one_connection_are_answered_in_turn() -> None:
     with serving(create_app(EchoBackend()), protocol=Brisk) as server, connect(server) as sock:
         sock.sendall(HEALTH * 3 + post("one", stream=True) + HEALTH)
         assert read_all(sock).count(b"HTTP/1.1 200") == 5
+
+
+@pytest.mark.parametrize("early", [b"\r\n", HEALTH, HEALTH * 30], ids=["a line", "one", "many"])
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "at once"])
+def test_who_sends_more_before_its_answer_and_leaves_is_noticed(early: bytes, apart: bool) -> None:
+    backend = EchoBackend(word_s=30.0)
+    with serving(create_app(backend)) as server:
+        with connect(server) as sock:
+            sock.sendall(post("one two") + (b"" if apart else early))
+            soon(lambda: backend.begun == 1)
+            if apart:
+                sock.sendall(early)
+                time.sleep(0.05)  # to be read on its own
+        soon(lambda: backend.closed == 1)
+        soon(lambda: open_connections(server) == 0)
+
+
+def test_who_asked_for_another_protocol_and_leaves_is_noticed() -> None:
+    backend = EchoBackend(word_s=30.0)
+    upgrade = b"\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    with serving(create_app(backend)) as server:
+        with connect(server) as sock:
+            sock.sendall(post("one two").replace(b"\r\nHost: x\r\n", upgrade))
+            soon(lambda: backend.begun == 1)
+        soon(lambda: backend.closed == 1)
+
+
+def test_requests_sent_during_an_answer_are_answered_in_turn_piece_by_piece() -> None:
+    backend = EchoBackend(word_s=0.1)
+    with serving(create_app(backend)) as server, connect(server) as sock:
+        sock.sendall(post("one two three", stream=True) + HEALTH[:9])
+        soon(lambda: backend.begun == 1)
+        later = HEALTH[9:] + post("four five", stream=True)
+        for place in range(0, len(later), 50):
+            sock.sendall(later[place : place + 50])
+            time.sleep(0.005)
+        sock.sendall(HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        got = read_all(sock)
+        assert got.count(b"HTTP/1.1 200") == 4
+        assert got.index(b"three") < got.index(b'"healthy"') < got.index(b"five")
+
+
+def test_who_sends_too_much_before_its_answer_is_hung_up_on() -> None:
+    backend = EchoBackend(word_s=30.0)
+    with serving(create_app(backend)) as server, connect(server) as sock:
+        sock.sendall(post("one two"))
+        soon(lambda: backend.begun == 1)
+        with suppress(OSError):
+            sock.sendall(HEALTH * (MOST_EARLY_BYTES // len(HEALTH) + 1))
+        soon(lambda: backend.closed == 1)
+        soon(lambda: open_connections(server) == 0)
 
 
 def test_what_is_left_to_do_after_an_answer_is_not_held_against_the_next_request() -> None:

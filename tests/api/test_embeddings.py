@@ -21,6 +21,7 @@ from tidegate.api.embeddings import MOST_INPUTS, Embedded, Embedder, Text, read_
 from tidegate.api.encoders import Encoders
 from tidegate.api.http import create_app
 from tidegate.api.metrics import Metrics
+from tidegate.api.texts import Counted, uncounted
 from tidegate.errors import RequestError
 
 
@@ -79,6 +80,7 @@ class WatchedEmbedder(LetterEmbedder):
         *,
         dimensions: int | None = None,
         timeout_s: float | None = None,
+        counted: Counted = uncounted,
     ) -> Embedded:
         embedded = await super().embed(inputs)
         self.given = WatchedVectors(embedded.vectors)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tidegate.api.embeddings import Embedded, Text
 from tidegate.api.schema import Call, read_chat
+from tidegate.api.texts import Counted, uncounted
 from tidegate.edge.answer_cache import AnswerCache
 from tidegate.edge.answer_memory import AnswerMemory, Recall
 from tidegate.edge.semantic_cache import Question, SemanticCache, question
@@ -172,6 +173,7 @@ class BusyEmbedder(LetterEmbedder):
         *,
         dimensions: int | None = None,
         timeout_s: float | None = None,
+        counted: Counted = uncounted,
     ) -> Embedded:
         await asyncio.sleep(30)
         return await super().embed(inputs)

@@ -9,6 +9,7 @@ import numpy as np
 from tidegate.api.backend import ModelCard
 from tidegate.api.classify import Classified
 from tidegate.api.embeddings import Embedded, Text
+from tidegate.api.texts import Counted, uncounted
 from tidegate.errors import RequestError
 
 LETTERS = 26
@@ -41,7 +42,9 @@ class LetterEmbedder:
         *,
         dimensions: int | None = None,
         timeout_s: float | None = None,
+        counted: Counted = uncounted,
     ) -> Embedded:
+        counted(sum(map(len, inputs)))
         self.calls.append(inputs)
         self.timeouts.append(timeout_s)
         vectors = np.zeros((len(inputs), LETTERS), np.float32)
@@ -65,8 +68,13 @@ class VowelClassifier:
         return ModelCard(id="vowels", created_s=5, context_tokens=400)
 
     async def classify(
-        self, inputs: tuple[Text, ...], *, timeout_s: float | None = None
+        self,
+        inputs: tuple[Text, ...],
+        *,
+        timeout_s: float | None = None,
+        counted: Counted = uncounted,
     ) -> Classified:
+        counted(sum(map(len, inputs)))
         parts = [sum(one in "aeiou" for one in str(text)) / len(text) for text in inputs]
         probs = np.array([[1 - part, part] for part in parts], np.float32)
         return Classified(probs=probs, tokens=sum(map(len, inputs)))

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta, Usage
+from tidegate.errors import CapacityError, RequestError, UnavailableError
 
 if TYPE_CHECKING:  # `backend` imports `schema`, which this module only names
     from tidegate.api.backend import AnswerEvent
@@ -72,7 +73,8 @@ class Tally:
 
     def __init__(self) -> None:
         self._choices: list[ChoiceTally] = []
-        self._read_tokens: int | None = None
+        self._reading: Outcome | None = None
+        self._read_tokens = 0
 
     def choice(self) -> ChoiceTally:
         """Begin to count one more answer."""
@@ -80,15 +82,29 @@ class Tally:
         self._choices.append(made)
         return made
 
+    def begin_reading(self) -> None:
+        """Work for a call that writes nothing begins: from now on it is paid, however it ends."""
+        self._reading = "aborted"  # until an end is seen
+
+    def counted(self, tokens: int) -> None:
+        """It has so many tokens to read: what a client that leaves pays for."""
+        self._read_tokens = tokens
+
     def read_only(self, tokens: int) -> None:
         """The call is answered: it read so many tokens, maybe none, and wrote none."""
-        self._read_tokens = tokens
+        self._reading, self._read_tokens = "ok", tokens
+
+    def reading_failed(self, error: Exception) -> None:
+        """It raised `error`. Refusals come before the work: they leave no trace."""
+        if self._reading is not None:
+            refused = isinstance(error, CapacityError | RequestError | UnavailableError)
+            self._reading = None if refused else "failed"
 
     @property
     def outcome(self) -> Outcome:
         """Of the whole call: `ok` only if every answer is whole."""
-        if self._read_tokens is not None:
-            return "ok"
+        if self._reading is not None:
+            return self._reading
         found = {choice.outcome for choice in self._choices} or {"none"}
         order: tuple[Outcome, ...] = ("failed", "aborted", "none", "ok")
         return next(outcome for outcome in order if outcome in found)
@@ -99,7 +115,7 @@ class Tally:
         used = [choice.usage for choice in self._choices]
         told = max(used, key=lambda usage: usage.prompt_tokens, default=None)
         return Usage(
-            prompt_tokens=self._read_tokens or 0 if told is None else told.prompt_tokens,
+            prompt_tokens=self._read_tokens if told is None else told.prompt_tokens,
             completion_tokens=sum(usage.completion_tokens for usage in used),
             cached_tokens=used[0].cached_tokens if used else 0,
         )

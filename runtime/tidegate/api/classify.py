@@ -23,11 +23,13 @@ from tidegate.api.schema import MODEL
 from tidegate.api.texts import (
     TEXT_FIELDS,
     Answered,
+    Counted,
     Text,
     TextsCall,
     TextsEndpoint,
     read_inputs,
     read_timeout_s,
+    uncounted,
 )
 
 CLASSIFICATION: Final = Table(
@@ -62,7 +64,11 @@ class Classifier(Protocol):
         """The names of its classes."""
 
     async def classify(
-        self, inputs: tuple[Text, ...], *, timeout_s: float | None = None
+        self,
+        inputs: tuple[Text, ...],
+        *,
+        timeout_s: float | None = None,
+        counted: Counted = uncounted,
     ) -> Classified:
         """The probabilities of every label for each of `inputs`; raises what `embed` does."""
 
@@ -118,9 +124,9 @@ class ClassifyEndpoint(TextsEndpoint[TextsCall, Classifier]):
     def check(self, call: TextsCall, model: Classifier) -> None:
         """Any call will do."""
 
-    async def answer(self, call: TextsCall, model: Classifier) -> Answered:
+    async def answer(self, call: TextsCall, model: Classifier, counted: Counted) -> Answered:
         """See `TextsEndpoint.answer`."""
-        found = await model.classify(call.inputs, timeout_s=call.timeout_s)
+        found = await model.classify(call.inputs, timeout_s=call.timeout_s, counted=counted)
         body = partial(
             classification_object,
             found,

@@ -2,7 +2,9 @@
 
 uvicorn waits for ever for the first byte, for the end of a head, for the rest of a body that nobody
 wants, and for a peer to read what it was sent. Here each of these has a time. While a request is
-answered its own bounds hold (`tidegate.api.settings`), and none of these.
+answered its own bounds hold (`tidegate.api.settings`), and none of these. uvicorn stops reading,
+and with it noticing who leaves, when a peer sends more before it has its answer: here that waits in
+a bounded buffer.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from tidegate.api.tls import CLIENT_NAME, client_name
 MOST_HEAD_BYTES: Final = 32 << 10
 """Request line and headers; a key and a trace's context take some hundred."""
 
+MOST_EARLY_BYTES: Final = 64 << 10
+"""Of requests that come before the answer to the one before them: some hundred small ones."""
+
 
 class PatientProtocol(H11Protocol):
     """See the module."""
@@ -40,6 +45,8 @@ class PatientProtocol(H11Protocol):
     """A head has begun, or the rest of a body comes whose request was answered."""
     _unsent_bytes = 0
     """At the last look."""
+    _early = b""
+    """What came after a whole request and before the end of its answer."""
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
@@ -57,12 +64,18 @@ class PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        if self._awaited:
+            self._early += data
+            if len(self._early) > MOST_EARLY_BYTES:
+                self._hang_up()
+            return
         if not (self._busy or self._reading):
             self._reading = True
             self._within(self.head_s)
         super().data_received(data)
         if self._busy:
             self._rest()
+        self._listen()
 
     def on_response_complete(self) -> None:
         """An answer was handed to the socket; the next request may be here already."""
@@ -70,6 +83,15 @@ class PatientProtocol(H11Protocol):
         self._unset_keepalive_if_required()  # ours knows of peers who do not read
         if not self._busy and not self.transport.is_closing():
             self._within(self.idle_s)
+        self._listen()
+        if self._early and not self.transport.is_closing():
+            data, self._early = self._early, b""
+            self.data_received(data)
+
+    def _listen(self) -> None:
+        """h11 has more than it may tell, and uvicorn reads no more: who leaves must be noticed."""
+        if self._awaited:
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; called while h11's error is handled."""
@@ -95,6 +117,11 @@ class PatientProtocol(H11Protocol):
     def _busy(self) -> bool:
         """A request is being answered."""
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _awaited(self) -> bool:
+        """A request came whole and is being answered: nothing else is due from the peer."""
+        return self._busy and not self.cycle.more_body
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The app; an answer that it leaves unfinished ends with the connection.

@@ -23,12 +23,14 @@ from tidegate.api.texts import (
     MOST_INPUTS,
     TEXT_FIELDS,
     Answered,
+    Counted,
     Text,
     TextsCall,
     TextsEndpoint,
     most_tokens,
     read_inputs,
     read_timeout_s,
+    uncounted,
 )
 from tidegate.errors import RequestError
 
@@ -91,6 +93,7 @@ class Embedder(Protocol):
         *,
         dimensions: int | None = None,
         timeout_s: float | None = None,
+        counted: Counted = uncounted,
     ) -> Embedded:
         """The vectors of `inputs`.
 
@@ -98,6 +101,7 @@ class Embedder(Protocol):
             inputs: at least one.
             dimensions: D or one of the smaller ones.
             timeout_s: after which the caller no longer wants them.
+            counted: is told how many tokens `inputs` are, before they are read.
 
         Raises:
             RequestError: an input is empty, too long or has an unknown token; names which.
@@ -162,10 +166,13 @@ class EmbeddingEndpoint(TextsEndpoint[EmbeddingCall, Embedder]):
             allowed = f"must be {', '.join(map(str, smaller))} or {model.dimensions}"
         raise RequestError("dimensions", f"{wanted}: {allowed}")
 
-    async def answer(self, call: EmbeddingCall, model: Embedder) -> Answered:
+    async def answer(self, call: EmbeddingCall, model: Embedder, counted: Counted) -> Answered:
         """See `TextsEndpoint.answer`."""
         embedded = await model.embed(
-            call.inputs, dimensions=call.dimensions, timeout_s=call.timeout_s
+            call.inputs,
+            dimensions=call.dimensions,
+            timeout_s=call.timeout_s,
+            counted=counted,
         )
         body = partial(embeddings_object, call, embedded, model.card.id)
         return Answered(tokens=embedded.tokens, body=body)

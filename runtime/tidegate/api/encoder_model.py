@@ -20,7 +20,7 @@ from tidegate.api.backend import ModelCard
 from tidegate.api.classify import Classified
 from tidegate.api.embeddings import Embedded
 from tidegate.api.encoder_metrics import EncoderMetrics
-from tidegate.api.texts import Text
+from tidegate.api.texts import Counted, Text, uncounted
 from tidegate.engine.text_batcher import TextBatcher
 from tidegate.engine.text_batches import BatchLimits, check_texts
 from tidegate.errors import BundleError, RequestError, TidegateError
@@ -92,9 +92,12 @@ class EncoderModel:
         return self._card
 
     async def outputs(
-        self, inputs: tuple[Text, ...], timeout_s: float | None = None
+        self,
+        inputs: tuple[Text, ...],
+        timeout_s: float | None = None,
+        counted: Counted = uncounted,
     ) -> tuple[Array, int]:
-        """The encoder's outputs [inputs, ...] and the tokens that were read.
+        """The encoder's outputs [inputs, ...] and the tokens that were read, told to `counted`.
 
         Raises:
             RequestError: an input is too long or has an unknown token; names which.
@@ -109,8 +112,9 @@ class EncoderModel:
         else:
             # The tokenizer lets go of the interpreter, so a thread of its own keeps the loop free.
             texts = await asyncio.to_thread(self._encoded, inputs)
-        found = await self.batcher.outputs(texts, timeout_s=timeout_s)
-        return found, sum(map(len, texts))
+        tokens = sum(map(len, texts))
+        counted(tokens)
+        return await self.batcher.outputs(texts, timeout_s=timeout_s), tokens
 
     def close(self) -> None:
         """Let go of the model; calls still here fail, to be asked again."""
@@ -150,9 +154,10 @@ class EmbeddingModel(EncoderModel):
         *,
         dimensions: int | None = None,
         timeout_s: float | None = None,
+        counted: Counted = uncounted,
     ) -> Embedded:
         """See `Embedder.embed`."""
-        vectors, tokens = await self.outputs(inputs, timeout_s)
+        vectors, tokens = await self.outputs(inputs, timeout_s, counted)
         if dimensions is not None and dimensions < self.dimensions:
             vectors = cut(vectors, dimensions, unit=self._encoder.arch.normalised)
         return Embedded(vectors=vectors, tokens=tokens)
@@ -167,10 +172,14 @@ class ClassifyingModel(EncoderModel):
         return self._encoder.arch.labels
 
     async def classify(
-        self, inputs: tuple[Text, ...], *, timeout_s: float | None = None
+        self,
+        inputs: tuple[Text, ...],
+        *,
+        timeout_s: float | None = None,
+        counted: Counted = uncounted,
     ) -> Classified:
         """See `Classifier.classify`."""
-        logits, tokens = await self.outputs(inputs, timeout_s)
+        logits, tokens = await self.outputs(inputs, timeout_s, counted)
         return Classified(probs=scored(logits, self._use.scoring), tokens=tokens)
 
 

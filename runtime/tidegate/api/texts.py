@@ -157,6 +157,14 @@ class Answered:
     body: Callable[[], Json]
 
 
+Counted = Callable[[int], None]
+"""Is told how many tokens a call has to read, before they are read."""
+
+
+def uncounted(tokens: int) -> None:
+    """Nobody pays."""
+
+
 C = TypeVar("C", bound=TextsCall)
 M = TypeVar("M", bound=HasCard)
 
@@ -188,8 +196,8 @@ class TextsEndpoint(ABC, Generic[C, M]):
         """Raise `RequestError` if `model` cannot serve `call`."""
 
     @abstractmethod
-    async def answer(self, call: C, model: M) -> Answered:
-        """Ask `model`."""
+    async def answer(self, call: C, model: M, counted: Counted) -> Answered:
+        """Ask `model`; `counted` is told the tokens."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -216,10 +224,13 @@ class TextsEndpoint(ABC, Generic[C, M]):
         """Ask, with the caller's key paying where keys do."""
         card, visit = model.card, visit_of(scope)
         routed = Routed(route=self._route, reason="", model=card.id, request_id=request_id(scope))
+        counted: Counted = uncounted
         try:
             if visit is not None:
                 await visit.admit_tokens(most_tokens(call.inputs, card.context_tokens), card.id)
-            answered = await unless_gone(receive, self.answer(call, model))
+                visit.tally.begin_reading()
+                counted = visit.tally.counted
+            answered = await unless_gone(receive, self.answer(call, model, counted))
         except ClientGoneError:
             record.see(routed)
             raise
@@ -227,6 +238,8 @@ class TextsEndpoint(ABC, Generic[C, M]):
             if isinstance(error, DeadlineError | ExecutionError):
                 record.see(routed)
             record.failed(error)
+            if visit is not None:
+                visit.tally.reading_failed(error)
             raise
         record.see(routed)
         record.read_only(answered.tokens)

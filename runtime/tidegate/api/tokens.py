@@ -20,6 +20,7 @@ from tidegate.api.admission import visit_of
 from tidegate.api.answers import Json
 from tidegate.api.backend import Backend, ModelCard
 from tidegate.api.body import read_json, unless_gone
+from tidegate.api.door import ClientGoneError
 from tidegate.api.field_table import Flag, Raw, Table
 from tidegate.api.fields import TOKEN_ID, Fields, kind_of, prose, token_ids
 from tidegate.api.long_json import long_json
@@ -217,8 +218,15 @@ class _TokensEndpoint(ABC):
             raise CapacityError(f"{limit} calls are being answered already: try again later")
         async with self._active:
             data = await read_json(scope, receive, self._settings)
-            body = await unless_gone(receive, self._answer(data, scope))
             visit = visit_of(scope)
+            try:
+                body = await unless_gone(receive, self._answer(data, scope))
+            except ClientGoneError:
+                raise  # it pays
+            except Exception as error:
+                if visit is not None:
+                    visit.tally.reading_failed(error)
+                raise
             if visit is not None:
                 visit.tally.read_only(0)
         await Response(body, media_type="application/json")(scope, receive, send)
@@ -233,6 +241,7 @@ class _TokensEndpoint(ABC):
         visit = visit_of(scope)
         if visit is not None:
             await visit.admit_tokens(0, card.id)
+            visit.tally.begin_reading()
         return await self._texts(card.id), card
 
 
