@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,12 @@ from hfcheckpoints import tiny_config
 from packedlinears import random_packed
 from tinymodel import RandomWeights, tiny_architecture
 
+from tidegate.cloud import gpu_executor
+from tidegate.cloud.draw_buffers import AskShape, DrawBuffers
 from tidegate.cloud.gpu_executor import GpuExecutor
 from tidegate.cloud.gpu_settings import GpuSettings
 from tidegate.cloud.graphs import Graphs
+from tidegate.cloud.step_buffers import StepBuffers, StepShape
 from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
 from tidegate.converters.rounding.rtn import quantise
 from tidegate.engine.executor import Executor, ExecutorStep, Row
@@ -29,6 +32,7 @@ from tidegate.kernels.linear import Int8Linear, TiledLinear
 from tidegate.kernels.linear.workspace import single_weights
 from tidegate.kernels.paged_kv import KvPrecision
 from tidegate.kernels.pointwise import PackedTable
+from tidegate.kernels.sampling.asks import SamplingAsks
 from tidegate.kernels.weight_loading import load_weights
 from tidegate.model.architecture import Architecture
 from tidegate.model.checkpoint import Checkpoint
@@ -212,6 +216,31 @@ def test_a_step_that_cannot_be_recorded_runs_plainly_and_is_told_of_once(
         assert np.allclose(one, other, atol=TOLERANCE)
     assert recorder.asked == 1
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_no_staging_is_written_at_start_before_the_device_has_read_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arch, seen = tiny_architecture(), list[str]()
+    fill, load = StepBuffers.fill, DrawBuffers.load
+
+    def filled(self: StepBuffers, rows: Sequence[Row], shape: StepShape, size: int) -> torch.Tensor:
+        seen.append("step")
+        return fill(self, rows, shape, size)
+
+    def loaded(
+        self: DrawBuffers, draws: Sequence[Draw | None], rows: int
+    ) -> tuple[AskShape, SamplingAsks]:
+        seen.append("draw")
+        return load(self, draws, rows)
+
+    monkeypatch.setattr(StepBuffers, "fill", filled)
+    monkeypatch.setattr(DrawBuffers, "load", loaded)
+    # What a device does late, the references here have done at once.
+    monkeypatch.setattr(gpu_executor, "wait_for", lambda at: seen.append("waited"))
+    GpuExecutor(arch, RandomWeights(arch), SETTINGS, warm=True).close()
+    assert {"step", "draw"} == set(seen[::2])
+    assert {"waited"} == set(seen[1::2])
 
 
 def test_a_failed_step_says_so_and_the_next_one_works() -> None:

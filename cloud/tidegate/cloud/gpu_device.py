@@ -40,6 +40,12 @@ def running(at: torch.device) -> Iterator[None]:
         yield
 
 
+def wait_for(at: torch.device) -> None:
+    """Until the device has done all that it was given; a CPU has."""
+    if at.type == "cuda":
+        torch.cuda.synchronize(at)
+
+
 def part_of(arch: Architecture, team: Team | None) -> Architecture:
     """The model as this process sees it."""
     return arch if team is None else shard(arch, team.part.world)

@@ -23,6 +23,7 @@ from tidegate.cloud.gpu_device import (
     open_device,
     part_of,
     running,
+    wait_for,
     worst_cases,
 )
 from tidegate.cloud.gpu_memory import (
@@ -323,11 +324,16 @@ class GpuExecutor:
         self._device.scratch.seal()
 
     def _run_alone(self, rows: Sequence[Row]) -> None:
-        """One step that nobody waits for."""
+        """One step whose results nobody reads, to its end.
+
+        Steps that are served are read before the next but one is written, so two stagings suffice.
+        Here nothing else would wait, and a staging would be overwritten while its copy is queued.
+        """
         size = self._settings.block_tokens
         shape = self._shapes.of(rows) or exact_shape(rows, size)
         self._memory.steps.fill(rows, shape, size)
         self._walk(self._memory.steps.upload(shape, keep=False), None)
+        wait_for(self._at)
 
     def _warm_up(self) -> None:
         """Run a step of each kind, and choose in each way."""
@@ -341,6 +347,7 @@ class GpuExecutor:
                 self._run_alone(rows)
             for draw in warm_draws(self._arch.vocab):
                 self._choose(self._memory.draws.load([draw], 1)[1])
+                wait_for(self._at)  # as in `_run_alone`
 
     def _allocate(self) -> tuple[KvLayer, ...]:
         try:
