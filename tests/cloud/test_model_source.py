@@ -13,13 +13,14 @@ from tinymodel import RandomWeights, tiny_architecture
 
 from tidegate.cloud.gpu_executor import GpuExecutor
 from tidegate.cloud.gpu_settings import GpuSettings
-from tidegate.cloud.model_source import open_source
+from tidegate.cloud.model_source import open_again, open_source
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import RecipeWeights, make_recipe
 from tidegate.engine.executor import ExecutorStep, Row
 from tidegate.errors import BundleError, CheckpointError, ConfigError
 from tidegate.model.bundle import Bundle, replace_manifest
 from tidegate.model.manifest import Target
+from tidegate.model.packed import dense_weight
 from tidegate.model.signature import SigningKey
 
 RECIPE = make_recipe(bits=4, group_size=32, symmetric=False)
@@ -94,6 +95,69 @@ def test_a_changed_byte_is_seen_before_anything_is_parsed(checkpoint: Path, tmp_
     path.write_bytes(data)
     problem = r"packed/layers\.0\.safetensors: was changed"
     with pytest.raises(BundleError, match=problem), open_source(made.folder):
+        pass
+
+
+def exchange(folder: Path, other: Path) -> None:
+    """Put another model where one is, as an update does."""
+    folder.rename(folder.with_name("before"))
+    other.rename(folder)
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    """A checkpoint with the same headers as the first one's and other numbers."""
+    arch = tiny_architecture()
+    return write_checkpoint(tmp_path / "others", arch, RandomWeights(arch, seed=9))
+
+
+def test_another_process_opens_the_same_bundle_or_none(
+    checkpoint: Path, others: Path, tmp_path: Path
+) -> None:
+    one, two = (
+        converted(each, tmp_path / name, "packed").folder
+        for name, each in (("b", checkpoint), ("c", others))
+    )
+    with open_source(one) as source:
+        with open_again(source.origin) as again:
+            assert again.arch == source.arch
+        roles = ("embed", "layers.0.o", "layers.1.q")
+        kept = [dense_weight(source.weights.linear(role)) for role in roles]
+        exchange(one, two)
+        # What is open goes on being read.
+        for role, weight in zip(roles, kept, strict=True):
+            assert np.array_equal(dense_weight(source.weights.linear(role)), weight)
+        problem = r"model = '.*': must be left alone while it is loaded: it was exchanged"
+        with pytest.raises(ConfigError, match=problem), open_again(source.origin):
+            pass
+
+
+def test_another_process_opens_the_same_checkpoint_or_none(others: Path, tmp_path: Path) -> None:
+    arch = tiny_architecture()
+    folder = write_checkpoint(tmp_path / "in", arch, RandomWeights(arch))
+    with open_source(folder) as source:
+        with open_again(source.origin):
+            pass
+        exchange(folder, others)
+        with pytest.raises(ConfigError, match="it was exchanged"), open_again(source.origin):
+            pass
+
+
+def test_what_takes_the_place_of_verified_files_is_not_opened(
+    checkpoint: Path, others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = converted(checkpoint, tmp_path / "b", "packed").folder
+    following = converted(others, tmp_path / "c", "packed").folder
+    verified = Bundle.target_folder
+
+    def exchanged(self: Bundle, target: str) -> Path:
+        found = verified(self, target)
+        exchange(folder, following)
+        return found
+
+    monkeypatch.setattr(Bundle, "target_folder", exchanged)
+    problem = r"packed/.*\.safetensors: was exchanged while the bundle was opened"
+    with pytest.raises(BundleError, match=problem), open_source(folder):
         pass
 
 

@@ -68,7 +68,7 @@ def test_a_team_can_be_made_again_but_not_beside_another(checkpoint: Path) -> No
 def test_what_another_process_cannot_open_is_told_before_anybody_waits(checkpoint: Path) -> None:
     problem = r"rank 1 of the 2 processes .*nowhere: is not a folder with a checkpoint"
     with pytest.raises(UnavailableError, match=problem):
-        opened(checkpoint, Origin(folder=Path("nowhere")))
+        opened(checkpoint, Origin(folder=Path("nowhere"), digest=""))
     opened(checkpoint).close()
 
 

@@ -6,6 +6,8 @@ are asked for, so the host never holds the model.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -20,6 +22,7 @@ from tidegate.model.checkpoint import Checkpoint
 from tidegate.model.manifest import DEVICE_TARGETS
 from tidegate.model.packed_target import FORMAT, TARGET, PackedWeights
 from tidegate.model.registry import Source, architecture_module
+from tidegate.model.safetensors_file import FileIdentity, file_identity
 from tidegate.model.text_files import write_text_files
 from tidegate.model.walk import Weights
 
@@ -29,6 +32,9 @@ class Origin:
     """What `open_source` was given, for other processes to open the same."""
 
     folder: Path
+    digest: str
+    """Of a bundle's manifest, or of a checkpoint's config.json and which files it has open: while a
+    model is loaded its folder may be exchanged."""
     trusted: frozenset[str] | None = None
 
 
@@ -98,18 +104,62 @@ def open_source(folder: Path, *, trusted: Collection[str] | None = None) -> Iter
         CheckpointError: the checkpoint is damaged, of an unknown kind, or an encoder's.
         ConfigError: a checkpoint was to be signed.
     """
-    origin = Origin(folder=folder, trusted=None if trusted is None else frozenset(trusted))
+    keys = None if trusted is None else frozenset(trusted)
     if (folder / MANIFEST_FILE).exists():
         bundle = Bundle.open(folder, trusted=trusted, every_target=False)
         arch = bundle.manifest.decoder
         _check_target(bundle)
+        before = _identities(bundle.folder / TARGET)
         with closing(PackedWeights(bundle.target_folder(TARGET), arch)) as packed:
+            _check_unchanged(before, packed.identities)
+            digest = hashlib.sha256(bundle.manifest.to_bytes()).hexdigest()
+            origin = Origin(folder=folder, digest=digest, trusted=keys)
             yield ModelSource(origin=origin, arch=arch, weights=packed, _files=bundle)
         return
     _check_unsigned(folder, trusted)
     with Checkpoint.open(folder) as checkpoint:
         arch, weights = checkpoint.decoder, checkpoint.weights()
+        origin = Origin(folder=folder, digest=_digest(checkpoint), trusted=keys)
         yield ModelSource(origin=origin, arch=arch, weights=weights, _files=checkpoint)
+
+
+@contextmanager
+def open_again(origin: Origin) -> Iterator[ModelSource]:
+    """Open what another process of this machine has open.
+
+    Raises:
+        ConfigError: the folder holds something else by now.
+        BundleError, CheckpointError, ConfigError: as `open_source`.
+    """
+    with open_source(origin.folder, trusted=origin.trusted) as source:
+        if source.origin.digest != origin.digest:
+            allowed = (
+                "left alone while it is loaded: it was exchanged since the first process began"
+            )
+            raise ConfigError("model", str(origin.folder), allowed)
+        yield source
+
+
+def _identities(folder: Path) -> dict[str, FileIdentity]:
+    """Of a target's files."""
+    try:
+        return {path.name: file_identity(path.stat()) for path in folder.iterdir()}
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be read: {error}") from error
+
+
+def _check_unchanged(before: Mapping[str, FileIdentity], now: Mapping[str, FileIdentity]) -> None:
+    """What is open is what was verified, though both went by its name."""
+    for name, identity in now.items():
+        if before.get(name) != identity:
+            raise BundleError(f"{TARGET}/{name}: was exchanged while the bundle was opened")
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    # Headers would not do: those of two trainings of one model are equal.
+    files = [(file.path.name, *file.identity) for file in checkpoint.files]
+    told = json.dumps([checkpoint.config, files], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _check_unsigned(folder: Path, trusted: Collection[str] | None) -> None:

@@ -26,7 +26,7 @@ from tidegate.cloud.executor_choice import (
 )
 from tidegate.cloud.gpu_executor import GpuExecutor
 from tidegate.cloud.gpu_settings import GpuSettings
-from tidegate.cloud.model_source import Origin, open_source
+from tidegate.cloud.model_source import Origin, open_again
 from tidegate.cloud.sharding import SETTING, Part, shard
 from tidegate.cloud.team import Team, abandon
 from tidegate.engine.executor import Row
@@ -134,7 +134,7 @@ def open_team(
 
 def follow(what: Following, rank: int, meeting: Path, say: Say) -> None:
     """Run as another process of the team, until the first one is done."""
-    with open_source(what.origin.folder, trusted=what.origin.trusted) as source:
+    with open_again(what.origin) as source:
         mine = member_settings(what.settings, source.arch, rank=rank)
         say("opened")
         team = _join(rank, what.settings, meeting, source.arch, mine)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from tidegate.model.linear_file import PackedForm, is_low_rank, keeps_groups, re
 from tidegate.model.packed import Array, DenseLinear, Linear, LowRankLinear, PackedLinear
 from tidegate.model.registry import AnyArchitecture
 from tidegate.model.roles import Role
-from tidegate.model.safetensors_file import SafetensorsFile
+from tidegate.model.safetensors_file import FileIdentity, SafetensorsFile
 from tidegate.model.stored import StoredLinear, is_finite, read_stored
 from tidegate.model.strict_json import read
 
@@ -46,7 +46,10 @@ class FileForms:
 
 
 class PackedWeights:
-    """`tidegate.model.walk.Weights` over the target's files, with one of them open at a time."""
+    """`tidegate.model.walk.Weights` over the target's files.
+
+    All of them stay open, one per block: a name may mean another file later, which nobody verified.
+    """
 
     def __init__(self, folder: Path, arch: AnyArchitecture) -> None:
         """Check that the files hold every role of `arch` in its shape, and nothing else.
@@ -59,16 +62,26 @@ class PackedWeights:
             BundleError: a file is missing or damaged, of another format, or holds something else
                 than the architecture asks for; the message names the file and the role.
         """
-        self._folder = folder
-        self._open: tuple[str, SafetensorsFile, FileForms] | None = None
+        self._files: dict[str, tuple[SafetensorsFile, FileForms]] = {}
         blocks = block_names(arch)
         known = {f"{block}.safetensors" for block in blocks}
         for path in sorted(folder.iterdir()):
             if path.name not in known:
                 raise BundleError(f"{TARGET}/{path.name}: is no block of the architecture")
-        for block in blocks:
-            with _naming_the_target(), SafetensorsFile(self._path(block)) as file:
-                _check_block(file, _read_forms(file), block_roles(arch, block))
+        with ExitStack() as opened:
+            for block in blocks:
+                with _naming_the_target():
+                    path = folder / f"{block}.safetensors"
+                    file = opened.enter_context(SafetensorsFile(path))
+                    forms = _read_forms(file)
+                    _check_block(file, forms, block_roles(arch, block))
+                    self._files[block] = file, forms
+            self._close = weakref.finalize(self, opened.pop_all().close)
+
+    @property
+    def identities(self) -> Mapping[str, FileIdentity]:
+        """Of the open files, by name."""
+        return {file.path.name: file.identity for file, _ in self._files.values()}
 
     def linear(self, role: str) -> Linear:
         """See `tidegate.model.walk.Weights`.
@@ -105,10 +118,8 @@ class PackedWeights:
             return read_stored(file, name, (0, entry.shape[0]), cut, bias)
 
     def close(self) -> None:
-        """Close the file that is open; it is closed too when nobody uses this object any more."""
-        if self._open is not None:
-            self._close_file()
-            self._open = None
+        """Close the files; they are closed too when nobody uses this object any more."""
+        self._close()
 
     def _linear(self, role: str, cut: Cut) -> Linear:
         with _naming_the_target():
@@ -118,16 +129,7 @@ class PackedWeights:
         return found
 
     def _block(self, role: str) -> tuple[SafetensorsFile, FileForms]:
-        block = block_of(role)
-        if self._open is None or self._open[0] != block:
-            self.close()
-            file = SafetensorsFile(self._path(block))
-            self._close_file = weakref.finalize(self, file.close)
-            self._open = (block, file, _read_forms(file))
-        return self._open[1], self._open[2]
-
-    def _path(self, block: str) -> Path:
-        return self._folder / f"{block}.safetensors"
+        return self._files[block_of(role)]
 
 
 def _read_forms(file: SafetensorsFile) -> FileForms:

@@ -31,6 +31,16 @@ _CHUNK_BYTES = 1 << 19
 """Read and widened at a time: small enough to be in a core's cache for the second pass."""
 
 
+FileIdentity = tuple[int, int, int, int]
+"""Device, inode, bytes and nanoseconds of the last change: what tells that a name means another
+file than before, or that it was written to."""
+
+
+def file_identity(facts: os.stat_result) -> FileIdentity:
+    """Of a file that was looked at."""
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
 class SafetensorsFile:
     """One open file. Use it as a context manager, or `close` it. Threads may share it."""
 
@@ -60,6 +70,11 @@ class SafetensorsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    @property
+    def identity(self) -> FileIdentity:
+        """Of what is open, wherever its name leads by now."""
+        return file_identity(os.fstat(self._file.fileno()))
 
     def dtype(self, name: str) -> np.dtype[np.generic]:
         """What `read_raw` gives a tensor as.
