@@ -209,6 +209,18 @@ def test_closing_fails_what_is_here_so_that_it_is_asked_again() -> None:
     run(scenario)
 
 
+def test_closing_waits_for_no_run_that_never_ends() -> None:
+    async def scenario(batcher: TextBatcher, model: SumModel) -> None:
+        stuck = await held(batcher, model)
+        assert not batcher.close(timeout_s=0.05)
+        with pytest.raises(UnavailableError, match="shutting down"):
+            await stuck
+        model.open.set()
+        assert batcher.close()
+
+    run(scenario)
+
+
 def test_small_calls_overtake_a_large_one_and_it_still_ends() -> None:
     async def scenario(batcher: TextBatcher, model: SumModel) -> None:
         first = await held(batcher, model)

@@ -207,12 +207,12 @@ class AccessControl:
             await asyncio.to_thread(self._write)
 
     async def close(self) -> None:
-        """Settle, and write everything down."""
+        """Write everything down, and settle: other machines may be slow, so that comes after."""
+        await self.flush()
         await asyncio.gather(*self._returns)
         await self.ledger.close()
         if self._windows is not None:
             await self._windows.close()
-        await self.flush()
         self.usage.close()
         self.keys.close()
         if self._release is not None:

@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, replace
 
 from tidegate.api.backend import AnswerEvent, Backend, Health, ModelCard
+from tidegate.api.encoders import NONE, Encoders
 from tidegate.api.engine_backend import encode_call, fit_sampling, new_request_id
 from tidegate.api.metrics import render_counters, render_gauge, render_paths
 from tidegate.api.schema import Call
@@ -29,9 +30,9 @@ Models = ModelPool[LanguageModel]
 class CloudBackend:
     """See `tidegate.api.backend.Backend`; `gateway`, `http` and `access` are set once they are."""
 
-    def __init__(self, pool: Models, *, created_s: int) -> None:
-        """Serve what is in `pool`, which is the owner's to keep going."""
-        self.pool = pool
+    def __init__(self, pool: Models, *, created_s: int, encoders: Encoders = NONE) -> None:
+        """Serve what is in `pool`, which is the owner's to keep going, as are `encoders`."""
+        self.pool, self._encoders = pool, encoders
         self._created_s = created_s
         self.gateway: Gateway | None = None
         self.http: LinkHttpServer | None = None
@@ -118,8 +119,9 @@ class CloudBackend:
         return health_of(self.pool)
 
     def snapshot(self) -> Health:
-        """For a watchdog, see `tidegate.api.lifecycle.Watched`."""
-        return self.health()
+        """For a watchdog, see `tidegate.api.lifecycle.Watched`: what `/health` says."""
+        now, problem = self.health(), self._encoders.problem()
+        return now if problem is None else replace(now, healthy=False, detail=problem)
 
     async def status(self) -> Mapping[str, object]:
         """See `Backend.status`; `engine` is that of the first model, while it is in memory."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from redis.asyncio import Redis
@@ -21,8 +23,12 @@ from tidegate.cloud.charges import Charge, Denied, Taken, Used
 from tidegate.cloud.sliding import SLOTS
 from tidegate.errors import UnavailableError
 
+_log = logging.getLogger(__name__)
+
 LEASE_S: Final = 60.0
 """How long after its process died a claim returns."""
+CLOSE_S: Final = 5.0
+"""As long as one command may take: a service that ends has more to do."""
 
 _COMMON: Final = """
 local prefix, now, id = ARGV[1], tonumber(ARGV[2]), ARGV[3]
@@ -173,11 +179,19 @@ class RedisLedger:
         url: `redis://` or `rediss://`, with the password in it if there is one.
         lease_s: see `LEASE_S`.
         now_s: for tests: a clock instead of Redis's own.
+        close_s: how long closing may take to settle what is owed.
     """
 
-    def __init__(self, url: str, *, lease_s: float = LEASE_S, now_s: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        lease_s: float = LEASE_S,
+        now_s: float | None = None,
+        close_s: float = CLOSE_S,
+    ) -> None:
         self._redis = Redis.from_url(url, socket_timeout=5.0, socket_connect_timeout=5.0)
-        self._lease_s = lease_s
+        self._lease_s, self._close_s = lease_s, close_s
         self.now_s = now_s
         self._take = self._redis.register_script(_TAKE)
         self._settle = self._redis.register_script(_SETTLE)
@@ -204,7 +218,7 @@ class RedisLedger:
     def settle(self, key: str, claim: str, charges: Sequence[Charge], used: Used) -> None:
         """See `Ledger.settle`; what Redis does not take now is tried again by `run`."""
         self._owed[key, claim] = (charges, used)
-        task = asyncio.get_running_loop().create_task(self._pay(key, claim))
+        task = asyncio.get_running_loop().create_task(self._try_to_pay(key, claim))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
@@ -212,21 +226,30 @@ class RedisLedger:
         """See `Ledger.run`."""
         while True:
             await asyncio.sleep(self._lease_s / 3)
-            for key, claim in [*self._live]:
-                if (key, claim) in self._owed:
-                    await self._pay(key, claim)
-                    continue
-                try:
-                    await self._call(self._renew, key, claim, self._lease_s)
-                except UnavailableError:
-                    break  # until the next round
+            try:
+                for key, claim in [*self._live]:
+                    if (key, claim) in self._owed:
+                        await self._pay(key, claim)
+                    else:
+                        await self._call(self._renew, key, claim, self._lease_s)
+            except UnavailableError:
+                continue  # each would wait for Redis: until the next round
 
     async def close(self) -> None:
-        """See `Ledger.close`: settle what is left first."""
-        await asyncio.gather(*self._settling)
-        for key, claim in [*self._owed]:
-            await self._pay(key, claim)
+        """See `Ledger.close`: settle what is left first, while Redis takes it and time is left."""
+        with suppress(UnavailableError, TimeoutError):
+            async with asyncio.timeout(self._close_s):
+                await asyncio.gather(*self._settling)
+                for key, claim in [*self._owed]:
+                    await self._pay(key, claim)
+        if self._owed:
+            told = "%d calls could not be settled in Redis: their claims return with their lease"
+            _log.warning(told, len(self._owed))
         await self._redis.aclose()
+
+    async def _try_to_pay(self, key: str, claim: str) -> None:
+        with suppress(UnavailableError):
+            await self._pay(key, claim)
 
     async def _pay(self, key: str, claim: str) -> None:
         owed = self._owed.get((key, claim))
@@ -234,10 +257,7 @@ class RedisLedger:
             return
         charges, used = owed
         rows = json.dumps([_row(charge) for charge in charges])
-        try:
-            await self._call(self._settle, key, claim, rows, used.requests, used.tokens)
-        except UnavailableError:
-            return
+        await self._call(self._settle, key, claim, rows, used.requests, used.tokens)
         self._owed.pop((key, claim), None)
         self._live.pop((key, claim), None)
 

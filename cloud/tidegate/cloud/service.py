@@ -204,7 +204,7 @@ async def open_app(
         metrics = Metrics(vllm_names=settings.vllm_metrics)
         if tls is not None:
             metrics.watch_certificate(lambda: tls.expires_s)
-        backend = CloudBackend(pool, created_s=int(time.time()))
+        backend = CloudBackend(pool, created_s=int(time.time()), encoders=encoders)
         if access is not None:
             access.size, backend.access = backend.size_of, access
         handler = LinkHandler(backend, metrics, tracer=surface.tracer)

@@ -7,6 +7,7 @@ tokenised and checked before they wait, so one that cannot be run is refused alo
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +22,14 @@ from tidegate.api.classify import Classified
 from tidegate.api.embeddings import Embedded
 from tidegate.api.encoder_metrics import EncoderMetrics
 from tidegate.api.texts import Counted, Text, uncounted
-from tidegate.engine.text_batcher import TextBatcher
+from tidegate.engine.text_batcher import CLOSE_S, TextBatcher
 from tidegate.engine.text_batches import BatchLimits, check_texts
 from tidegate.errors import BundleError, RequestError, TidegateError
 from tidegate.model.encoder import EncoderArchitecture
 from tidegate.model.encoder_use import EncoderUse, Scoring
 from tidegate.model.packed import Array
+
+_log = logging.getLogger(__name__)
 
 _CHARS_PER_TOKEN: Final = 16
 """As `tidegate.engine.text` has it: a text with more can not fit and is refused unread."""
@@ -116,10 +119,15 @@ class EncoderModel:
         counted(tokens)
         return await self.batcher.outputs(texts, timeout_s=timeout_s), tokens
 
-    def close(self) -> None:
-        """Let go of the model; calls still here fail, to be asked again."""
-        self.batcher.close()
-        self._encoder.close()
+    def close(self, *, timeout_s: float = CLOSE_S) -> None:
+        """Let go of the model; calls still here fail, to be asked again.
+
+        One whose run takes longer than `timeout_s` keeps it: a thread uses it.
+        """
+        if self.batcher.close(timeout_s=timeout_s):
+            self._encoder.close()
+        else:
+            _log.error("%s: a run did not end: its model is not let go of", self._card.id)
         if self._metrics is not None:
             self._metrics.forget(self._card.id)
 

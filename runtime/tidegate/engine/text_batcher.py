@@ -12,11 +12,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
+from typing import Final
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from tidegate.errors import (
     describe_defect,
 )
 from tidegate.model.packed import Array
+
+CLOSE_S: Final = 10.0
+"""A run of 2048 tokens takes seconds; one that takes longer may be stuck."""
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ class TextBatcher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"tidegate-{name}")
         self._serving: asyncio.Task[None] | None = None
         self._running_since_s: float | None = None
+        self._present_run: Future[Array | TidegateError] | None = None
         self._closed = False
 
     @property
@@ -160,15 +164,18 @@ class TextBatcher:
             del self._calls[number]
             self._line.leave(number)
 
-    def close(self) -> None:
+    def close(self, *, timeout_s: float = CLOSE_S) -> bool:
         """End the thread once its run is over; calls still here fail, to be asked again.
 
-        Blocks for a run. Where no call is here, from any thread.
+        Blocks for a run, but no longer than `timeout_s`; False when the run is still on then, and
+        uses its model. Where no call is here, from any thread.
         """
         self._closed = True
         for call in self._calls.values():
             call.fail(UnavailableError(f"{self._name} is shutting down"))
-        self._thread.shutdown(wait=True)
+        self._thread.shutdown(wait=False)
+        runs = [] if self._present_run is None else [self._present_run]
+        return not wait(runs, timeout_s).not_done
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         self._changed.set()
@@ -193,7 +200,8 @@ class TextBatcher:
         texts = [self._calls[text.call].texts[text.index] for text in batch]
         began_s, self._running_since_s = loop.time(), time.monotonic()
         try:
-            result = await loop.run_in_executor(self._thread, partial(self._guarded, texts))
+            self._present_run = self._thread.submit(self._guarded, texts)
+            result = await asyncio.wrap_future(self._present_run, loop=loop)
         finally:
             self._running_since_s = None
         if not isinstance(result, TidegateError):

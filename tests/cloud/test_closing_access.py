@@ -1,0 +1,74 @@
+"""A service that ends while the machine that counts its limits says nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from keyedapp import keyed
+
+from tidegate.cloud.charges import Charge, MemoryLedger, Used
+
+
+async def _silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Takes a connection and never says a word."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        writer.close()
+
+
+def test_closing_waits_for_a_silent_redis_once_and_not_for_each_call(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("redis")
+    from tidegate.cloud.redis_ledger import RedisLedger
+
+    charge = Charge(meter="m", kind="count", unit="tokens", most=100, amount=10, lasts_s=60)
+
+    async def main() -> float:
+        server = await asyncio.start_server(_silent, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        ledger = RedisLedger(f"redis://127.0.0.1:{port}/0", close_s=0.2)
+        for number in range(20):
+            ledger.settle("key", f"claim-{number}", (charge,), Used(requests=1, tokens=1))
+        began_s = time.monotonic()
+        await ledger.close()
+        took_s = time.monotonic() - began_s
+        server.close()
+        return took_s
+
+    with caplog.at_level(logging.WARNING):
+        assert asyncio.run(main()) < 4  # one command alone may take 5 s
+    assert "20 calls could not be settled" in caplog.text
+
+
+class HangingLedger(MemoryLedger):
+    """Never lets go."""
+
+    async def close(self) -> None:
+        await asyncio.Event().wait()
+
+
+def test_usage_is_written_before_the_ledger_is_waited_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with keyed(tmp_path) as world:
+            access, whole = world.access, world.access.ledger
+            _, key = world.add()
+            assert (await world.chat(key, max_tokens=3)).status_code == 200
+            assert access.usage.waiting == 1
+            access.ledger = HangingLedger(clock=time.monotonic)
+            closing = asyncio.create_task(access.close())
+            async with asyncio.timeout(10):
+                while access.usage.waiting:
+                    await asyncio.sleep(0.01)
+            assert not closing.done()
+            closing.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
+            access.ledger = whole
+            assert len([*access.usage.rows(0, 1e12)]) == 1
+
+    asyncio.run(main())
