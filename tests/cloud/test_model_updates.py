@@ -446,3 +446,26 @@ def test_what_comes_back_is_described_as_its_files_are_by_then() -> None:
         assert entry.current.facts.version == entry.facts.version == "old-1"
 
     run(test, maker=maker)
+
+
+@pytest.mark.parametrize("mode", ["beside", "drain-first"])
+def test_a_probe_that_a_library_ends_is_told_and_the_old_version_serves(mode: Mode) -> None:
+    async def test(backend: CloudBackend, maker: ToyModels, client: httpx.AsyncClient) -> None:
+        before, load = await said(client, 1), maker.load
+
+        def failing(settings: ModelSettings, facts: ModelFacts) -> LanguageModel:
+            model = load(settings, facts)
+
+            async def probe() -> None:
+                raise ValueError("of a library")
+
+            if facts.version == "new-0":
+                model.probe = probe  # type: ignore[method-assign]
+            return model
+
+        maker.load = failing  # type: ignore[method-assign]
+        (change,) = await apply(backend, NEW, mode=mode)
+        assert change.problem == "model 'm': ValueError while it was probed"
+        assert await said(client, 1) == before
+
+    run(test)

@@ -15,6 +15,7 @@ from typing import Final, Generic, Literal
 
 from tidegate.cloud.model_pool import ROOM_SHARE, ModelPool
 from tidegate.cloud.model_settings import ModelSettings, PoolSettings
+from tidegate.cloud.pool_errors import told_by_name
 from tidegate.cloud.pooled_model import Entry, M, ModelFacts, Version
 from tidegate.errors import CapacityError, TidegateError, UnavailableError
 
@@ -132,19 +133,25 @@ class PoolUpdater(Generic[M]):
         self, entry: Entry[M], settings: ModelSettings, facts: ModelFacts, mode: Mode
     ) -> TidegateError | None:
         try:
-            async with self._pool.turn:
-                if entry.current is None and entry.loads:
-                    # Nobody has it in memory: the next call loads the new version.
-                    entry.settings, entry.facts, entry.failure = settings, facts, None
-                elif mode == "beside" or entry.current is None:
-                    await self._beside(entry, settings, facts)
-                else:
-                    await self._drain_first(entry, entry.current, settings, facts)
+            with told_by_name(settings.name, "it was replaced"):
+                async with self._pool.turn:
+                    await self._replace_now(entry, settings, facts, mode)
         except TidegateError as error:
             return error
         finally:
             entry.job = None
         return None
+
+    async def _replace_now(
+        self, entry: Entry[M], settings: ModelSettings, facts: ModelFacts, mode: Mode
+    ) -> None:
+        if entry.current is None and entry.loads:
+            # Nobody has it in memory: the next call loads the new version.
+            entry.settings, entry.facts, entry.failure = settings, facts, None
+        elif mode == "beside" or entry.current is None:
+            await self._beside(entry, settings, facts)
+        else:
+            await self._drain_first(entry, entry.current, settings, facts)
 
     async def _beside(self, entry: Entry[M], settings: ModelSettings, facts: ModelFacts) -> None:
         pool, old = self._pool, entry.current
@@ -212,7 +219,8 @@ async def _probe(version: Version[M]) -> None:
         await asyncio.wait({probe, version.task}, return_when=asyncio.FIRST_COMPLETED)
         if version.task.done():
             raise UnavailableError("the engine of the new version ended while it was probed")
-        await probe
+        with told_by_name(version.settings.name, "it was probed"):
+            await probe
     finally:
         probe.cancel()
         await asyncio.gather(probe, return_exceptions=True)
