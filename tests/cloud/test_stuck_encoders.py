@@ -45,6 +45,14 @@ def test_the_watchdog_ends_a_service_whose_encoder_is_stuck() -> None:
     assert left == [STUCK_STATUS]
 
 
+def test_encoders_may_have_a_watchdog_of_their_own() -> None:
+    left: list[int] = []
+    encoders = Encoders(busy_s=lambda: STALL_S + 1)
+    asyncio.run(exit_when_stuck(encoders, every_s=0.01, leave=left.append))
+    assert left == [STUCK_STATUS]
+    assert Encoders().snapshot().healthy
+
+
 class StuckEncoder:
     """Runs until its gate is open."""
 

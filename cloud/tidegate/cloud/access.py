@@ -40,6 +40,9 @@ _log = logging.getLogger(__name__)
 _PRUNE_S: Final = 3600.0
 """Between two looks for rows that are too old."""
 
+CLOSE_S: Final = 5.0
+"""What is given back on closing may take so long: a service that ends has more to do."""
+
 PLAIN_KEY: Final = KeyId("api-key-file")
 """Stands for the keys of `--api-key-file`, which have all scopes and no limits."""
 
@@ -209,7 +212,10 @@ class AccessControl:
     async def close(self) -> None:
         """Write everything down, and settle: other machines may be slow, so that comes after."""
         await self.flush()
-        await asyncio.gather(*self._returns)
+        if self._returns:
+            _, late = await asyncio.wait(self._returns, timeout=CLOSE_S)
+            for one in late:
+                one.cancel()
         await self.ledger.close()
         if self._windows is not None:
             await self._windows.close()

@@ -194,6 +194,7 @@ class Edge:
 
     settings: EdgeSettings
     engine: Engine
+    encoders: Encoders
     server: BoundServer
     link: DeviceLink | None
     upkeep: tuple[tuple[str, Part], ...]
@@ -206,7 +207,7 @@ class Edge:
             parts.append(kept_alive("the link", self.link.run))
         parts += [kept_alive(name, part) for name, part in self.upkeep]
         if self.settings.restart_when_stuck:
-            parts.append(partial(exit_when_stuck, self.engine))
+            parts += [partial(exit_when_stuck, one) for one in (self.engine, self.encoders)]
         await run_service(
             engine=self.engine,
             server=self.server,
@@ -286,7 +287,14 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
             app, settings.host, settings.port, drain_s=settings.drain_s, tls=context
         )
         stack.callback(server.close)
-        yield Edge(settings=settings, engine=engine, server=server, link=link, upkeep=upkeep)
+        yield Edge(
+            settings=settings,
+            engine=engine,
+            encoders=encoders,
+            server=server,
+            link=link,
+            upkeep=upkeep,
+        )
 
 
 def _open_model(bundle: Bundle, settings: EdgeSettings) -> DeviceExecutor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.api.backend import ModelCard, Route
+from tidegate.api.backend import Health, ModelCard, Route
 from tidegate.api.classify import Classifier
 from tidegate.api.embeddings import Embedder
 from tidegate.api.encoder_metrics import EncoderMetrics
@@ -35,6 +35,11 @@ class Encoders:
         """Why the service is not healthy, if it is their fault."""
         busy_s = self.busy_s()
         return f"an encoder's run has taken {busy_s:.0f} s so far" if busy_s > STALL_S else None
+
+    def snapshot(self) -> Health:
+        """For a watchdog, see `tidegate.api.lifecycle.Watched`."""
+        problem = self.problem()
+        return Health(healthy=problem is None, ready=True, detail=problem or "")
 
     def cards(self) -> tuple[ModelCard, ...]:
         """The entries of `/v1/models`, embedders first."""

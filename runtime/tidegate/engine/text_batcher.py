@@ -202,6 +202,7 @@ class TextBatcher:
         try:
             self._present_run = self._thread.submit(self._guarded, texts)
             result = await asyncio.wrap_future(self._present_run, loop=loop)
+            self._present_run = None  # it holds its outputs
         finally:
             self._running_since_s = None
         if not isinstance(result, TidegateError):
