@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from keyedapp import keyed
 
+from tidegate.cloud import access
 from tidegate.cloud.charges import Charge, MemoryLedger, Used
 
 
@@ -56,19 +57,42 @@ class HangingLedger(MemoryLedger):
 def test_usage_is_written_before_the_ledger_is_waited_for(tmp_path: Path) -> None:
     async def main() -> None:
         async with keyed(tmp_path) as world:
-            access, whole = world.access, world.access.ledger
+            kept, whole = world.access, world.access.ledger
             _, key = world.add()
             assert (await world.chat(key, max_tokens=3)).status_code == 200
-            assert access.usage.waiting == 1
-            access.ledger = HangingLedger(clock=time.monotonic)
-            closing = asyncio.create_task(access.close())
+            assert kept.usage.waiting == 1
+            kept.ledger = HangingLedger(clock=time.monotonic)
+            closing = asyncio.create_task(kept.close())
             async with asyncio.timeout(10):
-                while access.usage.waiting:
+                while kept.usage.waiting:
                     await asyncio.sleep(0.01)
             assert not closing.done()
             closing.cancel()
             await asyncio.gather(closing, return_exceptions=True)
-            access.ledger = whole
-            assert len([*access.usage.rows(0, 1e12)]) == 1
+            kept.ledger = whole
+            assert len([*kept.usage.rows(0, 1e12)]) == 1
+
+    asyncio.run(main())
+
+
+def test_closing_gives_up_on_what_is_never_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "CLOSE_S", 0.05)
+
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def hang() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        async with asyncio.timeout(10), keyed(tmp_path) as world:
+            world.access.later(hang())
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await ended.wait()
 
     asyncio.run(main())
