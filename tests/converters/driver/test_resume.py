@@ -95,8 +95,10 @@ def test_a_conversion_that_is_killed_again_and_again_ends_in_the_same_bytes(
     chance = random.Random(int(stop))
     stopped = 0
     for blocks in (1, chance.randint(2, 4), 6):
+        before = finished_blocks(out)
         process = start(command(checkpoint, out, "--recipe", recipe))
-        while process.poll() is None and finished_blocks(out) < blocks:
+        # One more than there were: before that it may not listen to signals yet.
+        while process.poll() is None and finished_blocks(out) < max(blocks, before + 1):
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.1))
         process.send_signal(stop)
