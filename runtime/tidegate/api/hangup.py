@@ -35,14 +35,15 @@ def on_hangup(call: Call) -> Iterator[None]:
 
 def _listening() -> bool:
     try:
-        if signal.getsignal(signal.SIGHUP) is not _hear:
-            signal.signal(signal.SIGHUP, _hear)
+        if signal.getsignal(signal.SIGHUP) is not hear:
+            signal.signal(signal.SIGHUP, hear)
     except (AttributeError, ValueError):
         return False
     return True
 
 
-def _hear(*_: object) -> None:
+def hear(*_: object) -> None:
+    """The handler: everyone who asked is called, each in its own loop."""
     for loop, call in tuple(_calls):
         if not loop.is_closed():
             loop.call_soon_threadsafe(call)
