@@ -106,7 +106,7 @@ def test_a_network_that_is_gone_delays_what_left_and_keeps_the_rest_here() -> No
     assert outcome.ended[0].at_s > 50.0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 6), rows=st.sampled_from((1, 4)))
 def test_no_policy_beats_the_bound_and_whole_requests_cost_at_least_parts(
     seed: int, count: int, rows: int

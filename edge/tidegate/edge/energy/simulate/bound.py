@@ -167,11 +167,18 @@ def lower_bound(
         programme.row([*answer, *share], 1.0, 1.0)
     for k, (start_s, end_s) in enumerate(pairwise(edges)):
         programme.row(time[k], -math.inf, end_s - start_s)
-        for m, taken_here in enumerate(tokens[k]):
-            terms = [(one, 1.0) for one in taken_here]
-            programme.row([*terms, (steps[k][m], -float(costs.rows))], -math.inf, 0.0)
+        _share_steps(programme, steps[k], tokens[k], costs.rows)
     least, values = programme.least()
     return Bound(joules=least, offloaded=sum(values[of] for of in leaving if of is not None))
+
+
+def _share_steps(
+    programme: _Programme, steps: Sequence[int], tokens: Sequence[Sequence[int]], rows: int
+) -> None:
+    """At most `rows` take part in each step of an interval, mode by mode."""
+    for of_steps, taken_here in zip(steps, tokens, strict=True):
+        terms = [(one, 1.0) for one in taken_here]
+        programme.row([*terms, (of_steps, -float(rows))], -math.inf, 0.0)
 
 
 def _context(job: Job) -> float:

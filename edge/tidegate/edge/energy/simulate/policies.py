@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from tidegate.edge.energy.cost import CloudCost, CostModel, RadioCost
 from tidegate.edge.energy.pace import Pace
@@ -77,16 +76,6 @@ class ByBattery:
         busy = self.default if share > 0.5 else 0
         leaves = _always if share <= 0.2 else _over(self.costs.rows)
         return Simple(costs=self.costs, busy=busy, leaves=leaves).decide(state)
-
-
-ABLATIONS: Final = {
-    "pace-no-knee": "the fastest mode instead of the knee",
-    "pace-no-hold": "nothing waits to be batched",
-    "pace-no-idle": "no parking in the idlest mode",
-    "pace-no-heat": "no thermal queue",
-    "pace-no-debt": "no battery plan",
-    "pace-no-offload": "no cloud",
-}
 
 
 def policies(
