@@ -40,15 +40,16 @@ LONG = {
         {"role": "user", "content": "x" * 700},
         {"role": "assistant", "content": "y"},
         {"role": "user", "content": "z"},
-    ]
+    ],
+    "temperature": 0,
 }
 CALLS: list[tuple[str, dict[str, Any]]] = [
     (CHAT, body(max_tokens=4)),
-    (CHAT, body(max_tokens=3, n=2, logprobs=True, top_logprobs=2, temperature=1)),
+    (CHAT, body(max_tokens=3, n=2, logprobs=True, top_logprobs=2, temperature=1, seed=1)),
     (CHAT, body(tools=[LAMP], tool_choice="required", max_tokens=60)),
     (CHAT, {**LONG, "max_tokens": 3, "tidegate": {"context_policy": "truncate_oldest"}}),
-    ("/v1/completions", {"prompt": "hello", "max_tokens": 4, "logprobs": 2}),
-    ("/v1/completions", {"prompt": [5, 6], "max_tokens": 4, "n": 2}),
+    ("/v1/completions", {"prompt": "hello", "max_tokens": 4, "logprobs": 2, "seed": 1}),
+    ("/v1/completions", {"prompt": [5, 6], "max_tokens": 4, "n": 2, "seed": 1}),
 ]
 
 
