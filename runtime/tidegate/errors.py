@@ -12,6 +12,8 @@
       . QuotaError            or what it may use in a day or a month
   + UnavailableError      the engine, the broker or the peer is gone             retryable
     - TeamError             a process that runs a part of the model; all must start again
+  + SensorError           a sensor gave nothing or nonsense; a later reading may be good
+  + ActuationError        a power mode could not be taken; the board is as it was
   + DeadlineError         a request was not answered within the time its caller gave it
   + ExecutionError        a step of the model failed; the request is lost, the engine is not
   + LinkError             the sealed link refused something
@@ -126,6 +128,19 @@ class TeamError(UnavailableError):
     """A process that runs a part of the model is gone, and the service with it: start it again."""
 
     exit_status = 70
+
+
+class SensorError(TidegateError):
+    """A sensor gave nothing, or nothing that can be true; a later reading may be good."""
+
+    retryable = True
+    code = "sensor_failed"
+
+
+class ActuationError(TidegateError):
+    """A power mode could not be taken; the message says what refused it and how to mend it."""
+
+    code = "actuation_failed"
 
 
 class DeadlineError(TidegateError):

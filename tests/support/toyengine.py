@@ -25,6 +25,7 @@ from tidegate.engine.request import (
     SamplingParams,
 )
 from tidegate.engine.settings import EngineSettings
+from tidegate.engine.steps import StepWatcher
 
 PAGED = PagedGeometry(block_tokens=4, blocks=96, bytes_per_token=8)
 SLOTS = SlotGeometry(slots=4, slot_tokens=128, bytes_per_token=8)
@@ -83,6 +84,7 @@ def toy_engine(
     disk: DiskPrefixes | None = None,
     drafters: Sequence[Drafter] | None = None,
     draft_model: PaidDrafter | None = None,
+    watcher: StepWatcher | None = None,
 ) -> Engine:
     """An engine on `executor`, or on a paged one of its own; it has the executor's clock."""
     executor = executor or ToyExecutor(PAGED)
@@ -95,6 +97,7 @@ def toy_engine(
         disk=disk,
         drafters=drafters,
         draft_model=draft_model,
+        watcher=watcher,
         clock=executor.behaviour.clock or time.monotonic,
     )
 

@@ -33,6 +33,7 @@ from tidegate.engine.settings import EngineSettings
 from tidegate.engine.snapshot import EngineSnapshot, Meter
 from tidegate.engine.speculation import Speculator
 from tidegate.engine.stepper import Outcome, Stepper, Work
+from tidegate.engine.steps import StepWatcher, report_of
 from tidegate.engine.text import TextModel
 from tidegate.errors import (
     RequestError,
@@ -67,6 +68,7 @@ class Engine:
         disk: DiskPrefixes | None = None,
         drafters: Sequence[Drafter] | None = None,
         draft_model: PaidDrafter | None = None,
+        watcher: StepWatcher | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Size everything; nothing runs until `run()`.
@@ -80,6 +82,7 @@ class Engine:
             drafters: who guesses tokens ahead, the first with an idea; None for what
                 a grammar leaves no choice about and prompt lookup.
             draft_model: who guesses at a price where they have none.
+            watcher: told of every step.
             clock: monotonic seconds; deadlines are on it.
         """
         self.model_id = model_id
@@ -88,6 +91,7 @@ class Engine:
         self._settings = settings or EngineSettings()
         self._disk = disk if self._settings.prefix_reuse else None
         self._draft_model = draft_model
+        self._watcher = watcher
         self._batcher = Batcher(executor, self._settings, self._disk)
         self._speculator = self._make_speculator(executor, drafters, draft_model)
         self._stepper = Stepper(executor, self._speculator, clock)
@@ -291,7 +295,7 @@ class Engine:
             await self._run_ahead(batch)
             return
         outcome = await self._stepper.run(self._work_of(batch))
-        if not self._finish(batch, outcome):
+        if not self._finish(batch, outcome, began_s):
             return
         if speculator is not None and batch.guessing is not None:
             speculator.timed(self.clock() - began_s)
@@ -313,13 +317,15 @@ class Engine:
 
     async def _run_ahead(self, batch: Batch) -> None:
         """Run a step, and plan each next one while one runs, until one cannot be foreseen."""
+        began_s = self.clock()
         flight = self._stepper.launch(self._work_of(batch))
         while True:
             following, behind = self._batcher.next_behind(), None
             if following is not None:
                 self._roster.scheduled(following)
                 behind = self._stepper.launch(self._work_of(following))
-            finished = self._finish(batch, await self._stepper.land(flight))
+            finished = self._finish(batch, await self._stepper.land(flight), began_s)
+            began_s = self.clock()
             if following is None or behind is None:
                 return
             if not finished:
@@ -330,9 +336,11 @@ class Engine:
             self._roster.drop_abandoned()
             batch, flight = following, behind
 
-    def _finish(self, batch: Batch, outcome: Outcome) -> bool:
+    def _finish(self, batch: Batch, outcome: Outcome, began_s: float) -> bool:
         """Book what a step gave and hand out its tokens; False when it failed."""
-        self._meter.last_progress_s = self.clock()
+        now_s = self._meter.last_progress_s = self.clock()
+        if self._watcher is not None:
+            self._watcher(report_of(batch, outcome, began_s=began_s, ended_s=now_s))
         if isinstance(outcome.error, UnavailableError):
             # There is no model to run on: nobody in the batch is to blame, and all may come again.
             self._batcher.settle_failed(batch, guessed=any(outcome.guessed))

@@ -35,6 +35,20 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EnergyUse:
+    """What a request took of a device's energy: its share of what was drawn above idling.
+
+    It is a number of one scope and one way of knowing; sums over different ones mean nothing.
+    """
+
+    joules: float
+    scope: str
+    """What is covered: a rail, the package, the module, the board, the wall or the radio."""
+    source: Literal["measured", "calibrated", "estimated"]
+    """Read off a sensor; from costs fitted on this device; or from a profile's numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLogprob:
     """A token and how likely the model held it; see `tidegate.engine.logprobs`."""
 
@@ -71,6 +85,8 @@ class Finished:
     reason: FinishReason
     usage: Usage
     timing: Timing
+    energy: EnergyUse | None = None
+    """The device's, where it keeps account of it; an engine leaves it out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
