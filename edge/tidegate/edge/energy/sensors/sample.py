@@ -1,7 +1,8 @@
 """`Sample`: all that a board says of itself at one moment, and the protocols of who reads it.
 
 Measured and estimated joules are never mixed: `kind` says which they are, and a panel that has to
-change from one to the other says so in `faults` and starts a count of its own.
+change from one to the other, or from one sensor to the next, starts a new `count` at 0 joules.
+`drawn_between` subtracts two samples where that means anything.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Sample:
     at_s: float
     """Monotonic."""
     joules: float
-    """Of the rail `total` since the panel was opened; never less than the sample before."""
+    """Of the rail `total` since this count began; never less than in a sample of it before."""
     watts: float
     """Mean since the sample before."""
     scope: str
@@ -52,6 +53,15 @@ class Sample:
     """Of the last ten seconds in which something waited for the processor (PSI)."""
     faults: tuple[str, ...] = ()
     """What should be readable and is not, and why; a line each."""
+    count: int = 0
+    """Which count the joules are of. A new one begins when another source has to be taken, and
+    when one was away: what was drawn meanwhile is in none."""
+
+
+def drawn_between(before: Sample, after: Sample) -> float | None:
+    """Joules from one sample to a later one; None where they are of different counts."""
+    same = (before.count, before.kind, before.scope) == (after.count, after.kind, after.scope)
+    return after.joules - before.joules if same else None
 
 
 class PowerSource(Protocol):
@@ -61,6 +71,8 @@ class PowerSource(Protocol):
     """Of the back end, as profiles call it."""
     scope: str
     kind: Kind
+    faults: tuple[str, ...]
+    """Of what it should also read and cannot, as of the last reading; a line each."""
 
     def energy_j(self) -> float:
         """Joules of the rail `total` since the source was opened; never less than before."""
@@ -76,4 +88,11 @@ class Panel(Protocol):
         """Look at all of it. Never raises: what cannot be read is left out and named in `faults`.
 
         Takes up to some milliseconds on boards whose rails are behind I2C: not for an event loop.
+        """
+
+    def worked(self, *, seconds: float, joules: float) -> None:
+        """Tell it what was worked, and what that took above idling as far as costs say.
+
+        Estimates are made of it, and a sensor that stands still meanwhile is known to be stuck.
+        Quick, and safe beside a `sample` in another thread; `EnergyLedger` calls it.
         """
