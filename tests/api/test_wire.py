@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from tidegate.api.backend import AnswerEvent, Routed
 from tidegate.api.tools import ToolDelta
 from tidegate.api.wire import EVENT_BYTES, parse_json, read_event, write_event
-from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta, Timing, Usage
+from tidegate.engine.events import (
+    Cancelled,
+    EnergyUse,
+    Failed,
+    Finished,
+    TextDelta,
+    Timing,
+    Usage,
+)
 from tidegate.errors import LinkError
 
 names = st.text(max_size=40)
@@ -32,6 +40,12 @@ timings = st.builds(
     first_token_s=seconds,
     total_s=seconds,
     decode_s=seconds,
+)
+energies = st.builds(
+    EnergyUse,
+    joules=seconds,
+    scope=names,
+    source=st.sampled_from(["measured", "calibrated", "estimated"]),
 )
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
 events = st.one_of(
@@ -57,6 +71,7 @@ events = st.one_of(
         reason=st.sampled_from(["stop", "length", "tool_calls", "content_filter"]),
         usage=usages,
         timing=timings,
+        energy=st.none() | energies,
     ),
     st.builds(Failed, code=names, message=names, retryable=st.booleans()),
     st.builds(Cancelled, usage=usages),
@@ -139,6 +154,37 @@ def test_times_must_be_finite() -> None:
     for bad in (b"1e999", b"-1", b"true", b"NaN", b'"2"', b"9" * 400):
         with pytest.raises(LinkError):
             read_event(good.replace(b'"total_s":2', b'"total_s":' + bad))
+
+
+def end_with(energy: EnergyUse | None) -> bytes:
+    timing = Timing(first_scheduled_s=0, first_token_s=1, total_s=2, decode_s=1)
+    usage = Usage(prompt_tokens=1, completion_tokens=1)
+    return write_event(Finished(reason="stop", usage=usage, timing=timing, energy=energy))
+
+
+def test_an_end_of_which_nobody_kept_account_is_as_it_was_before_there_was_energy() -> None:
+    assert b"energy" not in end_with(None)
+
+
+def test_joules_without_a_scope_a_known_source_or_a_finite_number_are_refused() -> None:
+    good = end_with(EnergyUse(joules=1.5, scope="board", source="measured"))
+    told = b'"energy":{"joules":1.5,"scope":"board","source":"measured"}'
+    assert told in good
+    for bad in (
+        b'"energy":null',
+        b'"energy":1.5',
+        b'"energy":{"joules":1.5,"scope":"board"}',
+        b'"energy":{"joules":1.5,"source":"measured"}',
+        b'"energy":{"joules":1.5,"scope":"board","source":"guessed"}',
+        b'"energy":{"joules":1.5,"scope":7,"source":"measured"}',
+        b'"energy":{"joules":-1,"scope":"board","source":"measured"}',
+        b'"energy":{"joules":true,"scope":"board","source":"measured"}',
+        b'"energy":{"joules":1e999,"scope":"board","source":"measured"}',
+        b'"energy":{"joules":1.5,"scope":"board","source":"measured","watts":3}',
+        b'"energy":{"joules":1.5,"scope":"%b","source":"measured"}' % (b"x" * 257),
+    ):
+        with pytest.raises(LinkError, match=r"event\.energy|unknown keys"):
+            read_event(good.replace(told, bad))
 
 
 def test_a_refused_payload_is_not_quoted() -> None:

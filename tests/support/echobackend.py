@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tidegate.api.backend import AnswerEvent, Health, ModelCard, Routed
 from tidegate.api.schema import Call
-from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta, Timing, Usage
+from tidegate.engine.events import (
+    Cancelled,
+    EnergyUse,
+    Failed,
+    Finished,
+    TextDelta,
+    Timing,
+    Usage,
+)
 
 
 @dataclass(kw_only=True)
@@ -28,6 +36,8 @@ class EchoBackend:
     """Words after which `breaking` happens."""
     breaking: Exception | Failed | Cancelled | None = None
     """Raised or yielded at `break_after`; None: the stream just ends, which is a bug."""
+    energy: EnergyUse | None = None
+    """What every answer says that it took."""
     healthy: bool = True
     ready: bool = True
     begun: int = 0
@@ -69,7 +79,7 @@ class EchoBackend:
                 await asyncio.sleep(self.word_s)
                 yield TextDelta(text=word if index == 0 else f" {word}", tokens=(index,))
             whole = True
-            yield _finished(call, len(words))
+            yield replace(_finished(call, len(words)), energy=self.energy)
         finally:
             self.ended += whole
             self.closed += not whole

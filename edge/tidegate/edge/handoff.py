@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tidegate.api.schema import Call, Message
-from tidegate.engine.events import Finished, TextDelta, Timing, Usage
+from tidegate.engine.events import Finished, TextDelta, Timing, Usage, summed
 
 
 def was_cut_short(call: Call, end: Finished, context_tokens: int) -> bool:
@@ -83,4 +83,5 @@ def joined(first: Finished, rest: Finished) -> Finished:
             total_s=first.timing.total_s + rest.timing.total_s,
             decode_s=first.timing.decode_s + rest.timing.decode_s,
         ),
+        energy=summed((first.energy, rest.energy)),
     )

@@ -1,6 +1,7 @@
 """OpenAI's response objects, built from answer events.
 
-Every answer carries the `tidegate` object: where the call ran and why, and at the end how fast.
+Every answer carries the `tidegate` object: where the call ran and why, and at the end how fast and
+what it took of the device's energy.
 In a stream the first chunk has it without timings and the last with them.
 """
 
@@ -14,7 +15,7 @@ from tidegate.api.answer_logprobs import logprobs_object
 from tidegate.api.backend import ModelCard, Routed
 from tidegate.api.schema_sampling import Kind
 from tidegate.api.tools import ToolCall, ToolDelta, tool_call_object
-from tidegate.engine.events import Finished, ScoredToken, Usage
+from tidegate.engine.events import EnergyUse, Finished, ScoredToken, Usage
 from tidegate.errors import (
     AccessError,
     DeadlineError,
@@ -84,7 +85,10 @@ _DROPPED = ("dropped_messages", "dropped_tokens")
 
 
 def extension(routed: Routed, finished: Finished | None = None) -> Json:
-    """The `tidegate` object. Times in seconds; tokens_per_s is null for a single token."""
+    """The `tidegate` object. Times in seconds; tokens_per_s is null for a single token.
+
+    `energy` is absent where nobody keeps account of it.
+    """
     told: Json = {
         "route": routed.route,
         "reason": routed.reason,
@@ -96,7 +100,14 @@ def extension(routed: Routed, finished: Finished | None = None) -> Json:
         told["ttft_s"] = round(finished.timing.first_token_s, 6)
         told["total_s"] = round(finished.timing.total_s, 6)
         told["tokens_per_s"] = decode_rate(finished)
+        if finished.energy is not None:
+            told["energy"] = energy_object(finished.energy)
     return told
+
+
+def energy_object(use: EnergyUse) -> Json:
+    """Joules with four digits: no sensor of such a board knows more."""
+    return {"joules": float(f"{use.joules:.4g}"), "scope": use.scope, "source": use.source}
 
 
 def decode_rate(finished: Finished) -> float | None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from tidegate.api.backend import Route, Routed
 from tidegate.api.schema import Call, RouteWish
 from tidegate.api.tools import ToolDelta
-from tidegate.engine.events import Finished, TextDelta, Timing, Usage
+from tidegate.engine.events import Finished, TextDelta, Timing, Usage, summed
 
 Event = Routed | TextDelta | ToolDelta | Finished
 Answering = Callable[[Call], AsyncGenerator[Event, None]]
@@ -143,4 +143,5 @@ def merged(ends: Sequence[Finished]) -> Finished:
             total_s=total_s,
             decode_s=max(0.0, total_s - first_token_s),
         ),
+        energy=summed(one.energy for one in ends),
     )

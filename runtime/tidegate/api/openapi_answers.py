@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final, get_args
 
 from tidegate.api.backend import Route
-from tidegate.engine.events import FinishReason
+from tidegate.engine.events import EnergySource, FinishReason
 
 Json = dict[str, object]
 
@@ -86,6 +86,15 @@ _EXTENSION = _object(
         "ttft_s": _SECONDS,
         "total_s": _SECONDS,
         "tokens_per_s": _or_null(_NUMBER),
+        "energy": _ref("Energy"),
+    },
+)
+_ENERGY = _object(
+    "What the answer took of the device's energy above idling; absent where nobody keeps account.",
+    {
+        "joules": {"type": "number", "minimum": 0},
+        "scope": _TEXT | {"description": "What they cover, such as a rail or the board."},
+        "source": {"enum": [*get_args(EnergySource)]},
     },
 )
 
@@ -315,6 +324,7 @@ ANSWERS: Final[dict[str, Json]] = {
     "ErrorDetail": _ERROR_DETAIL,
     "Usage": _USAGE,
     "TidegateAnswer": _EXTENSION,
+    "Energy": _ENERGY,
     **_CHAT,
     **_COMPLETION,
     **_OTHERS,

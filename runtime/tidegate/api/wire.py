@@ -16,6 +16,8 @@ from tidegate.api.tools import ToolDelta
 from tidegate.api.wire_scores import read_scores, write_scores
 from tidegate.engine.events import (
     Cancelled,
+    EnergySource,
+    EnergyUse,
     Failed,
     Finished,
     FinishReason,
@@ -96,11 +98,13 @@ def _event_json(event: AnswerEvent) -> _Json:
                 "arguments": event.arguments,
             }
         case Finished(timing=timing):
+            energy = {} if event.energy is None else {"energy": _energy_json(event.energy)}
             return {
                 "event": "finished",
                 "reason": event.reason,
                 "usage": _usage_json(event.usage),
                 "timing": {name: getattr(timing, name) for name in _TIMING},
+                **energy,
             }
         case Failed():
             return {
@@ -118,6 +122,7 @@ def _event_json(event: AnswerEvent) -> _Json:
 _DROPPED = ("dropped_messages", "dropped_tokens")
 """Told when anything was."""
 _TIMING = ("first_scheduled_s", "first_token_s", "total_s", "decode_s")
+_ENERGY = ("joules", "scope", "source")
 _USAGE = ("prompt_tokens", "completion_tokens", "cached_tokens")
 _GUESSES = ("accepted_draft_tokens", "rejected_draft_tokens")
 """A part of the usage that is told when there were any."""
@@ -127,6 +132,10 @@ def _usage_json(usage: Usage) -> _Json:
     guesses = {name: getattr(usage, name) for name in _GUESSES}
     counts = {name: getattr(usage, name) for name in _USAGE}
     return counts | {name: count for name, count in guesses.items() if count}
+
+
+def _energy_json(use: EnergyUse) -> _Json:
+    return {name: getattr(use, name) for name in _ENERGY}
 
 
 def read_event(payload: bytes) -> AnswerEvent:
@@ -190,12 +199,22 @@ def _tool(data: _Json) -> ToolDelta:
 
 
 def _finished(data: _Json) -> Finished:
-    _only(data, "event", "reason", "usage", "timing")
+    _only(data, "event", "reason", "usage", "timing", "energy")
     timing = _object(data, "timing", _TIMING)
     return Finished(
         reason=cast(FinishReason, _choice(data, "reason", get_args(FinishReason))),
         usage=_usage(data),
-        timing=Timing(**{name: _seconds(timing, name) for name in _TIMING}),
+        timing=Timing(**{name: _amount(timing, name, "event.timing") for name in _TIMING}),
+        energy=_energy(data) if "energy" in data else None,
+    )
+
+
+def _energy(data: _Json) -> EnergyUse:
+    use = _object(data, "energy", _ENERGY)
+    return EnergyUse(
+        joules=_amount(use, "joules", "event.energy"),
+        scope=_text(use, "scope", _NAME_CHARS, "event.energy"),
+        source=cast(EnergySource, _choice(use, "source", get_args(EnergySource), "event.energy")),
     )
 
 
@@ -251,29 +270,30 @@ def _is_count(value: object, most: int) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
-def _seconds(data: _Json, name: str) -> float:
-    value = data.get(name)
+def _amount(data: _Json, name: str, where: str) -> float:
+    """Seconds or joules."""
+    value, allowed = data.get(name), "must be a finite number, at least 0"
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise LinkError(f"event.timing.{name}: must be a finite number of seconds, at least 0")
+        raise LinkError(f"{where}.{name}: {allowed}")
     try:
         return float(value)
     except OverflowError:
-        raise LinkError(f"event.timing.{name}: must be a finite number of seconds") from None
+        raise LinkError(f"{where}.{name}: {allowed}") from None
 
 
-def _text(data: _Json, name: str, most_chars: int) -> str:
+def _text(data: _Json, name: str, most_chars: int, where: str = "event") -> str:
     value = data.get(name)
     if not isinstance(value, str) or len(value) > most_chars:
-        raise LinkError(f"event.{name}: must be a string of at most {most_chars} characters")
+        raise LinkError(f"{where}.{name}: must be a string of at most {most_chars} characters")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise LinkError(f"event.{name}: must be valid Unicode") from None
+        raise LinkError(f"{where}.{name}: must be valid Unicode") from None
     return value
 
 
-def _choice(data: _Json, name: str, allowed: tuple[str, ...]) -> str:
+def _choice(data: _Json, name: str, allowed: tuple[str, ...], where: str = "event") -> str:
     value = data.get(name)
     if not isinstance(value, str) or value not in allowed:
-        raise LinkError(f"event.{name}: must be one of {', '.join(allowed)}")
+        raise LinkError(f"{where}.{name}: must be one of {', '.join(allowed)}")
     return value

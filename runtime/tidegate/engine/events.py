@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+EnergySource = Literal["measured", "calibrated", "estimated"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +46,25 @@ class EnergyUse:
     joules: float
     scope: str
     """What is covered: a rail, the package, the module, the board, the wall or the radio."""
-    source: Literal["measured", "calibrated", "estimated"]
+    source: EnergySource
     """Read off a sensor; from costs fitted on this device; or from a profile's numbers."""
+
+
+def summed(uses: Iterable[EnergyUse | None]) -> EnergyUse | None:
+    """What the parts of an answer took together.
+
+    None where one part is unknown, where two are of different scopes or ways of knowing, or where
+    there is none: such a sum would be a number of nothing.
+    """
+    known = []
+    for one in uses:
+        if one is None:
+            return None
+        known.append(one)
+    if len({(one.scope, one.source) for one in known}) != 1:
+        return None
+    joules = sum(one.joules for one in known)
+    return EnergyUse(joules=joules, scope=known[0].scope, source=known[0].source)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

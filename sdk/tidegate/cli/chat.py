@@ -1,6 +1,6 @@
 """Ask a running device or cloud one question and stream the answer.
 
-The answer goes to stdout; where it ran, why and how fast go to stderr.
+The answer goes to stdout; where it ran, why, how fast and with how many joules go to stderr.
 
 Example:
   tidegate chat "turn on the lamp in the kitchen" --url http://127.0.0.1:8080
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tidegate.errors import TidegateError
 
 if TYPE_CHECKING:
-    from tidegate.client import Client
+    from tidegate.client import Answer, Client
 
 _RETRY_S = 0.3
 
@@ -83,8 +83,15 @@ def _stream_once(client: Client, args: argparse.Namespace) -> None:
                 raise _BrokenOffError(error) from error
             raise
     sys.stdout.write("\n")
-    answer = stream.answer
+    print(f"[{_stats(stream.answer)}]", file=sys.stderr)
+
+
+def _stats(answer: Answer) -> str:
+    """Where it ran and why, how fast, and what it took of the device's energy if that is known."""
+    from tidegate.cli.energy_text import energy_text
+
     rate = answer.timings.tokens_per_s
     speed = "" if rate is None else f", {rate:.0f} tokens/s"
+    energy = "" if answer.energy is None else f", {energy_text(answer.energy)}"
     where = f"{answer.route or 'unknown'}: {answer.reason}" if answer.reason else answer.model
-    print(f"[{where}; {answer.usage.completion_tokens} tokens{speed}]", file=sys.stderr)
+    return f"{where}; {answer.usage.completion_tokens} tokens{speed}{energy}"

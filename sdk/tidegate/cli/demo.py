@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tidegate.cli.demo_script import DemoRequest
     from tidegate.cli.processes import Processes
-    from tidegate.client import AsyncClient
+    from tidegate.client import AsyncClient, EnergyUse
 
 DEVICE_CONTEXT_TOKENS = 512
 """Below the model's own limit, so that the demo has a prompt that is too long for the device."""
@@ -49,6 +49,7 @@ class Outcome:
     tokens: int
     ttft_s: float | None
     tokens_per_s: float | None
+    energy: EnergyUse | None = None
     as_expected: bool
 
 
@@ -259,6 +260,7 @@ async def _ask(client: AsyncClient, request: DemoRequest, console: Console) -> O
         tokens=answer.usage.completion_tokens,
         ttft_s=first_s,
         tokens_per_s=answer.timings.tokens_per_s,
+        energy=answer.energy,
         as_expected=answer.route == request.expected,
     )
 
@@ -266,17 +268,20 @@ async def _ask(client: AsyncClient, request: DemoRequest, console: Console) -> O
 def _print_table(outcomes: list[Outcome], console: Console) -> None:
     from rich.table import Table
 
+    from tidegate.cli.energy_text import energy_text
+
     table = Table(title="Where each request ran, and why", title_justify="left")
     table.add_column("request")
     table.add_column("route", no_wrap=True)
     table.add_column("why", ratio=1)
-    for name in ("tokens", "first token", "tokens/s"):
+    for name in ("tokens", "first token", "tokens/s", "joules"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in outcomes:
         route = one.route if one.as_expected else f"[red]{one.route}, unexpected[/red]"
         first = "" if one.ttft_s is None else f"{one.ttft_s * 1000:.0f} ms"
         rate = "" if one.tokens_per_s is None else f"{one.tokens_per_s:.0f}"
-        table.add_row(one.title, route, one.reason, str(one.tokens), first, rate)
+        energy = energy_text(one.energy)
+        table.add_row(one.title, route, one.reason, str(one.tokens), first, rate, energy)
     console.print()
     console.print(table)
 

@@ -17,7 +17,7 @@ from tidegate.client.asynchronous import AsyncClient, AsyncTextStream
 from tidegate.client.exchange import AskOptions
 from tidegate.client.likelihoods import Likelihood
 from tidegate.client.synchronous import Client, TextStream
-from tidegate.engine.events import Usage
+from tidegate.engine.events import EnergyUse, Usage
 from tidegate.errors import (
     CapacityError,
     ConfigError,
@@ -37,6 +37,7 @@ __all__ = [
     "Choice",
     "Client",
     "ConfigError",
+    "EnergyUse",
     "ExecutionError",
     "IdentityError",
     "Likelihood",

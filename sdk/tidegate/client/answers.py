@@ -15,7 +15,7 @@ from tidegate.api.backend import ModelCard, Route
 from tidegate.api.sse import Decoder
 from tidegate.api.wire import parse_json
 from tidegate.client.likelihoods import Likelihood, read_likelihoods
-from tidegate.engine.events import FinishReason, Usage
+from tidegate.engine.events import EnergySource, EnergyUse, FinishReason, Usage
 from tidegate.errors import (
     CapacityError,
     ExecutionError,
@@ -66,6 +66,8 @@ class Answer:
     dropped_messages: int = 0
     """Messages, or below tokens of a raw prompt, that were left out to fit the context."""
     dropped_tokens: int = 0
+    energy: EnergyUse | None = None
+    """What it took of the device's energy; None where nobody keeps account of it."""
 
     @property
     def text(self) -> str:
@@ -268,13 +270,24 @@ def _answer(body: _Json, choices: tuple[Choice, ...]) -> Answer:
         reason=_string(told, "reason"),
         request_id=_string(told, "request_id") or _string(body, "id"),
         timings=Timings(
-            ttft_s=_seconds(told, "ttft_s"),
-            total_s=_seconds(told, "total_s"),
-            tokens_per_s=_seconds(told, "tokens_per_s"),
+            ttft_s=_amount(told, "ttft_s"),
+            total_s=_amount(told, "total_s"),
+            tokens_per_s=_amount(told, "tokens_per_s"),
         ),
         dropped_messages=_count(told, "dropped_messages"),
         dropped_tokens=_count(told, "dropped_tokens"),
+        energy=_energy(told.get("energy")),
     )
+
+
+def _energy(data: object) -> EnergyUse | None:
+    """None also for what this version does not know: a number without its scope says nothing."""
+    use = data if isinstance(data, dict) else {}
+    joules, source = _amount(use, "joules"), use.get("source")
+    if joules is None or not _string(use, "scope") or source not in get_args(EnergySource):
+        return None
+    source = cast(EnergySource, source)
+    return EnergyUse(joules=joules, scope=_string(use, "scope"), source=source)
 
 
 def _usage(data: object) -> Usage:
@@ -340,7 +353,7 @@ def _count(data: _Json, name: str) -> int:
     return value if type(value) is int and value >= 0 else 0
 
 
-def _seconds(data: _Json, name: str) -> float | None:
+def _amount(data: _Json, name: str) -> float | None:
     value = data.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
