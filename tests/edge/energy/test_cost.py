@@ -34,7 +34,9 @@ def test_a_request_costs_its_prompt_and_each_of_its_tokens(
     one = BOARD.modes[mode]
     context = prompt + output / 2
     by_hand = (one.prefill_w - BOARD.idle_w) * (
-        one.prefill_start_s + prompt * one.prefill_token_s
+        one.prefill_start_s
+        + prompt * one.prefill_token_s
+        + prompt * prompt / 2 * one.prefill_context_s
     ) + sum(
         (one.decode_w - BOARD.idle_w) * (one.step_s + context * one.context_token_s)
         for _ in range(output)
@@ -49,6 +51,19 @@ def test_the_knee_is_the_mode_of_least_joules_per_token_and_idle_is_the_idlest()
     assert BOARD.modes[BOARD.idlest].name == "slow"
 
 
+@given(cuts=st.lists(st.integers(1, 300), min_size=1, max_size=8))
+def test_the_chunks_of_a_prompt_take_as_long_as_the_prompt(cuts: list[int]) -> None:
+    one = replace(BOARD.modes[1], prefill_context_s=3e-6)
+    past = [sum(cuts[:place]) for place in range(len(cuts))]
+    chunks = sum(one.chunk_s(*chunk) for chunk in zip(cuts, past, strict=True))
+    assert one.prefill_start_s + chunks == pytest.approx(one.prefill_s(sum(cuts)))
+
+
+def test_where_no_watts_are_known_the_knee_is_the_fastest_mode() -> None:
+    blind = [replace(one, prefill_w=0.0, decode_w=0.0, idle_w=0.0) for one in BOARD.modes]
+    assert replace(BOARD, modes=tuple(blind)).knee == BOARD.fastest
+
+
 def test_scaled_power_scales_what_is_above_idle_and_nothing_else() -> None:
     scaled = BOARD.scaled(1.3)
     assert scaled.request_j(1, 100, 50) == pytest.approx(1.3 * BOARD.request_j(1, 100, 50))
@@ -61,6 +76,7 @@ def test_scaled_power_scales_what_is_above_idle_and_nothing_else() -> None:
     [
         ({"step_s": 0.0}, r"cost\.slow\.step_s = 0\.0"),
         ({"prefill_token_s": math.nan}, r"cost\.slow\.prefill_token_s"),
+        ({"prefill_context_s": -1e-9}, r"cost\.slow\.prefill_context_s"),
         ({"row_s": -1.0}, r"cost\.slow\.row_s"),
         ({"decode_w": 0.5}, r"cost\.slow\.decode_w = 0\.5.*idle mode"),
     ],

@@ -1,11 +1,13 @@
 """What work costs on one board: seconds and joules, by power mode, on the device or in the cloud.
 
-    prefill(n)            prefill_start_s + n * prefill_token_s
+    prefill(n)            prefill_start_s + n * prefill_token_s + n * n / 2 * prefill_context_s
     a step of b rows      step_s + (b - 1) * row_s + context_token_s * (all rows' context)
     marginal joules       (watts while it runs - watts of the idlest mode) * seconds
 
 The watts of a step do not depend on its rows, so rows that share steps share joules. Everything is
-linear in what is chosen (steps, tokens, bytes): `tidegate.edge.energy.bound` rests on that.
+linear in what is chosen (steps, requests, bytes): `tidegate.edge.energy.simulate.bound` rests on
+that. The square is of a prompt's length, which nobody chooses: its tokens look back at each other,
+which for a small model is most of the work of a long prompt.
 Formulas: energy-and-devices 3.2, with the mean context of a batch as the sum over its rows.
 """
 
@@ -19,6 +21,7 @@ from tidegate.errors import ConfigError
 Source = Literal["measured", "calibrated", "estimated"]
 """Read off a sensor; fitted on this device; or of a profile's seeds and assumptions."""
 
+_OR_ZERO: Final = (*("prefill_start_s", "prefill_context_s", "context_token_s", "row_s", "idle_w"),)
 _TYPICAL_CONTEXT: Final = 512
 """Tokens, for what a mode's joules per token are when no request is named."""
 
@@ -35,14 +38,21 @@ class ModeCost:
     idle_w: float
     """While nothing runs and the mode is this one."""
     prefill_start_s: float = 0.0
+    prefill_context_s: float = 0.0
+    """For each token of a prompt and each token before it."""
     context_token_s: float = 0.0
     """Of a step, for each token of each row's context."""
     row_s: float = 0.0
     """Of a step, for each row beyond the first."""
 
     def prefill_s(self, tokens: float) -> float:
-        """Seconds to compute `tokens` of a prompt."""
-        return self.prefill_start_s + tokens * self.prefill_token_s
+        """Seconds to compute a prompt of `tokens`."""
+        return self.prefill_start_s + self.chunk_s(tokens, 0)
+
+    def chunk_s(self, tokens: float, past_tokens: float) -> float:
+        """Seconds to compute `tokens` more of a prompt of which `past_tokens` are there."""
+        pairs = tokens * (past_tokens + tokens / 2)
+        return tokens * self.prefill_token_s + pairs * self.prefill_context_s
 
     def batch_step_s(self, rows: int, context_tokens: float) -> float:
         """Seconds of one step; `context_tokens` are those of all rows together."""
@@ -80,7 +90,8 @@ class CostModel:
     switch_s: float = 0.0
     switch_j: float = 0.0
     knee: int = field(init=False, default=0)
-    """Index of the mode that takes least joules per token."""
+    """Index of the mode that takes least joules per token, of several alike the fastest: where no
+    watts are known, only time decides."""
     idle_w: float = field(init=False, default=0.0)
     """Watts of the idlest mode: what is there whatever is done."""
     idlest: int = field(init=False, default=0)
@@ -101,7 +112,8 @@ class CostModel:
         object.__setattr__(self, "idle_w", min(idle_w))
         object.__setattr__(self, "idlest", idle_w.index(min(idle_w)))
         joules = [self.token_j(number) for number in range(len(self.modes))]
-        object.__setattr__(self, "knee", joules.index(min(joules)))
+        least = max(mode for mode, one in enumerate(joules) if one == min(joules))
+        object.__setattr__(self, "knee", least)
 
     @property
     def fastest(self) -> int:
@@ -209,7 +221,7 @@ def _check(mode: ModeCost) -> None:
     for name in ("prefill_token_s", "step_s"):
         if not getattr(mode, name) > 0:
             raise ConfigError(f"cost.{mode.name}.{name}", getattr(mode, name), "more than 0 s")
-    for name in ("prefill_start_s", "context_token_s", "row_s", "idle_w"):
+    for name in _OR_ZERO:
         if not getattr(mode, name) >= 0:
             raise ConfigError(f"cost.{mode.name}.{name}", getattr(mode, name), "0 or more")
     if mode.row_s > mode.step_s:

@@ -273,7 +273,7 @@ class _Deciding:
                 break
             if bounded:
                 fast = self._pace(self.fastest, len(chosen) + 1)
-                prompt_s = fast.start_s + one.prompt_tokens * fast.prompt_s
+                prompt_s = fast.prefill_s(one.prompt_tokens)
                 now_s = fast.now_s + stopped_s + prompt_s
                 hurts = any(now_s + fast.longest(run) > run.deadline_s for run in bounded)
                 last_s = state.now_s + one.deadline_s - now_s - fast.longest(one)

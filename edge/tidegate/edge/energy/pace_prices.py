@@ -1,4 +1,4 @@
-"""What a decision of PACE computes for every request, made linear once per decision.
+"""What a decision of PACE computes for every request, taken together once per decision.
 
 Sixty-four requests in line are priced in each of several modes within 200 us; so the coefficients
 of `tidegate.edge.energy.cost` are taken together here, and a request is a few products.
@@ -18,47 +18,62 @@ class Speed(NamedTuple):
     now_s: float
     start_s: float
     prompt_s: float
+    half_pair_s: float
+    """Half of what each pair of a prompt's tokens takes."""
     step_s: float
     share_s: float
     context_s: float
 
+    def prefill_s(self, prompt: float) -> float:
+        """Seconds to compute a prompt."""
+        return self.start_s + prompt * (self.prompt_s + prompt * self.half_pair_s)
+
+    def rest_s(self, run: Running) -> float:
+        """Seconds to compute what is left of its prompt."""
+        left = run.prefill_tokens
+        if not left:
+            return 0.0
+        pairs = max(left, 2 * run.context_tokens - left)
+        return left * (self.prompt_s + pairs * self.half_pair_s)
+
     def of(self, one: Waiting) -> tuple[float, float]:
         """Device seconds that a request takes, and seconds from its start to its end."""
         tokens, prompt = one.output_p90, one.prompt_tokens
-        fixed = self.start_s + prompt * self.prompt_s
-        fixed += tokens * self.context_s * (prompt + tokens / 2)
+        fixed = self.prefill_s(prompt) + tokens * self.context_s * (prompt + tokens / 2)
         return fixed + tokens * self.share_s, fixed + tokens * self.step_s
 
     def of_running(self, run: Running) -> tuple[float, float]:
         """The same of what is left of one."""
         tokens = run.output_p90
-        fixed = run.prefill_tokens * self.prompt_s + tokens * self.context_s * run.context_tokens
+        fixed = self.rest_s(run) + tokens * self.context_s * run.context_tokens
         return fixed + tokens * self.share_s, fixed + tokens * self.step_s
 
     def longest(self, one: Waiting | Running) -> float:
         """Seconds from its start, or from now, when the answer is as long as it hardly is."""
         tokens = one.output_most
         if isinstance(one, Waiting):
-            fixed = self.start_s + one.prompt_tokens * self.prompt_s
+            fixed = self.prefill_s(one.prompt_tokens)
             context = one.prompt_tokens + tokens / 2
         else:
-            fixed, context = one.prefill_tokens * self.prompt_s, one.context_tokens
+            fixed, context = self.rest_s(one), one.context_tokens
         return fixed + tokens * (self.step_s + self.context_s * context)
 
 
 class LocalPrices(NamedTuple):
-    """What running a request here counts as: linear in its tokens."""
+    """What running a request here counts as."""
 
     fixed: float
     prompt: float
+    half_pair: float
     token: float
     context: float
 
     def of(self, one: Waiting) -> float:
         """Of one request."""
-        tokens = one.output_mean
-        context = self.context * (one.prompt_tokens + tokens / 2)
-        return self.fixed + one.prompt_tokens * self.prompt + tokens * (self.token + context)
+        tokens, prompt = one.output_mean, one.prompt_tokens
+        context = self.context * (prompt + tokens / 2)
+        computed = prompt * (self.prompt + prompt * self.half_pair)
+        return self.fixed + computed + tokens * (self.token + context)
 
 
 class CloudPrices(NamedTuple):
@@ -106,6 +121,7 @@ def local_prices(state: PaceState, costs: CostModel, weights: Weights, mode: int
     return LocalPrices(
         fixed=fixed,
         prompt=joule * (one.prefill_w - costs.idle_w) * one.prefill_token_s,
+        half_pair=joule * (one.prefill_w - costs.idle_w) * one.prefill_context_s / 2,
         token=joule * watts * one.share_s(rows, 0),
         context=joule * watts * one.context_token_s,
     )
@@ -146,6 +162,7 @@ def speed(state: PaceState, costs: CostModel, weights: Weights, mode: int, waiti
         now_s=now_s,
         start_s=one.prefill_start_s,
         prompt_s=one.prefill_token_s,
+        half_pair_s=one.prefill_context_s / 2,
         step_s=step_s,
         share_s=step_s / rows,
         context_s=one.context_token_s,
