@@ -12,8 +12,10 @@ from wordmodel import write_word_checkpoint
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import make_recipe
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
+from tidegate.edge.executors.kv_size import kv_bytes_per_token, kv_precision, kv_size
 from tidegate.edge.executors.openvino_model import KvPrecision
-from tidegate.edge.memory import check_memory, kv_bytes_per_token, kv_precision, memory_need
+from tidegate.edge.memory import check_memory, check_model, memory_need, weights_need
+from tidegate.engine.facts import Described
 from tidegate.errors import ConfigError
 from tidegate.model.bundle import Bundle
 from tidegate.model.manifest import DeviceTarget, Manifest, MemoryNeed
@@ -154,3 +156,75 @@ def test_what_is_proposed_fits(
         assert memory_need(large, target, smaller).nbytes <= limit
     else:
         assert limit >= need.nbytes
+
+
+def test_a_budget_for_kv_makes_the_pool_smaller_or_takes_rows_away(large: Manifest) -> None:
+    settings = ExecutorSettings(rows=4, kv_mib=64)
+    each = kv_bytes_per_token(large.decoder, "openvino", "u8")
+    paged = kv_size(large, "openvino", settings)
+    assert (paged.rows, paged.context_tokens) == (4, 2048)
+    assert paged.kv_tokens % 32 == 0
+    assert 64 * MIB - 32 * each < paged.kv_tokens * each <= 64 * MIB
+    # 2 048 tokens of float32 are 88 MiB.
+    slots = kv_size(large, "onnx", ExecutorSettings(rows=4, kv_mib=200))
+    assert (slots.rows, slots.context_tokens, slots.kv_tokens) == (2, 2048, 4096)
+
+
+def test_a_budget_below_one_context_shortens_it_unless_it_was_asked_for(large: Manifest) -> None:
+    short = kv_size(large, "onnx", ExecutorSettings(rows=4, kv_mib=44))
+    assert (short.rows, short.context_tokens, short.kv_tokens) == (1, 1024, 1024)
+    paged = kv_size(large, "openvino", ExecutorSettings(rows=4, kv_mib=10))
+    assert (paged.rows, paged.context_tokens) == (4, paged.kv_tokens)
+    asked = ExecutorSettings(rows=4, kv_mib=44, context_tokens=2048)
+    with pytest.raises(ConfigError, match=r"kv_mib = 44: must be at least 88, for a context of"):
+        kv_size(large, "onnx", asked)
+    with pytest.raises(ConfigError, match=r"kv_mib = 1: must be at least 2, for a context of 32"):
+        kv_size(large, "onnx", ExecutorSettings(kv_mib=1))
+
+
+@given(
+    rows=st.integers(1, 8),
+    kv_mib=st.integers(2, 1000),
+    target=st.sampled_from(["onnx", "openvino"]),
+    precision=st.sampled_from([None, "f16", "u8"]),
+)
+def test_kv_never_takes_more_than_its_budget(
+    large: Manifest, rows: int, kv_mib: int, target: DeviceTarget, precision: KvPrecision | None
+) -> None:
+    settings = ExecutorSettings(rows=rows, kv_mib=kv_mib, kv_precision=precision)
+    found = kv_size(large, target, settings)
+    each = kv_bytes_per_token(large.decoder, target, kv_precision(large.decoder, target, settings))
+    assert found.kv_tokens * each <= kv_mib * MIB
+    assert 1 <= found.rows <= rows
+    assert 32 <= found.context_tokens <= min(2048, found.kv_tokens)
+    need = memory_need(large, target, settings).to_json()
+    assert need["kv_bytes"] == int(found.kv_tokens * each)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_an_executor_allocates_what_its_budget_leaves(
+    bundle: Bundle, target: DeviceTarget, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ExecutorSettings(choice=target, rows=16, kv_mib=1, threads=1, step_tokens=32)
+    executor = open_executor(bundle, settings)
+    size = kv_size(bundle.manifest, target, settings)
+    try:
+        assert isinstance(executor, Described)
+        assert executor.facts.kv_bytes <= MIB
+        assert executor.limits.step_rows == size.rows
+        assert executor.limits.context_tokens == size.context_tokens
+    finally:
+        executor.close()
+    if size.rows < 16 or size.context_tokens < 256:
+        assert "kv_mib = 1 leaves room for" in caplog.text
+
+
+def test_weights_beyond_what_a_board_takes_are_refused_with_the_sum(large: Manifest) -> None:
+    need = memory_need(large, "onnx", ExecutorSettings(), others=(large,))
+    check_model(need, None)
+    check_model(need, 1410)
+    with pytest.raises(ConfigError, match=r"max_model_mib = 1409: must be at least 1410") as caught:
+        check_model(need, 1409)
+    assert "weights of other bundles" in str(caught.value)
+    assert "KV" not in str(caught.value)
+    check_model(weights_need(large.memory.weight_bytes), 705)

@@ -148,6 +148,8 @@ class EdgeSettings:
     drain_s: float = 30.0
     memory_mib: int | None = None
     """What the daemon may take; None for what the system has available when it starts."""
+    max_model_mib: int | None = None
+    """What the weights of all bundles may take of it; None for all of it."""
     unload_after_s: float | None = None
     """Without work for so long the model leaves memory, until the next request; None: never."""
     restart_when_stuck: bool = False

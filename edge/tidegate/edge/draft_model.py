@@ -54,7 +54,8 @@ def open_draft(
             " same tokenizer"
         )
     context = min(limits.context_tokens, bundle.manifest.context_tokens)
-    wanted = replace(settings, context_tokens=context, rows=limits.step_rows)
+    # The larger model's KV is what a budget is for, and what it came to is in the limits.
+    wanted = replace(settings, context_tokens=context, rows=limits.step_rows, kv_mib=None)
 
     def load(verified: Bundle) -> DeviceExecutor:
         return cast(DeviceExecutor, open_executor(verified, wanted))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tidegate.edge.executors.choice import ExecutorSettings
+from tidegate.edge.executors.kv_size import KvSize, kv_bytes_per_token, kv_precision, kv_size
 from tidegate.edge.executors.openvino_model import KvPrecision
 from tidegate.edge.executors.settings import STEP_LOGITS
 from tidegate.errors import ConfigError
@@ -80,20 +81,12 @@ def memory_need(
         cache_bytes: of answers, and of prefixes on their way to the disk.
         others: bundles that are loaded beside it, by their weights.
     """
-    arch, context = manifest.decoder, settings.context_tokens or manifest.context_tokens
-    precision = kv_precision(arch, target, settings)
-    kv = int(settings.rows * context * kv_bytes_per_token(arch, target, precision))
-    weights = manifest.memory.weight_bytes
+    arch, size = manifest.decoder, kv_size(manifest, target, settings)
+    precision, context = kv_precision(arch, target, settings), size.context_tokens
+    kv = int(size.kv_tokens * kv_bytes_per_token(arch, target, precision))
     parts = [
-        MemoryPart(key="weight_bytes", name="weights", nbytes=weights),
-        MemoryPart(
-            key="packing_bytes",
-            name="weights, packed by the runtime",
-            nbytes=int(weights * _PACKED_PART),
-        ),
-        MemoryPart(
-            key="kv_bytes", name=f"KV, {settings.rows} x {context} tokens in {precision}", nbytes=kv
-        ),
+        *weights_need(manifest.memory.weight_bytes).parts,
+        MemoryPart(key="kv_bytes", name=f"KV, {_shape(size)} tokens in {precision}", nbytes=kv),
         MemoryPart(
             key="step_bytes",
             name=f"steps of {settings.step_tokens} tokens",
@@ -147,30 +140,30 @@ def check_memory(
     )
 
 
-def kv_precision(
-    arch: Architecture, target: DeviceTarget, settings: ExecutorSettings
-) -> KvPrecision:
-    """The precision that an executor takes when the settings leave it open."""
-    if settings.exact:
-        return "f32"
-    if settings.kv_precision is not None:
-        return settings.kv_precision
-    if target == "onnx":
-        return "f32"
-    return "u8" if arch.attention_softcap is None else "f16"
+def check_model(need: MemoryNeed, max_model_mib: int | None) -> None:
+    """Raise `ConfigError`, the sum written out, if all weights take more than `max_model_mib`."""
+    keys = ("weight_bytes", "packing_bytes", "beside_bytes")
+    weights = MemoryNeed(parts=tuple(part for part in need.parts if part.key in keys))
+    if max_model_mib is not None and weights.nbytes > max_model_mib * _MIB:
+        allowed = f"at least {_mib(weights.nbytes)}, which is\n{weights.lines()}"
+        raise ConfigError("max_model_mib", max_model_mib, allowed)
 
 
-def kv_bytes_per_token(arch: Architecture, target: DeviceTarget, precision: KvPrecision) -> float:
-    """Bytes of one token's keys and values over all layers."""
-    size = arch.head_size
-    if target == "onnx":
-        size = -(-size // 16) * 16  # as its attention operator keeps a head
-    bits = {"f32": 32, "f16": 16, "u8": 8, "u4": 4}[precision]
-    values = 2 * arch.layers * arch.kv_heads * size
-    if target == "onnx" or precision in ("f32", "f16"):
-        return values * bits / 8
-    # Scale and zero-point, 8 bytes: of a channel's 32 tokens for keys, of a head for values.
-    return values * bits / 8 + values / 2 * (8 / 32 + 8 / size)
+def weights_need(weight_bytes: int) -> MemoryNeed:
+    """What a device takes for a model's weights alone."""
+    packing = MemoryPart(
+        key="packing_bytes",
+        name="weights, packed by the runtime",
+        nbytes=int(weight_bytes * _PACKED_PART),
+    )
+    weights = MemoryPart(key="weight_bytes", name="weights", nbytes=weight_bytes)
+    return MemoryNeed(parts=(weights, packing))
+
+
+def _shape(size: KvSize) -> str:
+    whole = size.rows * size.context_tokens
+    shape = f"{size.rows} x {size.context_tokens}"
+    return shape if size.kv_tokens == whole else f"{size.kv_tokens} for {shape}"
 
 
 def _step_bytes(arch: Architecture, context: int, settings: ExecutorSettings) -> int:
@@ -188,7 +181,11 @@ def _fitting(
 ) -> str | None:
     """Flags of the nearest sizes that fit: the first of `_smaller` within the limit."""
     for smaller in _smaller(manifest, target, settings):
-        if memory_need(manifest, target, smaller).nbytes <= limit:
+        try:
+            need = memory_need(manifest, target, smaller)
+        except ConfigError:
+            continue  # such a context is more than the budget for KV
+        if need.nbytes <= limit:
             flags = [f"--context {smaller.context_tokens}", f"--rows {smaller.rows}"]
             precision = kv_precision(manifest.decoder, target, smaller)
             if precision != kv_precision(manifest.decoder, target, settings):

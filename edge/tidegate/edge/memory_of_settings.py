@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from tidegate.edge.executors.choice import choose_target
 from tidegate.edge.machine import read_machine
-from tidegate.edge.memory import MemoryNeed, check_memory, memory_need
+from tidegate.edge.memory import MemoryNeed, check_memory, check_model, memory_need
 from tidegate.edge.prefix_store import MOST_QUEUED_BYTES
 from tidegate.errors import BundleError
 from tidegate.model.bundle import Bundle
@@ -24,9 +24,9 @@ def check_settings(bundle: Bundle, settings: EdgeSettings) -> MemoryNeed:
 
     Raises:
         BundleError: a bundle beside the main one is none.
-        ConfigError: it is more than the daemon may have.
+        ConfigError: it is more than the daemon, or its models, may have.
     """
-    target = choose_target(bundle, settings.executor.choice)
+    target = choose_target(bundle, settings.executor.runtime)
     queued = 0 if settings.prefix_cache is None else MOST_QUEUED_BYTES
     answers = (1 if settings.semantic_cache is None else 2) * settings.answer_cache_mib * _MIB
     beside = [settings.draft, settings.embedder, settings.classifier]
@@ -37,6 +37,7 @@ def check_settings(bundle: Bundle, settings: EdgeSettings) -> MemoryNeed:
         cache_bytes=queued + answers,
         others=tuple(_peek(folder) for folder in beside if folder is not None),
     )
+    check_model(need, settings.max_model_mib)
     check_memory(
         bundle.manifest,
         target,

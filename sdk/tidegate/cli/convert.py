@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidegate.cli.board import add_profile, read_profile
+from tidegate.cli.board import add_profile, check_fits, check_weights, read_profile
 from tidegate.errors import ConfigError
 from tidegate.model.bundle import Bundle
 from tidegate.model.encoder import EncoderArchitecture
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " onnx,openvino)",
     )
     parser.add_argument("--recipe", help="name of a recipe, or a TOML file (docs/recipes.md)")
-    add_profile(parser, "the recipe of a decoder")
+    add_profile(parser, "the recipe and graphs of a decoder, and how large a model may be")
     parser.add_argument(
         "--bits", type=int, help="bits per weight: 4 or 8 (default 4; 8 for encoders)"
     )
@@ -102,14 +102,18 @@ def run(args: argparse.Namespace) -> int:
     from tidegate.converters.onnx.variant_names import parse_variants
 
     _check_flags(args)
-    preset = None if args.profile is None else read_profile(args.profile).runtime.recipe
+    board = None if args.profile is None else read_profile(args.profile).runtime
     targets, recipe = parse_targets(args.target), _recipe(args, _BITS)
     checkpoint = find_checkpoint(args.checkpoint)
-    if args.profile is not None and not _is_encoder(checkpoint):
-        args.recipe = preset
+    if board is not None and not _is_encoder(checkpoint):
+        args.recipe = board.recipe
         recipe = _recipe(args, _BITS)
+        if args.graphs is None and "onnx" in targets and board.graphs:
+            args.graphs = ",".join(board.graphs)
     if args.recipe is None and args.bits is None and _is_encoder(checkpoint):
         recipe = _recipe(args, _ENCODER_BITS)
+    if board is not None:
+        check_fits(checkpoint, recipe, board)
     plan = ConversionPlan(
         model_id=args.name or model_name(args.checkpoint, checkpoint),
         targets=targets,
@@ -125,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
             return _compare(args, checkpoint, plan)
         with progress_bars(quiet=args.quiet or args.json) as report:
             made = convert(checkpoint, args.out, plan, report)
+            if board is not None:
+                check_weights(made.manifest.memory.weight_bytes, board)
             if args.measure is not None:
                 made = _measured(made, checkpoint, args.measure, report)
     except KeyboardInterrupt:

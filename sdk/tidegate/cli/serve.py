@@ -56,7 +56,7 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """How the model runs."""
-    add_profile(parser, "executor, rows, threads and memory where no flag does")
+    add_profile(parser, "how to run and what to take where no flag does")
     parser.add_argument(
         "--executor",
         choices=("auto", "onnx", "openvino"),
@@ -71,6 +71,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rows", type=int, help="requests that run at once (default 4)")
     parser.add_argument("--threads", type=int, help="threads (default: the runtime's choice)")
+    parser.add_argument(
+        "--providers",
+        metavar="NAMES",
+        help="execution providers of ONNX Runtime by preference: cpu, cuda, tensorrt, with commas"
+        " (default: cpu)",
+    )
     parser.add_argument(
         "--kv-precision",
         choices=("u8", "u4", "f16", "f32"),
@@ -144,6 +150,18 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
         help="refuse to start with more than this (default: what the system has available)",
     )
     parser.add_argument(
+        "--kv-mib",
+        type=int,
+        metavar="N",
+        help="most that the model's keys and values may take (default: rows times context)",
+    )
+    parser.add_argument(
+        "--max-model-mib",
+        type=int,
+        metavar="N",
+        help="refuse bundles whose weights take more than this together",
+    )
+    parser.add_argument(
         "--unload-after",
         type=float,
         metavar="SECONDS",
@@ -180,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _served(args: argparse.Namespace) -> Served:
-    """What flags and profile say of executor, rows, threads and memory."""
+    """What flags and profile say of how to run, and of what to take."""
     from tidegate.edge.machine import read_machine
 
     profile = None if args.profile is None else read_profile(args.profile)
@@ -214,6 +232,7 @@ def _settings(args: argparse.Namespace, service: ServiceFlags, taken: Served) ->
         prefix_cache=args.prefix_cache,
         prefix_cache_mib=args.prefix_cache_mib,
         memory_mib=taken.memory_mib,
+        max_model_mib=taken.max_model_mib,
         unload_after_s=args.unload_after,
         restart_when_stuck=args.restart_when_stuck,
         trusted_signers=read_trust(args.trust),
@@ -230,9 +249,11 @@ def _executor(args: argparse.Namespace, taken: Served) -> ExecutorSettings:
         rows=taken.rows,
         threads=taken.threads,
         exact=args.exact,
-        kv_precision=args.kv_precision,
+        kv_precision=taken.kv_precision,
         native=args.native,
         cache_dir=args.cache_dir,
+        providers=taken.providers,
+        kv_mib=taken.kv_mib,
     )
 
 

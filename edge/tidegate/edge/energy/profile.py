@@ -78,6 +78,10 @@ class Runtime:
     """Execution providers of ONNX Runtime, in order of preference."""
     recipe: str | None = None
     """The compression that `tidegate convert` starts from."""
+    graphs: tuple[Literal["int8kv", "fp16"], ...] = ()
+    """Further ONNX graphs that it adds; all providers but the CPU's run the float16 one."""
+    kv_precision: Literal["u8", "u4", "f16", "f32"] | None = None
+    """Bits of keys and values."""
     threads: int | None = None
     rows: int | None = None
     """Requests that run at once."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
 
+from tidegate.edge.executors.kv_size import KvSize, kv_size
 from tidegate.edge.executors.native import LAYOUT_VERSION, Native
+from tidegate.edge.executors.onnx_providers import ProviderName, Providers
 from tidegate.edge.executors.onnx_session import KvPrecision as OnnxPrecision
 from tidegate.edge.executors.openvino_model import KvPrecision
 from tidegate.edge.executors.settings import check_counts
@@ -21,6 +24,8 @@ from tidegate.engine.executor import Executor
 from tidegate.errors import BundleError, ConfigError
 from tidegate.model.bundle import Bundle
 from tidegate.model.manifest import DeviceTarget
+
+_log = logging.getLogger(__name__)
 
 Choice = Literal["auto", "onnx", "openvino"]
 _PREFERENCE: tuple[DeviceTarget, ...] = ("openvino", "onnx")
@@ -47,9 +52,27 @@ class ExecutorSettings:
     """Whether the native layer multiplies packed weights, which it can on OpenVINO."""
     cache_dir: Path | None = None
     """For what a later start can use again; None for nowhere."""
+    providers: tuple[ProviderName, ...] = ("cpu",)
+    """Execution providers by preference. All but the CPU's are ONNX Runtime's, which `auto` then
+    chooses."""
+    kv_mib: int | None = None
+    """Most that keys and values may take; None for rows times context."""
 
     def __post_init__(self) -> None:
-        check_counts(self, always=("rows", "step_tokens"), optional=("context_tokens", "threads"))
+        optional = ("context_tokens", "threads", "kv_mib")
+        check_counts(self, always=("rows", "step_tokens"), optional=optional)
+        if Providers(names=self.providers).accelerated and self.choice == "openvino":
+            raise ConfigError("providers", list(self.providers), "cpu alone on OpenVINO")
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether anything but the CPU may run the model."""
+        return Providers(names=self.providers).accelerated
+
+    @property
+    def runtime(self) -> Choice:
+        """`choice`, as far as the providers leave one."""
+        return "onnx" if self.accelerated else self.choice
 
 
 def open_executor(bundle: Bundle, settings: ExecutorSettings) -> Executor:
@@ -57,20 +80,26 @@ def open_executor(bundle: Bundle, settings: ExecutorSettings) -> Executor:
 
     Raises:
         BundleError: the bundle was not converted for it.
-        ConfigError: the context is longer than the bundle's, or the executor cannot run a setting.
+        ConfigError: the context is longer than the bundle's, its KV does not fit into `kv_mib`, or
+            the executor cannot run a setting.
     """
     context = settings.context_tokens or bundle.manifest.context_tokens
     if context > bundle.manifest.context_tokens:
         allowed = f"at most the bundle's {bundle.manifest.context_tokens}"
         raise ConfigError("context_tokens", context, allowed)
     try:
-        return _open(bundle, choose_target(bundle, settings.choice), context, settings)
+        target = choose_target(bundle, settings.runtime)
+        size = kv_size(bundle.manifest, target, settings)
+        if (size.rows, size.context_tokens) != (settings.rows, context):
+            found = f"{size.rows} rows of {size.context_tokens} tokens"
+            _log.warning("kv_mib = %s leaves room for %s", settings.kv_mib, found)
+        return _open(bundle, target, size, settings)
     except MemoryError as error:
         raise ConfigError("rows", settings.rows, "few enough for the KV to fit") from error
 
 
 def _open(
-    bundle: Bundle, target: DeviceTarget, context: int, settings: ExecutorSettings
+    bundle: Bundle, target: DeviceTarget, size: KvSize, settings: ExecutorSettings
 ) -> Executor:
     folder, arch = bundle.target_folder(target), bundle.manifest.decoder
     # Imported here: a device installs only the runtime it uses.
@@ -81,10 +110,10 @@ def _open(
             folder,
             arch,
             OpenVinoSettings(
-                kv_tokens=context * settings.rows,
-                context_tokens=context,
+                kv_tokens=size.kv_tokens,
+                context_tokens=size.context_tokens,
                 step_tokens=settings.step_tokens,
-                step_rows=settings.rows,
+                step_rows=size.rows,
                 threads=settings.threads,
                 exact=settings.exact,
                 kv_precision=settings.kv_precision,
@@ -101,12 +130,13 @@ def _open(
         folder,
         arch,
         OnnxSettings(
-            slots=settings.rows,
-            context_tokens=context,
+            slots=size.rows,
+            context_tokens=size.context_tokens,
             step_tokens=settings.step_tokens,
             threads=settings.threads,
             exact=settings.exact,
             kv_precision=_onnx_precision(settings.kv_precision),
+            providers=Providers(names=settings.providers),
         ),
     )
 

@@ -22,6 +22,17 @@ _LIBRARY_NAMES: dict[ProviderName, str] = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 
+
+def installed_providers() -> tuple[ProviderName, ...]:
+    """Those of our names that the installed ONNX Runtime has; none where it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return ()
+    available = onnxruntime.get_available_providers()
+    return tuple(name for name, library in _LIBRARY_NAMES.items() if library in available)
+
+
 SessionProvider = str | tuple[str, dict[str, str]]
 """As `onnxruntime.InferenceSession` takes one."""
 
