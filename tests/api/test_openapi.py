@@ -13,6 +13,7 @@ import httpx
 import jsonschema_rs
 import pytest
 from echobackend import EchoBackend
+from explainingbackend import ExplainingEcho
 from starlette.routing import Route
 
 from tidegate.api.classify import read_classification
@@ -52,7 +53,7 @@ def test_the_service_shows_it_without_a_key() -> None:
 
 def test_every_route_is_in_it_and_it_has_no_other() -> None:
     app = create_app(
-        EchoBackend(),
+        ExplainingEcho(),
         settings=HttpSettings(status=True),
         extra_routes=[
             *answer_routes(cast(DeviceLink, None)),

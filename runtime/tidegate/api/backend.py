@@ -83,6 +83,23 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Explaining(Protocol):
+    """What a backend may offer besides, which chooses where calls run."""
+
+    async def explain(self, call: Call) -> Mapping[str, object]:
+        """What would be done with a call now, and by which numbers; runs and changes nothing.
+
+        JSON, but what is closed may cost infinitely much. Keys, as the schema `Explained` has them:
+        `route`, `reason`, `filters`, `clock` (`edge_s`, `cloud_s`), `pace` (None, or `mode`,
+        `reason` and `terms`: `local_j`, `cloud_j`, `late_local_s`, `late_cloud_s`) and `state`. No
+        secret, no prompt text.
+
+        Raises:
+            RequestError: the call cannot be served as it is.
+        """
+
+
+@runtime_checkable
 class Holding(Protocol):
     """What a backend may offer besides, whose models are replaced while they are used."""
 

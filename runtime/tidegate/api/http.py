@@ -25,6 +25,7 @@ from tidegate.api.classify import ClassifyEndpoint
 from tidegate.api.door import RETRY_AFTER_S, Door
 from tidegate.api.embeddings import EmbeddingEndpoint
 from tidegate.api.encoders import NONE, Encoders
+from tidegate.api.explain import explain_routes
 from tidegate.api.metrics import CONTENT_TYPE, Metrics
 from tidegate.api.models import model_routes
 from tidegate.api.openapi import document_route
@@ -49,7 +50,8 @@ def create_app(
 
     `metrics` may be shared with another front door of the same backend; `/metrics` shows it, then
     what the backend adds. `encoders` answer `/v1/embeddings` and `/classify`, `texts` `/tokenize`
-    and `/detokenize`. `extra_routes` come last and pass the same door, keys included.
+    and `/detokenize`; a backend that is `Explaining` also `/route/explain`. `extra_routes` come
+    last and pass the same door, keys included.
     """
     settings = settings or HttpSettings()
     metrics = metrics or Metrics()
@@ -69,6 +71,7 @@ def create_app(
     ]
     routes += _texts(encoders, settings, metrics, active)
     routes += token_routes(backend, texts, settings=settings, active=active)
+    routes += explain_routes(backend, settings=settings, active=active)
     routes.append(document_route())
     routes += _reports(backend, metrics, encoders, status=settings.status)
     counted = Responded(metrics, [*routes, *extra_routes])

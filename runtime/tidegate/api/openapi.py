@@ -139,11 +139,15 @@ def _operation(operation: Operation) -> Json:
     if operation.body is not None:
         told["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": operation.body.reference}},
+            "content": {"application/json": {"schema": _body(operation.body, operation.or_body)}},
         }
     if not operation.needs_key:
         told["security"] = [{}]
     return told
+
+
+def _body(body: Table, other: Table | None) -> Json:
+    return body.reference if other is None else {"anyOf": [body.reference, other.reference]}
 
 
 def _content(operation: Operation) -> Json:

@@ -51,6 +51,16 @@ def _object(
     }
 
 
+def _open(told: str, **required: Json) -> Json:
+    """An object that may have more than it must."""
+    return {
+        "type": "object",
+        "description": told,
+        "properties": required,
+        "required": [*required],
+    }
+
+
 _ERROR_DETAIL = _object(
     "OpenAI's error.",
     {"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _TEXT},
@@ -263,6 +273,39 @@ _OTHERS: Final[dict[str, Json]] = {
             "max_model_len": _COUNT,
             "tokens": _list(_COUNT),
             "token_strs": _or_null(_list(_TEXT)),
+        },
+    ),
+    "Explained": _object(
+        "Where a call would run, and by which numbers. For people: more may be told.",
+        {
+            "route": _TEXT,
+            "reason": _TEXT,
+            "filters": {"description": "What closes a place, whatever it costs."},
+            "clock": _open(
+                "Seconds to the whole answer; null: not known.",
+                edge_s=_or_null(_SECONDS),
+                cloud_s=_or_null(_SECONDS),
+            ),
+            "pace": _or_null(
+                _open(
+                    "What the scheduler by energy says; null where there is none.",
+                    mode=_TEXT,
+                    reason=_TEXT,
+                    terms=_or_null(
+                        _open(
+                            "What either way counts, in joules; null: it is closed. And how late.",
+                            local_j=_or_null(_NUMBER),
+                            cloud_j=_or_null(_NUMBER),
+                            late_local_s=_or_null(_SECONDS),
+                            late_cloud_s=_or_null(_SECONDS),
+                        )
+                    ),
+                )
+            ),
+            "state": {
+                "type": "object",
+                "description": "What it was decided by: weights, battery, heat, load.",
+            },
         },
     ),
     "Detokenized": _object("The text of tokens.", {"prompt": _TEXT}),

@@ -28,6 +28,8 @@ class Operation:
     name: str
     told: str
     body: Table | None = None
+    or_body: Table | None = None
+    """What may come instead of `body`."""
     answer: str | None = None
     """The schema of a good answer; None: it is no JSON."""
     event: str | None = None
@@ -100,6 +102,16 @@ OPERATIONS: Final = (
         COMPLETION,
         "Completion",
         "CompletionChunk",
+    ),
+    Operation(
+        method="post",
+        path="/route/explain",
+        name="explainRoute",
+        told="Where a call would run now and why; it is not run. Only on a device.",
+        body=CHAT,
+        or_body=COMPLETION,
+        answer="Explained",
+        errors=(400, *_READING, 422),
     ),
     _reading("/v1/embeddings", "embed", "Texts as vectors.", EMBEDDING, "Embeddings"),
     *(

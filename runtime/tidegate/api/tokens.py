@@ -7,31 +7,27 @@ length is what callers want to know. Long ones are worked on in a thread.
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
-from tidegate.api.admission import visit_of
 from tidegate.api.answers import Json
 from tidegate.api.backend import Backend, ModelCard
-from tidegate.api.body import read_json, unless_gone
-from tidegate.api.door import ClientGoneError
 from tidegate.api.field_table import Flag, Raw, Table
 from tidegate.api.fields import TOKEN_ID, Fields, kind_of, prose, token_ids
 from tidegate.api.long_json import long_json
 from tidegate.api.messages import MESSAGES, Message, read_messages
 from tidegate.api.models import chosen_model
+from tidegate.api.reading import ReadingEndpoint, begin_reading
 from tidegate.api.schema import MODEL
 from tidegate.api.settings import HttpSettings
 from tidegate.api.tools import TOOL_LIST, Tools, read_tool_list
 from tidegate.api.tools_prompt import encode_with_tools
 from tidegate.engine.text import TextModel
-from tidegate.errors import CapacityError, RequestError
+from tidegate.errors import RequestError
 
 TextOf = Callable[[str], Awaitable[TextModel]]
 """The text side of a model that the backend lists."""
@@ -193,8 +189,8 @@ def detokenized(call: DetokenizeCall, text: TextModel) -> Json:
     return {"prompt": text.spell(call.tokens)}
 
 
-class _TokensEndpoint(ABC):
-    """What both endpoints have in common: the door's bounds, the model, the key."""
+class _TokensEndpoint(ReadingEndpoint):
+    """What both endpoints have in common: the model, the key."""
 
     def __init__(
         self,
@@ -204,32 +200,8 @@ class _TokensEndpoint(ABC):
         settings: HttpSettings,
         active: asyncio.BoundedSemaphore,
     ) -> None:
+        super().__init__(settings=settings, active=active)
         self._backend, self._texts = backend, texts
-        self._settings, self._active = settings, active
-
-    @abstractmethod
-    async def _answer(self, data: object, scope: Scope) -> bytes:
-        """The body of the answer."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if self._active.locked():
-            limit = self._settings.max_calls
-            raise CapacityError(f"{limit} calls are being answered already: try again later")
-        async with self._active:
-            data = await read_json(scope, receive, self._settings)
-            visit = visit_of(scope)
-            try:
-                body = await unless_gone(receive, self._answer(data, scope))
-            except ClientGoneError:
-                raise  # it pays
-            except Exception as error:
-                if visit is not None:
-                    visit.tally.reading_failed(error)
-                raise
-            if visit is not None:
-                visit.tally.read_only(0)
-        await Response(body, media_type="application/json")(scope, receive, send)
 
     async def _model(self, model: str | None, scope: Scope) -> tuple[TextModel, ModelCard]:
         """The model that was named; the caller's key pays for one request and no tokens."""
@@ -238,10 +210,7 @@ class _TokensEndpoint(ABC):
             raise RequestError("model", "no model with a tokenizer is served here", status=404)
         wanted = chosen_model(model, cards, scope)
         card = next(one for one in cards if one.id == wanted)
-        visit = visit_of(scope)
-        if visit is not None:
-            await visit.admit_tokens(0, card.id)
-            visit.tally.begin_reading()
+        await begin_reading(scope, card.id)
         return await self._texts(card.id), card
 
 
