@@ -11,13 +11,12 @@ import pytest
 from echobackend import EchoBackend
 from explainingbackend import ExplainingEcho
 
-from tidegate.api.admission import Knock, Tally
+from tidegate.api.admission import CallSize, Knock, Tally
 from tidegate.api.backend import Explaining
 from tidegate.api.explain import PATH
 from tidegate.api.http import HttpSettings, create_app
 from tidegate.api.keys import KeyRing, hash_key
 from tidegate.api.openapi import document
-from tidegate.api.schema import Call
 from tidegate.errors import RequestError, UnavailableError
 
 HELLO: dict[str, object] = {"messages": [{"role": "user", "content": "hello"}]}
@@ -163,7 +162,10 @@ class CountingVisit:
     def may_use(self, model: str) -> bool:
         return model == self._model
 
-    async def admit(self, call: Call) -> None:
+    async def expect(self, least: CallSize) -> None:
+        raise AssertionError("nothing is run")
+
+    async def admit(self, size: CallSize) -> None:
         raise AssertionError("nothing is run")
 
     async def admit_tokens(self, tokens: int, model: str) -> None:

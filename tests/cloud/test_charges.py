@@ -84,13 +84,18 @@ STEPS = st.lists(
 async def follow(
     ledger: Ledger, clock: Clock, steps: Sequence[tuple[int, str, int, int]], key: str
 ) -> list[bool | None]:
-    """What a ledger says to a history of a bucket; settles are waited for."""
+    """What a ledger says to a history of a bucket; settles are waited for.
+
+    A look beforehand says the same and takes nothing.
+    """
     said: list[bool | None] = []
     claims: dict[int, tuple[str, int]] = {}
     for number, (eighths, act, slot, amount) in enumerate(steps):
         clock.now_s += eighths / 8
         if act == "take" and slot not in claims:
+            looked = await ledger.peek(key, (bucket(amount),))
             taken = await ledger.take(key, f"{number}", (bucket(amount),))
+            assert looked == (None if isinstance(taken, Taken) else taken)
             said.append(isinstance(taken, Taken))
             if isinstance(taken, Taken):
                 claims[slot] = (f"{number}", amount)
@@ -154,7 +159,9 @@ async def keeps_books(ledger: Ledger, key: str, acts: Sequence[tuple[str, int, i
     spent, held, settled = 0, dict[int, int](), dict[int, int]()
     for act, slot, amount in acts:
         if act == "take" and slot not in held and slot not in settled:
+            looked = await ledger.peek(key, (count(amount),))
             taken = await ledger.take(key, f"{slot}", (count(amount),))
+            assert (looked is None) is isinstance(taken, Taken)
             fits = spent + sum(held.values()) + amount <= CAPACITY
             assert isinstance(taken, Taken) is fits
             if fits:
@@ -294,7 +301,9 @@ def test_a_dead_replica_loses_its_claims_and_a_slow_one_still_pays(server: Redis
         charges = (count(80), bucket(80))
         assert isinstance(await dead.take("lease", "a", charges), Taken)
         assert isinstance(await live.take("lease", "b", charges), Denied)
+        assert await live.peek("lease", charges) == Denied(index=0, left=20)
         live.now_s = 1011.0  # the lease ran out, and the bucket is full again
+        assert await live.peek("lease", charges) is None
         assert await live.take("lease", "c", charges) == Taken(left=(20, 20))
         # The one that was thought dead ends its call: what it used is owed, once.
         dead.now_s = 1011.0

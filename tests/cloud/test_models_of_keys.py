@@ -126,7 +126,6 @@ def test_a_model_that_a_key_may_not_use_is_not_loaded_to_see_how_large_its_call_
     async def main() -> None:
         access, maker = keyed_access(tmp_path), ToyModels()
         async with started(toy_pool(("one", "two"), maker, models_mib=10)) as backend:
-            access.size = backend.size_of
             app = create_app(backend, settings=HttpSettings(admission=access))
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:

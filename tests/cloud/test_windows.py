@@ -38,6 +38,9 @@ def run(test: Callable[[Windows, Clock], Awaitable[None]], url: str | None = Non
 
 async def a_refused_amount_leaves_room(windows: Windows, clock: Clock) -> None:
     assert (await windows.take("key", TOKENS, 60)).granted
+    looked = await windows.peek("key", TOKENS, 41)
+    assert (looked.granted, looked.left) == (False, 40)
+    assert (await windows.peek("key", TOKENS, 40)).granted
     for _ in range(5):
         refused = await windows.take("key", TOKENS, 50)
         assert (refused.granted, refused.left) == (False, 40)
@@ -45,7 +48,9 @@ async def a_refused_amount_leaves_room(windows: Windows, clock: Clock) -> None:
     clock.now_s += 59
     late = await windows.take("key", TOKENS, 1)
     assert (late.granted, late.reset_s) == (False, 1)
+    assert not (await windows.peek("key", TOKENS, 1)).granted
     clock.now_s += 1
+    assert (await windows.peek("key", TOKENS, 100)).granted
     assert (await windows.take("key", TOKENS, 100)).granted
 
 
@@ -73,10 +78,14 @@ async def any_second_has_no_more_than_a_seconds_worth(windows: Windows, _: Clock
     began_s = time.time()
     while time.time() - began_s < 2.5:
         before_s = time.time()
+        await windows.peek("slide", SLIDING, 1)
         if (await windows.take("slide", SLIDING, 1)).granted:
             granted.append(before_s)
         await asyncio.sleep(0.005)
     assert len(granted) == 3 * SLIDING.amount
+    full = await windows.peek("slide", SLIDING, 1)
+    assert (full.granted, full.left) == (False, 0)
+    assert 0 < full.reset_s <= SLIDING.window_s
     pairs = zip(granted, granted[SLIDING.amount :], strict=False)
     # The clock is read twice: here, and where the entry is kept, a little later.
     assert all(later - first > SLIDING.window_s - 0.05 for first, later in pairs)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from tidegate.api.admission import CallSize
 from tidegate.api.backend import AnswerEvent, Health, ModelCard, Routed
 from tidegate.api.schema import Call
 from tidegate.engine.events import (
@@ -57,6 +58,14 @@ class EchoBackend:
 
     def metrics(self) -> bytes:
         return b"# HELP echo_up Always 1.\n# TYPE echo_up gauge\necho_up 1.0\n"
+
+    async def size_of(self, call: Call) -> CallSize:
+        """Its tokens are words, and it says what it hears."""
+        return CallSize(
+            model=call.model or "echo-1",
+            prompt_tokens=len(_said(call).split(" ")),
+            answer_tokens=call.n * min(call.sampling.max_tokens, 4096),
+        )
 
     async def answer(self, call: Call) -> AsyncIterator[AnswerEvent]:
         if self.refuse is not None:

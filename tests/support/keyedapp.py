@@ -17,10 +17,9 @@ from starlette.applications import Starlette
 from toytext import toy_text
 
 from tidegate.api.http import create_app
-from tidegate.api.schema import Call
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import HttpSettings
-from tidegate.cloud.access import AccessControl, CallSize, written_down
+from tidegate.cloud.access import AccessControl, written_down
 from tidegate.cloud.access_settings import AccessSettings, open_access
 from tidegate.cloud.api_keys import ApiKey
 from tidegate.cloud.key_rules import KeyRules
@@ -60,28 +59,16 @@ class Keyed:
         return await self.client.post(CHAT, json={**HELLO, **body}, headers=heads)
 
 
-async def words_of(call: Call) -> CallSize:
-    """An echo's tokens are words, and it says what it hears."""
-    words = len(call.messages[-1].content.split(" "))
-    return CallSize(
-        model=call.model or "echo-1",
-        prompt_tokens=words,
-        answer_tokens=call.n * min(call.sampling.max_tokens, 4096),
-    )
-
-
 def keyed_access(
     folder: Path, *, clock: Callable[[], float] | None = None, **settings: Any
 ) -> AccessControl:
     """Access as the service opens it, on a clock of the test's."""
-    access = open_access(
+    return open_access(
         AccessSettings(state=folder, **settings),
         key_hashes=(),
         clock=clock or time.time,
         ticks=clock or time.monotonic,
     )
-    access.size = words_of
-    return access
 
 
 async def text_of(_: str) -> TextModel:

@@ -13,11 +13,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tidegate.api.admission import Knock
-from tidegate.api.schema import Call
 from tidegate.api.settings import Authorise
 from tidegate.cloud import quotas
 from tidegate.cloud.access_metrics import AccessMetrics
@@ -45,15 +43,6 @@ CLOSE_S: Final = 5.0
 
 PLAIN_KEY: Final = KeyId("api-key-file")
 """Stands for the keys of `--api-key-file`, which have all scopes and no limits."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CallSize:
-    """Which model it is for; tokens of its prompt, and of all its answers at most."""
-
-    model: str
-    prompt_tokens: int
-    answer_tokens: int
 
 
 class AccessControl:
@@ -94,8 +83,6 @@ class AccessControl:
         self.clock = clock
         self.metrics = AccessMetrics(per_key=per_key)
         self.failures = FailedAttempts(clock)
-        self.size: Callable[[Call], Awaitable[CallSize]] | None = None
-        """How large a call is; set by the service once it has a model."""
         self._client_keys = client_keys
         self.prices = prices or PriceTable()
         self._usage_days, self._pruned_s = usage_days, 0.0

@@ -75,6 +75,13 @@ class Ledger(Protocol):
             UnavailableError: the ledger cannot be reached.
         """
 
+    async def peek(self, key: str, charges: Sequence[Charge]) -> Denied | None:
+        """Whether these charges would be denied now; takes nothing.
+
+        Raises:
+            UnavailableError: the ledger cannot be reached.
+        """
+
     def settle(self, key: str, claim: str, charges: Sequence[Charge], used: Used) -> None:
         """Correct a claim by what was used; the second time does nothing. Waits for nothing."""
 
@@ -110,14 +117,9 @@ class MemoryLedger:
         with self._lock:
             now_s = self.clock()
             self._sweep(now_s)
-            for index, charge in enumerate(charges):
-                left = self._left(key, charge, now_s)
-                if charge.amount > left:
-                    wait_s = None
-                    if charge.kind == "sliding":
-                        lacking = charge.amount - math.floor(left)
-                        wait_s = self._window(key, charge).wait_s(lacking, now_s)
-                    return Denied(index=index, left=left, wait_s=wait_s)
+            denied = self._denied(key, charges, now_s)
+            if denied is not None:
+                return denied
             for charge in charges:
                 if charge.kind == "sliding":
                     self._window(key, charge).add(charge.amount, now_s, now_s)
@@ -126,6 +128,11 @@ class MemoryLedger:
                 meter.level += charge.amount if charge.kind == "count" else -charge.amount
             self._claims[key, claim] = now_s
             return Taken(left=tuple(self._left(key, charge, now_s) for charge in charges))
+
+    async def peek(self, key: str, charges: Sequence[Charge]) -> Denied | None:
+        """See `Ledger.peek`."""
+        with self._lock:
+            return self._denied(key, charges, self.clock())
 
     def settle(self, key: str, claim: str, charges: Sequence[Charge], used: Used) -> None:
         """See `Ledger.settle`."""
@@ -158,6 +165,17 @@ class MemoryLedger:
 
     async def close(self) -> None:
         """See `Ledger.close`."""
+
+    def _denied(self, key: str, charges: Sequence[Charge], now_s: float) -> Denied | None:
+        for index, charge in enumerate(charges):
+            left = self._left(key, charge, now_s)
+            if charge.amount > left:
+                wait_s = None
+                if charge.kind == "sliding":
+                    lacking = charge.amount - math.floor(left)
+                    wait_s = self._window(key, charge).wait_s(lacking, now_s)
+                return Denied(index=index, left=left, wait_s=wait_s)
+        return None
 
     def _left(self, key: str, charge: Charge, now_s: float) -> float:
         if charge.kind == "sliding":

@@ -7,19 +7,20 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, replace
 
-from tidegate.api.backend import AnswerEvent, Backend, Health, ModelCard
+from tidegate.api.admission import CallSize
+from tidegate.api.backend import AnswerEvent, Health, ModelCard
 from tidegate.api.encoders import NONE, Encoders
-from tidegate.api.engine_backend import encode_call, fit_sampling, new_request_id
+from tidegate.api.engine_backend import new_request_id
 from tidegate.api.metrics import render_counters, render_gauge, render_paths
 from tidegate.api.schema import Call
-from tidegate.cloud.access import AccessControl, CallSize
+from tidegate.cloud.access import AccessControl
+from tidegate.cloud.call_size import least_size, most_size
 from tidegate.cloud.language_model import LanguageModel
 from tidegate.cloud.link_http_server import LinkHttpServer
 from tidegate.cloud.model_pool import ModelPool
 from tidegate.cloud.pool_report import health_of, models_status, render_engines, render_pool
-from tidegate.cloud.pooled_model import InUse
+from tidegate.cloud.pooled_model import InUse, find
 from tidegate.engine.text import TextModel
-from tidegate.errors import RequestError
 from tidegate.link.gateway import Gateway
 from tidegate.link.prekeys import ModelOffer
 from tidegate.link.transport import PATHS
@@ -75,39 +76,27 @@ class CloudBackend:
             request_id: 16 bytes in hex.
             join_unread: see `Engine.submit`.
         """
-        began_s, deadline_ms = time.monotonic(), call.options.deadline_ms
-        async with self.pool.use(call.model, deadline_ms=deadline_ms) as used:
-            if deadline_ms is not None:  # what waiting for the model has left of it
-                left_ms = max(1, deadline_ms - round((time.monotonic() - began_s) * 1000))
-                call = replace(call, options=replace(call.options, deadline_ms=left_ms))
-            answer = _answer(used, call, request_id, join_unread)
-            async with aclosing(answer) as events:
-                async for event in events:
-                    yield event
+        async with (
+            self.hold(call) as held,
+            aclosing(held.answer_as(call, request_id, join_unread=join_unread)) as events,
+        ):
+            async for event in events:
+                yield event
+
+    def least_size(self, call: Call) -> CallSize | None:
+        """See `tidegate.api.backend.Holding`."""
+        entry, adapter = find(self.pool.entries, call.model)
+        if entry.current is not None:
+            return None
+        name = entry.settings.name if adapter is None else adapter.name
+        return least_size(call, name, entry.facts.context_tokens)
 
     @asynccontextmanager
-    async def hold(self, call: Call) -> AsyncIterator[Backend]:
+    async def hold(self, call: Call) -> AsyncIterator[HeldModel]:
         """See `tidegate.api.backend.Holding`."""
-        deadline_ms = call.options.deadline_ms
+        began_s, deadline_ms = time.monotonic(), call.options.deadline_ms
         async with self.pool.use(call.model, deadline_ms=deadline_ms) as used:
-            yield _Held(self, used)
-
-    async def size_of(self, call: Call) -> CallSize:
-        """What `call` comes to at most; a prompt that is too long is refused, or cut, later."""
-        async with self.pool.use(call.model, deadline_ms=call.options.deadline_ms) as used:
-            engine = used.model.engine
-            try:
-                prompt_tokens = len(await encode_call(engine.text, call))
-            except RequestError as error:
-                if error.status != 413:
-                    raise
-                prompt_tokens = engine.context_tokens
-            fitted = fit_sampling(call.sampling, prompt_tokens, engine.context_tokens)
-            return CallSize(
-                model=used.name,
-                prompt_tokens=prompt_tokens,
-                answer_tokens=call.n * fitted.max_tokens,
-            )
+            yield HeldModel(self, used, waited_s=time.monotonic() - began_s)
 
     async def text_of(self, model: str) -> TextModel:
         """The text side of a model; see `tidegate.api.tokens.TextOf`."""
@@ -152,26 +141,46 @@ class CloudBackend:
         return found + text
 
 
-class _Held:
-    """The backend, but for calls, which one version answers."""
+class HeldModel:
+    """The backend, but for calls, which one version sizes and answers."""
 
-    def __init__(self, backend: CloudBackend, used: InUse[LanguageModel]) -> None:
-        self._used = used
+    def __init__(
+        self, backend: CloudBackend, used: InUse[LanguageModel], *, waited_s: float
+    ) -> None:
+        """Serve what `used` is; its call waited for it so long."""
+        self._used, self._waited_s = used, waited_s
         self.models, self.health = backend.models, backend.health
         self.status, self.metrics = backend.status, backend.metrics
 
+    async def size_of(self, call: Call) -> CallSize:
+        """See `tidegate.api.backend.Sizing`."""
+        engine = self._used.model.engine
+        return await most_size(call, self._used.name, engine.text, engine.context_tokens)
+
     async def answer(self, call: Call) -> AsyncIterator[AnswerEvent]:
-        async with aclosing(_answer(self._used, call, new_request_id(), True)) as events:
+        """See `Backend.answer`."""
+        async with aclosing(self.answer_as(call, new_request_id())) as events:
             async for event in events:
                 yield event
 
+    def answer_as(
+        self, call: Call, request_id: str, *, join_unread: bool = True
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """See `CloudBackend.answer_as`."""
+        used = self._used
+        # Which model it names is what `used` is.
+        named = after_waiting(replace(call, model=None), self._waited_s)
+        if used.adapter is not None:
+            return used.model.answer_adapted(
+                named, request_id, used.adapter, used.adapter_version, join_unread=join_unread
+            )
+        return used.model.answer(named, request_id, join_unread=join_unread)
 
-def _answer(
-    used: InUse[LanguageModel], call: Call, request_id: str, join_unread: bool
-) -> AsyncGenerator[AnswerEvent, None]:
-    named = replace(call, model=None)  # which one it names is what `used` is
-    if used.adapter is not None:
-        return used.model.answer_adapted(
-            named, request_id, used.adapter, used.adapter_version, join_unread=join_unread
-        )
-    return used.model.answer(named, request_id, join_unread=join_unread)
+
+def after_waiting(call: Call, waited_s: float) -> Call:
+    """`call` with what its wait for a model has left of its deadline, at least a millisecond."""
+    options = call.options
+    if options.deadline_ms is None:
+        return call
+    left_ms = max(1, options.deadline_ms - round(waited_s * 1000))
+    return replace(call, options=replace(options, deadline_ms=left_ms))

@@ -1,7 +1,7 @@
 """`charges.Ledger` on Redis: replicas of the service share one, and spend no token twice.
 
 Each operation is one Lua script, which Redis runs alone. A claim is kept under a lease that its
-process renews; whoever next takes something from the same key returns claims whose lease ran out.
+process renews; whoever next asks about the same key returns claims whose lease ran out.
 The clock is Redis's own, so the replicas' clocks need not agree. Counts are as durable as that
 Redis is: with `appendonly yes` they survive its restart. One Redis, no cluster: the names of the
 meters are made inside the scripts.
@@ -92,41 +92,62 @@ local function give_back(row, amount, at)
     redis.call('INCRBY', key, string.format('%.0f', -amount))
   end
 end
+local function return_the_dead()
+  for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 100)) do
+    local kept = redis.call('HGET', claims, dead)
+    if kept then
+      local claim = cjson.decode(kept)
+      for _, row in ipairs(claim.rows) do give_back(row, row[5], claim.at) end
+    end
+    redis.call('HDEL', claims, dead)
+    redis.call('ZREM', leases, dead)
+  end
+end
+local function left_of(row)
+  local level = level_of(row)
+  return row[2] == 'bucket' and level or row[4] - level
+end
+local function refusal(rows)
+  -- The first row that lacks room, as an answer; nil where none does.
+  for index, row in ipairs(rows) do
+    local left = left_of(row)
+    if row[5] > left then
+      local wait, lacking = -1, row[5] - left
+      if row[2] == 'sliding' then
+        wait = row[8]
+        for _, one in ipairs(slots_of(row)) do
+          lacking = lacking - one[2]
+          if lacking <= 0 then
+            wait = math.max(0, (one[1] + 1 + SLOTS) * row[8] / SLOTS - now)
+            break
+          end
+        end
+      end
+      return {index, string.format('%.17g', left), string.format('%.17g', wait)}
+    end
+  end
+end
 """.replace("{slots}", str(SLOTS))
+
+_PEEK: Final = (
+    _COMMON
+    + """
+return_the_dead()
+return refusal(cjson.decode(ARGV[4])) or {0}
+"""
+)
 
 _TAKE: Final = (
     _COMMON
     + """
 local rows, lease = cjson.decode(ARGV[4]), tonumber(ARGV[5])
-for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 100)) do
-  local kept = redis.call('HGET', claims, dead)
-  if kept then
-    local claim = cjson.decode(kept)
-    for _, row in ipairs(claim.rows) do give_back(row, row[5], claim.at) end
-  end
-  redis.call('HDEL', claims, dead)
-  redis.call('ZREM', leases, dead)
-end
+return_the_dead()
 local again = redis.call('HEXISTS', claims, id) == 1
+local refused = not again and refusal(rows)
+if refused then return refused end
 local answer = {0}
 for index, row in ipairs(rows) do
-  local level = level_of(row)
-  local left = row[2] == 'bucket' and level or row[4] - level
-  if row[5] > left and not again then
-    local wait, lacking = -1, row[5] - left
-    if row[2] == 'sliding' then
-      wait = row[8]
-      for _, one in ipairs(slots_of(row)) do
-        lacking = lacking - one[2]
-        if lacking <= 0 then
-          wait = math.max(0, (one[1] + 1 + SLOTS) * row[8] / SLOTS - now)
-          break
-        end
-      end
-    end
-    return {index, string.format('%.17g', left), string.format('%.17g', wait)}
-  end
-  answer[index + 1] = string.format('%.17g', again and left or left - row[5])
+  answer[index + 1] = string.format('%.17g', again and left_of(row) or left_of(row) - row[5])
 end
 if again then return answer end
 for _, row in ipairs(rows) do
@@ -194,6 +215,7 @@ class RedisLedger:
         self._lease_s, self._close_s = lease_s, close_s
         self.now_s = now_s
         self._take = self._redis.register_script(_TAKE)
+        self._peek = self._redis.register_script(_PEEK)
         self._settle = self._redis.register_script(_SETTLE)
         self._renew = self._redis.register_script(_RENEW)
         self._live: dict[tuple[str, str], None] = {}
@@ -206,14 +228,15 @@ class RedisLedger:
         found = await self._call(self._take, key, claim, json.dumps(rows), self._lease_s)
         where, *numbers = cast("list[Any]", found)
         if where:
-            wait_s = float(numbers[1])
-            return Denied(
-                index=int(where) - 1,
-                left=float(numbers[0]),
-                wait_s=None if wait_s < 0 else wait_s,
-            )
+            return _denied(where, numbers)
         self._live[key, claim] = None
         return Taken(left=tuple(float(number) for number in numbers))
+
+    async def peek(self, key: str, charges: Sequence[Charge]) -> Denied | None:
+        """See `Ledger.peek`."""
+        rows = json.dumps([_row(charge) for charge in charges])
+        where, *numbers = cast("list[Any]", await self._call(self._peek, key, "", rows))
+        return _denied(where, numbers) if where else None
 
     def settle(self, key: str, claim: str, charges: Sequence[Charge], used: Used) -> None:
         """See `Ledger.settle`; what Redis does not take now is tried again by `run`."""
@@ -269,6 +292,13 @@ class RedisLedger:
         except (RedisError, OSError) as error:
             kind = type(error).__name__  # its message may quote the URL
             raise UnavailableError(f"limits: their Redis cannot be used ({kind})") from None
+
+
+def _denied(where: Any, numbers: Sequence[Any]) -> Denied:
+    wait_s = float(numbers[1])
+    return Denied(
+        index=int(where) - 1, left=float(numbers[0]), wait_s=None if wait_s < 0 else wait_s
+    )
 
 
 def _row(charge: Charge) -> list[object]:

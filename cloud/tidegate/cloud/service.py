@@ -206,7 +206,7 @@ async def open_app(
             metrics.watch_certificate(lambda: tls.expires_s)
         backend = CloudBackend(pool, created_s=int(time.time()), encoders=encoders)
         if access is not None:
-            access.size, backend.access = backend.size_of, access
+            backend.access = access
         handler = LinkHandler(backend, metrics, tracer=surface.tracer)
         link = None
         if settings.gateway is not None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from starlette.responses import JSONResponse
 
-from tidegate.api.admission import Knock, Tally
+from tidegate.api.admission import CallSize, Knock, Tally
 from tidegate.api.answers import error_answer, error_object
 from tidegate.api.log_context import log_context
-from tidegate.api.schema import Call
 from tidegate.cloud.api_keys import ApiKey
 from tidegate.cloud.charges import Charge, Denied, Used
 from tidegate.cloud.failed_attempts import WINDOW_S
-from tidegate.cloud.key_rules import Quota, Rate, scopes_of
+from tidegate.cloud.key_rules import KeyRules, Rate, scopes_of
 from tidegate.cloud.limits_of_keys import (
     Ask,
     bucket_headers,
@@ -28,12 +27,14 @@ from tidegate.cloud.limits_of_keys import (
     utc,
     wait_s,
 )
+from tidegate.cloud.uncut import uncut
 from tidegate.cloud.usage import UsageRow
 from tidegate.engine.events import Usage
 from tidegate.errors import AccessError, CapacityError, LimitError, RequestError
 
 if TYPE_CHECKING:
     from tidegate.cloud.access import AccessControl
+    from tidegate.cloud.windows import WindowState
 
 GONE: Final = 499
 """The status in the books of a request whose client left before an answer, as nginx has it."""
@@ -103,34 +104,36 @@ class KeyVisit:
         allowed = () if self._key is None else self._key.rules.models
         return not allowed or model in allowed
 
-    async def admit(self, call: Call) -> None:
+    async def expect(self, least: CallSize) -> None:
+        """See `Visit.expect`."""
+        with self._noting_refusals():
+            key = self._check(least.tokens, least.model, "max_tokens")
+            await self._look(key)
+
+    async def admit(self, size: CallSize) -> None:
         """See `Visit.admit`."""
-        size = self._access.size
-        assert size is not None, "the service sets it before it serves"
-        if call.model is not None:
-            # Before its size is found, which loads the model, and unloads others for it.
-            self._model = call.model
-            with self._noting_refusals():
-                self._check_model(call.model)
-                self._access.check_room()
-        found = await size(call)
-        self._prompt_tokens = found.prompt_tokens
-        tokens = found.prompt_tokens + found.answer_tokens
-        await self._admit(tokens, found.model, "max_tokens")
+        self._prompt_tokens = size.prompt_tokens
+        await self._admit(size.tokens, size.model, "max_tokens")
 
     async def admit_tokens(self, tokens: int, model: str) -> None:
         """See `Visit.admit_tokens`."""
         await self._admit(tokens, model, "input")
 
     async def _admit(self, tokens: int, model: str, field: str) -> None:
-        assert self._key is not None
         assert not self._claim, "one call of one visit"
-        self._model, self._ask = model, Ask(tokens=tokens)
         with self._noting_refusals():
-            self._check_model(model)
-            self._access.check_room()
-            check_fits(self._key.rules, self._ask, field)
-            await self._take(self._key)
+            key = self._check(tokens, model, field)
+            # To its end, should the client leave meanwhile: what was taken is then given back.
+            await uncut(self._take(key))
+
+    def _check(self, tokens: int, model: str, field: str) -> ApiKey:
+        """What needs no account of what was used before."""
+        assert self._key is not None
+        self._model, self._ask = model, Ask(tokens=tokens)
+        self._check_model(model)
+        self._access.check_room()
+        check_fits(self._key.rules, self._ask, field)
+        return self._key
 
     @contextmanager
     def _noting_refusals(self) -> Iterator[None]:
@@ -149,21 +152,13 @@ class KeyVisit:
 
     async def _take(self, key: ApiKey) -> None:
         """Take the charges, then the windows; what was taken returns when a later one refuses."""
-        access, rules, now_s = self._access, key.rules, self._began_s
-        for quota in rules.quotas:
-            access.begin_quota(key.id, quota, now_s)
-        limits, charges = limits_of(rules), charges_of(rules, self._ask, now_s)
+        access, rules, charges = self._access, key.rules, self._charges_of(key)
         claim = secrets.token_hex(16)
         if charges:
             taken = await access.ledger.take(key.id, claim, charges)
             if isinstance(taken, Denied):
-                limit, amount = limits[taken.index], charges[taken.index].amount
-                self._tell_denied(limit, taken.left)
-                later_s = taken.wait_s
-                if later_s is None:
-                    later_s = wait_s(limit, amount, taken.left, now_s)
-                raise refused(limit, amount, taken.left, later_s)
-            self.headers = bucket_headers(limits, taken.left)
+                raise self._denied(rules, charges, taken)
+            self.headers = bucket_headers(limits_of(rules), taken.left)
         self._claim, self._charges = claim, charges
         try:
             for rate in sorted(rules.rates, key=lambda rate: rate.strategy):  # fixed, sliding
@@ -174,17 +169,40 @@ class KeyVisit:
             self._claim = ""
             raise
 
-    def _tell_denied(self, limit: Quota | Rate, left: float) -> None:
+    async def _look(self, key: ApiKey) -> None:
+        """Refuse as `_take` would, and take nothing."""
+        access, rules, charges = self._access, key.rules, self._charges_of(key)
+        denied = await access.ledger.peek(key.id, charges) if charges else None
+        if denied is not None:
+            raise self._denied(rules, charges, denied)
+        for rate in rules.rates:
+            if not rate.in_ledger:
+                state = await access.windows.peek(key.id, rate, self._ask.of(rate.unit))
+                self._note_window(rate, state)
+
+    def _charges_of(self, key: ApiKey) -> tuple[Charge, ...]:
+        for quota in key.rules.quotas:
+            self._access.begin_quota(key.id, quota, self._began_s)
+        return charges_of(key.rules, self._ask, self._began_s)
+
+    def _denied(self, rules: KeyRules, charges: Sequence[Charge], denied: Denied) -> LimitError:
+        limit, amount = limits_of(rules)[denied.index], charges[denied.index].amount
         if isinstance(limit, Rate):
-            self.headers = bucket_headers((limit,), (left,))
+            self.headers = bucket_headers((limit,), (denied.left,))
+        later_s = denied.wait_s
+        if later_s is None:
+            later_s = wait_s(limit, amount, denied.left, self._began_s)
+        return refused(limit, amount, denied.left, later_s)
 
     async def _window(self, key: ApiKey, rate: Rate) -> None:
-        amount = self._ask.of(rate.unit)
-        state = await self._access.windows.take(key.id, rate, amount)
+        state = await self._access.windows.take(key.id, rate, self._ask.of(rate.unit))
+        self._note_window(rate, state)
+        self._fixed.append((rate, state.number))
+
+    def _note_window(self, rate: Rate, state: WindowState) -> None:
         self.headers = {**self.headers, **rate_headers(rate, state.left, state.reset_s)}
         if not state.granted:
-            raise refused(rate, amount, state.left, state.reset_s)
-        self._fixed.append((rate, state.number))
+            raise refused(rate, self._ask.of(rate.unit), state.left, state.reset_s)
 
     def leave(self, status: int, request_id: str) -> None:
         """See `Visit.leave`."""

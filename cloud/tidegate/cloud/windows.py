@@ -84,6 +84,23 @@ class Windows:
         except StorageError as error:
             raise _unavailable(error) from None
 
+    async def peek(self, key: str, rate: Rate, amount: int) -> WindowState:
+        """What `take` would say now; takes nothing.
+
+        Raises:
+            UnavailableError: Redis cannot be used.
+        """
+        try:
+            if rate.strategy == "sliding":
+                left, reset_s = await self._stats(key, rate)
+                return WindowState(granted=amount <= left, left=left, reset_s=reset_s)
+            number, reset_s = self._present(rate)
+            name = _item(rate).key_for(key, rate.unit, str(number))
+            left = max(0, rate.amount - int(await self._storage.get(name)))
+            return WindowState(granted=amount <= left, left=left, reset_s=reset_s, number=number)
+        except StorageError as error:
+            raise _unavailable(error) from None
+
     async def give_back(self, key: str, rate: Rate, amount: int, number: int) -> None:
         """Return a part of what was taken from a fixed window; a sliding one keeps it.
 
@@ -99,23 +116,30 @@ class Windows:
             await self._pool.aclose()
 
     async def _count(self, key: str, rate: Rate, amount: int) -> WindowState:
-        now_s = self._clock()
-        number = int(now_s // rate.window_s)
+        number, reset_s = self._present(rate)
         count = await self._add(key, rate, amount, number)
         granted = count <= rate.amount
         if not granted:
             count = await self._add(key, rate, -amount, number)
-        reset_s = (number + 1) * rate.window_s - now_s
         left = max(0, rate.amount - count)
         return WindowState(granted=granted, left=left, reset_s=reset_s, number=number)
 
+    def _present(self, rate: Rate) -> tuple[int, float]:
+        """The number of the fixed window that it is now, and how long it lasts."""
+        now_s = self._clock()
+        number = int(now_s // rate.window_s)
+        return number, (number + 1) * rate.window_s - now_s
+
     async def _slide(self, key: str, rate: Rate, amount: int) -> WindowState:
-        item = _item(rate)
-        granted = bool(await self._moving.hit(item, key, rate.unit, cost=amount))
-        stats = await self._moving.get_window_stats(item, key, rate.unit)
+        granted = bool(await self._moving.hit(_item(rate), key, rate.unit, cost=amount))
+        left, reset_s = await self._stats(key, rate)
+        return WindowState(granted=granted, left=left, reset_s=reset_s)
+
+    async def _stats(self, key: str, rate: Rate) -> tuple[int, float]:
+        stats = await self._moving.get_window_stats(_item(rate), key, rate.unit)
         # `limits` times sliding windows by the system's clock, whatever ours is.
         reset_s = min(float(rate.window_s), max(0.0, float(stats.reset_time) - time.time()))
-        return WindowState(granted=granted, left=int(stats.remaining), reset_s=reset_s)
+        return int(stats.remaining), reset_s
 
     async def _add(self, key: str, rate: Rate, amount: int, number: int) -> int:
         """What the window has after it; what comes late still finds it, and not a new one."""

@@ -16,9 +16,8 @@ from starlette.types import Scope
 from tidegate.engine.events import Cancelled, Failed, Finished, TextDelta, Usage
 from tidegate.errors import CapacityError, RequestError, UnavailableError
 
-if TYPE_CHECKING:  # `backend` imports `schema`, which this module only names
+if TYPE_CHECKING:  # `backend` imports this module
     from tidegate.api.backend import AnswerEvent
-    from tidegate.api.schema import Call
 
 _VISIT: Final = "tidegate.visit"
 
@@ -38,6 +37,20 @@ class Knock:
     """The client's address."""
     client: str | None = None
     """The name of the certificate that it showed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallSize:
+    """Which model a call is for; tokens of its prompt, and of all its answers at most."""
+
+    model: str
+    prompt_tokens: int
+    answer_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Of both."""
+        return self.prompt_tokens + self.answer_tokens
 
 
 class ChoiceTally:
@@ -139,8 +152,13 @@ class Visit(Protocol):
     def may_use(self, model: str) -> bool:
         """Whether its key may name this model; others are not shown to it."""
 
-    async def admit(self, call: Call) -> None:
-        """Reserve what a call may use at most.
+    async def expect(self, least: CallSize) -> None:
+        """Refuse a call that would not be admitted, before its model is brought for it.
+
+        Nothing is reserved.
+
+        Args:
+            least: a size that the call's own is not below.
 
         Raises:
             AccessError: the key may not use this model.
@@ -148,6 +166,9 @@ class Visit(Protocol):
             LimitError: the key has used up a rate or a quota.
             UnavailableError: whoever keeps account cannot be reached.
         """
+
+    async def admit(self, size: CallSize) -> None:
+        """Reserve what a call may use at most; raises what `expect` does."""
 
     async def admit_tokens(self, tokens: int, model: str) -> None:
         """Reserve so many prompt tokens; raises what `admit` does."""

@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from tidegate.api.admission import CallSize
 from tidegate.api.schema import Call
 from tidegate.api.tools import ToolDelta
 from tidegate.engine.events import Event
@@ -101,7 +102,14 @@ class Explaining(Protocol):
 
 @runtime_checkable
 class Holding(Protocol):
-    """What a backend may offer besides, whose models are replaced while they are used."""
+    """What a backend may offer besides, whose models come, go and are replaced."""
+
+    def least_size(self, call: Call) -> CallSize | None:
+        """Of a call for a model that is not in memory, no more than its size; None if it is.
+
+        Raises:
+            RequestError: there is no such model.
+        """
 
     def hold(self, call: Call) -> AbstractAsyncContextManager[Backend]:
         """A backend for the length of a block: one version of the call's model answers all of it.
@@ -110,4 +118,16 @@ class Holding(Protocol):
             RequestError: there is no such model.
             CapacityError: there is no room for it.
             UnavailableError: it cannot be loaded now.
+        """
+
+
+@runtime_checkable
+class Sizing(Protocol):
+    """What a backend offers, and what it holds, where keys pay for calls."""
+
+    async def size_of(self, call: Call) -> CallSize:
+        """What `call` comes to at most.
+
+        Raises:
+            RequestError: there is no such model, or the prompt is empty.
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from tidegate.api import sse
 from tidegate.api.admission import Tally, visit_of
-from tidegate.api.backend import AnswerEvent, Backend, Holding, Routed
+from tidegate.api.backend import AnswerEvent, Backend, Holding, Routed, Sizing
 from tidegate.api.body import beside, read_json, unless_gone
 from tidegate.api.choices import Event as ChoiceEvent
 from tidegate.api.choices import side_by_side
@@ -77,43 +77,56 @@ class CallEndpoint:
             call = self._read(await read_json(scope, receive, self._settings))
             call = replace(call, model=self._model(call, scope))
             call = replace(call, retry_key=_retry_key(scope) if call.n == 1 else None)
-            await self._admit(call, scope)
-            await unless_gone(receive, self._answer(call, scope, receive, send))
+            await unless_gone(receive, self._serve(call, scope, receive, send))
 
     def _model(self, call: Call, scope: Scope) -> str | None:
         """The model that is asked; None for a backend's default."""
         cards = self._backend.models()
         return chosen_model(call.model, cards, scope) if cards else call.model
 
-    async def _admit(self, call: Call, scope: Scope) -> None:
-        """Let the caller's key pay for the call, where keys do."""
-        visit = visit_of(scope)
-        if visit is None:
-            return
-        try:
-            await visit.admit(call)
-        except Exception as error:
-            self._metrics.begin().failed(error)
-            raise
+    async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._admitted(call, scope) as backend:
+            progress = await self._answer(backend, call, scope, send)
+        if not call.stream:  # when the call is over and counted
+            await (await _whole(call, progress))(scope, receive, send)
 
-    async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+    @asynccontextmanager
+    async def _admitted(self, call: Call, scope: Scope) -> AsyncIterator[Backend]:
+        """What answers all of a call: one version of its model, paid for where keys pay.
+
+        The model is held once, from before its call is sized until the answer ended: an unload in
+        between would load it twice.
+        """
+        visit, backend = visit_of(scope), self._backend
+        async with AsyncExitStack() as stack:
+            try:
+                if isinstance(backend, Holding):
+                    least = None if visit is None else backend.least_size(call)
+                    if visit is not None and least is not None:
+                        await visit.expect(least)
+                    backend = await stack.enter_async_context(backend.hold(call))
+                if visit is not None:
+                    assert isinstance(backend, Sizing), "where keys pay, calls have sizes"
+                    await visit.admit(await backend.size_of(call))
+            except Exception as error:
+                self._metrics.begin().failed(error)
+                raise
+            yield backend
+
+    async def _answer(self, backend: Backend, call: Call, scope: Scope, send: Send) -> Progress:
         visit = visit_of(scope)
         tally = Tally() if visit is None else visit.tally
-        async with (
-            _one_version(self._backend, call) as backend,
-            aclosing(self._choices(backend, call, scope, tally)) as answer,
-        ):
+        async with aclosing(self._choices(backend, call, scope, tally)) as answer:
             _, routed = await anext(answer)
             assert isinstance(routed, Routed)  # _checked lets nothing else be first
             adopt_request_id(scope, routed.request_id)
             progress = Progress(call, routed)
             if call.stream:
                 await self._stream(progress, answer, scope, send)
-                return
-            async for index, event in answer:
-                progress.see(index, event)
-        # When the call is over and counted.
-        await (await _whole(call, progress))(scope, receive, send)
+            else:
+                async for index, event in answer:
+                    progress.see(index, event)
+        return progress
 
     def _choices(self, backend: Backend, call: Call, scope: Scope, tally: Tally) -> Choices:
         asked = AskedCall(call, span_of(scope))
@@ -148,13 +161,6 @@ class CallEndpoint:
             except Exception as error:
                 # The status is sent: what is left is to say it in the stream and to close it.
                 await outlet.write(b"data: " + bytes(error_response(error, scope).body) + b"\n\n")
-
-
-def _one_version(backend: Backend, call: Call) -> AbstractAsyncContextManager[Backend]:
-    """What answers all choices of a call, also where models are replaced meanwhile."""
-    if call.n > 1 and isinstance(backend, Holding):
-        return backend.hold(call)
-    return nullcontext(backend)
 
 
 def _retry_key(scope: Scope) -> str | None:

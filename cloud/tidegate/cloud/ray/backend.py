@@ -18,12 +18,13 @@ from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
+from tidegate.api.admission import CallSize
 from tidegate.api.backend import AnswerEvent, Health, ModelCard
 from tidegate.api.context_policy import fit_call
-from tidegate.api.engine_backend import encode_call, fit_sampling, new_request_id, refuse_strays
+from tidegate.api.engine_backend import encode_call, new_request_id, refuse_strays
 from tidegate.api.schema import Call
 from tidegate.api.wire import read_event
-from tidegate.cloud.access import CallSize
+from tidegate.cloud.call_size import most_size
 from tidegate.cloud.handler import seeded
 from tidegate.cloud.ray.affinity import ANCHOR_BLOCKS, BLOCK_TOKENS, anchor_of
 from tidegate.cloud.ray.messages import Ask, ModelFacts, Refusal
@@ -208,20 +209,10 @@ class RayBackend:
         raise LostReplicaError("the answer broke off without an end")
 
     async def size_of(self, call: Call) -> CallSize:
-        """What `call` comes to at most; a prompt that is too long is refused, or cut, later."""
+        """See `Sizing.size_of`."""
         facts = self._facts
-        try:
-            prompt_tokens = len(await encode_call(self._text, call))
-        except RequestError as error:
-            if error.status != 413:
-                raise
-            prompt_tokens = facts.context_tokens
-        fitted = fit_sampling(call.sampling, prompt_tokens, facts.context_tokens)
-        return CallSize(
-            model=call.model or facts.model_id,
-            prompt_tokens=prompt_tokens,
-            answer_tokens=call.n * fitted.max_tokens,
-        )
+        model = call.model or facts.model_id
+        return await most_size(call, model, self._text, facts.context_tokens)
 
     def health(self) -> Health:
         """See `Backend.health`; that of the engines is for those who replace them."""

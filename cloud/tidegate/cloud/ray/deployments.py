@@ -82,7 +82,6 @@ class FrontDeployment:
         if settings.access is not None:
             access = open_access(settings.access, key_hashes=settings.api_key_hashes)
             await self._stack.enter_async_context(written_down(access))
-            access.size = backend.size_of
         surface = surface_for(settings.host, key_hashes=settings.api_key_hashes, admission=access)
         if settings.access is not None:
             surface = replace(surface, open_paths=settings.access.open_paths)
