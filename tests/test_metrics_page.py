@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import httpx
+from energyviews import full_view
 from keyedapp import keyed_access
 from linklab import FAST
 from linkpair import ScriptedCloud
@@ -23,6 +24,7 @@ from tidegate.cloud.access_metrics import AccessMetrics
 from tidegate.cloud.cloud_backend import CloudBackend
 from tidegate.cloud.usage import UsageRow
 from tidegate.edge.cloud_leg import CloudLeg
+from tidegate.edge.energy.metrics import render_energy
 from tidegate.engine.prefix_disk import StoreNumbers
 from tidegate.engine.text_batcher import BatchSeen
 from tidegate.link.counters import LinkCounters
@@ -56,7 +58,7 @@ DISK = StoreNumbers(kept_bytes=1, units=1, writes=1)
 
 
 async def scrape(tmp_path: Path) -> str:
-    """What the cloud says with everything on, and a device with a disk tier."""
+    """What the cloud says with everything on, and a device with a disk tier and sensors."""
     pair(tmp_path / "device", tmp_path / "gateway")
     pool = toy_pool()
     await pool.start()
@@ -83,7 +85,8 @@ async def scrape(tmp_path: Path) -> str:
         await backend.access.close()
         await backend.gateway.close()
     with_disk = replace(toy_engine().snapshot(), disk=DISK)
-    return answer.text + render_engine("m", with_disk).decode()
+    of_device = render_engine("m", with_disk) + render_energy(full_view())
+    return answer.text + of_device.decode()
 
 
 def test_a_scrape_has_what_the_page_names_and_nothing_else(tmp_path: Path) -> None:

@@ -82,5 +82,6 @@ def test_the_board_shows_every_subject_that_an_operator_asks_for() -> None:
         "Errors",
         "API keys",
         "Link to devices",
+        "Energy of devices",
         "Processes",
     ]

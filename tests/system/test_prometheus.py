@@ -51,6 +51,19 @@ FOR_VLLM += tuple(
 WITHOUT_DATA = {
     "Texts per run of an encoder": "the services of this test have no encoder",
     "Guessed tokens that held": "whether anything is guessed hangs on how fast steps are here",
+    **dict.fromkeys(
+        (
+            "Power drawn",
+            "Watts by where they went",
+            "Power mode",
+            "Temperature",
+            "Battery",
+            "Joules beyond the battery's plan",
+            "Requests held",
+            "Sensors and scheduling",
+        ),
+        "the services of this test are clouds; energy is a device's",
+    ),
 }
 """Panels whose queries need not answer in this test, and why; they are asked all the same."""
 
