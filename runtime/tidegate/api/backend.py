@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from tidegate.api.admission import CallSize
 from tidegate.api.schema import Call
 from tidegate.api.tools import ToolDelta
 from tidegate.engine.events import Event
+
+if TYPE_CHECKING:  # the client imports this module, and not what the server is made of
+    from tidegate.api.admission import CallSize
 
 Route = Literal["edge", "cloud", "cache"]
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "ray": "run the cloud service on Ray Serve, with several engines",
     "broker": "run a small MQTT broker, for laptops",
     "chat": "ask a running device or cloud one question and stream the answer",
+    "route": "ask a running device where it would run a call, and why",
     "keys": "make and look after keys: of a fleet and its devices, for bundles, for HTTP",
     "usage": "what calls by API key used and cost",
     "enroll": "join a fleet with a one-time token",

@@ -15,6 +15,7 @@ from tidegate.api.schema import Message
 from tidegate.client.answers import Answer, Choice, Piece, Timings
 from tidegate.client.asynchronous import AsyncClient, AsyncTextStream
 from tidegate.client.exchange import AskOptions
+from tidegate.client.explanations import Explanation, Pace
 from tidegate.client.likelihoods import Likelihood
 from tidegate.client.synchronous import Client, TextStream
 from tidegate.engine.events import EnergyUse, Usage
@@ -39,10 +40,12 @@ __all__ = [
     "ConfigError",
     "EnergyUse",
     "ExecutionError",
+    "Explanation",
     "IdentityError",
     "Likelihood",
     "Message",
     "ModelCard",
+    "Pace",
     "Piece",
     "RequestError",
     "TextStream",

@@ -12,6 +12,7 @@ from tidegate.api.backend import ModelCard
 from tidegate.client import exchange
 from tidegate.client.answers import Answer, Piece, StreamReader, read_body, read_error
 from tidegate.client.exchange import AskOptions, Chat, Exchange, translated
+from tidegate.client.explanations import Explanation
 
 _T = TypeVar("_T")
 
@@ -56,6 +57,10 @@ class AsyncClient:
     ) -> AsyncTextStream:
         """Continue a prompt piece by piece."""
         return AsyncTextStream(self._http, exchange.completion(prompt, options, stream=True))
+
+    async def explain(self, said: Chat, **options: Unpack[AskOptions]) -> Explanation:
+        """Where `chat` would run now and why; nothing is run."""
+        return await self._ask(exchange.explanation(said, options))
 
     async def models(self) -> tuple[ModelCard, ...]:
         """What the service serves; the first is its default."""

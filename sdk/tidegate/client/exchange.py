@@ -23,6 +23,7 @@ from tidegate.api.schema import (
     read_completion,
 )
 from tidegate.client.answers import Answer, read_answer, read_models
+from tidegate.client.explanations import Explanation, read_explanation
 from tidegate.errors import ConfigError, UnavailableError
 
 T_co = TypeVar("T_co", covariant=True)
@@ -127,6 +128,16 @@ def completion(
     body = {"prompt": given, **_body(options, stream=stream)}
     read_completion(body)
     return Exchange(method="POST", path="/v1/completions", body=body, read=read_answer)
+
+
+def explanation(said: Chat, options: AskOptions) -> Exchange[Explanation]:
+    """The question where a chat call would run.
+
+    Raises:
+        RequestError: a message or an option is wrong.
+    """
+    body = chat(said, options, stream=False).body
+    return Exchange(method="POST", path="/route/explain", body=body, read=read_explanation)
 
 
 def _body(options: AskOptions, *, stream: bool) -> dict[str, object]:

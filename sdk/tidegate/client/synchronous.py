@@ -12,6 +12,7 @@ from tidegate.api.backend import ModelCard
 from tidegate.client import exchange
 from tidegate.client.answers import Answer, Piece, StreamReader, read_body, read_error
 from tidegate.client.exchange import AskOptions, Chat, Exchange, translated
+from tidegate.client.explanations import Explanation
 
 _T = TypeVar("_T")
 
@@ -69,6 +70,13 @@ class Client:
     ) -> TextStream:
         """Continue a prompt piece by piece. Iterating raises as `chat` does."""
         return TextStream(self._http, exchange.completion(prompt, options, stream=True))
+
+    def explain(self, said: Chat, **options: Unpack[AskOptions]) -> Explanation:
+        """Where `chat` would run now and why; nothing is run.
+
+        Raises what `chat` does, and a RequestError of status 404 where nothing chooses.
+        """
+        return self._ask(exchange.explanation(said, options))
 
     def models(self) -> tuple[ModelCard, ...]:
         """What the service serves; the first is its default. Raises as `chat` does."""
