@@ -1,0 +1,395 @@
+"""`Governor`: asks PACE whenever something changes, and does what it says.
+
+Decisions are PACE's alone, from a state put together here; what is measured comes in by samples and
+step reports, what is decided goes out as placements of requests and as power modes. Decisions of
+one turn of the event loop are one. Whatever fails in here is logged, those who wait are given back
+to the router's clock, and the next request is tried again a while later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from tidegate.edge.energy.governor_accounts import Accounts
+from tidegate.edge.energy.governor_board import BoardWatch
+from tidegate.edge.energy.governor_device import Device
+from tidegate.edge.energy.governor_modes import BoardThread, InThread, ModeKeeper
+from tidegate.edge.energy.governor_requests import Ask, Requests
+from tidegate.edge.energy.governor_view import EnergyView
+from tidegate.edge.energy.governor_words import UNKNOWN, explained, why_away, why_held, why_here
+from tidegate.edge.energy.pace import Pace
+from tidegate.edge.energy.pace_state import NEVER, Decision, PaceState, Waiting
+from tidegate.edge.energy.settings import EnergySettings
+from tidegate.errors import describe_defect
+
+_log = logging.getLogger(__name__)
+
+Recorder = Callable[[Pace, PaceState, Decision], None]
+
+_BROKEN_S: Final = 30.0
+"""That the clock alone routes after a failure of the governor."""
+_READ_BACK_S: Final = 10.0
+_LINK_S: Final = 1.0
+"""Between two looks at whether the cloud can be reached."""
+_LOOK_S: Final = 2.0
+"""Between two decisions while something runs or waits and nothing else happens."""
+_OVERDUE: Final = 10
+"""Times that a request which finds no free row may be held for as long as one that does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where a request goes now, and why with the numbers."""
+
+    place: Literal["edge", "cloud"]
+    reason: str
+
+
+@dataclass(kw_only=True, slots=True)
+class _Counts:
+    decisions: int = 0
+    deferred: int = 0
+    failures: int = 0
+
+
+class Governor:
+    """Schedules one daemon by energy. `run` is the owner's to keep going."""
+
+    def __init__(
+        self,
+        settings: EnergySettings,
+        device: Device,
+        *,
+        record: Recorder | None = None,
+        sensing: InThread | None = None,
+        switching: InThread | None = None,
+        busy_every_s: float = 0.25,
+        idle_every_s: float = 1.0,
+        most_hold_s: float = 60.0,
+    ) -> None:
+        """Nothing is read or switched before `run`.
+
+        Args:
+            settings: what the owner wants.
+            device: what is governed.
+            record: is given every decision with all that it depended on.
+            sensing: where samples are taken; None: a thread of its own.
+            switching: where modes are taken; None: another.
+            busy_every_s: between two samples while something runs or waits.
+            idle_every_s: between two samples else.
+            most_hold_s: after which what is no background work begins although PACE does not say
+                so while a row is free; ten times as long in any case.
+        """
+        self._settings, self._device, self._record = settings, device, record
+        self._busy_every_s, self._idle_every_s = busy_every_s, idle_every_s
+        self._most_hold_s = most_hold_s
+        self._overdue_s = [most_hold_s] * _OVERDUE
+        self.requests = Requests()
+        costs = device.costs.costs
+        self.modes = ModeKeeper(
+            device.switch,
+            [mode.name for mode in costs.modes],
+            clock=device.clock,
+            in_thread=switching or BoardThread("power modes"),
+            changed=self._poke,
+        )
+        self.board = BoardWatch(
+            device,
+            in_thread=sensing or BoardThread("energy sensors"),
+            idling=self._idling,
+            changed=self._poke,
+        )
+        self.accounts = Accounts(device, self.requests, self.modes, self.board, failed=self._failed)
+        self._placing: dict[str, asyncio.Future[Placement | None]] = {}
+        self._told_held: set[str] = set()
+        self._counts = _Counts()
+        self._link_up = device.link_up is not None
+        self._idle_since_s = device.clock()
+        self._poked = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._broken_until_s = 0.0
+        self._decided_s = -math.inf
+        self._last_failure = ""
+
+    # What the daemon calls.
+
+    async def run(self) -> None:
+        """Look at the board and at the link until cancelled."""
+        try:
+            await self.modes.read()
+            self._poke()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._look_on())
+                tasks.create_task(self._watch_modes())
+                if self._device.link_up is not None:
+                    tasks.create_task(self._watch_link(self._device.link_up))
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._give_back()
+
+    async def place(self, ask: Ask) -> Placement | None:
+        """Wait for the place of a request; None: the governor cannot say, the clock is to decide.
+
+        Cancelling takes the request out at once. Whoever is placed calls `end` in the end.
+        """
+        now_s = self._device.clock()
+        if now_s < self._broken_until_s:
+            return None
+        self.requests.hold(ask, now_s)
+        placing = asyncio.get_running_loop().create_future()
+        self._placing[ask.id] = placing
+        self._poke()
+        try:
+            return await self._placed(ask, placing)
+        except BaseException:
+            self.end(ask.id)
+            raise
+        finally:
+            self._placing.pop(ask.id, None)
+            self._told_held.discard(ask.id)
+
+    def begin(self, ask: Ask) -> None:
+        """A request runs on the device, whoever decided so."""
+        self.requests.begin(ask)
+
+    def depart(self, request_id: str) -> None:
+        """A request goes to the cloud, whoever decided so."""
+        self._drop(request_id)
+
+    def end(self, request_id: str) -> None:
+        """A request is over, well or not; may be told more than once."""
+        self._drop(request_id)
+        self._device.ledger.forget(request_id)
+
+    def see_link(self, up: bool) -> None:
+        """The cloud can be reached, or not."""
+        if up != self._link_up:
+            self._link_up = up
+            _log.info("energy: the cloud is %s", "back" if up else "out of reach")
+            self._poke()
+
+    @property
+    def held(self) -> int:
+        """Requests that wait for their place."""
+        return len(self.requests.held)
+
+    def explain(self, ask: Ask) -> Mapping[str, object] | None:
+        """What PACE would do with a request that came now, and its terms; nothing is done."""
+        if self._device.clock() < self._broken_until_s:
+            return None
+        pace, state = self._pace(), self._state()
+        new = self.requests.seen(ask, state.now_s)
+        state = replace(state, waiting=[*state.waiting, new])
+        return explained(ask, pace, state, pace.decide(state, explain=True))
+
+    def view(self) -> EnergyView:
+        """For `/status` and `/metrics`."""
+        device, modes, sample = self._device, self.modes, self.board.sample
+        now_s, costs, budget = device.clock(), device.costs.costs, device.budget
+        known = sample is not None and sample.scope != UNKNOWN
+        own = [one for one in (modes.fault, budget.fault) if one is not None]
+        return EnergyView(
+            profile=self._settings.profile.id,
+            tool=modes.tool,
+            mode=modes.name,
+            modes=modes.names,
+            mode_reason=modes.reason,
+            mode_for_s=max(0.0, now_s - modes.since_s),
+            costs=f"{costs.source}, {costs.scope}",
+            held=self.held,
+            running=len(self.requests.begun),
+            watts=sample.watts if known and sample is not None else None,
+            scope=sample.scope if known and sample is not None else None,
+            source=sample.kind if known and sample is not None else None,
+            rails={} if sample is None else sample.rails,
+            celsius=None if sample is None else sample.celsius,
+            soft_c=None if sample is None else sample.soft_c,
+            hard_c=None if sample is None else sample.hard_c,
+            battery=None if sample is None else sample.battery,
+            plan=budget.view(now_s),
+            debt_j=budget.debt.joules,
+            quiet=budget.quiet_until_s(now_s) > now_s,
+            errors=device.costs.errors(),
+            decisions=self._counts.decisions,
+            switches=modes.switches,
+            failed_switches=modes.failures,
+            deferred=self._counts.deferred,
+            failures=self._counts.failures,
+            faults=(*own, *(() if sample is None else sample.faults)),
+            totals=device.ledger.totals(),
+        )
+
+    # Looking.
+
+    async def _look_on(self) -> None:
+        """Samples, and a decision now and then while there is work."""
+        while True:
+            try:
+                await self.board.look()
+            except Exception as error:  # the boundary of a look
+                self._failed("looking at the board", error)
+            busy = bool(self.requests.begun or self.requests.held)
+            if busy and self._device.clock() - self._decided_s >= _LOOK_S:
+                self._poke()
+            await asyncio.sleep(self._busy_every_s if busy else self._idle_every_s)
+
+    async def _watch_modes(self) -> None:
+        while True:
+            await asyncio.sleep(_READ_BACK_S)
+            await self.modes.read()
+
+    async def _watch_link(self, link_up: Callable[[], Awaitable[bool]]) -> None:
+        while True:
+            try:
+                self.see_link(await link_up())
+            except Exception as error:  # the boundary of a look
+                self._failed("looking for the cloud", error)
+            await asyncio.sleep(_LINK_S)
+
+    def _idling(self) -> bool:
+        costs = self._device.costs.costs
+        rested_s = self._device.clock() - self._idle_since_s
+        return not self.requests.begun and rested_s > _LINK_S and self.modes.mode == costs.idlest
+
+    # Deciding.
+
+    def _poke(self) -> None:
+        """Decide once, in the next turn of the loop."""
+        if not self._poked:
+            self._poked = True
+            asyncio.get_running_loop().call_soon(self._decide)
+
+    def _decide(self) -> None:
+        self._poked = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        try:
+            pace, state = self._pace(), self._state()
+            decision = pace.decide(state)
+            self._counts.decisions += 1
+            self._decided_s = state.now_s
+            if self._record is not None:
+                self._record(pace, state, decision)
+            self._apply(pace, state, decision)
+        except Exception as error:  # the boundary of a decision
+            self._broken_until_s = self._device.clock() + _BROKEN_S
+            self._failed(f"deciding, for {_BROKEN_S:g} s the clock alone routes", error)
+            self._give_back()
+
+    def _pace(self) -> Pace:
+        device = self._device
+        cloud = device.cloud
+        return Pace(
+            costs=device.costs.costs,
+            weights=self._settings.weights,
+            radio=None if cloud is None else cloud.radio,
+            cloud=None if cloud is None else cloud.cost,
+        )
+
+    def _state(self) -> PaceState:
+        device, outlook, budget = self._device, self.board.outlook, self._device.budget
+        now_s = device.clock()
+        return PaceState(
+            now_s=now_s,
+            mode=self.modes.mode,
+            mode_since_s=self.modes.since_s,
+            waiting=self.requests.waiting(),
+            running=self.requests.running(),
+            idle_since_s=self._idle_since_s,
+            link_up=self._link_up,
+            radio_warm=device.cloud is not None and device.cloud.warm(now_s),
+            loaded=device.loaded(),
+            quiet_until_s=budget.quiet_until_s(now_s),
+            energy_debt_j=budget.debt.joules,
+            battery_share=budget.share(),
+            rest_k=outlook.rest_k,
+            warming_kw=outlook.warming_kw,
+            stalled_share=self.requests.stalled_share,
+            fastest=outlook.fastest,
+        )
+
+    def _apply(self, pace: Pace, state: PaceState, decision: Decision) -> None:
+        waiting = {one.id: one for one in state.waiting}
+        self.modes.want(decision.mode, decision.reason)
+        for request_id in decision.start:
+            reason = why_here(waiting[request_id], decision, state, pace.costs)
+            self.requests.begin(self.requests.held[request_id].ask)
+            self._settle(request_id, Placement(place="edge", reason=reason))
+        for request_id in decision.offload:
+            assert pace.cloud is not None, "nothing leaves without a cloud"
+            reason = why_away(waiting[request_id], state, pace.costs, pace.cloud, pace.radio)
+            self._drop(request_id)
+            self._settle(request_id, Placement(place="cloud", reason=reason))
+        if decision.start:
+            old, new = len(state.running), len(self.requests.begun)
+            rows = pace.costs.rows
+            _log.info("energy: batch %d -> %d of %d rows: %s", old, new, rows, decision.reason)
+        self._tell_held(pace, state, waiting)
+        if decision.wake_s < NEVER:
+            delay_s = max(0.0, decision.wake_s - self._device.clock())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._poke)
+
+    def _tell_held(self, pace: Pace, state: PaceState, waiting: Mapping[str, Waiting]) -> None:
+        """Say of each request once that it waits, and why."""
+        for request_id in self.requests.held:
+            if request_id not in self._told_held:
+                self._told_held.add(request_id)
+                self._counts.deferred += 1
+                why = why_held(waiting[request_id], state, pace.costs)
+                _log.info("energy: request %s is held: %s", request_id, why)
+
+    # Places.
+
+    async def _placed(
+        self, ask: Ask, placing: asyncio.Future[Placement | None]
+    ) -> Placement | None:
+        """The place, within bounds that hold whatever was decided."""
+        longest_s = self._settings.weights.longest_hold_s
+        holds_s = [longest_s + self._most_hold_s] if ask.may_wait else self._overdue_s
+        for hold_s in holds_s:
+            if (await asyncio.wait({placing}, timeout=hold_s))[0]:
+                return placing.result()
+            if len(self.requests.begun) < self._device.costs.costs.rows:
+                break
+        _log.warning("energy: request %s was held for too long: it is placed by time", ask.id)
+        self.requests.leave(ask.id)
+        return None
+
+    def _settle(self, request_id: str, placement: Placement) -> None:
+        """Tell who waits; the log has the reason once."""
+        _log.info("energy: request %s: %s", request_id, placement.reason)
+        placing = self._placing.get(request_id)
+        if placing is not None and not placing.done():
+            placing.set_result(placement)
+
+    def _drop(self, request_id: str) -> None:
+        known = request_id in self.requests.begun or request_id in self.requests.held
+        ran = request_id in self.requests.begun
+        self.requests.leave(request_id)
+        if ran and not self.requests.begun:
+            self._idle_since_s = self._device.clock()
+        if known:
+            self._poke()
+
+    def _give_back(self) -> None:
+        """All who wait go to the router's clock."""
+        for request_id in list(self.requests.held):
+            self.requests.leave(request_id)
+        for placing in self._placing.values():
+            if not placing.done():
+                placing.set_result(None)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        """Count it, and say it once while it stays the same."""
+        self._counts.failures += 1
+        told = f"failed in {what}: {describe_defect(error)}"
+        if told != self._last_failure:
+            self._last_failure = told
+            _log.error("energy: %s", told)
