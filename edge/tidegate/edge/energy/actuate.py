@@ -31,6 +31,9 @@ class ModeSwitch(Protocol):
             ActuationError: it was refused, or another mode is there afterwards.
         """
 
+    def close(self) -> None:
+        """Leave the board as it was found, as far as it lets itself; never raises."""
+
 
 class OneMode:
     """Of a board that cannot be switched, or whose owner does not want it to be."""
@@ -38,7 +41,7 @@ class OneMode:
     tool = "none"
 
     def __init__(self, name: str = "as it is") -> None:
-        self.modes = (name,)
+        self.modes: tuple[str, ...] = (name,)
 
     def current(self) -> str | None:
         """See `ModeSwitch.current`."""
@@ -47,3 +50,6 @@ class OneMode:
     def switch(self, mode: str) -> None:
         """See `ModeSwitch.switch`; there is nothing to do."""
         assert mode in self.modes, "costs and switch have the same modes"
+
+    def close(self) -> None:
+        """See `ModeSwitch.close`; there is nothing to do."""

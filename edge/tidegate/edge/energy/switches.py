@@ -1,0 +1,79 @@
+"""`open_switch`: the power modes that a board really has, by the tool that its profile names.
+
+What cannot be used is said, with how to mend it, and the next is taken: the profile's tool, the
+daemon's own threads, and last the one mode that the board is in.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from tidegate.edge.energy.actuate import ModeSwitch, OneMode
+from tidegate.edge.energy.cpufreq import CpufreqSwitch
+from tidegate.edge.energy.nvpmodel import NvpmodelSwitch
+from tidegate.edge.energy.power_writes import HelperWrites, OwnWrites, PowerWrites
+from tidegate.edge.energy.profile import Profile
+from tidegate.edge.energy.settings import Switching
+from tidegate.errors import ActuationError
+
+_log = logging.getLogger(__name__)
+
+
+def open_switch(
+    profile: Profile,
+    *,
+    switching: Switching,
+    helper: Path | None,
+    sysroot: Path,
+    own: ModeSwitch | None = None,
+) -> ModeSwitch:
+    """What takes power modes on this board; it has several, unless nothing can be switched.
+
+    Args:
+        profile: of the board: its tool, and the names of its modes.
+        switching: `off` leaves the board as it is.
+        helper: socket of the root helper; None to write as this process.
+        sysroot: where the board's files are.
+        own: the daemon's own modes, see `own_modes`; None if it has none.
+    """
+    if switching == "off":
+        return OneMode()
+    now = None
+    if profile.power.tool != "none":
+        try:
+            found = _open_tool(profile, helper, sysroot)
+            if len(found.modes) > 1:
+                return found
+            now = found.modes[0]
+            found.close()
+            why = f"only {now} can be taken without a reboot"
+        except ActuationError as error:
+            why = str(error)
+        _log.warning("%s does not switch power modes: %s", profile.power.tool, why)
+    if own is not None:
+        _log.info("power modes are the daemon's own: %s", ", ".join(own.modes))
+        return own
+    return OneMode() if now is None else OneMode(now)
+
+
+def _open_tool(profile: Profile, helper: Path | None, sysroot: Path) -> ModeSwitch:
+    writes = _writes(helper, sysroot)
+    try:
+        if profile.power.tool == "nvpmodel":
+            return NvpmodelSwitch([mode.name for mode in profile.power.mode], writes, sysroot)
+        return CpufreqSwitch(writes, sysroot)
+    except ActuationError:
+        writes.close()
+        raise
+
+
+def _writes(helper: Path | None, sysroot: Path) -> PowerWrites:
+    if helper is not None:
+        return HelperWrites(helper)
+    if sysroot == Path("/") and os.geteuid() != 0:
+        raise ActuationError(
+            "this process is not root's: run tidegate-power-helper, and serve with --power-helper"
+        )
+    return OwnWrites(sysroot)
