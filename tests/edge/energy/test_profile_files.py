@@ -120,6 +120,13 @@ def test_a_calibration_says_only_what_was_measured(tmp_path: Path) -> None:
 
 
 WATTS = '[[energy.idle]]\nw = 3.0\nscope = "wall"\n'
+COST = (
+    '[[cost]]\nmodel = "m"\nweights = "0f"\nexecutor = "onnx"\nrows = 4\ndate = "2026-11-22"\n'
+    'src = "recalled"\n'
+)
+FITTED_MODE = (
+    '[[cost.mode]]\nname = "as it is"\nprefill_token_s = 0.01\nstep_s = 0.1\nsrc = "recalled"\n'
+)
 MISTAKES = {
     "an unknown key": ('hue = "red"\n', "hue", "must be absent; known are"),
     "an unknown key in a table": ("[runtime]\nspeed = 2\n", "runtime.speed", "must be absent"),
@@ -202,6 +209,36 @@ MISTAKES = {
         "from 1% to 100%",
     ),
     "a table that is none": ('runtime = "fast"\n', "runtime", "a table"),
+    "fitted costs without a mode": (
+        COST + "mode = []\n",
+        "cost[0].mode",
+        "at least one power mode",
+    ),
+    "fitted costs of no rows": (
+        COST.replace("rows = 4", "rows = 0") + FITTED_MODE,
+        "cost[0].rows",
+        "at least 1",
+    ),
+    "a fitted step of no time": (
+        COST + FITTED_MODE.replace("step_s = 0.1", "step_s = 0"),
+        "cost[0].mode",
+        "more than 0 s",
+    ),
+    "some watts of a fitted mode": (
+        COST + FITTED_MODE + "idle_w = 3.0\n",
+        "cost[0].mode[0]",
+        "or none of them",
+    ),
+    "fitted watts that cover nobody knows what": (
+        COST + FITTED_MODE + "idle_w = 3.0\nprefill_w = 5.0\ndecode_w = 4.0\n",
+        "cost[0].scope",
+        "what the watts cover",
+    ),
+    "a fitted number without a source": (
+        COST + FITTED_MODE.replace('src = "recalled"\n', ""),
+        "cost[0].mode[0].prefill_token_s",
+        "src is missing",
+    ),
     "a detection of an odd span": (
         '[detect]\nscore = 1\nmem_mib = [2, 1]\nsrc = "chosen"\n',
         "detect.mem_mib",

@@ -277,6 +277,56 @@ class Calibration:
     """Share of the variance that the fitted model explains."""
     residual: float
     """Median relative error."""
+    device: str | None = None
+    """Its processor, so that nobody overwrites another device's numbers by mistake."""
+    src: Src = field(default_factory=_nothing)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FittedMode:
+    """What work costs in one power mode: see `tidegate.edge.energy.cost.ModeCost`.
+
+    Watts that nobody measured on the device are left out.
+    """
+
+    name: str
+    prefill_token_s: float
+    step_s: float
+    prefill_start_s: float = 0.0
+    prefill_context_s: float = 0.0
+    row_s: float = 0.0
+    context_token_s: float = 0.0
+    prefill_w: float | None = None
+    decode_w: float | None = None
+    idle_w: float | None = None
+    prefill_r2: float | None = None
+    decode_r2: float | None = None
+    """Shares of the variance of the fitted points that the fit explains."""
+    prefill_error: float | None = None
+    decode_error: float | None = None
+    """Median relative errors at points that were not fitted."""
+    src: Src = field(default_factory=_nothing)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FittedCosts:
+    """What one model costs on the device at the settings it was measured with."""
+
+    model: str
+    weights: str
+    """Digest of the files that were run, see `tidegate.edge.energy.fitted_costs`."""
+    executor: Literal["onnx", "openvino"]
+    rows: int
+    date: str
+    threads: int | None = None
+    """None: the library's own choice."""
+    scope: str | None = None
+    """What the watts cover; needed beside them."""
+    load_s: float | None = None
+    switch_s: float | None = None
+    """That a change of the power mode takes."""
+    mode: tuple[FittedMode, ...]
+    """From the slowest to the fastest."""
     src: Src = field(default_factory=_nothing)
 
 
@@ -302,4 +352,6 @@ class Profile:
     service: Service = field(default_factory=Service)
     update: Update = field(default_factory=Update)
     calibration: Calibration | None = None
+    cost: tuple[FittedCosts, ...] = ()
+    """Of models that were measured on the device, by `tidegate profile calibrate`."""
     sources: Mapping[str, Source] = field(default_factory=dict)

@@ -6,12 +6,14 @@ Pure: every rule reads the decoded profile and raises the first breach it finds.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Final
 
-from tidegate.edge.energy.profile import ALL_KEYS, Profile
+from tidegate.edge.energy.fitted_costs import fitted_modes
+from tidegate.edge.energy.profile import ALL_KEYS, FittedCosts, Profile
 from tidegate.edge.energy.profile_decode import Origins, Path, key_of
+from tidegate.errors import ConfigError
 
 SCOPES: Final = ("module", "board_dc", "wall", "package", "platform", "radio")
 """What watts may cover, besides one rail (`rail:LABEL`)."""
@@ -33,6 +35,7 @@ def check_profile(profile: Profile, origins: Origins) -> None:
     _check_modes(profile, origins)
     _check_sensors(profile, origins)
     _check_limits(profile, origins)
+    check_costs(profile.cost, origins)
 
 
 def _tables(table: object, path: Path) -> Iterator[tuple[Path, object]]:
@@ -136,6 +139,26 @@ def _check_sensors(profile: Profile, origins: Origins) -> None:
         if zone.soft_c is not None and zone.hard_c is not None and zone.soft_c >= zone.hard_c:
             where = ("sensor", "thermal", f"[{n}]", "soft_c")
             raise origins.error(where, zone.soft_c, f"below hard_c ({zone.hard_c})")
+
+
+def check_costs(costs: Sequence[FittedCosts], origins: Origins) -> None:
+    """Raise `ProfileError` for the first fitted costs that a cost model cannot be made of."""
+    for n, one in enumerate(costs):
+        path: Path = ("cost", f"[{n}]")
+        if one.rows < 1:
+            raise origins.error((*path, "rows"), one.rows, "at least 1")
+        for m, mode in enumerate(one.mode):
+            watts = (mode.prefill_w, mode.decode_w, mode.idle_w)
+            if None in watts and any(one is not None for one in watts):
+                allowed = "prefill_w, decode_w and idle_w, or none of them"
+                raise origins.error((*path, "mode", f"[{m}]"), list(watts), allowed)
+        if one.scope is None and any(mode.idle_w is not None for mode in one.mode):
+            raise origins.error((*path, "scope"), None, "given: what the watts cover")
+        try:
+            fitted_modes(one)
+        except ConfigError as error:
+            value = f"{error.setting.removeprefix('cost.')}"
+            raise origins.error((*path, "mode"), value, error.allowed) from error
 
 
 def _check_limits(profile: Profile, origins: Origins) -> None:

@@ -13,9 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from tidegate.edge.energy.profile import SCHEMA_VERSION, Profile
-from tidegate.edge.energy.profile_checks import check_profile
-from tidegate.edge.energy.profile_decode import ProfileError, decode
+from tidegate.edge.energy.profile import SCHEMA_VERSION, FittedCosts, Profile
+from tidegate.edge.energy.profile_checks import check_costs, check_profile
+from tidegate.edge.energy.profile_decode import Origins, ProfileError, decode
 from tidegate.edge.energy.profile_merge import Layer, chain, inherit, merge, only
 from tidegate.errors import ConfigError
 
@@ -23,7 +23,7 @@ OVERLAYS: Final = Path("/etc/tidegate/profile.d")
 CALIBRATION: Final = Path("/var/lib/tidegate/calibration.toml")
 CALIBRATED_KEYS: Final = (
     *("schema", "applies_to", "status"),
-    *("energy", "thermal", "calibration", "sources"),
+    *("energy", "thermal", "calibration", "cost", "sources"),
 )
 """What a calibration may say: what was measured."""
 
@@ -82,6 +82,30 @@ def read_library(overlays: Path = OVERLAYS, calibration: Path = CALIBRATION) -> 
     measured = _parse(str(calibration), calibration.read_bytes)
     only(measured, CALIBRATED_KEYS)
     return _joined(list(library.profiles.values()), library.overlays, [measured])
+
+
+def read_fitted(calibration: Path, profile_id: str) -> tuple[FittedCosts, ...]:
+    """The fitted costs of one calibration file, which need not exist.
+
+    Raises:
+        ProfileError: it is wrong, or of another board than `profile_id`.
+    """
+    if not calibration.exists():
+        return ()
+    layer = _parse(str(calibration), calibration.read_bytes)
+    only(layer, CALIBRATED_KEYS)
+    if layer.table.get("applies_to") != profile_id:
+        allowed = f"{profile_id!r}, the board that it is used on"
+        raise ProfileError(f"{layer.file}: applies_to", layer.table.get("applies_to"), allowed)
+    origins = Origins(files={(): layer.file})
+    tables = layer.table.get("cost", [])
+    if not isinstance(tables, list):
+        raise origins.error(("cost",), tables, "an array")
+    fitted = tuple(
+        decode(FittedCosts, one, origins, ("cost", f"[{n}]")) for n, one in enumerate(tables)
+    )
+    check_costs(fitted, origins)
+    return fitted
 
 
 def with_files(library: Library, files: Iterable[Path]) -> Library:

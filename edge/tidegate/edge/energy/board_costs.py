@@ -1,0 +1,209 @@
+"""`costs_for`: what a model costs on a board, fitted here, else scaled from runs, else guessed.
+
+Decoding reads every weight once, so seconds go with the bytes of the weights; a prompt's products
+do so too. What is in neither file nor profile is assumed, and `Estimate.why` says so. Where nobody
+measured watts they stay unknown (scope `unknown`, all 0): then only time decides, and no request
+claims joules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from tidegate.edge.energy.board_runs import ModeWatts, point_bytes, runs_for, watts_of
+from tidegate.edge.energy.cost import CostModel, ModeCost
+from tidegate.edge.energy.fitted_costs import find_fitted, mode_cost, weights_digest
+from tidegate.edge.energy.profile import FittedCosts, Point, Profile
+from tidegate.edge.energy.profile_files import read_fitted
+from tidegate.edge.executors.choice import Choice, choose_target
+from tidegate.model.bundle import Bundle
+
+_PREFILL_RATIO: Final = 10.0
+"""Prompt tokens a second over generated ones, where a run does not say. Assumed."""
+_ROW_SHARE: Final = 0.12
+_CONTEXT_SHARE: Final = 0.08
+"""Of a step: what a further row adds, and a context of 1 024 tokens. Assumed, as in simulations."""
+_LEAST_STEP_S: Final = 5e-4
+"""Of the smallest model on two cores of a server (benchmarks/results/energy-calibration.json)."""
+_GUESSED_BYTES_S: Final = 5e9
+"""Weights read in a second, where nobody measured anything: about what a small board does."""
+_SWITCH_S: Final = {"nvpmodel": 0.2, "cpufreq": 0.05, "none": 0.0}
+"""That the tool takes to change the mode. Assumed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """Costs, and how they were obtained: a line for each part."""
+
+    costs: CostModel
+    why: tuple[str, ...]
+
+
+def costs_for(
+    profile: Profile,
+    bundle: Bundle,
+    *,
+    modes: Sequence[str],
+    rows: int,
+    threads: int | None,
+    calibration: Path | None,
+    executor: Choice = "auto",
+) -> CostModel:
+    """The costs of `explained_costs`, which see for arguments and errors."""
+    return explained_costs(
+        profile,
+        bundle,
+        modes=modes,
+        rows=rows,
+        threads=threads,
+        calibration=calibration,
+        executor=executor,
+    ).costs
+
+
+def explained_costs(
+    profile: Profile,
+    bundle: Bundle,
+    *,
+    modes: Sequence[str],
+    rows: int,
+    threads: int | None,
+    calibration: Path | None,
+    executor: Choice = "auto",
+) -> Estimate:
+    """The best that is known of what `bundle` costs.
+
+    Args:
+        profile: of the board; costs that it holds itself, from the library's calibration, count.
+        bundle: of a decoder.
+        modes: that can be taken, slowest first.
+        rows: requests that share steps at most.
+        threads: of the executor; None: the library's own choice.
+        calibration: a file that counts before the profile's own; it need not exist.
+        executor: that runs the bundle.
+
+    Raises:
+        ProfileError: the file is wrong, or of another board.
+        BundleError, ConfigError: `executor` cannot run the bundle.
+    """
+    manifest = bundle.manifest
+    target = choose_target(bundle, executor)
+    own = () if calibration is None else read_fitted(calibration, profile.id)
+    found = find_fitted(
+        (*own, *profile.cost),
+        weights=weights_digest(manifest, target),
+        modes=modes,
+        rows=rows,
+        threads=threads,
+    )
+    if found is not None:
+        return _calibrated(found, profile, modes, rows)
+    estimate = estimated_costs(profile, manifest.memory.weight_bytes, modes=modes, rows=rows)
+    settings = f"on {target}, {rows} rows, {threads or 'any'} threads, in {', '.join(modes)}"
+    why = f"{manifest.model_id} was not calibrated {settings}"
+    return replace(estimate, why=(why, *estimate.why))
+
+
+def estimated_costs(
+    profile: Profile, weight_bytes: int, *, modes: Sequence[str], rows: int
+) -> Estimate:
+    """Costs of weights of so many bytes, from the profile's runs or from none."""
+    runs = runs_for(profile, weight_bytes, modes)
+    costs = list[ModeCost]()
+    for name, run in zip(modes, runs.points, strict=True):
+        one = _guessed(name, weight_bytes) if run is None else _scaled(name, run, weight_bytes)
+        costs.append(_no_slower(one, costs[-1]) if costs else one)
+    watts = watts_of(profile, runs, modes)
+    assumed = [f"{_ROW_SHARE:.0%} of a step for a row, {_CONTEXT_SHARE:.0%} for 1024 tokens"]
+    if None in runs.points:
+        assumed.append(f"{_GUESSED_BYTES_S / 1e9:g} GB of weights read in a second")
+    if not all(run is not None and run.prefill_tok_s for run in runs.points):
+        assumed.append(f"prompts {_PREFILL_RATIO:g} times as fast as answers")
+    return Estimate(
+        costs=_model(profile, costs, watts, rows=rows),
+        why=(*runs.why, *watts.why, *(f"assumed: {one}" for one in assumed)),
+    )
+
+
+def _calibrated(found: FittedCosts, profile: Profile, modes: Sequence[str], rows: int) -> Estimate:
+    """Seconds as fitted; watts as measured with them, else of the profile's runs, else unknown."""
+    by_name = {one.name: one for one in found.mode}
+    fitted = [by_name[name] for name in modes]
+    costs = [mode_cost(one) for one in fitted]
+    if found.scope is not None and all(one.idle_w is not None for one in fitted):
+        watts = ModeWatts(
+            scope=found.scope,
+            watts=tuple((one.prefill_w, one.decode_w, one.idle_w) for one in costs),
+            why=(f"watts ({found.scope}) were measured with them",),
+        )
+    else:
+        watts = watts_of(profile, runs_for(profile, 0, modes), modes)
+    model = _model(profile, costs, watts, rows=rows)
+    model = replace(
+        model,
+        source="calibrated",
+        load_s=found.load_s or 0.0,
+        load_w=max(one.prefill_w for one in model.modes),
+        switch_s=model.switch_s if found.switch_s is None else found.switch_s,
+    )
+    why = f"times of {found.model} were fitted on this device, {found.date}"
+    return Estimate(costs=model, why=(why, *watts.why))
+
+
+def _model(
+    profile: Profile, modes: Sequence[ModeCost], watts: ModeWatts, *, rows: int
+) -> CostModel:
+    """Seconds and watts together."""
+    powered = tuple(
+        replace(one, prefill_w=prefill_w, decode_w=decode_w, idle_w=idle_w)
+        for one, (prefill_w, decode_w, idle_w) in zip(modes, watts.watts, strict=True)
+    )
+    return CostModel(
+        modes=powered,
+        rows=rows,
+        scope=watts.scope,
+        source="estimated",
+        switch_s=_SWITCH_S[profile.power.tool] if len(powered) > 1 else 0.0,
+    )
+
+
+def _scaled(name: str, run: Point, weight_bytes: int) -> ModeCost:
+    """A run's seconds by how many of its bytes this model has."""
+    size = point_bytes(run)
+    assert size, "as the run was chosen"
+    assert run.decode_tok_s, "as the run was chosen"
+    ratio = weight_bytes / size
+    token_s = ratio / run.decode_tok_s
+    prefill_s = ratio / run.prefill_tok_s if run.prefill_tok_s else token_s / _PREFILL_RATIO
+    return _mode(name, token_s, prefill_s)
+
+
+def _guessed(name: str, weight_bytes: int) -> ModeCost:
+    token_s = weight_bytes / _GUESSED_BYTES_S
+    return _mode(name, token_s, token_s / _PREFILL_RATIO)
+
+
+def _mode(name: str, token_s: float, prefill_token_s: float) -> ModeCost:
+    step_s = max(token_s, _LEAST_STEP_S)
+    return ModeCost(
+        name=name,
+        prefill_token_s=max(prefill_token_s, 1e-9),
+        step_s=step_s,
+        row_s=_ROW_SHARE * step_s,
+        context_token_s=_CONTEXT_SHARE * step_s / 1024,
+        prefill_w=0.0,
+        decode_w=0.0,
+        idle_w=0.0,
+    )
+
+
+def _no_slower(one: ModeCost, slower: ModeCost) -> ModeCost:
+    """A mode that is to be faster than the one before, at least as fast: runs scatter."""
+    return _mode(
+        one.name,
+        min(one.step_s, slower.step_s),
+        min(one.prefill_token_s, slower.prefill_token_s),
+    )
