@@ -101,7 +101,7 @@ def _demo(args: argparse.Namespace, folder: Path, console: Console) -> int:
         console.print(f"\nbroker {urls.broker}   cloud {urls.cloud}   device {urls.device}\n")
         outcomes = asyncio.run(_ask_everything(urls.device, console))
         processes.check()
-        _print_table(outcomes, console)
+        print_table(outcomes, console)
         if args.keep:
             _keep(urls, folder, console)
     return 0 if all(outcome.as_expected for outcome in outcomes) else 1
@@ -265,12 +265,19 @@ async def _ask(client: AsyncClient, request: DemoRequest, console: Console) -> O
     )
 
 
-def _print_table(outcomes: list[Outcome], console: Console) -> None:
+def print_table(outcomes: list[Outcome], console: Console) -> None:
+    """Where each request ran, why, how fast and with how many joules."""
     from rich.table import Table
 
-    from tidegate.cli.energy_text import energy_text
+    from tidegate.cli.energy_text import energy_lines
 
-    table = Table(title="Where each request ran, and why", title_justify="left")
+    told = "joules above idling, of what and how they are known; - where nobody keeps account"
+    table = Table(
+        title="Where each request ran, and why",
+        title_justify="left",
+        caption=told,
+        caption_justify="left",
+    )
     table.add_column("request")
     table.add_column("route", no_wrap=True)
     table.add_column("why", ratio=1)
@@ -280,7 +287,7 @@ def _print_table(outcomes: list[Outcome], console: Console) -> None:
         route = one.route if one.as_expected else f"[red]{one.route}, unexpected[/red]"
         first = "" if one.ttft_s is None else f"{one.ttft_s * 1000:.0f} ms"
         rate = "" if one.tokens_per_s is None else f"{one.tokens_per_s:.0f}"
-        energy = energy_text(one.energy)
+        energy = energy_lines(one.energy)
         table.add_row(one.title, route, one.reason, str(one.tokens), first, rate, energy)
     console.print()
     console.print(table)

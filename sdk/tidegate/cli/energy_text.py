@@ -23,6 +23,11 @@ def energy_text(use: EnergyUse | None) -> str:
     return "-" if use is None else f"{joules_text(use.joules)} ({use.scope}, {use.source})"
 
 
+def energy_lines(use: EnergyUse | None) -> str:
+    """The same in two lines, for a narrow column."""
+    return "-" if use is None else f"{joules_text(use.joules)}\n{use.scope}, {use.source}"
+
+
 def _three_digits(value: float) -> str:
     decimals = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:.{decimals}f}"
