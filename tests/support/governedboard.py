@@ -166,6 +166,9 @@ class WorldSwitch:
         self._world.mode = mode
         self._world.taken.append((virtual_now_s(), mode))
 
+    def close(self) -> None:
+        """The world has nothing to restore."""
+
 
 async def inline(work: Callable[[], T]) -> T:
     """A thread that takes no time."""
