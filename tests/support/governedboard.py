@@ -243,6 +243,7 @@ class ToyBoard:
                 governor.depart(ask.id)
                 await asyncio.sleep(1.0)
                 self.ended_s[ask.id] = virtual_now_s()
+                governor.requests.learn(ask, answer_tokens)
                 return governor.accounts.ended_away(ask, answer_tokens, took_s=1.0, decode_s=0.5)
             governor.begin(ask)
             row = _Row(ask=ask, answer_tokens=answer_tokens, done=asyncio.Event())
@@ -250,7 +251,8 @@ class ToyBoard:
             self._work.set()
             await row.done.wait()
             self.ended_s[ask.id] = virtual_now_s()
-            return await governor.accounts.ended_here(ask, answer_tokens)
+            governor.requests.learn(ask, answer_tokens)
+            return await governor.accounts.ended_here(ask.id)
         finally:
             self._rows.pop(ask.id, None)
             governor.end(ask.id)

@@ -8,10 +8,11 @@ leave and cannot run here is refused, never sent. The decision carries the numbe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tidegate.api.schema import Privacy, RouteWish
+from tidegate.errors import CapacityError, RequestError, TidegateError, UnavailableError
 
 Place = Literal["edge", "cloud", "refuse"]
 Obstacle = Literal["lasting", "busy", "gone"]
@@ -78,6 +79,25 @@ class Decision:
     edge_s: float | None = None
     """Predicted seconds to the whole answer on the device."""
     cloud_s: float | None = None
+    forced: bool = False
+    """Only the cloud can take it, whatever the device's clock or energy say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filters:
+    """Why a place is closed to a request, whatever it costs there; None: it is open."""
+
+    edge: str | None
+    cloud: str | None
+
+
+def filters(request: RouteRequest, edge: EdgeSignals, cloud: CloudSignals) -> Filters:
+    """The hard filters alone."""
+    edge_no, cloud_no = _why_not_edge(request, edge), _why_not_cloud(request, cloud)
+    return Filters(
+        edge=None if edge_no is None else edge_no[1],
+        cloud=None if cloud_no is None else cloud_no[1],
+    )
 
 
 def predict_edge_s(request: RouteRequest, edge: EdgeSignals) -> float | None:
@@ -107,17 +127,37 @@ def decide(request: RouteRequest, edge: EdgeSignals, cloud: CloudSignals) -> Dec
     if cloud_no:
         return Decision(place="edge", reason=_stays(request, edge_s, cloud_no[1]), edge_s=edge_s)
     if edge_no:
-        return Decision(place="cloud", reason=edge_no[1], edge_s=edge_s, cloud_s=cloud.answer_s)
+        return _only_cloud(edge_no[1], edge_s, cloud)
     expected = request.prompt_tokens + math.ceil(request.answer_tokens)
     if edge.context_tokens < expected <= cloud.context_tokens:
         reason = f"answer cut short here: {expected} tokens expected, {edge.context_tokens} fit"
-        return Decision(place="cloud", reason=reason, edge_s=edge_s, cloud_s=cloud.answer_s)
+        return _only_cloud(reason, edge_s, cloud)
     return _by_time(request, edge, cloud, edge_s)
 
 
 def can_leave(request: RouteRequest, cloud: CloudSignals) -> bool:
     """Whether a request may go to the cloud, and would fit there."""
     return _why_not_cloud(request, cloud) is None
+
+
+def may_ever_leave(request: RouteRequest, cloud: CloudSignals) -> bool:
+    """Whether it may once the cloud can be reached: what privacy and size alone say."""
+    return cloud.is_set_up and can_leave(request, replace(cloud, reachable=True))
+
+
+def refusal_of(decision: Decision) -> TidegateError:
+    """The error that a refused request ends with."""
+    if decision.refusal == "busy":
+        return CapacityError(decision.reason)
+    if decision.refusal == "gone":
+        return UnavailableError(decision.reason)
+    return RequestError("tidegate", f"cannot run anywhere: {decision.reason}", status=422)
+
+
+def _only_cloud(reason: str, edge_s: float | None, cloud: CloudSignals) -> Decision:
+    return Decision(
+        place="cloud", reason=reason, edge_s=edge_s, cloud_s=cloud.answer_s, forced=True
+    )
 
 
 def _refusal(edge: Obstacle, cloud: Obstacle) -> Obstacle:

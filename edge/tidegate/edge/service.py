@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 from tidegate.api.backend import AnswerEvent, Health, ModelCard, Route, Routed
@@ -18,8 +18,11 @@ from tidegate.api.context_policy import Fitted, fit_call
 from tidegate.api.engine_backend import EngineBackend, encode_call, fit_sampling
 from tidegate.api.schema import Call, ContextPolicy
 from tidegate.edge.answer_cache import CachedAnswer
-from tidegate.edge.answer_memory import AnswerMemory, Recall
+from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
+from tidegate.edge.energy.governor import Governor
+from tidegate.edge.explaining import explanation
+from tidegate.edge.governed import Governed, Work
 from tidegate.edge.handoff import (
     can_be_continued,
     continuation,
@@ -36,6 +39,8 @@ from tidegate.edge.router import (
     RouteRequest,
     can_leave,
     decide,
+    may_ever_leave,
+    refusal_of,
 )
 from tidegate.engine.events import Finished, TextDelta, Timing
 from tidegate.engine.request import SamplingParams
@@ -60,18 +65,6 @@ _WEIGHT = 0.2
 _ASKED_AGAIN = "asked again: its answer was on its way from the cloud"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Work:
-    """A call on its way: its prompt as tokens, its id, and what is remembered of it."""
-
-    call: Call
-    prompt: tuple[int, ...] = field(repr=False)
-    request_id: str
-    recall: Recall
-    answer_tokens: float
-    """Expected length of the answer."""
-
-
 class EdgeBackend:
     """See `tidegate.api.backend.Backend`."""
 
@@ -85,6 +78,7 @@ class EdgeBackend:
         queue_limit: int,
         context_policy: ContextPolicy = "error",
         needed_bytes: Mapping[str, int] | None = None,
+        governor: Governor | None = None,
     ) -> None:
         """Serve from `local`, `memory` and, when there is one, `cloud`.
 
@@ -97,10 +91,12 @@ class EdgeBackend:
             context_policy: for calls that do not name one; with `error` a prompt that is too long
                 for the device may still go to the cloud.
             needed_bytes: the sum that the device was sized by, part by part, for `/status`.
+            governor: schedules by energy what the filters leave open; None: the clock decides.
         """
         self._local, self._cloud, self._memory = local, cloud, memory
         self._batch_rows, self._queue_limit = batch_rows, queue_limit
         self._context_policy, self._needed_bytes = context_policy, needed_bytes
+        self._governed = Governed(governor)
         self._typical_answer_tokens = _FIRST_GUESS_TOKENS
         self._pending_tokens: dict[str, float] = {}
         self._routes: Counter[Route] = Counter()
@@ -116,27 +112,46 @@ class EdgeBackend:
 
     async def answer(self, call: Call) -> AsyncIterator[AnswerEvent]:
         """See `Backend.answer`."""
-        model = self.models()[0].id
-        if call.model not in (None, model):
-            raise RequestError("model", f"must be {model!r}", status=404)
         fitted = await self._fitted(call)
+        work = await self._work(fitted)
+        with self._governed.serving(work):
+            async with aclosing(self._routed(work)) as events:
+                async for event in events:
+                    if isinstance(event, Routed):
+                        self._routes[event.route] += 1
+                    yield fitted.told(event)
+
+    async def explain(self, call: Call) -> Mapping[str, object]:
+        """See `tidegate.api.backend.Explaining`."""
+        work = await self._work(await self._fitted(call))
+        cloud, edge = await self._cloud_signals(), self._signals()
+        request = self._route_request(work)
+        ask = work.ask(may_leave=may_ever_leave(request, cloud))
+        return explanation(work.recall, request, edge, cloud, self._governed.governor, ask)
+
+    async def _work(self, fitted: Fitted) -> Work:
         call, prompt = fitted.call, fitted.prompt
         sampling = fit_sampling(call.sampling, len(prompt), self._local.engine.context_tokens)
-        work = _Work(
+        arrived_s = self._local.engine.clock()
+        return Work(
             call=call,
             prompt=prompt,
             request_id=new_request_id(time.time_ns() // 1_000_000).hex(),
-            recall=await self._memory.recall(call, model, prompt, sampling),
+            recall=await self._memory.recall(call, self.models()[0].id, prompt, sampling),
             answer_tokens=self._expected_tokens(call, sampling),
+            sampling=sampling,
+            arrived_s=arrived_s,
         )
-        async with aclosing(self._routed(work)) as events:
-            async for event in events:
-                if isinstance(event, Routed):
-                    self._routes[event.route] += 1
-                yield fitted.told(event)
 
     async def _fitted(self, call: Call) -> Fitted:
-        """The call with a prompt for this device; one that asked for the cloud is fitted there."""
+        """The call with a prompt for this device; one that asked for the cloud is fitted there.
+
+        Raises:
+            RequestError: the call names another model, or its prompt is too long.
+        """
+        model = self.models()[0].id
+        if call.model not in (None, model):
+            raise RequestError("model", f"must be {model!r}", status=404)
         engine, options = self._local.engine, call.options
         policy = options.context_policy or self._context_policy
         return await fit_call(
@@ -147,7 +162,7 @@ class EdgeBackend:
             context_tokens=engine.context_tokens,
         )
 
-    async def _routed(self, work: _Work) -> AsyncGenerator[AnswerEvent, None]:
+    async def _routed(self, work: Work) -> AsyncGenerator[AnswerEvent, None]:
         if work.recall.hit is not None:
             for event in _replay(work, work.recall.hit, self.models()[0].id):
                 yield event
@@ -157,7 +172,7 @@ class EdgeBackend:
                 async for event in events:
                     yield event
             return
-        decision = await self._decide(work)
+        decision = await self._place(work)
         if decision.place == "edge":
             begun = False
             try:
@@ -173,7 +188,7 @@ class EdgeBackend:
             decision = await self._decide(work, queue_full=True)
         if decision.place == "refuse":
             self._refused += 1
-            raise _refusal(decision)
+            raise refusal_of(decision)
         async with aclosing(self._cloud_or_edge(work, decision.reason)) as events:
             async for event in events:
                 yield event
@@ -185,13 +200,36 @@ class EdgeBackend:
             return float(asked.max_tokens)
         return min(float(call.sampling.max_tokens), self._typical_answer_tokens)
 
-    async def _decide(self, work: _Work, *, queue_full: bool = False) -> Decision:
+    async def _place(self, work: Work) -> Decision:
+        """The router's choice; where it is not forced and there is a governor, the governor's.
+
+        Work that may wait is told its place long after it was asked.
+        """
+        decision = await self._decide(work)
+        if not self._governed.decides or decision.place == "refuse" or decision.forced:
+            return decision
+        may_leave = may_ever_leave(self._route_request(work), await self._cloud_signals())
+        self._pending_tokens[work.request_id] = work.answer_tokens
+        try:
+            placement = await self._governed.place(work, may_leave=may_leave)
+        finally:
+            self._pending_tokens.pop(work.request_id, None)
+        if placement is None:
+            return await self._decide(work)
+        return replace(decision, place=placement.place, reason=placement.reason)
+
+    async def _cloud_signals(self) -> CloudSignals:
+        signals = NO_CLOUD if self._cloud is None else await self._cloud.signals()
+        self._governed.see_link(signals.reachable)
+        return signals
+
+    async def _decide(self, work: Work, *, queue_full: bool = False) -> Decision:
         request = self._route_request(work)
-        cloud = NO_CLOUD if self._cloud is None else await self._cloud.signals()
+        cloud = await self._cloud_signals()
         edge = self._signals()
         return decide(request, replace(edge, queue_limit=0) if queue_full else edge, cloud)
 
-    def _route_request(self, work: _Work) -> RouteRequest:
+    def _route_request(self, work: Work) -> RouteRequest:
         options = work.call.options
         return RouteRequest(
             prompt_tokens=len(work.prompt),
@@ -208,7 +246,7 @@ class EdgeBackend:
             healthy=now.healthy,
             context_tokens=self._local.engine.context_tokens,
             running=now.running,
-            waiting=now.waiting,
+            waiting=now.waiting + self._governed.held,
             batch_rows=self._batch_rows,
             queue_limit=self._queue_limit,
             prefill_tokens_per_s=now.prefill_tokens_per_s,
@@ -216,9 +254,10 @@ class EdgeBackend:
             pending_tokens=sum(self._pending_tokens.values()),
         )
 
-    async def _edge(self, work: _Work, reason: str) -> AsyncGenerator[AnswerEvent, None]:
+    async def _edge(self, work: Work, reason: str) -> AsyncGenerator[AnswerEvent, None]:
         """Run on the device, and remember what came out."""
         texts: list[str] = []
+        self._governed.begin(work)
         answer = self._local.generate(work.call, work.prompt, work.request_id, reason)
         self._pending_tokens[work.request_id] = work.answer_tokens
         try:
@@ -228,6 +267,7 @@ class EdgeBackend:
                         texts.append(event.text)
                         self._count_down(work.request_id, len(event.tokens))
                     elif isinstance(event, Finished):
+                        event = await self._governed.ended_here(work, event)
                         text = "".join(texts)
                         cut = was_cut_short(work.call, event, self._local.engine.context_tokens)
                         if cut and await self._can_continue(work):
@@ -235,22 +275,23 @@ class EdgeBackend:
                                 yield later
                             return
                         self._learn(event.usage.completion_tokens)
+                        self._governed.learn(work, event)
                         if not cut:
                             self._memory.keep(work.recall, text, event.reason, event.usage)
                     yield event
         finally:
             del self._pending_tokens[work.request_id]
 
-    async def _can_continue(self, work: _Work) -> bool:
+    async def _can_continue(self, work: Work) -> bool:
         """Whether the cloud may and can go on with an answer that fills the device's context."""
         if self._cloud is None or not can_be_continued(work.call):
             return False
         context = self._local.engine.context_tokens
         route = self._route_request(work)
-        return can_leave(replace(route, prompt_tokens=context), await self._cloud.signals())
+        return can_leave(replace(route, prompt_tokens=context), await self._cloud_signals())
 
     async def _continued(
-        self, work: _Work, text: str, end: Finished
+        self, work: Work, text: str, end: Finished
     ) -> AsyncGenerator[AnswerEvent, None]:
         """The rest of an answer from the cloud; the cut answer as it is when nothing comes."""
         assert self._cloud is not None
@@ -270,7 +311,7 @@ class EdgeBackend:
                     elif isinstance(event, TextDelta):
                         event = shifted(event, len(text))
                     elif isinstance(event, Finished):
-                        event = joined(end, event)
+                        event = joined(end, self._governed.ended_away(work, event))
                     yield event
         except TidegateError:
             if begun:
@@ -286,14 +327,18 @@ class EdgeBackend:
         old = self._typical_answer_tokens
         self._typical_answer_tokens = (1 - _WEIGHT) * old + _WEIGHT * answer_tokens
 
-    async def _cloud_or_edge(self, work: _Work, reason: str) -> AsyncGenerator[AnswerEvent, None]:
+    async def _cloud_or_edge(self, work: Work, reason: str) -> AsyncGenerator[AnswerEvent, None]:
         """Run in the cloud; if nothing at all comes back, on the device when it fits there."""
         assert self._cloud is not None, "the router chose a cloud that there is"
+        self._governed.depart(work)
         begun = False
         try:
             async with aclosing(self._cloud.answer(work.call, work.request_id, reason)) as events:
                 async for event in events:
                     begun = True
+                    if isinstance(event, Finished):
+                        event = self._governed.ended_away(work, event)
+                        self._governed.learn(work, event)
                     yield event
             return
         except (RequestError, UnavailableError, CapacityError, ExecutionError, LinkError) as error:
@@ -305,7 +350,7 @@ class EdgeBackend:
             async for event in events:
                 yield event
 
-    def _fits_here(self, work: _Work) -> bool:
+    def _fits_here(self, work: Work) -> bool:
         fits = len(work.prompt) < self._local.engine.context_tokens
         return fits and work.call.options.route != "cloud"
 
@@ -325,23 +370,16 @@ class EdgeBackend:
             "answer_cache": self._memory.status(),
             "memory": {"needed_bytes": self._needed_bytes, "resident_bytes": resident_bytes()},
             "link": None if self._cloud is None else await self._cloud.status(),
+            "energy": self._governed.status(),
         }
 
     def metrics(self) -> bytes:
         """See `Backend.metrics`."""
         link = b"" if self._cloud is None else self._cloud.metrics()
-        return self._local.metrics() + link
+        return self._local.metrics() + link + self._governed.metrics()
 
 
-def _refusal(decision: Decision) -> TidegateError:
-    if decision.refusal == "busy":
-        return CapacityError(decision.reason)
-    if decision.refusal == "gone":
-        return UnavailableError(decision.reason)
-    return RequestError("tidegate", f"cannot run anywhere: {decision.reason}", status=422)
-
-
-def _replay(work: _Work, answer: CachedAnswer, model: str) -> list[AnswerEvent]:
+def _replay(work: Work, answer: CachedAnswer, model: str) -> list[AnswerEvent]:
     """A kept answer as the events of a new one."""
     return [
         Routed(

@@ -88,7 +88,6 @@ class Governor:
         self._settings, self._device, self._record = settings, device, record
         self._busy_every_s, self._idle_every_s = busy_every_s, idle_every_s
         self._most_hold_s = most_hold_s
-        self._overdue_s = [most_hold_s] * _OVERDUE
         self.requests = Requests()
         costs = device.costs.costs
         self.modes = ModeKeeper(
@@ -270,6 +269,10 @@ class Governor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        broken_s = self._broken_until_s - self._device.clock()
+        if broken_s > 0:
+            self._wake_in(broken_s)
+            return
         try:
             pace, state = self._pace(), self._state()
             decision = pace.decide(state)
@@ -282,6 +285,7 @@ class Governor:
             self._broken_until_s = self._device.clock() + _BROKEN_S
             self._failed(f"deciding, for {_BROKEN_S:g} s the clock alone routes", error)
             self._give_back()
+            self._wake_in(_BROKEN_S)
 
     def _pace(self) -> Pace:
         device = self._device
@@ -333,8 +337,10 @@ class Governor:
             _log.info("energy: batch %d -> %d of %d rows: %s", old, new, rows, decision.reason)
         self._tell_held(pace, state, waiting)
         if decision.wake_s < NEVER:
-            delay_s = max(0.0, decision.wake_s - self._device.clock())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._poke)
+            self._wake_in(decision.wake_s - self._device.clock())
+
+    def _wake_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, seconds), self._poke)
 
     def _tell_held(self, pace: Pace, state: PaceState, waiting: Mapping[str, Waiting]) -> None:
         """Say of each request once that it waits, and why."""
@@ -352,7 +358,9 @@ class Governor:
     ) -> Placement | None:
         """The place, within bounds that hold whatever was decided."""
         longest_s = self._settings.weights.longest_hold_s
-        holds_s = [longest_s + self._most_hold_s] if ask.may_wait else self._overdue_s
+        holds_s = (
+            [longest_s + self._most_hold_s] if ask.may_wait else [self._most_hold_s] * _OVERDUE
+        )
         for hold_s in holds_s:
             if (await asyncio.wait({placing}, timeout=hold_s))[0]:
                 return placing.result()
@@ -370,13 +378,12 @@ class Governor:
             placing.set_result(placement)
 
     def _drop(self, request_id: str) -> None:
-        known = request_id in self.requests.begun or request_id in self.requests.held
         ran = request_id in self.requests.begun
-        self.requests.leave(request_id)
+        if ran or request_id in self.requests.held:
+            self.requests.leave(request_id)
+            self._poke()
         if ran and not self.requests.begun:
             self._idle_since_s = self._device.clock()
-        if known:
-            self._poke()
 
     def _give_back(self) -> None:
         """All who wait go to the router's clock."""

@@ -47,12 +47,11 @@ class Accounts:
         except Exception as error:  # the boundary of accounting
             self._failed("booking a step", error)
 
-    async def ended_here(self, ask: Ask, answer_tokens: int) -> EnergyUse | None:
+    async def ended_here(self, request_id: str) -> EnergyUse | None:
         """An answer of the device is complete: what it took, as far as that is known."""
         try:
-            self._requests.learn(ask, answer_tokens)
-            await self._board.look_after(self._requests.last_step_s(ask.id))
-            return self._device.ledger.use_of(ask.id)
+            await self._board.look_after(self._requests.last_step_s(request_id))
+            return self._device.ledger.use_of(request_id)
         except Exception as error:  # as above
             self._failed("accounting for an answer", error)
             return None
@@ -72,7 +71,6 @@ class Accounts:
         if cloud is None:
             return None
         try:
-            self._requests.learn(ask, answer_tokens)
             cloud.answered(
                 prompt_tokens=ask.prompt_tokens,
                 output_tokens=answer_tokens,

@@ -69,15 +69,18 @@ def explained(
     if terms is None:
         return None
     costs, weights = pace.costs, pace.weights
-    route = terms.route
-    if ask.id in decision.offload:
-        route = "cloud"
-    elif ask.id not in decision.start:
-        route = "wait" if route == "edge" else route
+    leaves = ask.id in decision.offload or (
+        ask.id not in decision.start and terms.route.startswith("cloud")
+    )
+    reason = f"{terms.reason}; mode: {decision.reason}"
+    if ask.id not in decision.start + decision.offload:
+        one = next(one for one in state.waiting if one.id == ask.id)
+        reason = f"held: {why_held(one, state, costs)}; {reason}"
     return {
-        "route": route,
+        "route": "cloud" if leaves else "edge",
+        "begins": ask.id in decision.start + decision.offload,
         "mode": costs.modes[decision.mode].name,
-        "reason": f"{terms.reason}; mode: {decision.reason}",
+        "reason": reason,
         "terms": {
             "local_j": finite(terms.local_j),
             "cloud_j": finite(terms.cloud_j),
