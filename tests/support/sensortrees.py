@@ -17,7 +17,7 @@ from tidegate.edge.energy.sensors.panel import BoardPanel, open_panel
 ORIN_NANO: Final = {"VDD_IN": (5.0, 1.2), "VDD_CPU_GPU_CV": (5.0, 0.3), "VDD_SOC": (5.0, 0.25)}
 """Volts and amperes by label; nearly what an idle one shows."""
 
-PMIC: Final = (
+PMIC: Final[tuple[tuple[str, float, float], ...]] = (
     ("3V7_WL_SW", 3.7, 0.08),
     ("3V3_SYS", 3.31, 0.07),
     ("1V8_SYS", 1.8, 0.17),

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sensortrees import (
     every_profile,
@@ -53,7 +53,7 @@ def plausible(before: Sample | None, sample: Sample) -> None:
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda one: one.id)
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_any_bytes_in_any_file_make_a_sample(
     board: object, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -83,7 +83,7 @@ def test_any_bytes_in_any_file_make_a_sample(
     text=st.binary(max_size=200)
     | st.text("VDD_COREAcurent()vol0123456789=.\n ", max_size=300).map(str.encode)
 )
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 def test_any_answer_of_the_pmic_program_is_watts_or_a_fault(
     tmp_path_factory: pytest.TempPathFactory, text: bytes
 ) -> None:

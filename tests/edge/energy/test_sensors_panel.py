@@ -102,7 +102,8 @@ def test_parts_of_a_board_are_shown_and_never_summed_to_a_whole(
     panel = panel_of(board, tmp_path, clock)
     clock.advance(1.0)
     sample = panel.sample()
-    assert (sample.kind, sample.joules) == ("estimated", pytest.approx(COSTS.idle_w))
+    assert sample.kind == "estimated"
+    assert sample.joules == pytest.approx(COSTS.idle_w)
     assert set(sample.rails) == {"gpu_soc", "cpu_cv", "sys_5v"}
     assert sample.faults == ()
 
@@ -122,7 +123,8 @@ def test_a_sensor_that_goes_is_told_once_and_one_that_comes_back_begins_a_new_co
     panel = panel_of(NANO, tmp_path, clock)
     clock.advance(1.0)
     measured = panel.sample()
-    assert (measured.kind, measured.joules) == ("measured", pytest.approx(6.0))
+    assert measured.kind == "measured"
+    assert measured.joules == pytest.approx(6.0)
     hidden = chip.rename(tmp_path / "unplugged")
     lost = []
     for _ in range(100):
@@ -144,7 +146,8 @@ def test_a_sensor_that_goes_is_told_once_and_one_that_comes_back_begins_a_new_co
     assert armed.faults == ("ina3221: can be read, and is counted from now on",)
     clock.advance(2.0)
     again = panel.sample()
-    assert (again.kind, again.joules, again.faults) == ("measured", pytest.approx(12.0), ())
+    assert (again.kind, again.faults) == ("measured", ())
+    assert again.joules == pytest.approx(12.0)
     assert again.count == measured.count + 2
     clock.advance(1.0)
     assert drawn_between(again, panel.sample()) == pytest.approx(6.0)
@@ -273,4 +276,5 @@ def test_a_counter_is_counted_from_the_opening_of_the_panel(
     put_rapl(tmp_path, 130.0)
     clock.advance(2.0)
     sample = panel.sample()
-    assert (sample.joules, sample.watts) == (pytest.approx(30.0), pytest.approx(15.0))
+    assert sample.joules == pytest.approx(30.0)
+    assert sample.watts == pytest.approx(15.0)

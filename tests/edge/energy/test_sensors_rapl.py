@@ -56,7 +56,7 @@ def test_a_package_that_is_there_by_msr_and_by_mmio_is_counted_once(
     assert rapl.energy_j() == pytest.approx(7.0)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(steps=st.lists(st.floats(0.5, 200.0), min_size=1, max_size=30))
 def test_joules_go_on_over_every_wrap(
     tmp_path_factory: pytest.TempPathFactory, steps: list[float]
