@@ -22,10 +22,10 @@ from tidegate.api.schema import read_chat
 from tidegate.cloud.adapter_book import AdapterBook
 from tidegate.cloud.cloud_backend import CloudBackend
 from tidegate.cloud.executor_choice import ExecutorSettings
-from tidegate.cloud.language_model import LanguageModels
-from tidegate.cloud.model_pool import ModelPool
+from tidegate.cloud.language_model import LanguageModel, LanguageModels
 from tidegate.cloud.model_settings import AdapterSettings, ModelSettings, PoolSettings
 from tidegate.cloud.model_updates import PoolUpdater
+from tidegate.cloud.served_models import Models
 from tidegate.cloud.torch_executor import TorchExecutor, TorchSettings
 from tidegate.converters.lora import Lora
 from tidegate.engine.events import Finished, TextDelta
@@ -151,7 +151,7 @@ def run(
     model: ModelSettings, test: Callable[[CloudBackend], Awaitable[None]], **settings: Any
 ) -> None:
     async def main() -> None:
-        pool = ModelPool(PoolSettings(models=(model,), **settings), LanguageModels())
+        pool = Models(PoolSettings(models=(model,), **settings), LanguageModels())
         async with asyncio.timeout(50), started(pool) as backend:
             await test(backend)
 
@@ -161,6 +161,7 @@ def run(
 def book(backend: CloudBackend) -> AdapterBook:
     current = backend.pool.entries["m"].current
     assert current is not None
+    assert isinstance(current.model, LanguageModel)
     assert current.model.adapters is not None
     return current.model.adapters
 

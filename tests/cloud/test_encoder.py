@@ -42,9 +42,9 @@ from tidegate.cloud.encoders import (
     open_classifier,
     open_embedder,
     peek_encoder,
-    room_beside,
 )
 from tidegate.cloud.model_settings import ModelSettings, PoolSettings
+from tidegate.cloud.served_models import with_encoders
 from tidegate.edge.executors.encoder import EncoderSettings, open_encoder
 from tidegate.errors import CheckpointError, ConfigError, ExecutionError, RequestError
 from tidegate.model.encoder import EncoderArchitecture
@@ -161,7 +161,7 @@ def test_what_it_will_take_is_known_before_a_weight_is_read(tmp_path: Path) -> N
     save_file({name: one * np.nan for name, one in tensors.items()}, folder / "model.safetensors")
     source = NamedCheckpoint(name="e", path=folder)
     facts = peek_encoder(source, NONE)
-    assert facts.card.id == "e"
+    assert facts.arch.context == 64
     assert facts.memory.nbytes > facts.memory.parts[0].nbytes > 0
     with pytest.raises(CheckpointError, match="not finite"):
         open_embedder(source, NONE)
@@ -225,22 +225,8 @@ def test_a_name_belongs_to_one_model() -> None:
     with pytest.raises(ConfigError, match="name = 'a': must be a name that no other encoder has"):
         EncodersSettings(embedders=(one,), classifiers=(one,))
     models = PoolSettings(models=(ModelSettings(name="a", path=Path("m")),))
-    with pytest.raises(ConfigError, match="name = 'a': must be a name that no other model"):
-        room_beside(models, EncodersSettings(embedders=(one,)))
-
-
-def test_encoders_come_out_of_the_budget_of_all_models(tmp_path: Path) -> None:
-    source = NamedCheckpoint(name="e", path=write_encoder(tmp_path, "bert"))
-    beside = EncodersSettings(embedders=(source,))
-    need_mib = -(-peek_encoder(source, beside).memory.nbytes // (1 << 20))
-    model = ModelSettings(name="m", path=Path("m"))
-    budget = PoolSettings(models=(model,), models_mib=need_mib + 5)
-    assert room_beside(budget, beside).models_mib == 5
-    assert room_beside(budget, EncodersSettings()) == budget
-    unbounded = PoolSettings(models=(model,))
-    assert room_beside(unbounded, beside) == unbounded
-    with pytest.raises(ConfigError, match=f"more than the {need_mib} of the encoders"):
-        room_beside(PoolSettings(models=(model,), models_mib=need_mib), beside)
+    with pytest.raises(ConfigError, match="name = 'a': must be one that no other model"):
+        with_encoders(models, EncodersSettings(embedders=(one,)))
 
 
 @pytest.mark.parametrize(

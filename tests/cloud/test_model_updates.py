@@ -23,11 +23,11 @@ from tidegate.api.settings import HttpSettings
 from tidegate.cloud.cloud_backend import CloudBackend
 from tidegate.cloud.key_rules import KeyRules
 from tidegate.cloud.language_model import LanguageModel
-from tidegate.cloud.model_pool import ModelPool
 from tidegate.cloud.model_settings import AdapterSettings, ModelSettings, PoolSettings
 from tidegate.cloud.model_updates import Change, Mode, PoolUpdater
 from tidegate.cloud.pooled_model import ModelFacts, Version
 from tidegate.cloud.reload import Reloader, reload_route
+from tidegate.cloud.served_models import Models
 from tidegate.cloud.service import CloudSettings
 from tidegate.engine.executor import ExecutorStep, Logits
 from tidegate.errors import (
@@ -140,6 +140,7 @@ def test_under_steady_load_nothing_is_dropped_and_every_answer_is_of_one_version
         entry = backend.pool.entries["m"]
         assert entry.current is not None
         assert entry.current.facts.version == "new-0"
+        assert isinstance(entry.current.model, LanguageModel)
         assert entry.current.model.engine.snapshot().kv_usage == 0
 
     run(test, models_mib=budget_mib)
@@ -378,7 +379,7 @@ def test_an_adapter_that_changes_while_its_model_loads_is_the_one_of_afterwards(
     maker = ToyModels(gates={"p": threading.Event()})
 
     async def main() -> None:
-        pool = ModelPool(settings("/a"), maker)
+        pool = Models(settings("/a"), maker)
         async with asyncio.timeout(20), started(pool):
 
             async def used() -> tuple[str, str]:
@@ -411,7 +412,7 @@ def test_a_reload_from_one_model_to_two_counts_with_what_was_free_before_the_fir
         return (16 - 10 * len(maker.loads)) << 20
 
     async def main() -> None:
-        pool = ModelPool(toy_settings(("one",)), maker, free)
+        pool = Models(toy_settings(("one",)), maker, free)
         async with asyncio.timeout(20), started(pool):
             changes = await PoolUpdater(pool).apply(toy_settings(("one", "two")), "beside")
             assert [one.kind for one in changes] == ["same", "added"]

@@ -17,10 +17,10 @@ from toytext import toy_text
 from tidegate.cloud.cloud_backend import CloudBackend
 from tidegate.cloud.gpu_memory import MemoryPart, MemorySum
 from tidegate.cloud.language_model import LanguageModel
-from tidegate.cloud.model_pool import ModelPool
 from tidegate.cloud.model_settings import ModelSettings, PoolSettings
 from tidegate.cloud.pool_room import MIB
 from tidegate.cloud.pooled_model import ModelFacts
+from tidegate.cloud.served_models import Models
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import PagedGeometry
 
@@ -104,13 +104,13 @@ def toy_settings(names: Sequence[str] = ("toy",), **changed: Any) -> PoolSetting
 
 def toy_pool(
     names: Sequence[str] = ("toy",), maker: ToyModels | None = None, **settings: Any
-) -> ModelPool[LanguageModel]:
+) -> Models:
     """A pool that was not started."""
-    return ModelPool(toy_settings(names, **settings), maker or ToyModels())
+    return Models(toy_settings(names, **settings), maker or ToyModels())
 
 
 @asynccontextmanager
-async def started(pool: ModelPool[LanguageModel]) -> AsyncIterator[CloudBackend]:
+async def started(pool: Models) -> AsyncIterator[CloudBackend]:
     """Start a pool and close it in the end."""
     try:
         await pool.start()

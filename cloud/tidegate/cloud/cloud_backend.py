@@ -17,15 +17,15 @@ from tidegate.cloud.access import AccessControl
 from tidegate.cloud.call_size import least_size, most_size
 from tidegate.cloud.language_model import LanguageModel
 from tidegate.cloud.link_http_server import LinkHttpServer
-from tidegate.cloud.model_pool import ModelPool
+from tidegate.cloud.model_settings import AdapterSettings
 from tidegate.cloud.pool_report import health_of, models_status, render_engines, render_pool
-from tidegate.cloud.pooled_model import InUse, find
+from tidegate.cloud.pooled_model import Entry, InUse, find
+from tidegate.cloud.served_models import Models, Served
 from tidegate.engine.text import TextModel
+from tidegate.errors import RequestError
 from tidegate.link.gateway import Gateway
 from tidegate.link.prekeys import ModelOffer
 from tidegate.link.transport import PATHS
-
-Models = ModelPool[LanguageModel]
 
 
 class CloudBackend:
@@ -40,9 +40,11 @@ class CloudBackend:
         self.access: AccessControl | None = None
 
     def models(self) -> tuple[ModelCard, ...]:
-        """See `Backend.models`: all of them, in memory or not."""
+        """See `Backend.models`: all that make text, in memory or not."""
         cards = []
         for name, entry in self.pool.entries.items():
+            if entry.settings.kind != "text":
+                continue
             version = entry.current
             card = ModelCard(
                 id=name,
@@ -85,7 +87,7 @@ class CloudBackend:
 
     def least_size(self, call: Call) -> CallSize | None:
         """See `tidegate.api.backend.Holding`."""
-        entry, adapter = find(self.pool.entries, call.model)
+        entry, adapter = self._find(call.model)
         if entry.current is not None:
             return None
         name = entry.settings.name if adapter is None else adapter.name
@@ -94,13 +96,27 @@ class CloudBackend:
     @asynccontextmanager
     async def hold(self, call: Call) -> AsyncIterator[HeldModel]:
         """See `tidegate.api.backend.Holding`."""
+        self._find(call.model)
         began_s, deadline_ms = time.monotonic(), call.options.deadline_ms
         async with self.pool.use(call.model, deadline_ms=deadline_ms) as used:
             yield HeldModel(self, used, waited_s=time.monotonic() - began_s)
 
+    def _find(self, model: str | None) -> tuple[Entry[Served], AdapterSettings | None]:
+        """Whom a call means, which must not be an encoder.
+
+        Raises:
+            RequestError: nobody that makes text has that name.
+        """
+        entry, adapter = find(self.pool.entries, model)
+        if entry.settings.kind != "text":
+            problem = f"{entry.settings.name!r} makes {entry.settings.kind} and no text"
+            raise RequestError("model", problem, status=404)
+        return entry, adapter
+
     async def text_of(self, model: str) -> TextModel:
         """The text side of a model; see `tidegate.api.tokens.TextOf`."""
         async with self.pool.use(model) as used:
+            assert isinstance(used.model, LanguageModel), "one of `models`"
             return used.model.engine.text
 
     def health(self) -> Health:
@@ -144,17 +160,16 @@ class CloudBackend:
 class HeldModel:
     """The backend, but for calls, which one version sizes and answers."""
 
-    def __init__(
-        self, backend: CloudBackend, used: InUse[LanguageModel], *, waited_s: float
-    ) -> None:
+    def __init__(self, backend: CloudBackend, used: InUse[Served], *, waited_s: float) -> None:
         """Serve what `used` is; its call waited for it so long."""
-        self._used, self._waited_s = used, waited_s
+        assert isinstance(used.model, LanguageModel), "encoders are not asked for text"
+        self._used, self._model, self._waited_s = used, used.model, waited_s
         self.models, self.health = backend.models, backend.health
         self.status, self.metrics = backend.status, backend.metrics
 
     async def size_of(self, call: Call) -> CallSize:
         """See `tidegate.api.backend.Sizing`."""
-        engine = self._used.model.engine
+        engine = self._model.engine
         return await most_size(call, self._used.name, engine.text, engine.context_tokens)
 
     async def answer(self, call: Call) -> AsyncIterator[AnswerEvent]:
@@ -171,10 +186,10 @@ class HeldModel:
         # Which model it names is what `used` is.
         named = after_waiting(replace(call, model=None), self._waited_s)
         if used.adapter is not None:
-            return used.model.answer_adapted(
+            return self._model.answer_adapted(
                 named, request_id, used.adapter, used.adapter_version, join_unread=join_unread
             )
-        return used.model.answer(named, request_id, join_unread=join_unread)
+        return self._model.answer(named, request_id, join_unread=join_unread)
 
 
 def after_waiting(call: Call, waited_s: float) -> Call:

@@ -1,20 +1,19 @@
 """Encoders of checkpoints beside the language model: opened by name, batched by load, closed.
 
-`peek_encoder` says what one will take before any of it is loaded.
+`EncoderModels` makes them for a pool. `peek_encoder` says what one will take before it is loaded.
 """
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from tidegate.api.backend import ModelCard
 from tidegate.api.encoder_metrics import EncoderMetrics
 from tidegate.api.encoder_model import (
     ClassifyingModel,
@@ -22,13 +21,18 @@ from tidegate.api.encoder_model import (
     EncoderModel,
     ServedAs,
     check_kind,
-    longest_run_s,
     open_tokenizer,
 )
-from tidegate.api.encoders import Encoders
-from tidegate.cloud.encoder import TorchEncoder, TorchEncoderSettings, encoder_memory
+from tidegate.cloud.encoder import (
+    TorchEncoder,
+    TorchEncoderSettings,
+    chosen_device,
+    encoder_memory,
+)
 from tidegate.cloud.gpu_memory import MemorySum
-from tidegate.cloud.model_settings import PoolSettings
+from tidegate.cloud.language_model import version_of
+from tidegate.cloud.model_settings import Kind, ModelSettings
+from tidegate.cloud.pooled_model import ModelFacts
 from tidegate.engine.text_batches import BatchLimits
 from tidegate.errors import CheckpointError, ConfigError
 from tidegate.model.checkpoint import Checkpoint
@@ -37,7 +41,11 @@ from tidegate.model.encoder_use import EncoderUse, read_use
 from tidegate.model.text_files import write_text_files
 
 _Model = TypeVar("_Model", bound=EncoderModel)
-_MIB: Final = 1 << 20
+_LOOK_S: Final = 0.02
+_KINDS: Final[Mapping[Kind, type[EncoderModel]]] = {
+    "vectors": EmbeddingModel,
+    "labels": ClassifyingModel,
+}
 ATTENTION_PADDING: Final = 256
 """Torch pads for attention alone: at 256 tokens a ninth of all-MiniLM's work (S / 6 width)."""
 
@@ -90,7 +98,6 @@ class EncodersSettings:
 class EncoderFacts:
     """What is known of an encoder before it is loaded."""
 
-    card: ModelCard
     arch: EncoderArchitecture
     use: EncoderUse
     memory: MemorySum
@@ -103,7 +110,7 @@ def peek_encoder(source: NamedCheckpoint, settings: EncodersSettings) -> Encoder
         CheckpointError: it is damaged, or no encoder.
     """
     with _opened(source) as (checkpoint, arch):
-        return _facts(source, checkpoint, arch, settings)
+        return _facts(checkpoint, arch, settings)
 
 
 def open_embedder(
@@ -130,51 +137,65 @@ def open_classifier(
     return _open(source, settings, metrics, ClassifyingModel)
 
 
-def room_beside(models: PoolSettings, settings: EncodersSettings) -> PoolSettings:
-    """The settings of the models beside encoders, which stay in memory and come out of the budget.
+class EncoderInMemory:
+    """`tidegate.cloud.pooled_model.PooledModel`: an encoder that was opened."""
 
-    Raises:
-        CheckpointError: an encoder's checkpoint is damaged, or is none.
-        ConfigError: a name is another model's, or the encoders leave nothing of the budget.
-    """
-    adapters = [adapter.name for model in models.models for adapter in model.adapters]
-    taken = {*adapters, *(model.name for model in models.models)}
-    for name in settings.names:
-        if name in taken:
-            raise ConfigError("name", name, "a name that no other model of the service has")
-    if models.models_mib is None or not settings.names:
-        return models
-    sources = (*settings.embedders, *settings.classifiers)
-    need_bytes = sum(peek_encoder(source, settings).memory.nbytes for source in sources)
-    left_mib = models.models_mib - -(-need_bytes // _MIB)
-    if left_mib < 1:
-        allowed = f"more than the {models.models_mib - left_mib} of the encoders"
-        raise ConfigError("models_mib", models.models_mib, allowed)
-    return replace(models, models_mib=left_mib)
+    def __init__(self, model: EncoderModel) -> None:
+        """Keep `model`, which is this object's from now on."""
+        self.model = model
+
+    async def run(self) -> None:
+        """See `PooledModel.run`: it works when it is asked."""
+        await asyncio.Event().wait()
+
+    async def probe(self) -> None:
+        """See `PooledModel.probe`: one token."""
+        await self.model.outputs(((0,),))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """See `PooledModel.drain`; who still waits when it is closed is told to ask again."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self.model.batcher.idle:
+                    await asyncio.sleep(_LOOK_S)
+        return self.model.batcher.idle
+
+    def close(self) -> None:
+        """See `PooledModel.close`."""
+        self.model.close()
 
 
-def open_encoders(settings: EncodersSettings, stack: AsyncExitStack) -> Encoders:
-    """Load all of them; `stack` closes them.
+class EncoderModels:
+    """`tidegate.cloud.pooled_model.Maker` of checkpoints of encoders."""
 
-    Raises:
-        CheckpointError: one is damaged or of another kind.
-        ConfigError: there is no such device.
-    """
-    metrics = EncoderMetrics()
-    embedders, classifiers = [], []
-    for source in settings.embedders:
-        embedders.append(open_embedder(source, settings, metrics))
-        stack.callback(embedders[-1].close)
-    for source in settings.classifiers:
-        classifiers.append(open_classifier(source, settings, metrics))
-        stack.callback(classifiers[-1].close)
-    return Encoders(
-        embedders=embedders,
-        classifiers=classifiers,
-        route="cloud",
-        metrics=metrics,
-        busy_s=partial(longest_run_s, (*embedders, *classifiers)),
-    )
+    def __init__(self, settings: EncodersSettings, metrics: EncoderMetrics | None = None) -> None:
+        """Make encoders as `settings` say, counted in `metrics`."""
+        self._settings, self._metrics = settings, metrics
+
+    def describe(self, settings: ModelSettings) -> ModelFacts:
+        """See `Maker.describe`.
+
+        Raises:
+            CheckpointError: it is damaged, no encoder, or one of the other kind.
+            ConfigError: there is no such device.
+        """
+        source = NamedCheckpoint(name=settings.name, path=settings.path)
+        facts = peek_encoder(source, self._settings)
+        check_kind(source.name, facts.arch, _KINDS[settings.kind], CheckpointError)
+        on_gpu = chosen_device(self._settings.encoder.device).type == "cuda"
+        return ModelFacts(
+            context_tokens=facts.arch.context,
+            place="gpu" if on_gpu else "host",
+            memory=facts.memory,
+            version=version_of(settings.path, settings.kind, self._settings.encoder),
+            encoder=facts,
+        )
+
+    def load(self, settings: ModelSettings, facts: ModelFacts) -> EncoderInMemory:
+        """See `Maker.load`; raises what `describe` does."""
+        source = NamedCheckpoint(name=settings.name, path=settings.path)
+        kind = _KINDS[settings.kind]
+        return EncoderInMemory(_open(source, self._settings, self._metrics, kind))
 
 
 def _open(
@@ -185,18 +206,18 @@ def _open(
 ) -> _Model:
     with _opened(source) as (checkpoint, arch):
         check_kind(source.name, arch, kind, CheckpointError)
-        facts = _facts(source, checkpoint, arch, settings)
+        use = read_use(checkpoint.config, arch)
         with tempfile.TemporaryDirectory(prefix="tidegate-text-") as folder:
             write_text_files(checkpoint, Path(folder))
             tokenizer = open_tokenizer(Path(folder) / "tokenizer.json")
         encoder = TorchEncoder(arch, checkpoint.weights(), settings.encoder)
     served = ServedAs(
         model_id=source.name,
-        created_s=facts.card.created_s,
+        created_s=int(time.time()),
         limits=settings.limits(),
         metrics=metrics,
     )
-    return kind(encoder, tokenizer, facts.use, served)
+    return kind(encoder, tokenizer, use, served)
 
 
 @contextmanager
@@ -212,14 +233,11 @@ def _opened(source: NamedCheckpoint) -> Iterator[tuple[Checkpoint, EncoderArchit
 
 
 def _facts(
-    source: NamedCheckpoint,
     checkpoint: Checkpoint,
     arch: EncoderArchitecture,
     settings: EncodersSettings,
 ) -> EncoderFacts:
-    card = ModelCard(id=source.name, created_s=int(time.time()), context_tokens=arch.context)
     return EncoderFacts(
-        card=card,
         arch=arch,
         use=read_use(checkpoint.config, arch),
         memory=encoder_memory(arch, settings.encoder),

@@ -92,7 +92,8 @@ class ModelPool(Generic[M]):
             self._measured(facts.place)  # before anything of ours is there
             self.check_fits(settings.name, facts)
             self.entries[settings.name] = Entry(settings, facts)
-        for entry in list(self.entries.values()):
+        # Last what takes whatever it finds: it must leave the others theirs.
+        for entry in sorted(self.entries.values(), key=lambda one: one.facts.memory is None):
             if entry.settings.load == "start":
                 await self._load_at_start(entry)
 

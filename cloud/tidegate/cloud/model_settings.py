@@ -13,6 +13,8 @@ from tidegate.errors import ConfigError
 
 Load = Literal["start", "first-use"]
 """When a model is loaded first."""
+Kind = Literal["text", "vectors", "labels"]
+"""What a model makes; the latter two are encoders."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,7 @@ class ModelSettings:
     path: Path
     """A checkpoint's folder, or a bundle's with the packed target."""
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+    kind: Kind = "text"
     load: Load = "start"
     queue_limit: int = 256
     """Requests that may wait for the engine, once it is loaded."""

@@ -7,39 +7,49 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from tidegate.api.backend import Health
+from tidegate.api.engine_backend import EngineBackend
 from tidegate.cloud.language_model import LanguageModel
-from tidegate.cloud.model_pool import ModelPool
 from tidegate.cloud.pool_room import mib
-from tidegate.cloud.pooled_model import STATES
+from tidegate.cloud.pooled_model import STATES, Version
+from tidegate.cloud.served_models import Models, Served
 
 
-def health_of(pool: ModelPool[LanguageModel]) -> Health:
+def health_of(pool: Models) -> Health:
     """Healthy while every engine in memory makes progress; a model that is not there does no harm.
 
     A model that could not be loaded is told, and not a reason to restart a service that others use.
     """
     told, healthy = [], True
     alone = len(pool.entries) == 1
+    accepting = pool.accepting
     for name, entry in pool.entries.items():
         detail: str = entry.state
-        if entry.current is not None:
-            now = entry.current.model.backend.health()
+        engine = _engine_of(entry.current)
+        if engine is not None:
+            now = engine.health()
             healthy, detail = healthy and now.healthy, now.detail
+            accepting = accepting and now.ready
         told.append(detail if alone else f"{name}: {detail}")
     for version in pool.retiring:
-        healthy = healthy and version.model.backend.health().healthy
-    accepting = pool.accepting and all(
-        entry.current is None or entry.current.model.backend.health().ready
-        for entry in pool.entries.values()
-    )
+        engine = _engine_of(version)
+        healthy = healthy and (engine is None or engine.health().healthy)
     return Health(healthy=healthy, ready=accepting, detail="; ".join(told))
 
 
-async def models_status(pool: ModelPool[LanguageModel]) -> dict[str, dict[str, Any]]:
-    """Each model's state, sum and engine, by name."""
+def _engine_of(version: Version[Served] | None) -> EngineBackend | None:
+    """None for what is not in memory, and for encoders, whose health is asked elsewhere."""
+    model = None if version is None else version.model
+    return model.backend if isinstance(model, LanguageModel) else None
+
+
+async def models_status(pool: Models) -> dict[str, dict[str, Any]]:
+    """Each model's state, sum and engine, by name; encoders have no engine."""
     found: dict[str, dict[str, Any]] = {}
     for name, entry in pool.entries.items():
         version, memory = entry.current, entry.facts.memory
+        engine = _engine_of(version)
+        model = None if version is None else version.model
+        adapters = model.adapters if isinstance(model, LanguageModel) else None
         found[name] = {
             "state": entry.state,
             "version": entry.facts.version,
@@ -57,21 +67,19 @@ async def models_status(pool: ModelPool[LanguageModel]) -> dict[str, dict[str, A
                 one.leases for one in pool.retiring if one.settings.name == name
             ),
             "adapters": [one.name for one in entry.settings.adapters],
-            "adapters_loaded": []
-            if version is None or version.model.adapters is None
-            else list(version.model.adapters.loaded),
-            "engine": None if version is None else dict(await version.model.backend.status()),
+            "adapters_loaded": [] if adapters is None else list(adapters.loaded),
+            "engine": None if engine is None else dict(await engine.status()),
         }
     return found
 
 
-def render_engines(pool: ModelPool[LanguageModel]) -> bytes:
+def render_engines(pool: Models) -> bytes:
     """Prometheus text of each engine; a version that was replaced is told no more."""
-    current = [entry.current for entry in pool.entries.values() if entry.current is not None]
-    return b"".join(version.model.backend.metrics() for version in current)
+    engines = [_engine_of(entry.current) for entry in pool.entries.values()]
+    return b"".join(engine.metrics() for engine in engines if engine is not None)
 
 
-def render_pool(pool: ModelPool[LanguageModel]) -> bytes:
+def render_pool(pool: Models) -> bytes:
     """Prometheus text of states, sums, loads and lines."""
     registry, model = CollectorRegistry(), ["model_name"]
     state = Gauge(

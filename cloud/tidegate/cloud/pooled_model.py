@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Literal, Protocol, TypeVar
 
 from tidegate.cloud.gpu_memory import MemorySum
 from tidegate.cloud.model_settings import AdapterSettings, ModelSettings
 from tidegate.errors import RequestError, TidegateError
+
+if TYPE_CHECKING:  # it imports torch, and this module
+    from tidegate.cloud.encoders import EncoderFacts
 
 Place = Literal["host", "gpu"]
 """Whose memory a model takes."""
@@ -33,6 +36,9 @@ class ModelFacts:
     """Changes with the files and with the settings that it would have to be loaded anew for."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """The version of each adapter, by name."""
+
+    encoder: EncoderFacts | None = None
+    """Of an encoder."""
 
     @property
     def nbytes(self) -> int:

@@ -20,9 +20,8 @@ from tidegate.api.body import read_json
 from tidegate.api.hangup import on_hangup
 from tidegate.api.operating import RELOAD, RELOAD_MODE
 from tidegate.api.settings import HttpSettings
-from tidegate.cloud.language_model import LanguageModel
-from tidegate.cloud.model_pool import ModelPool
 from tidegate.cloud.model_updates import Change, Mode, PoolUpdater
+from tidegate.cloud.served_models import Models
 from tidegate.errors import CapacityError, TidegateError
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Reloader:
 
     def __init__(
         self,
-        pool: ModelPool[LanguageModel],
+        pool: Models,
         settings: CloudSettings,
         reread: Callable[[], CloudSettings] | None,
     ) -> None:

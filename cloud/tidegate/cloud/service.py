@@ -15,17 +15,18 @@ from functools import partial
 
 from starlette.applications import Starlette
 
+from tidegate.api.encoder_metrics import EncoderMetrics
 from tidegate.api.http import create_app
 from tidegate.api.lifecycle import Part, exit_when_stuck, kept_alive, run_service
 from tidegate.api.metrics import Metrics
 from tidegate.api.server import BoundServer
-from tidegate.api.settings import surface_for
+from tidegate.api.settings import HttpSettings, surface_for
 from tidegate.api.tls import ServerTls, TlsFiles
 from tidegate.api.trace_settings import TraceSettings, tracing
-from tidegate.cloud.access import written_down
+from tidegate.cloud.access import AccessControl, written_down
 from tidegate.cloud.access_settings import AccessSettings, open_access
-from tidegate.cloud.cloud_backend import CloudBackend, Models
-from tidegate.cloud.encoders import EncodersSettings, open_encoders, room_beside
+from tidegate.cloud.cloud_backend import CloudBackend
+from tidegate.cloud.encoders import EncoderModels, EncodersSettings
 from tidegate.cloud.gpu_memory import LEFT_ALONE
 from tidegate.cloud.handler import LinkHandler
 from tidegate.cloud.host_memory import available_bytes
@@ -34,8 +35,10 @@ from tidegate.cloud.link_front import GatewaySettings, LinkFront, open_link
 from tidegate.cloud.link_http_server import LinkHttpServer
 from tidegate.cloud.model_settings import PoolSettings
 from tidegate.cloud.model_updates import Mode
+from tidegate.cloud.pooled_encoders import encoders_of
 from tidegate.cloud.pooled_model import Place
 from tidegate.cloud.reload import Reloader, reload_route
+from tidegate.cloud.served_models import Models, ServedModels, with_encoders
 from tidegate.errors import ConfigError
 from tidegate.link.identity import load_gateway
 
@@ -177,36 +180,19 @@ async def open_app(
         IdentityError: the gateway's keys cannot be used.
     """
     async with AsyncExitStack() as stack:
-        access = None
-        if settings.access is not None:
-            access = open_access(settings.access, key_hashes=settings.api_key_hashes)
-            await stack.enter_async_context(written_down(access))
+        access = await _opened_access(settings, stack)
         tls = None if settings.tls is None else ServerTls(settings.tls)
-        surface = surface_for(
-            settings.host,
-            key_hashes=settings.api_key_hashes,
-            admission=access,
-            mutual_tls=tls is not None and tls.mutual,
-        )
-        if settings.access is not None:
-            surface = replace(surface, open_paths=settings.access.open_paths)
-        if settings.traces is not None:
-            tracer = await stack.enter_async_context(tracing(settings.traces))
-            surface = replace(surface, tracer=tracer)
+        surface = await _surface(settings, access, tls, stack)
         if settings.gateway is not None:
             load_gateway(settings.gateway.keys)  # before a file is made there, and in no time
-        maker = LanguageModels(trusted=settings.trusted, stall_after_s=settings.stall_after_s)
-        models = room_beside(settings.models, settings.encoders)
-        encoders = open_encoders(settings.encoders, stack)
-        pool = Models(models, maker, budget)
-        stack.push_async_callback(pool.close)
-        await pool.start()
+        created_s, encoder_metrics = int(time.time()), EncoderMetrics()
+        pool = await _opened_pool(settings, encoder_metrics, stack)
+        encoders = encoders_of(pool, encoder_metrics, created_s=created_s)
         metrics = Metrics(vllm_names=settings.vllm_metrics)
         if tls is not None:
             metrics.watch_certificate(lambda: tls.expires_s)
-        backend = CloudBackend(pool, created_s=int(time.time()), encoders=encoders)
-        if access is not None:
-            backend.access = access
+        backend = CloudBackend(pool, created_s=created_s, encoders=encoders)
+        backend.access = access
         handler = LinkHandler(backend, metrics, tracer=surface.tracer)
         link = None
         if settings.gateway is not None:
@@ -214,31 +200,74 @@ async def open_app(
             link = await stack.enter_async_context(opened)
             backend.gateway, backend.http = link.gateway, link.http
         reloader = Reloader(pool, settings, partial(_beside_encoders, settings, reread))
+        app = create_app(
+            backend,
+            settings=surface,
+            metrics=metrics,
+            encoders=encoders,
+            texts=backend.text_of,
+            extra_routes=[reload_route(reloader, surface)],
+        )
         yield CloudApp(
             settings=settings,
             pool=pool,
             backend=backend,
             reloader=reloader,
-            app=create_app(
-                backend,
-                settings=surface,
-                metrics=metrics,
-                encoders=encoders,
-                texts=backend.text_of,
-                extra_routes=[reload_route(reloader, surface)],
-            ),
+            app=app,
             handler=handler,
             link=link,
             tls=tls,
         )
 
 
+async def _opened_access(settings: CloudSettings, stack: AsyncExitStack) -> AccessControl | None:
+    """Who looks after keys; `stack` writes down and closes it."""
+    if settings.access is None:
+        return None
+    access = open_access(settings.access, key_hashes=settings.api_key_hashes)
+    await stack.enter_async_context(written_down(access))
+    return access
+
+
+async def _surface(
+    settings: CloudSettings,
+    access: AccessControl | None,
+    tls: ServerTls | None,
+    stack: AsyncExitStack,
+) -> HttpSettings:
+    """What the HTTP surface asks of callers, and where it traces, for as long as `stack` is."""
+    surface = surface_for(
+        settings.host,
+        key_hashes=settings.api_key_hashes,
+        admission=access,
+        mutual_tls=tls is not None and tls.mutual,
+    )
+    if settings.access is not None:
+        surface = replace(surface, open_paths=settings.access.open_paths)
+    if settings.traces is not None:
+        tracer = await stack.enter_async_context(tracing(settings.traces))
+        surface = replace(surface, tracer=tracer)
+    return surface
+
+
+async def _opened_pool(
+    settings: CloudSettings, metrics: EncoderMetrics, stack: AsyncExitStack
+) -> Models:
+    """All models in one pool, which is started; `stack` closes it."""
+    text = LanguageModels(trusted=settings.trusted, stall_after_s=settings.stall_after_s)
+    maker = ServedModels(text, EncoderModels(settings.encoders, metrics))
+    pool = Models(with_encoders(settings.models, settings.encoders), maker, budget)
+    stack.push_async_callback(pool.close)
+    await pool.start()
+    return pool
+
+
 def _beside_encoders(
     settings: CloudSettings, reread: Callable[[], CloudSettings] | None
 ) -> CloudSettings:
-    """What is written now, with the room that the encoders which are here leave."""
+    """What is written now, with the encoders that are here: further ones take a restart."""
     now = settings if reread is None else reread()
-    return replace(now, models=room_beside(now.models, settings.encoders))
+    return replace(now, models=with_encoders(now.models, settings.encoders))
 
 
 def budget(place: Place) -> int | None:

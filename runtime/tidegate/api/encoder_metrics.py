@@ -17,6 +17,7 @@ class EncoderMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._lines: dict[str, Callable[[], int]] = {}
         model = ["model_name"]
         self._texts = Histogram(
             "tidegate_encoder_batch_texts",
@@ -59,12 +60,15 @@ class EncoderMetrics:
         )
 
     def watch(self, model: str, waiting: Callable[[], int]) -> None:
-        """Show how many texts wait for `model`."""
+        """Show how many texts wait for `model`; of two versions, for the later one."""
+        self._lines[model] = waiting
         self._waiting.labels(model).set_function(waiting)
 
-    def forget(self, model: str) -> None:
-        """It is closed: nobody waits any more. What was counted stays."""
-        self._waiting.labels(model).set_function(lambda: 0)
+    def forget(self, model: str, waiting: Callable[[], int]) -> None:
+        """What has this line is closed: nobody waits in it any more. What was counted stays."""
+        if self._lines.get(model) == waiting:  # methods of one object are equal
+            del self._lines[model]
+            self._waiting.labels(model).set_function(lambda: 0)
 
     def saw(self, model: str, seen: BatchSeen) -> None:
         """Count one run."""

@@ -87,12 +87,15 @@ class EncoderModel:
         self.batcher = TextBatcher(encoder.encode, served.limits, name=served.model_id)
         if served.metrics is not None:
             self.batcher.saw = partial(served.metrics.saw, served.model_id)
-            served.metrics.watch(served.model_id, lambda: self.batcher.waiting)
+            served.metrics.watch(served.model_id, self._waiting)
 
     @property
     def card(self) -> ModelCard:
         """Its entry of `/v1/models`."""
         return self._card
+
+    def _waiting(self) -> int:
+        return self.batcher.waiting
 
     async def outputs(
         self,
@@ -129,7 +132,7 @@ class EncoderModel:
         else:
             _log.error("%s: a run did not end: its model is not let go of", self._card.id)
         if self._metrics is not None:
-            self._metrics.forget(self._card.id)
+            self._metrics.forget(self._card.id, self._waiting)
 
     def _encoded(self, inputs: tuple[Text, ...]) -> list[Sequence[int]]:
         most = self._encoder.context_tokens
