@@ -75,6 +75,14 @@ def test_without_a_profile_the_clock_alone_is_explained(
     assert "the clock alone: the device serves without a profile" in text
 
 
+def test_joules_that_nobody_can_know_are_said_to_be_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = "watts of this board are unknown"
+    assert told in printed(capsys, ExplainingEcho(costs="estimated, unknown"))
+    assert told not in printed(capsys, ExplainingEcho())
+
+
 def test_json_is_what_the_device_told(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(printed(capsys, ExplainingEcho(), "--json"))
     assert told["route"] == "edge"

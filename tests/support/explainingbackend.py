@@ -18,6 +18,7 @@ class ExplainingEcho(EchoBackend):
     """Short calls stay, long ones leave; what may not leave has no way to the cloud."""
 
     has_pace: bool = True
+    costs: str = "calibrated, module"
     failing: Exception | None = None
     """Raised instead of an explanation."""
     explained: list[Call] = field(default_factory=list)
@@ -45,6 +46,7 @@ class ExplainingEcho(EchoBackend):
             if self.has_pace
             else None,
             "state": {
+                "costs": self.costs,
                 "weights": {"energy": 1.0, "late_j_per_s": 50.0},
                 "battery": {"share": 0.42, "debt_j": 120.5},
                 "heat": {"celsius": 61.5, "soft_c": 70.0, "hard_c": None},

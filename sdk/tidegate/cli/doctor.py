@@ -1,4 +1,6 @@
-"""Show what this machine can run and, given a bundle, load it and say how it runs.
+"""Show what this machine can run and measure and, given a bundle, load it and say how it runs.
+
+Of energy it says which sensors can be read, which power modes can be taken, and what to mend.
 
 `tidegate doctor link` looks at the way to the cloud instead: names, TLS, certificates, the broker's
 access rules, the clock, the gateway. (A bundle that is called so is ./link.)
@@ -20,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tidegate.cli import doctor_link
+from tidegate.cli import doctor_energy, doctor_link
 from tidegate.cli.trust import add_trust, read_trust
 from tidegate.errors import TidegateError
 
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", type=Path, help="folder of re-tiled weights, as in `serve`")
     add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print as JSON")
+    doctor_energy.add_arguments(parser)
     doctor_link.add_arguments(parser)
 
 
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         },
         "installed": {name: _version(name) for name in _PACKAGES},
         "native": _native(),
+        "energy": doctor_energy.energy_facts(args),
     }
     status = 0
     if args.bundle is not None:
@@ -156,7 +160,12 @@ def _flat(facts: Facts) -> list[tuple[str, object]]:
     """Nested facts one after another."""
     rows: list[tuple[str, object]] = []
     for name, value in facts.items():
-        rows += _flat(value) if isinstance(value, Mapping) else [(name, value)]
+        if isinstance(value, Mapping):
+            rows += _flat(value)
+        elif isinstance(value, list):
+            rows += [(name, one) for one in value]
+        else:
+            rows.append((name, value))
     return rows
 
 

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
 _LOG_COLUMNS = 100
 """Width where there is no terminal to ask."""
-_PLACES = {"edge": "on the device", "cloud": "in the cloud", "cache": "from kept answers"}
+_PLACES = {
+    "edge": "on the device",
+    "cloud": "in the cloud",
+    "cache": "from kept answers",
+    "wait": "it would wait",
+    "refuse": "refused",
+}
+_NO_WATTS = "watts of this board are unknown: only time and price count"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +91,8 @@ def _print(found: Explanation) -> None:
         console.print(f"power mode {found.pace.mode}: {found.pace.reason}", markup=False)
     console.print()
     console.print(_places(found))
+    if found.pace is not None and str(found.state.get("costs")).endswith("unknown"):
+        console.print(_NO_WATTS, markup=False)
     for title, facts in _facts(found):
         console.print()
         console.print(_listed(title, facts))

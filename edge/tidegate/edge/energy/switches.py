@@ -43,7 +43,7 @@ def open_switch(
     now = None
     if profile.power.tool != "none":
         try:
-            found = _open_tool(profile, helper, sysroot)
+            found = open_tool(profile, helper=helper, sysroot=sysroot)
             if len(found.modes) > 1:
                 return found
             now = found.modes[0]
@@ -58,7 +58,12 @@ def open_switch(
     return OneMode() if now is None else OneMode(now)
 
 
-def _open_tool(profile: Profile, helper: Path | None, sysroot: Path) -> ModeSwitch:
+def open_tool(profile: Profile, *, helper: Path | None, sysroot: Path) -> ModeSwitch:
+    """The tool that the profile names, with the modes that can be taken, at least one.
+
+    Raises:
+        ActuationError: it cannot be used here; says why, and how to mend it.
+    """
     writes = _writes(helper, sysroot)
     try:
         if profile.power.tool == "nvpmodel":
