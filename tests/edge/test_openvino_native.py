@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import openvino as ov
@@ -25,10 +26,13 @@ from tidegate.converters.openvino import graph
 from tidegate.converters.openvino.linear import LinearLayers
 from tidegate.converters.openvino.weights import ConstantFile
 from tidegate.converters.rounding.rtn import quantise
+from tidegate.edge.energy.own_modes import LiveThreads
 from tidegate.edge.executors.native import NativeUnavailable, find_native
 from tidegate.edge.executors.openvino import OpenVinoExecutor, OpenVinoSettings
 from tidegate.edge.executors.openvino_model import openvino_release
 from tidegate.edge.executors.openvino_native import Swapped, swap_products
+from tidegate.edge.executors.thread_limit import thread_limit
+from tidegate.edge.machine import usable_cores
 from tidegate.engine.executor import ExecutorStep, Logits, Row, Tokens
 from tidegate.errors import ConfigError
 from tidegate.model.architecture import Architecture, Experts, LayerKind
@@ -511,3 +515,69 @@ def test_a_kept_file_of_tiles_gives_the_same_logits_as_tiles_in_memory(
     assert sources == ["memory: no cache folder is set", "written to cache", "cache"]
     np.testing.assert_array_equal(answers[0], answers[1])
     np.testing.assert_array_equal(answers[0], answers[2])
+
+
+def busy_s() -> dict[str, float]:
+    """Processor seconds of every thread of this process."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # it has ended
+            found[task.name] = int((task / "schedstat").read_text().split()[0]) / 1e9
+    return found
+
+
+def shares_of(work: Callable[[], object]) -> list[float]:
+    """What each thread does of some work, most first."""
+    before = busy_s()
+    work()
+    spent = sorted((now - before.get(name, 0.0) for name, now in busy_s().items()), reverse=True)
+    return [one / sum(spent) for one in spent]
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux's schedstat")
+def test_threads_are_held_back_while_the_model_stays(
+    folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    executor = OpenVinoExecutor(folder, ARCH, replace(settings, threads=2))
+    tokens = tokens_of(64, 3)
+
+    def work() -> Logits:
+        return [step(executor, chunk(tokens, 0, 64, logits=4)) for _ in range(40)][-1]
+
+    try:
+        assert isinstance(executor, LiveThreads)
+        assert executor.most_threads == 2
+        both = work()
+        executor.limit_threads(1)
+        # Within the first rounds the other thread goes.
+        assert median(shares_of(work)[0] for _ in range(9)) > 0.9
+        assert np.array_equal(work(), both)
+        executor.limit_threads(2)
+        assert np.array_equal(work(), both)
+        for threads in (0, 3):
+            with pytest.raises(ConfigError, match=r"threads = .: must be from 1 to 2"):
+                executor.limit_threads(threads)
+    finally:
+        executor.close()
+    assert executor.most_threads is None
+
+
+def test_threads_of_openvino_alone_are_fixed(
+    folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    executor = OpenVinoExecutor(folder, ARCH, replace(settings, threads=2, native="off"))
+    try:
+        assert executor.most_threads is None
+        with pytest.raises(ConfigError, match="threads are fixed here"):
+            executor.limit_threads(1)
+    finally:
+        executor.close()
+
+
+def test_a_library_from_before_there_was_a_limit_has_none() -> None:
+    tiler = find_native(openvino_release(), native_folder()).operation
+    assert thread_limit(tiler.with_name("libtidegate_native.so")) is None
+    limit = thread_limit(tiler)
+    assert limit is not None
+    assert [limit.use(threads) for threads in (1, 2, 1)] == [1, 2, 1]
+    assert limit.use(None) >= usable_cores()

@@ -21,7 +21,7 @@ from tidegate.engine.drafts import Wish
 from tidegate.engine.drafts_model import ModelDrafter
 from tidegate.engine.engine import Engine
 from tidegate.engine.events import Failed
-from tidegate.engine.executor import PagedGeometry, SlotGeometry
+from tidegate.engine.executor import ExecutorStep, PagedGeometry, Row, SlotGeometry
 from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.settings import EngineSettings
 from tidegate.errors import BundleError, ConfigError
@@ -210,6 +210,39 @@ def test_a_load_that_takes_longer_than_a_step_may_is_not_yet_stuck() -> None:
             assert engine.snapshot().healthy
 
     asyncio.run(test())
+
+
+class Limited(ToyExecutor):
+    """A toy whose threads can be limited."""
+
+    most_threads = 4
+
+    def __init__(self) -> None:
+        super().__init__(PAGED)
+        self.threads = 4
+
+    def limit_threads(self, threads: int) -> None:
+        self.threads = threads
+
+
+def test_a_limit_of_threads_outlives_the_model() -> None:
+    made = [Limited(), Limited(), Limited()]
+    models = iter(made)
+    resident = ResidentExecutor(next(models), lambda: next(models))
+    assert resident.most_threads == 4
+    resident.limit_threads(2)
+    assert made[0].threads == 2
+    resident.unload()
+    assert resident.most_threads == 4
+    row = Row(tokens=np.array([40]), past=0, blocks=np.arange(1, dtype=np.int32), logits=1)
+    step = ExecutorStep(rows=(row,))
+    resident.execute(step)
+    assert made[1].threads == 2
+    resident.unload()
+    resident.limit_threads(1)
+    resident.execute(step)
+    assert made[2].threads == 1
+    assert ResidentExecutor(ToyExecutor(PAGED), lambda: ToyExecutor(PAGED)).most_threads is None
 
 
 def test_a_closed_executor_stays_closed() -> None:

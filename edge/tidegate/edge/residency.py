@@ -17,6 +17,7 @@ from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Protocol
 
+from tidegate.edge.energy.own_modes import LiveThreads
 from tidegate.engine.executor import (
     Executor,
     ExecutorLimits,
@@ -56,6 +57,8 @@ class ResidentExecutor:
         self._kv, self._limits = first.kv, first.limits
         self._layout, self._facts = first.kv_layout, first.facts
         self._unit_tokens, self._unit_bytes = first.unit_tokens, first.unit_bytes
+        self._most_threads = first.most_threads if isinstance(first, LiveThreads) else None
+        self._threads: int | None = None
 
     @property
     def kv(self) -> PagedGeometry | SlotGeometry:
@@ -91,6 +94,17 @@ class ResidentExecutor:
     def loaded(self) -> bool:
         """See `Unloadable.loaded`."""
         return self._inner is not None
+
+    @property
+    def most_threads(self) -> int | None:
+        """See `LiveThreads.most_threads`; those of the first load."""
+        return self._most_threads
+
+    def limit_threads(self, threads: int) -> None:
+        """See `LiveThreads.limit_threads`; a model that is not here gets it when it comes back."""
+        self._threads = threads
+        if isinstance(self._inner, LiveThreads):
+            self._inner.limit_threads(threads)
 
     def execute(self, step: ExecutorStep) -> StepResult:
         """See `Executor.execute`.
@@ -143,6 +157,8 @@ class ResidentExecutor:
             inner.close()
             raise UnavailableError("the model was replaced while it was unloaded: restart")
         self._facts = inner.facts
+        if self._threads is not None and isinstance(inner, LiveThreads):
+            inner.limit_threads(self._threads)
         _log.info("the model is loaded again after %.1f s", time.perf_counter() - began_s)
         return inner
 

@@ -139,6 +139,26 @@ class OpenVinoExecutor:
         return swapped is not None and swapped.place.moved
 
     @property
+    def most_threads(self) -> int | None:
+        """See `LiveThreads.most_threads`: those that the model was compiled for."""
+        if self._graph is None or self._graph.swapped is None:
+            return None
+        if self._graph.swapped.threads is None:
+            return None
+        return int(self._graph.compiled.get_property("INFERENCE_NUM_THREADS"))
+
+    def limit_threads(self, threads: int) -> None:
+        """See `LiveThreads.limit_threads`; it holds for every model of the process."""
+        most = self.most_threads
+        if most is None or not 1 <= threads <= most:
+            allowed = "absent: threads are fixed here" if most is None else f"from 1 to {most}"
+            raise ConfigError("threads", threads, allowed)
+        assert self._graph is not None
+        assert self._graph.swapped is not None
+        assert self._graph.swapped.threads is not None
+        self._graph.swapped.threads.use(None if threads == most else threads)
+
+    @property
     def facts(self) -> ExecutorFacts:
         """See `Described.facts`."""
         return self._facts
