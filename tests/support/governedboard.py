@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from energyboard import BOARD
 from virtualtime import virtual_now_s
@@ -24,6 +24,7 @@ from tidegate.edge.energy.governor_device import Device
 from tidegate.edge.energy.governor_heat import HeatWatch
 from tidegate.edge.energy.governor_requests import Ask
 from tidegate.edge.energy.heat import HeatPole
+from tidegate.edge.energy.ledger import TotalKey
 from tidegate.edge.energy.profile_files import read_library
 from tidegate.edge.energy.sensors.sample import BatteryState, Sample
 from tidegate.edge.energy.settings import EnergySettings
@@ -97,14 +98,14 @@ class OneLedger:
     """Gives everything drawn above idling to whoever ran; enough for one request at a time."""
 
     def __init__(self, costs: CostModel) -> None:
-        self._costs = costs
+        self.costs = costs
         self._of: dict[str, float] = {}
-        self._totals: dict[tuple[str, str, str], float] = {}
+        self._totals: dict[TotalKey, float] = {}
         self._scopes: dict[str, tuple[str, str]] = {}
         self.forgotten: list[str] = []
 
     def stepped(self, report: StepReport, mode: int) -> None:
-        watts = self._costs.modes[mode].decode_w - self._costs.idle_w
+        watts = self.costs.modes[mode].decode_w - self.costs.idle_w
         for one in report.shares:
             self._add(
                 one.request_id, watts * report.elapsed_s / len(report.shares), "board", "edge"
@@ -113,10 +114,12 @@ class OneLedger:
     def sent(self, request_id: str, joules: float) -> None:
         self._add(request_id, joules, "radio", "cloud")
 
-    def _add(self, request_id: str, joules: float, scope: str, route: str) -> None:
+    def _add(
+        self, request_id: str, joules: float, scope: str, route: Literal["edge", "cloud"]
+    ) -> None:
         self._of[request_id] = self._of.get(request_id, 0.0) + joules
         self._scopes[request_id] = scope, route
-        key = scope, "estimated", route
+        key: TotalKey = (scope, "estimated", route)
         self._totals[key] = self._totals.get(key, 0.0) + joules
 
     def settle(self, sample: Sample) -> None:
@@ -132,7 +135,7 @@ class OneLedger:
         self._of.pop(request_id, None)
         self.forgotten.append(request_id)
 
-    def totals(self) -> Mapping[tuple[str, str, str], float]:
+    def totals(self) -> Mapping[TotalKey, float]:
         return dict(self._totals)
 
 

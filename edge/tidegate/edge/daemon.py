@@ -32,9 +32,13 @@ from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.draft_model import open_draft
 from tidegate.edge.embedder import EncoderDoor, open_classifier, open_embedder
+from tidegate.edge.energy.governor import Governor
+from tidegate.edge.energy.governor_open import open_governor
+from tidegate.edge.energy.settings import EnergySettings
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
 from tidegate.edge.executors.encoder import EncoderSettings
 from tidegate.edge.link_answers import answer_routes
+from tidegate.edge.link_settings import LinkSettings
 from tidegate.edge.memory import MemoryNeed
 from tidegate.edge.memory_of_settings import check_settings
 from tidegate.edge.prefix_store import open_store
@@ -52,56 +56,15 @@ from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.prefix_disk import DiskPrefixes
 from tidegate.engine.settings import EngineSettings
+from tidegate.engine.steps import StepWatcher
 from tidegate.engine.text import TextModel
 from tidegate.errors import ConfigError
-from tidegate.link.broker_access import CheckMode
 from tidegate.link.device import DeviceLink
 from tidegate.link.enrolment_renewal import CertificateRenewal
 from tidegate.link.key_rotation import KeyRotation
-from tidegate.link.path_choice import PATIENCE_S
-from tidegate.link.paths_access import DeviceWay, device_way
-from tidegate.link.suites import PREFERENCE
 from tidegate.model.bundle import Bundle
 
 _MIB = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LinkSettings:
-    """How a device reaches its gateways."""
-
-    broker: str | None = field(repr=False)
-    """`mqtt://` or `mqtts://`, with the password in it if there is one: never logged."""
-    keys: Path
-    """The folder that the device's keys and outbox live in."""
-    broker_check: CheckMode = "auto"
-    """Whether to refuse a broker on which others' topics can be used."""
-    suites: tuple[int, ...] = PREFERENCE
-    """Those of the envelope that may be used, preferred ones first."""
-    http: tuple[str, ...] = ()
-    """URLs of gateways, for when the broker cannot be reached; alone without a broker."""
-    http_after_s: float = PATIENCE_S
-    """Without the broker before they are used, and with it before it is gone back to."""
-    http_learn: bool = True
-    """Use the URLs that gateways name in their signed adverts, too."""
-    http_plain: bool = False
-    """Allow `http://` to other machines."""
-
-    def way(self) -> DeviceWay:
-        """What carries the link.
-
-        Raises:
-            ConfigError, IdentityError: see `device_way`.
-        """
-        return device_way(
-            self.broker,
-            self.keys,
-            check=self.broker_check,
-            http=self.http,
-            http_after_s=self.http_after_s,
-            learn=self.http_learn,
-            plain=self.http_plain,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +106,8 @@ class EdgeSettings:
     longest_prompt_tokens: int = 8192
     """Longer prompts are refused unread; between the device's context and this they may go out."""
     link: LinkSettings | None = None
+    energy: EnergySettings | None = None
+    """Schedule by energy, heat and battery; None: by the clock alone."""
     context_policy: ContextPolicy = "error"
     """For prompts that are too long, when the caller names no policy."""
     drain_s: float = 30.0
@@ -181,7 +146,8 @@ class EdgeSettings:
     def engine_settings(self) -> EngineSettings:
         """What of it is the engine's."""
         return EngineSettings(
-            most_waiting=self.queue_limit,
+            # Under a governor the line is its own, and what it lets begin is never refused.
+            most_waiting=self.queue_limit + (self.executor.rows if self.energy else 0),
             prefix_reuse=self.prefix_reuse,
             speculation=self.speculation,
             # Several keys are several callers, who may be strangers to each other.
@@ -257,6 +223,13 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
             stack.callback(store.close)
             digest = sha256(bundle.manifest.to_bytes()).digest()
             disk = DiskPrefixes(store, executor, model_digest=digest)
+        cloud = None if link is None else CloudLeg(link)
+        governor = None
+        if settings.energy is not None:
+            governor = stack.enter_context(
+                open_governor(settings.energy, settings.executor, bundle, executor, cloud)
+            )
+            upkeep += (("scheduling by energy", governor.run),)
         drafter = None
         if settings.draft is not None:
             draft_executor, drafter = open_draft(
@@ -268,9 +241,10 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
                 unloading=settings.unload_after_s is not None,
             )
             stack.callback(draft_executor.close)
-        engine = _make_engine(bundle, executor, disk, drafter, settings)
+        watcher = None if governor is None else governor.accounts.stepped
+        engine = _make_engine(bundle, executor, disk, drafter, settings, watcher)
         encoders = _open_encoders(settings, stack)
-        backend = _make_backend(engine, executor, link, encoders, memory, settings)
+        backend = _make_backend(engine, executor, cloud, encoders, memory, settings, governor)
         answers = [] if link is None else answer_routes(link)
         metrics = Metrics()
         if tls is not None:
@@ -318,6 +292,7 @@ def _make_engine(
     disk: DiskPrefixes | None,
     drafter: ModelDrafter | None,
     settings: EdgeSettings,
+    watcher: StepWatcher | None,
 ) -> Engine:
     text = TextModel.load(
         bundle.folder,
@@ -330,25 +305,28 @@ def _make_engine(
         settings=settings.engine_settings(),
         disk=disk,
         draft_model=drafter,
+        watcher=watcher,
     )
 
 
 def _make_backend(
     engine: Engine,
     executor: Executor,
-    link: DeviceLink | None,
+    cloud: CloudLeg | None,
     encoders: Encoders,
     memory: MemoryNeed,
     settings: EdgeSettings,
+    governor: Governor | None,
 ) -> EdgeBackend:
     return EdgeBackend(
         EngineBackend(engine, route="edge", created_s=int(time.time())),
-        cloud=None if link is None else CloudLeg(link),
+        cloud=cloud,
         memory=_make_memory(encoders, settings),
         batch_rows=executor.limits.step_rows,
         queue_limit=settings.queue_limit,
         context_policy=settings.context_policy,
         needed_bytes=memory.to_json(),
+        governor=governor,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidegate.cli.board import Served, add_profile, describe, read_profile, served
+from tidegate.cli.energy_flags import add_energy, read_energy
 from tidegate.cli.link_http import add_gateway_urls
 from tidegate.cli.logs import LOG_FORMATS, add_log_format
 from tidegate.cli.service import (
@@ -30,8 +31,10 @@ from tidegate.cli.trust import add_trust, read_trust
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from tidegate.edge.daemon import EdgeSettings, LinkSettings
+    from tidegate.edge.daemon import EdgeSettings
+    from tidegate.edge.energy.profile import Profile
     from tidegate.edge.executors.choice import ExecutorSettings
+    from tidegate.edge.link_settings import LinkSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_caches(parser)
     _add_guessing(parser)
     _add_memory(parser)
+    add_energy(parser)
     add_trust(parser)
     add_link(parser, end="device", broker="to the cloud")
     add_gateway_urls(parser)
@@ -180,7 +184,8 @@ def run(args: argparse.Namespace) -> int:
     from tidegate.cli.listen import announce, run_until_signal
     from tidegate.edge.daemon import open_edge
 
-    settings = _settings(args, read_service(args), _served(args))
+    profile = None if args.profile is None else read_profile(args.profile)
+    settings = _settings(args, read_service(args), _served(args, profile), profile)
 
     async def main(stop: asyncio.Event) -> None:
         async with open_edge(settings) as edge:
@@ -197,18 +202,19 @@ def run(args: argparse.Namespace) -> int:
     return run_until_signal(main, formatter=LOG_FORMATS[args.log_format]())
 
 
-def _served(args: argparse.Namespace) -> Served:
+def _served(args: argparse.Namespace, profile: Profile | None) -> Served:
     """What flags and profile say of how to run, and of what to take."""
     from tidegate.edge.machine import read_machine
 
-    profile = None if args.profile is None else read_profile(args.profile)
     taken = served(args, profile, read_machine().memory_bytes)
     if profile is not None:
         print(f"tidegate serve: profile {describe(profile, taken)}", file=sys.stderr)
     return taken
 
 
-def _settings(args: argparse.Namespace, service: ServiceFlags, taken: Served) -> EdgeSettings:
+def _settings(
+    args: argparse.Namespace, service: ServiceFlags, taken: Served, profile: Profile | None
+) -> EdgeSettings:
     """Everything that the flags say, and the profile where they do not."""
     from tidegate.edge.daemon import EdgeSettings
 
@@ -221,6 +227,7 @@ def _settings(args: argparse.Namespace, service: ServiceFlags, taken: Served) ->
         traces=service.traces,
         executor=_executor(args, taken),
         queue_limit=args.queue,
+        energy=read_energy(args, profile),
         context_policy=args.context_policy,
         embedder=args.embedder,
         classifier=args.classifier,
@@ -258,7 +265,7 @@ def _executor(args: argparse.Namespace, taken: Served) -> ExecutorSettings:
 
 
 def _link(args: argparse.Namespace, flags: LinkFlags) -> LinkSettings:
-    from tidegate.edge.daemon import LinkSettings
+    from tidegate.edge.link_settings import LinkSettings
 
     return LinkSettings(
         broker=flags.broker,

@@ -20,11 +20,13 @@ from tidegate.edge.energy.governor_board import BoardWatch
 from tidegate.edge.energy.governor_device import Device
 from tidegate.edge.energy.governor_modes import BoardThread, InThread, ModeKeeper
 from tidegate.edge.energy.governor_requests import Ask, Requests
+from tidegate.edge.energy.governor_status import view_of
 from tidegate.edge.energy.governor_view import EnergyView
-from tidegate.edge.energy.governor_words import UNKNOWN, explained, why_away, why_held, why_here
+from tidegate.edge.energy.governor_words import explained, why_away, why_held, why_here
 from tidegate.edge.energy.pace import Pace
 from tidegate.edge.energy.pace_state import NEVER, Decision, PaceState, Waiting
 from tidegate.edge.energy.settings import EnergySettings
+from tidegate.engine.request import RequestId
 from tidegate.errors import describe_defect
 
 _log = logging.getLogger(__name__)
@@ -121,6 +123,7 @@ class Governor:
         """Look at the board and at the link until cancelled."""
         try:
             await self.modes.read()
+            await self.board.see_network()
             self._poke()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._look_on())
@@ -164,7 +167,7 @@ class Governor:
     def end(self, request_id: str) -> None:
         """A request is over, well or not; may be told more than once."""
         self._drop(request_id)
-        self._device.ledger.forget(request_id)
+        self._device.ledger.forget(RequestId(request_id))
 
     def see_link(self, up: bool) -> None:
         """The cloud can be reached, or not."""
@@ -189,39 +192,16 @@ class Governor:
 
     def view(self) -> EnergyView:
         """For `/status` and `/metrics`."""
-        device, modes, sample = self._device, self.modes, self.board.sample
-        now_s, costs, budget = device.clock(), device.costs.costs, device.budget
-        known = sample is not None and sample.scope != UNKNOWN
-        own = [one for one in (modes.fault, budget.fault) if one is not None]
-        return EnergyView(
-            profile=self._settings.profile.id,
-            tool=modes.tool,
-            mode=modes.name,
-            modes=modes.names,
-            mode_reason=modes.reason,
-            mode_for_s=max(0.0, now_s - modes.since_s),
-            costs=f"{costs.source}, {costs.scope}",
-            held=self.held,
-            running=len(self.requests.begun),
-            watts=sample.watts if known and sample is not None else None,
-            scope=sample.scope if known and sample is not None else None,
-            source=sample.kind if known and sample is not None else None,
-            rails={} if sample is None else sample.rails,
-            celsius=None if sample is None else sample.celsius,
-            soft_c=None if sample is None else sample.soft_c,
-            hard_c=None if sample is None else sample.hard_c,
-            battery=None if sample is None else sample.battery,
-            plan=budget.view(now_s),
-            debt_j=budget.debt.joules,
-            quiet=budget.quiet_until_s(now_s) > now_s,
-            errors=device.costs.errors(),
-            decisions=self._counts.decisions,
-            switches=modes.switches,
-            failed_switches=modes.failures,
-            deferred=self._counts.deferred,
-            failures=self._counts.failures,
-            faults=(*own, *(() if sample is None else sample.faults)),
-            totals=device.ledger.totals(),
+        counts = self._counts
+        return view_of(
+            self._device,
+            self._settings.profile.id,
+            self.modes,
+            self.board.sample,
+            self.requests,
+            decisions=counts.decisions,
+            deferred=counts.deferred,
+            failures=counts.failures,
         )
 
     # Looking.
@@ -242,6 +222,7 @@ class Governor:
         while True:
             await asyncio.sleep(_READ_BACK_S)
             await self.modes.read()
+            await self.board.see_network()
 
     async def _watch_link(self, link_up: Callable[[], Awaitable[bool]]) -> None:
         while True:

@@ -13,6 +13,7 @@ from tidegate.edge.energy.governor_device import Device
 from tidegate.edge.energy.governor_modes import ModeKeeper
 from tidegate.edge.energy.governor_requests import Ask, Requests
 from tidegate.engine.events import EnergyUse
+from tidegate.engine.request import RequestId
 from tidegate.engine.steps import StepReport
 
 
@@ -36,6 +37,7 @@ class Accounts:
         """The engine's watcher: what it raised would end the step's requests."""
         try:
             mode = self._modes.mode
+            self._device.ledger.costs = self._device.costs.costs
             self._device.ledger.stepped(report, mode)
             began_s = report.ended_s - report.elapsed_s
             if not self._modes.switching and began_s >= self._modes.since_s:
@@ -51,7 +53,7 @@ class Accounts:
         """An answer of the device is complete: what it took, as far as that is known."""
         try:
             await self._board.look_after(self._requests.last_step_s(request_id))
-            return self._device.ledger.use_of(request_id)
+            return self._device.ledger.use_of(RequestId(request_id))
         except Exception as error:  # as above
             self._failed("accounting for an answer", error)
             return None
@@ -83,8 +85,8 @@ class Accounts:
                 now_s=self._device.clock(),
             )
             if joules is not None:
-                self._device.ledger.sent(ask.id, joules)
-            return self._device.ledger.use_of(ask.id)
+                self._device.ledger.sent(RequestId(ask.id), joules)
+            return self._device.ledger.use_of(RequestId(ask.id))
         except Exception as error:  # as above
             self._failed("accounting for an answer", error)
             return None

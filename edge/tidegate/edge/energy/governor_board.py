@@ -14,6 +14,7 @@ from typing import Final
 from tidegate.edge.energy.governor_device import Device
 from tidegate.edge.energy.governor_heat import Outlook
 from tidegate.edge.energy.governor_modes import InThread
+from tidegate.edge.energy.ledger import TotalKey
 from tidegate.edge.energy.sensors.sample import Sample
 
 _log = logging.getLogger(__name__)
@@ -69,6 +70,12 @@ class BoardWatch:
         except TimeoutError:
             _log.debug("energy: no sample within %g s", _LAST_LOOK_S)
 
+    async def see_network(self) -> None:
+        """Find out what sending takes now: another network may be in use."""
+        cloud, radio = self._device.cloud, self._device.radio
+        if cloud is not None and radio is not None:
+            cloud.radio = await self._in_thread(radio)
+
     async def _look(self) -> None:
         self._take(await self._in_thread(self._device.panel.sample))
 
@@ -105,7 +112,7 @@ class BoardWatch:
         self._faults = faults
 
 
-def _worked_j(totals: Mapping[tuple[str, str, str], float]) -> float:
+def _worked_j(totals: Mapping[TotalKey, float]) -> float:
     """Joules of requests, whatever is known of them: what a plan is charged with."""
     return sum(joules for (_, _, route), joules in totals.items() if route != "idle")
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tidegate.edge.energy.actuate import ModeSwitch
-from tidegate.edge.energy.cost import CostModel
+from tidegate.edge.energy.cost import CostModel, RadioCost
 from tidegate.edge.energy.governor_budget import Budget
 from tidegate.edge.energy.governor_cloud import CloudTimes
 from tidegate.edge.energy.governor_heat import HeatWatch
-from tidegate.edge.energy.governor_view import Totals
+from tidegate.edge.energy.ledger import TotalKey
 from tidegate.edge.energy.sensors.sample import Panel, Sample
 from tidegate.engine.events import EnergyUse
+from tidegate.engine.request import RequestId
 from tidegate.engine.steps import StepReport
 
 
@@ -35,22 +36,25 @@ class Costs(Protocol):
 class Ledger(Protocol):
     """Whose joules are whose; `tidegate.edge.energy.ledger.EnergyLedger` is one."""
 
+    costs: CostModel
+    """By which steps are weighed; replaced as costs are learnt."""
+
     def stepped(self, report: StepReport, mode: int) -> None:
         """Book a step."""
 
-    def sent(self, request_id: str, joules: float) -> None:
+    def sent(self, request_id: RequestId, joules: float) -> None:
         """Book what the radio took for a request."""
 
     def settle(self, sample: Sample) -> None:
         """Share out what was drawn since the sample before."""
 
-    def use_of(self, request_id: str) -> EnergyUse | None:
+    def use_of(self, request_id: RequestId) -> EnergyUse | None:
         """What a request took so far."""
 
-    def forget(self, request_id: str) -> None:
+    def forget(self, request_id: RequestId) -> None:
         """It is over."""
 
-    def totals(self) -> Totals:
+    def totals(self) -> Mapping[TotalKey, float]:
         """Since the start."""
 
 
@@ -69,6 +73,7 @@ class Device:
         clock: monotonic seconds, the engine's.
         loaded: whether the model is in memory.
         link_up: whether the cloud can be reached; None without a link.
+        radio: what sending takes over the network that is used now; reads files.
     """
 
     costs: Costs
@@ -81,3 +86,4 @@ class Device:
     clock: Callable[[], float] = time.monotonic
     loaded: Callable[[], bool] = lambda: True
     link_up: Callable[[], Awaitable[bool]] | None = None
+    radio: Callable[[], RadioCost | None] | None = None

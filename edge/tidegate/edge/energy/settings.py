@@ -32,6 +32,8 @@ class EnergySettings:
         quiet: local times between which work that may wait is not begun; None: at no time.
         joule_price: what the owner counts one generated token of the cloud as, in joules.
         weights: of the scheduler.
+        decisions: a file that gets every decision with all that it depended on; for trials, since
+            it grows.
 
     Raises:
         ConfigError: one is out of range.
@@ -47,6 +49,7 @@ class EnergySettings:
     quiet: tuple[str, str] | None = None
     joule_price: float = 1.0
     weights: Weights = field(default_factory=Weights)
+    decisions: Path | None = None
 
     def __post_init__(self) -> None:
         if self.switching not in get_args(Switching):
