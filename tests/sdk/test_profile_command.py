@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from boards import BOARDS
+from sensortrees import ORIN_NANO, put_battery, put_ina3221, put_pressure, put_zone
 
 from tidegate.cli.main import main
 
@@ -80,3 +82,39 @@ def test_a_file_that_is_not_there_is_refused(
 ) -> None:
     assert run("check", str(tmp_path / "missing.toml"), site=tmp_path) == 1
     assert "missing.toml" in capsys.readouterr().err
+
+
+def test_sensors_says_what_this_board_shows_and_what_it_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, files = next(one for one in BOARDS if one[0] == "jetson-orin-nano-8gb-super")
+    root = files.write(tmp_path)
+    where = ["--sysroot", str(root), "--arch", files.arch, "--seconds", "0.01"]
+    put_ina3221(root, ORIN_NANO)
+    put_battery(root)
+    put_pressure(root, 0.25)
+    assert run("sensors", *where, site=tmp_path / "none") == 0
+    name, power, *others = capsys.readouterr().out.splitlines()
+    assert name == "jetson-orin-nano-8gb-super"
+    assert re.fullmatch(r"  power: \d+\.\d\d W \(module, measured\)", power)
+    assert others == [
+        "  rail compute: 1.50 W",
+        "  rail soc: 1.25 W",
+        "  battery: 50%, not plugged in, 12.50 W out of it",
+        "  pressure: 25.0% of 10 s stalled for the processor",
+        "  cannot be read: thermal: no zone is of type tj-thermal",
+    ]
+    put_zone(root, 0, "cpu-thermal", 61.0)
+    assert run("sensors", "raspberry-pi-5", "--json", *where, site=tmp_path / "none") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["profile"], told["kind"], told["watts"]) == ("raspberry-pi-5", "estimated", None)
+    assert (told["celsius"], told["soft_c"], told["hard_c"]) == (61.0, 80.0, 85.0)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "4000"])
+def test_sensors_refuses_a_time_that_it_cannot_wait(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seconds: str
+) -> None:
+    words = ["sensors", "rk3588", "--sysroot", str(tmp_path), f"--seconds={seconds}"]
+    assert run(*words, site=tmp_path / "none") == 1
+    assert "must be more than 0 and at most 3600" in capsys.readouterr().err

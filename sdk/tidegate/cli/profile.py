@@ -4,6 +4,7 @@ Example:
   tidegate profile list
   tidegate profile detect --json
   tidegate profile show raspberry-pi-5
+  tidegate profile sensors
   tidegate profile check
 """
 
@@ -16,7 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tidegate.cli import profile_sensors
+
 if TYPE_CHECKING:
+    from tidegate.edge.energy.profile import Profile
     from tidegate.edge.energy.profile_files import Library
 
 
@@ -43,13 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds.add_parser("detect", parents=[common, board], help="which one this machine is, and why")
     show = kinds.add_parser("show", parents=[common, board], help="all that is known of one")
     show.add_argument("profile", help="its id, or auto for this machine's")
+    profile_sensors.add_parser(kinds, [common, board])
     check = kinds.add_parser("check", parents=[common], help="check all profiles, or some files")
     check.add_argument("file", type=Path, nargs="*", help="further files to check with them")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print it."""
-    commands = {"list": _list, "detect": _detect, "show": _show, "check": _check}
+    commands = {
+        "list": _list,
+        "detect": _detect,
+        "show": _show,
+        "check": _check,
+        "sensors": _sensors,
+    }
     commands[args.kind](args)
     return 0
 
@@ -92,19 +103,26 @@ def _detect(args: argparse.Namespace) -> None:
         print(f"  {reason}")
 
 
-def _show(args: argparse.Namespace) -> None:
+def _sensors(args: argparse.Namespace) -> None:
+    profile_sensors.show_sensors(args, _wanted(args, _library(args)))
+
+
+def _wanted(args: argparse.Namespace, library: Library) -> Profile:
     from tidegate.edge.energy.profile_detect import detect, read_board
 
+    if args.profile == "auto":
+        return detect(read_board(args.sysroot, args.arch), library.every()).profile
+    return library.profile(args.profile)
+
+
+def _show(args: argparse.Namespace) -> None:
     library = _library(args)
-    wanted = args.profile
-    if wanted == "auto":
-        wanted = detect(read_board(args.sysroot, args.arch), library.every()).profile.id
-    profile = library.profile(wanted)
+    profile = _wanted(args, library)
     table = _without_unknown(asdict(profile))
     if args.json:
         _print_json(table)
         return
-    print(f"from {', '.join(library.files_of(wanted))}")
+    print(f"from {', '.join(library.files_of(profile.id))}")
     for line in _lines(table, ""):
         print(line)
 

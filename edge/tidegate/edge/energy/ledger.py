@@ -18,12 +18,10 @@ from tidegate.edge.energy.ledger_split import Portion, split
 from tidegate.edge.energy.ledger_windows import Account, IdleWatts, Part, Window
 from tidegate.edge.energy.sensors.sample import Panel, Sample, drawn_between
 from tidegate.engine.events import EnergyUse
-from tidegate.engine.request import RequestId
 from tidegate.engine.steps import StepReport
 
-Route = Literal["edge", "cloud", "idle"]
-TotalKey = tuple[str, str, Route]
-"""Scope, source and route."""
+TotalKey = tuple[str, str, str]
+"""Scope, source, and the route: edge, cloud or idle."""
 
 RADIO: Final = "radio"
 """Scope of what sending takes, which is estimated."""
@@ -50,7 +48,7 @@ class EnergyLedger:
     def __init__(self, costs: CostModel, panel: Panel, clock: Callable[[], float]) -> None:
         self.costs = costs
         self._panel = panel
-        self._accounts: dict[RequestId, Account] = {}
+        self._accounts: dict[str, Account] = {}
         self._open: list[Window] = []
         self._ahead: list[Part] = []
         self._last: Sample | None = None
@@ -74,7 +72,7 @@ class EnergyLedger:
             self._place(part)
         self._close_reported()
 
-    def sent(self, request_id: RequestId, joules: float) -> None:
+    def sent(self, request_id: str, joules: float) -> None:
         """Book what the radio took to send a request away and to get its answer."""
         self._account(request_id).radio_j += joules
         self._add((RADIO, "estimated", "cloud"), joules)
@@ -100,7 +98,7 @@ class EnergyLedger:
             self._place(part)
         self._close_reported()
 
-    def use_of(self, request_id: RequestId) -> EnergyUse | None:
+    def use_of(self, request_id: str) -> EnergyUse | None:
         """What a request took; None where nothing can be told.
 
         Measured only if a sample was settled after its last step: see `unsettled`. For a request
@@ -119,12 +117,12 @@ class EnergyLedger:
             return EnergyUse(joules=account.radio_j, scope=RADIO, source="estimated")
         return None
 
-    def unsettled(self, request_id: RequestId) -> bool:
+    def unsettled(self, request_id: str) -> bool:
         """Whether it worked since the last sample, so that one more would measure the rest."""
         account = self._accounts.get(request_id)
         return account is not None and account.ahead > 0
 
-    def forget(self, request_id: RequestId) -> None:
+    def forget(self, request_id: str) -> None:
         """It has ended and was told. Totals keep what it took."""
         self._accounts.pop(request_id, None)
 
@@ -145,7 +143,7 @@ class EnergyLedger:
         if key[0] != UNKNOWN:
             self._totals[key] = self._totals.get(key, 0.0) + joules
 
-    def _account(self, request_id: RequestId) -> Account:
+    def _account(self, request_id: str) -> Account:
         account = self._accounts.get(request_id)
         if account is None:
             while len(self._accounts) >= _MOST_REQUESTS:

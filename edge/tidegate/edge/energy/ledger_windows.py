@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from tidegate.engine.request import RequestId
-
 _MEMORY_S: Final = 300.0
 """Of the mean of idle watts: long beside the noise of sensors, short beside an hour of the day."""
 
@@ -21,7 +19,7 @@ _MEMORY_S: Final = 300.0
 class Account:
     """One request's."""
 
-    id: RequestId
+    id: str
     measured_j: float = 0.0
     scope: str | None = None
     """That the measured joules are of."""
