@@ -104,8 +104,14 @@ def test_sensors_says_what_this_board_shows_and_what_it_does_not(
         "  pressure: 25.0% of 10 s stalled for the processor",
         "  cannot be read: thermal: no zone is of type tj-thermal",
     ]
-    put_zone(root, 0, "cpu-thermal", 61.0)
-    assert run("sensors", "raspberry-pi-5", "--json", *where, site=tmp_path / "none") == 0
+
+
+def test_sensors_leaves_open_what_no_sensor_measures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_zone(tmp_path, 0, "cpu-thermal", 61.0)
+    words = ["raspberry-pi-5", "--json", "--sysroot", str(tmp_path), "--seconds", "0.01"]
+    assert run("sensors", *words, site=tmp_path / "none") == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["profile"], told["kind"], told["watts"]) == ("raspberry-pi-5", "estimated", None)
     assert (told["celsius"], told["soft_c"], told["hard_c"]) == (61.0, 80.0, 85.0)
