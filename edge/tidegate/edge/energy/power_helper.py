@@ -306,6 +306,8 @@ def serve(listener: socket.socket, board: PowerBoard, group: int) -> None:
                     _talk(client, board, allowance)
                 else:
                     _log(f"a process of user {uid} was refused")
+                    client.settimeout(1.0)
+                    client.recv(_MOST_LINE)  # so that it hears why, and not of a broken pipe
                     client.sendall(b"error not allowed: not of the group\n")
             except OSError as error:
                 _log(f"a client was lost: {error.strerror}")
@@ -325,9 +327,10 @@ def _talk(client: socket.socket, board: PowerBoard, allowance: Allowance) -> Non
                 client.sendall(b"error not a line of this protocol\n")
                 return
             text = line.decode("ascii")
-            can = allowance.take(time.monotonic())
-            answer = board.obey(text) if can else "error too many requests"
-            _log(f"{text}: {answer}")
+            answer = "error too many requests"
+            if allowance.take(time.monotonic()):
+                answer = board.obey(text)
+                _log(f"{text}: {answer}")
             client.sendall(answer.encode("ascii", "replace") + b"\n")
         if len(held) > _MOST_LINE:
             client.sendall(b"error not a line of this protocol\n")
