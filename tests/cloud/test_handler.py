@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 import pytest
+from linkrequests import body, events, inbound, payloads
 from toyengine import PAGED, SHAPES, serving
 from toyexecutor import Behaviour, ToyExecutor
 from toytext import toy_text
 
-from tidegate.api.backend import AnswerEvent, Routed
+from tidegate.api.backend import Routed
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.metrics import Metrics
 from tidegate.api.wire import read_event
@@ -23,27 +24,6 @@ from tidegate.engine.events import Failed, Finished, TextDelta
 from tidegate.engine.executor import PagedGeometry, SlotGeometry
 from tidegate.engine.settings import EngineSettings
 from tidegate.errors import RequestError
-from tidegate.link.effects import InboundRequest
-from tidegate.link.envelope import DeviceId, RequestId
-
-
-def body(words: str = "hello", **fields: object) -> dict[str, object]:
-    return {"messages": [{"role": "user", "content": words}], "max_tokens": 24, **fields}
-
-
-def inbound(content: dict[str, object] | bytes, number: int = 1) -> InboundRequest:
-    raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-    name = RequestId(number.to_bytes(16))
-    return InboundRequest(device_id=DeviceId(b"d" * 16), request_id=name, body=raw, attempt=0)
-
-
-async def payloads(handler: LinkHandler, request: InboundRequest) -> list[bytes]:
-    async with asyncio.timeout(20):
-        return [payload async for payload in handler(request)]
-
-
-def events(found: Iterable[bytes]) -> list[AnswerEvent]:
-    return [read_event(payload) for payload in found]
 
 
 def test_the_link_asks_once_for_each_of_several_answers() -> None:

@@ -73,7 +73,7 @@ class DirectLink:
         self.bodies.append(body)
         device_id = load_device(self.world.root / "device").device_id
         request = InboundRequest(
-            device_id=device_id, request_id=RequestId(bytes(16)), body=body, attempt=0
+            device_id=device_id, handle="it", request_id=RequestId(bytes(16)), body=body, attempt=0
         )
         async for payload in self.handler(request):
             if self.loses_answers:

@@ -233,7 +233,11 @@ def test_a_change_whose_device_went_is_over_before_the_next_one_begins(tmp_path:
     async def test() -> None:
         device_id = load_device(home.device).device_id
         request = InboundRequest(
-            device_id=device_id, request_id=RequestId(bytes(16)), body=CONFIRM + b"x", attempt=0
+            device_id=device_id,
+            handle="it",
+            request_id=RequestId(bytes(16)),
+            body=CONFIRM + b"x",
+            attempt=0,
         )
 
         async def answer(registrar: KeyRegistrar) -> list[bytes]:

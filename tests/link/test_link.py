@@ -24,6 +24,7 @@ from tidegate.link.effects import InboundRequest
 from tidegate.link.envelope import new_request_id
 from tidegate.link.fleet import add_device, add_gateway, create_fleet, pair
 from tidegate.link.gateway import UNSENT_PAYLOADS, Gateway, Handler
+from tidegate.link.identity import load_device
 from tidegate.link.memory import Faults, MemoryBroker, MemoryTransport
 from tidegate.link.outbox import Outcome
 from tidegate.link.prekeys import ModelOffer
@@ -110,6 +111,21 @@ def test_the_answer_arrives_as_the_handler_yielded_it(root: Path) -> None:
             assert view.models == (ModelOffer(id="m", context_tokens=2048),)
             assert 0.0 <= view.age_s < TIME_LIMIT_S
             assert device.counters.completed == 1
+
+    run(main)
+
+
+def test_a_handler_is_told_whose_request_it_is(root: Path) -> None:
+    known = load_device(root / "device")
+
+    async def main() -> None:
+        async def noting(request: InboundRequest) -> AsyncIterator[bytes]:
+            assert (request.device_id, request.handle) == (known.device_id, known.handle)
+            yield b"known"
+
+        broker = MemoryBroker()
+        async with running_gateway(root, broker, noting), running_device(root, broker) as device:
+            assert await ask(device) == [b"known"]
 
     run(main)
 

@@ -25,10 +25,12 @@ from tidegate.cloud.charges import Ledger, MemoryLedger
 from tidegate.cloud.failed_attempts import FailedAttempts
 from tidegate.cloud.key_rules import KeyRules, Quota
 from tidegate.cloud.limits_of_keys import quota_charge
+from tidegate.cloud.link_visit import LinkVisit
 from tidegate.cloud.price_table import PriceTable
 from tidegate.cloud.usage import DAY_S, FLUSH_ROWS, FLUSH_S, MOST_WAITING, UsageBook
 from tidegate.cloud.visits import KeyVisit
 from tidegate.errors import CapacityError, TidegateError, UnavailableError, describe_defect
+from tidegate.link.effects import InboundRequest
 
 if TYPE_CHECKING:  # an optional library, loaded by who needs it
     from tidegate.cloud.windows import Windows
@@ -105,6 +107,10 @@ class AccessControl:
         visit = KeyVisit(self, knock)
         visit.enter()
         return visit
+
+    def link_visit(self, request: InboundRequest) -> LinkVisit:
+        """Begin to keep book of a device's request."""
+        return LinkVisit(self, request)
 
     def find(self, key: str | None, client: str | None = None) -> ApiKey | None:
         """The record of a key that a request brought; None for one that nobody has.

@@ -9,7 +9,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
-from tidegate.cloud.usage import NANO, UsageRow
+from tidegate.cloud.usage import LINK, NANO, UsageRow
 
 ALL: Final = "all"
 """The label of every key where names are not told."""
@@ -43,7 +43,8 @@ class AccessMetrics:
 
     def used(self, row: UsageRow) -> None:
         """One call that is over."""
-        key = row.key_name if self.per_key else ALL
+        name = LINK if row.endpoint == LINK else row.key_name  # no label names a device
+        key = name if self.per_key else ALL
         self._calls.labels(key, row.outcome).inc()
         fresh_tokens = row.prompt_tokens - row.cached_tokens
         self._tokens.labels(key, "prompt").inc(fresh_tokens)

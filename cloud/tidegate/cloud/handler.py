@@ -11,16 +11,22 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from tidegate.api.backend import AnswerEvent, Health
+from tidegate.api.backend import AnswerEvent, Health, Routed
 from tidegate.api.metrics import AskedCall, CallRecord, Metrics
 from tidegate.api.schema import Call, read_chat, read_completion
 from tidegate.api.tracing import RequestSpan, Tracer
 from tidegate.api.wire import parse_json, write_event
+from tidegate.cloud.call_size import most_size
 from tidegate.engine.events import Failed
+from tidegate.engine.text import TextModel
 from tidegate.errors import RequestError, TidegateError
 from tidegate.link.effects import InboundRequest
+
+if TYPE_CHECKING:
+    from tidegate.cloud.access import AccessControl
+    from tidegate.cloud.link_visit import LinkVisit
 
 
 class LinkBackend(Protocol):
@@ -34,15 +40,27 @@ class LinkBackend(Protocol):
     def health(self) -> Health:
         """See `Backend.health`."""
 
+    async def text_of(self, model: str) -> TextModel:
+        """The text side of a model; see `tidegate.api.tokens.TextOf`."""
+
 
 class LinkHandler:
     """`tidegate.link.gateway.Handler` over an engine."""
 
     def __init__(
-        self, backend: LinkBackend, metrics: Metrics, *, tracer: Tracer | None = None
+        self,
+        backend: LinkBackend,
+        metrics: Metrics,
+        *,
+        tracer: Tracer | None = None,
+        books: AccessControl | None = None,
     ) -> None:
-        """Answer with `backend`, count in `metrics` and trace, as the HTTP front door does."""
+        """Answer with `backend`, count in `metrics` and trace, as the HTTP front door does.
+
+        `books` keep usage and audit of requests by their devices' handles; None keeps none.
+        """
         self._backend, self._metrics, self._tracer = backend, metrics, tracer
+        self._books = books
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -54,25 +72,39 @@ class LinkHandler:
     async def __call__(self, request: InboundRequest) -> AsyncIterator[bytes]:
         """Yield the answer's events as payloads; an error is the last event, not an exception."""
         record = self._metrics.begin()
-        with self._working() as leave, self._traced(request) as span:
-            async with aclosing(self._answer(request, record, span)) as events:
+        with (
+            self._working() as leave,
+            self._traced(request) as span,
+            self._kept(request, span) as visit,
+        ):
+            async with aclosing(self._answer(request, record, span, visit)) as events:
                 async for event in events:
                     if self._is_going_away(event):
                         leave()
                         await asyncio.Event().wait()
                     record.see(event)
+                    if visit is not None:
+                        visit.see(event)
                     yield write_event(event)
             record.end()
 
     async def _answer(
-        self, request: InboundRequest, record: CallRecord, span: RequestSpan | None
+        self,
+        request: InboundRequest,
+        record: CallRecord,
+        span: RequestSpan | None,
+        visit: LinkVisit | None,
     ) -> AsyncGenerator[AnswerEvent, None]:
         try:
             call = seeded(read_call(request.body), request.request_id)
             record.about(AskedCall(call, span))
+            if visit is not None:
+                visit.check_room()
             events = self._backend.answer_as(call, request.request_id.hex(), join_unread=False)
             async with aclosing(events):
                 async for event in events:
+                    if visit is not None and isinstance(event, Routed):
+                        visit.prompt_tokens = await self._prompt_tokens(call, event.model)
                     yield event
         except TidegateError as error:
             yield Failed(code=error.code, message=str(error), retryable=error.retryable)
@@ -84,6 +116,27 @@ class LinkHandler:
         """
         draining = not self._backend.health().ready
         return draining and isinstance(event, Failed) and event.retryable
+
+    async def _prompt_tokens(self, call: Call, model: str) -> int:
+        """Of a call that is being answered: its model is here, and its prompt fits or was cut."""
+        try:
+            text = await self._backend.text_of(model)
+            size = await most_size(call, model, text, text.context_tokens)
+        except TidegateError:  # the service stops: that must not cost the answer
+            return 0
+        return size.prompt_tokens
+
+    @contextmanager
+    def _kept(
+        self, request: InboundRequest, span: RequestSpan | None
+    ) -> Iterator[LinkVisit | None]:
+        visit = None if self._books is None else self._books.link_visit(request)
+        try:
+            yield visit
+        finally:
+            if visit is not None:
+                trace_id = None if span is None else span.trace_id
+                visit.leave(trace_id, runs_again=not self._backend.health().ready)
 
     @contextmanager
     def _traced(self, request: InboundRequest) -> Iterator[RequestSpan | None]:

@@ -193,7 +193,7 @@ async def open_app(
             metrics.watch_certificate(lambda: tls.expires_s)
         backend = CloudBackend(pool, created_s=created_s, encoders=encoders)
         backend.access = access
-        handler = LinkHandler(backend, metrics, tracer=surface.tracer)
+        handler = LinkHandler(backend, metrics, tracer=surface.tracer, books=access)
         link = None
         if settings.gateway is not None:
             opened = open_link(settings.gateway, handler, backend.offers)

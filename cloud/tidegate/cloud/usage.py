@@ -22,6 +22,8 @@ FLUSH_S: Final = 1.0
 FLUSH_ROWS: Final = 256
 MOST_WAITING: Final = 50_000
 """Rows that may wait for a disk that takes none; then no further call is admitted."""
+LINK: Final = "link"
+"""The endpoint of calls that came over the link."""
 NANO: Final = 1_000_000_000
 DAY_S: Final = 86_400
 LEAST_DAYS: Final = 32

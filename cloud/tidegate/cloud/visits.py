@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse
 
@@ -13,6 +13,7 @@ from tidegate.api.admission import CallSize, Knock, Tally
 from tidegate.api.answers import error_answer, error_object
 from tidegate.api.log_context import log_context
 from tidegate.cloud.api_keys import ApiKey
+from tidegate.cloud.bookkeeping import GONE, billed, cost_nano
 from tidegate.cloud.charges import Charge, Denied, Used
 from tidegate.cloud.failed_attempts import WINDOW_S
 from tidegate.cloud.key_rules import KeyRules, Rate, scopes_of
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from tidegate.cloud.access import AccessControl
     from tidegate.cloud.windows import WindowState
 
-GONE: Final = 499
-"""The status in the books of a request whose client left before an answer, as nginx has it."""
 _MOST_PATH = 200
 
 
@@ -210,7 +209,7 @@ class KeyVisit:
         usage = Usage(prompt_tokens=0, completion_tokens=0)
         outcome = self.tally.outcome
         if self._claim:
-            usage = self._billed()
+            usage = billed(self.tally, self._prompt_tokens)
             began = 0 if outcome == "none" else 1
             self._settle(Used(requests=began, tokens=usage.prompt_tokens + usage.completion_tokens))
             if began:
@@ -218,22 +217,6 @@ class KeyVisit:
         if self._access.audit is not None and not self._unlisted:
             self._access.audit.add(self._line(usage, status, request_id))
         self._access.noted()
-
-    def _billed(self) -> Usage:
-        """What is paid for: whole answers, and what was sent of those that the client gave up."""
-        told = self.tally.usage
-        match self.tally.outcome:
-            case "ok":
-                return told
-            case "aborted":
-                prompt_tokens = told.prompt_tokens or self._prompt_tokens
-                return Usage(
-                    prompt_tokens=prompt_tokens,
-                    completion_tokens=told.completion_tokens,
-                    cached_tokens=min(told.cached_tokens, prompt_tokens),
-                )
-            case _:
-                return Usage(prompt_tokens=0, completion_tokens=0)
 
     def _settle(self, used: Used) -> None:
         assert self._key is not None
@@ -262,11 +245,7 @@ class KeyVisit:
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
-            cost_nano=prices.cost_nano(
-                prompt_tokens=usage.prompt_tokens,
-                cached_tokens=usage.cached_tokens,
-                completion_tokens=usage.completion_tokens,
-            ),
+            cost_nano=cost_nano(prices, usage),
         )
         self._access.usage.add(row)
         self._access.metrics.used(row)

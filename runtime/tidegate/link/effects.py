@@ -44,6 +44,8 @@ class InboundRequest:
     """An opened request, as the handler gets it."""
 
     device_id: DeviceId
+    handle: str
+    """The name that the device is known by outside; lists and books have it."""
     request_id: RequestId
     body: bytes = field(repr=False)
     attempt: int

@@ -321,6 +321,7 @@ class GatewayCore:
         self._live.add(key, live)
         request = InboundRequest(
             device_id=keys.device_id,
+            handle=key.handle,
             request_id=keys.request_id,
             body=call.body,
             attempt=keys.attempt,
