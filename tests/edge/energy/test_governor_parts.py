@@ -56,9 +56,9 @@ def test_a_prompt_is_counted_down_by_what_was_computed_and_what_was_reused() -> 
     requests = Requests()
     requests.begin(ASK)
     assert requests.running()[0].prefill_tokens == 100
-    requests.stepped(step(share(20, 48, 0, prompt=True)), 0.05)
+    assert not requests.stepped(step(share(20, 48, 0, prompt=True)), 0.05)
     assert requests.running()[0].prefill_tokens == 32
-    requests.stepped(step(share(32, 68, 1, prompt=True)), 0.05)
+    assert requests.stepped(step(share(32, 68, 1, prompt=True)), 0.05), "the next may begin"
     (running,) = requests.running()
     assert (running.prefill_tokens, running.context_tokens) == (0, 101)
     assert requests.last_step_s("a") == 1.0

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.edge.energy.pace import Pace
+from tidegate.edge.energy.pace_order import by_deadline, hopeful_first
+from tidegate.edge.energy.pace_prices import cloud_prices, local_prices, speed
 from tidegate.edge.energy.pace_state import NEVER, PaceState, Running, Waiting, Weights
 from tidegate.errors import ConfigError
 
@@ -46,6 +48,19 @@ def runs(**changed: Any) -> Running:
 def state(*waiting: Waiting, running: tuple[Running, ...] = (), **changed: Any) -> PaceState:
     usual = PaceState(now_s=100.0, mode=KNEE, mode_since_s=0.0, waiting=waiting, running=running)
     return replace(usual, **changed)
+
+
+def _begun(now: PaceState) -> list[str]:
+    """Who begins, in order, if each prompt is computed at once and nobody ends."""
+    begun: list[str] = []
+    while start := PACE.decide(now).start:
+        (name,) = start
+        begun.append(name)
+        (one,) = [one for one in now.waiting if one.id == name]
+        row = runs(context_tokens=float(one.prompt_tokens), deadline_s=one.deadline_s)
+        rest = [one for one in now.waiting if one.id != name]
+        now = replace(now, waiting=rest, running=(*now.running, row))
+    return begun
 
 
 requests = st.builds(
@@ -121,7 +136,7 @@ def test_time_enough_takes_the_knee_and_a_near_deadline_a_faster_mode() -> None:
 
 def test_earlier_deadlines_go_first_whoever_came_first() -> None:
     several = [asks(f"r{n}", deadline_s=400.0 - 10 * n, arrived_s=50.0 + n) for n in range(6)]
-    assert PACE.decide(state(*several)).start == ("r5", "r4", "r3", "r2")
+    assert _begun(state(*several)) == ["r5", "r4", "r3", "r2"]
 
 
 def test_what_cannot_be_in_time_here_leaves_before_the_cloud_is_late_too() -> None:
@@ -241,10 +256,10 @@ def test_work_that_may_wait_is_held_while_idle_and_rides_along_otherwise() -> No
     assert held.start == ()
     assert 100.0 < held.wake_s < 1000.0
     assert PACE.decide(state(patient, now_s=held.wake_s)).start == ("a",)
-    assert PACE.decide(state(patient, asks("b"))).start == ("a", "b")
+    assert sorted(_begun(state(patient, asks("b")))) == ["a", "b"]
     assert PACE.decide(state(patient, running=(runs(),))).start == ("a",)
     full = [replace(patient, id=f"p{n}") for n in range(4)]
-    assert len(PACE.decide(state(*full)).start) == 4
+    assert len(_begun(state(*full))) == 4
 
 
 def test_quiet_hours_hold_what_may_wait_until_its_deadline_says_otherwise() -> None:
@@ -272,6 +287,69 @@ def test_a_newcomer_does_not_make_late_what_runs() -> None:
     assert PACE.decide(state(long_prompt, running=(runs(),), mode=FAST)).start == ("a",)
     urgent = replace(long_prompt, deadline_s=104.5)
     assert PACE.decide(state(urgent, running=(tight,), mode=FAST)).start == ("a",)
+
+
+@settings(max_examples=60, deadline=None)
+@given(state=states)
+def test_prompts_are_begun_one_at_a_time_and_the_next_is_looked_at_when_one_is_there(
+    state: PaceState,
+) -> None:
+    assert len(PACE.decide(state).start) <= 1
+    busy = replace(state, running=(runs(prefill_tokens=50.0), *state.running[:2]))
+    decision = PACE.decide(busy)
+    assert decision.start == ()
+    if any(one.may_stay and not one.may_leave and not one.may_wait for one in state.waiting):
+        assert decision.wake_s <= state.now_s + 50 * BOARD.modes[state.mode].prefill_token_s + 0.011
+
+
+def test_who_is_late_whatever_is_done_goes_behind_those_who_are_not() -> None:
+    late = asks("late", deadline_s=100.2, arrived_s=98.0)
+    in_time = asks("in time", deadline_s=130.0, arrived_s=99.0)
+    assert _begun(state(late, in_time)) == ["in time", "late"]
+    starved = replace(late, arrived_s=100.0 - 3600.0)
+    assert PACE.decide(state(starved, in_time)).start == ("late",)
+    hoped = replace(late, deadline_s=102.5, output_mean=60.0)
+    assert PACE.decide(state(hoped, in_time)).start == ("late",)
+
+
+@settings(max_examples=60, deadline=None)
+@given(state=states)
+def test_nobody_who_may_be_in_time_waits_for_one_who_cannot(state: PaceState) -> None:
+    fast = speed(state, BOARD, PACE.weights, state.fastest or 0, 1)
+    queue = sorted(state.waiting, key=by_deadline)
+    ordered, hopeless = hopeful_first(queue, fast, state, PACE.weights)
+    assert sorted(one.id for one in ordered) == sorted(one.id for one in queue)
+    late = [fast.now_s + fast.least(one) > one.deadline_s for one in ordered]
+    if all(one.arrived_s > state.now_s - 3600 for one in queue):
+        assert late == sorted(late)
+    assert hopeless == any(late)
+
+
+@settings(max_examples=60, deadline=None)
+@given(state=states)
+def test_prices_of_a_line_are_those_of_each(state: PaceState) -> None:
+    line = [replace(one, may_leave=True) for one in state.waiting]
+    fast = speed(state, BOARD, PACE.weights, FAST, 3)
+    here = local_prices(state, BOARD, PACE.weights, KNEE)
+    there = cloud_prices(state, PACE.weights, CLOUD, RADIO)
+    assert fast.of_all(line) == [pytest.approx(fast.of(one)) for one in line]
+    assert here.of_all(line) == [pytest.approx(here.of(one)) for one in line]
+    assert there.of_all(line) == [pytest.approx(there.of(one)) for one in line]
+    stays = [replace(one, may_leave=False) for one in line]
+    assert there.of_all(stays) == [NEVER] * len(line)
+    late = [one.id for one in line if fast.now_s + fast.least(one) > one.deadline_s + 1e-9]
+    assert [one.id for one in fast.hopeless(line)] == late
+
+
+def test_work_that_may_wait_begins_beside_others_only_where_they_stay_in_time_as_they_run() -> None:
+    patient = asks("patient", prompt_tokens=800, deadline_s=2000.0, may_wait=True)
+    others = runs(output_p90=100.0, output_most=140.0, deadline_s=111.0)
+    kept = PACE.decide(state(patient, running=(others,)))
+    assert (kept.mode, kept.start) == (KNEE, ())
+    urgent = replace(patient, may_wait=False)
+    assert PACE.decide(state(urgent, running=(others,))).start == ("patient",)
+    easy = replace(others, deadline_s=400.0)
+    assert PACE.decide(state(patient, running=(easy,))).start == ("patient",)
 
 
 def test_the_terms_say_what_either_way_costs_and_why() -> None:

@@ -105,7 +105,14 @@ class Governor:
             idling=self._idling,
             changed=self._poke,
         )
-        self.accounts = Accounts(device, self.requests, self.modes, self.board, failed=self._failed)
+        self.accounts = Accounts(
+            device,
+            self.requests,
+            self.modes,
+            self.board,
+            failed=self._failed,
+            changed=self._poke,
+        )
         self._placing: dict[str, asyncio.Future[Placement | None]] = {}
         self._told_held: set[str] = set()
         self._counts = _Counts()

@@ -28,8 +28,19 @@ class Accounts:
         board: BoardWatch,
         *,
         failed: Callable[[str, Exception], None],
+        changed: Callable[[], None],
     ) -> None:
-        """Book for one device; `failed` is told what went wrong instead of the caller."""
+        """Book for one device.
+
+        Args:
+            device: what is booked for.
+            requests: that wait and run.
+            modes: for the mode that a step ran in.
+            board: that is looked at for what an answer took.
+            failed: is told what went wrong instead of the caller.
+            changed: is called when a prompt is complete while others wait.
+        """
+        self._changed = changed
         self._device, self._requests = device, requests
         self._modes, self._board, self._failed = modes, board, failed
 
@@ -45,7 +56,9 @@ class Accounts:
             rows = max(1, report.decoding_rows)
             context = sum(one.past_tokens for one in report.shares if not one.is_prompt)
             one = self._device.costs.costs.modes[mode]
-            self._requests.stepped(report, one.batch_step_s(rows, context))
+            complete = self._requests.stepped(report, one.batch_step_s(rows, context))
+            if complete and self._requests.held:
+                self._changed()
         except Exception as error:  # the boundary of accounting
             self._failed("booking a step", error)
 

@@ -100,23 +100,31 @@ class Requests:
             self._version += 1
             self._lengths[ask.kind].observe(answer_tokens)
 
-    def stepped(self, report: StepReport, step_s: float) -> None:
-        """Book a step; `step_s` is what one without any prompt would have taken."""
+    def stepped(self, report: StepReport, step_s: float) -> bool:
+        """Book a step; `step_s` is what one without any prompt would have taken.
+
+        Returns:
+            whether a prompt is complete, so that the next may begin.
+        """
+        complete = False
         for share in report.shares:
             begun = self.begun.get(share.request_id)
             if begun is None:
                 continue
+            before = begun.prefill_tokens
             done = share.past_tokens + share.computed_tokens
             begun.prefill_tokens = max(0, begun.ask.prompt_tokens + begun.given - done)
             begun.given += share.sampled_tokens
             if not share.is_prompt or share.sampled_tokens:
                 begun.prefill_tokens = 0
+            complete = complete or (before > 0 and not begun.prefill_tokens)
             begun.last_step_s = report.ended_s
         if report.decoding_rows and report.elapsed_s > 0:
             stood_s = report.elapsed_s - step_s if report.prompt_tokens else 0.0
             stood = min(1.0, max(0.0, stood_s / report.elapsed_s))
             keeps = math.exp(-report.elapsed_s / _STALLS_S)
             self.stalled_share = keeps * self.stalled_share + (1 - keeps) * stood
+        return complete
 
     def last_step_s(self, request_id: str) -> float:
         """When its last step ended; minus infinity before the first."""

@@ -56,6 +56,8 @@ def why_held(one: Waiting, state: PaceState, costs: CostModel) -> str:
         return "the cloud is away, and it cannot run here"
     if len(state.running) >= costs.rows:
         return f"all {costs.rows} rows are taken"
+    if any(run.prefill_tokens > 0 for run in state.running):
+        return "another's prompt is being computed"
     if one.may_wait:
         return f"background work waits for company, {len(state.waiting)} of {costs.rows} rows"
     return "its prompt would make late what runs, or there may be room before it has to leave"

@@ -1,7 +1,7 @@
 """PACE: when what runs, where, and in which power mode. A pure function of what is known.
 
-Earliest deadline first; the power mode is the lowest at or above the knee of joules per token that
-meets the deadlines; every request goes where
+Earliest deadline first, of those who can be in time; the power mode is the lowest at or above the
+knee of joules per token that meets the deadlines; every request goes where
 
     V * (system joules + price + lateness) + Z / debt_j * device joules + Y * kelvin
 
@@ -18,6 +18,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from tidegate.edge.energy.cost import CloudCost, CostModel, RadioCost
+from tidegate.edge.energy.pace_order import begins_s, by_deadline, held, hopeful_first
 from tidegate.edge.energy.pace_prices import (
     CloudPrices,
     Speed,
@@ -73,6 +74,8 @@ class _Deciding:
         self.losses: dict[str, float] = {}
         """What it costs more that a request leaves, of those that may."""
         self.terms: dict[str, Terms] = {}
+        self.hopeless = False
+        """Whether anybody who waits is late whatever is done."""
 
     def decision(self) -> Decision:
         """See `Pace.decide`."""
@@ -81,16 +84,18 @@ class _Deciding:
             mode, wake_s, reason = self._idle(NEVER, "nothing to do")
             wake_s = max(wake_s, state.now_s + _LEAST_WAIT_S)
             return Decision(mode=mode, wake_s=wake_s, reason=reason)
-        queue = sorted(state.waiting, key=_by_deadline)
+        queue = sorted(state.waiting, key=by_deadline)
         local, offload = self._routes(queue)
-        held, wake_s = self._held(local)
-        if held:
-            local = [one for one in local if one.id not in held]
+        waits, wake_s = held(local, state, self.costs, self.weights, self.knee)
+        if waits:
+            local = [one for one in local if one.id not in waits]
+        fast = self._pace(self.fastest, 1)
+        local, self.hopeless = hopeful_first(local, fast, state, self.weights)
         local, moved, look_s = self._relieved(local)
         offload += moved
         wake_s = min(wake_s, look_s)
         mode, kept_s, reason = self._mode(local)
-        start, begin_s = self._admitted(local)
+        start, begin_s = self._admitted(local, mode)
         wake_s = min(wake_s, begin_s, self._last_leave_s(local, frozenset(start)))
         if not start and not state.running:
             mode, wake_s, reason = self._idle(wake_s, reason)
@@ -126,15 +131,15 @@ class _Deciding:
         """What stays, in order, and what leaves because that costs less."""
         local: list[Waiting] = []
         offload: list[str] = []
-        price_here = self.here.of
-        price_there = None if self.there is None else self.there.of
-        for one in queue:
-            here = there = NEVER
-            if one.may_stay:
-                here = price_here(one)
-            if one.may_leave and price_there is not None:
-                there = price_there(one)
-                self.losses[one.id] = there - here
+        prices_here = self.here.of_all(queue)
+        prices_there = [NEVER] * len(queue)
+        if self.there is not None:
+            prices_there = self.there.of_all(queue)
+        losses = self.losses
+        for one, open_here, there in zip(queue, prices_here, prices_there, strict=True):
+            here = open_here if one.may_stay else NEVER
+            if there < NEVER:
+                losses[one.id] = there - here
             leaves = there < here
             if leaves:
                 offload.append(one.id)
@@ -162,43 +167,6 @@ class _Deciding:
             reason=reason,
         )
 
-    # What waits on purpose.
-
-    def _held(self, local: Sequence[Waiting]) -> tuple[set[str], float]:
-        """Work that may wait and gains by it, and when the first of it has to begin.
-
-        It waits while the device is idle, until there is enough of it for full steps or until its
-        share of the slack is gone; beside what runs anyway it rides along.
-        """
-        state = self.state
-        may = [one for one in local if one.may_wait]
-        if not may:
-            return set(), NEVER
-        quiet = state.now_s < state.quiet_until_s
-        company = bool(state.running) or len(may) < len(local)
-        if not quiet and (company or len(may) >= self.costs.rows):
-            return set(), NEVER
-        held, wake_s = set[str](), NEVER
-        for one in may:
-            at_s = self._begins_s(one, quiet=quiet)
-            if at_s > state.now_s:
-                held.add(one.id)
-                wake_s = min(wake_s, at_s)
-        if len(held) < len(may) and not quiet:
-            return set(), NEVER  # one has to begin: the others ride along
-        return held, wake_s
-
-    def _begins_s(self, one: Waiting, *, quiet: bool) -> float:
-        took_s = self.costs.request_s(self.knee, one.prompt_tokens, one.output_p90, self.costs.rows)
-        last_s = one.deadline_s - took_s - self.weights.margin_s
-        if quiet:
-            return min(self.state.quiet_until_s, last_s)
-        if last_s == NEVER:
-            return one.arrived_s + self.weights.longest_hold_s
-        share = 1.0 if self.state.energy_debt_j > 0 else self.weights.hold_share
-        slack_s = min(share * max(0.0, last_s - one.arrived_s), self.weights.longest_hold_s)
-        return one.arrived_s + slack_s
-
     # Deadlines, and the power mode.
 
     def _relieved(self, local: list[Waiting]) -> tuple[list[Waiting], list[str], float]:
@@ -216,8 +184,7 @@ class _Deciding:
         done_s = self._running_done_s(pace)
         leavers: list[tuple[float, int, float]] = []
         gone = dict[int, bool]()
-        for place, one in enumerate(local):
-            work_s, own_s = pace.of(one)
+        for place, (one, (work_s, own_s)) in enumerate(zip(local, pace.of_all(local), strict=True)):
             done_s += work_s
             if pace.now_s + own_s > one.deadline_s:
                 if one.may_leave and there.late_s(one) < pace.now_s + own_s - one.deadline_s:
@@ -255,35 +222,51 @@ class _Deciding:
                 self.terms[one.id] = replace(self.terms[one.id], route=route, reason="deadlines")
         return [one for place, one in enumerate(local) if place not in gone], moved, wake_s
 
-    def _admitted(self, local: list[Waiting]) -> tuple[tuple[str, ...], float]:
-        """Who begins now: in order, as rows are free, and nobody who makes late what runs.
+    def _admitted(self, local: list[Waiting], mode: int) -> tuple[tuple[str, ...], float]:
+        """Who begins now: the first in order who makes nobody late that runs, if a row is free.
 
-        A newcomer's prompt stops the answers of others, and its row slows them. One whose own
+        One prompt is computed at a time: whoever comes meanwhile may still go before the next. A
+        newcomer's prompt stops the answers of others, and its row slows them. One whose own
         deadline leaves it no time, or that has waited for long, begins all the same.
 
         Returns:
-            their names, and when the first of those that are kept back has to begin.
+            its name, and when the first of those that are kept back has to begin.
         """
         state = self.state
-        room = self.costs.rows - len(state.running)
+        if not local or len(state.running) >= self.costs.rows:
+            return (), NEVER
+        computed = [run for run in state.running if run.prefill_tokens > 0]
+        if computed:
+            pace = self._pace(state.mode, 0)
+            return (), state.now_s + min(pace.rest_s(run) for run in computed)
         bounded = [run for run in state.running if run.deadline_s < NEVER]
-        chosen, begin_s, stopped_s = list[str](), NEVER, 0.0
+        begin_s = NEVER
         for one in local:
-            if len(chosen) >= room:
-                break
             if bounded:
-                fast = self._pace(self.fastest, len(chosen) + 1)
-                prompt_s = fast.prefill_s(one.prompt_tokens)
-                now_s = fast.now_s + stopped_s + prompt_s
-                hurts = any(now_s + fast.longest(run) > run.deadline_s for run in bounded)
-                last_s = state.now_s + one.deadline_s - now_s - fast.longest(one)
-                last_s = min(last_s, one.arrived_s + self.weights.longest_hold_s)
-                if hurts and last_s > state.now_s + _LEAST_WAIT_S:
+                last_s = self._kept_back_s(one, bounded, mode)
+                if last_s > state.now_s + _LEAST_WAIT_S:
                     begin_s = min(begin_s, last_s)
                     continue
-                stopped_s += prompt_s
-            chosen.append(one.id)
-        return tuple(chosen), begin_s
+            return (one.id,), begin_s
+        return (), begin_s
+
+    def _kept_back_s(self, one: Waiting, bounded: list[Running], mode: int) -> float:
+        """Until when `one` is kept back for what runs; not after now: it begins.
+
+        Work that may wait must leave the others in time in the mode that is taken, with every row
+        in use: it is not worth a faster mode, nor the time that the next newcomer will need.
+        """
+        state, weights = self.state, self.weights
+        patient = one.may_wait and state.now_s < self._begins_s(one)
+        pace = self._pace(mode, self.costs.rows) if patient else self._pace(self.fastest, 1)
+        begun_s = pace.now_s + pace.prefill_s(one.prompt_tokens)
+        if all(begun_s + pace.longest(run) <= run.deadline_s for run in bounded):
+            return state.now_s
+        last_s = state.now_s + one.deadline_s - begun_s - pace.longest(one)
+        return min(last_s, one.arrived_s + weights.longest_hold_s)
+
+    def _begins_s(self, one: Waiting) -> float:
+        return begins_s(one, self.state, self.costs, self.weights, self.knee)
 
     def _last_leave_s(self, local: list[Waiting], started: frozenset[str]) -> float:
         """When the first of those who wait for a row has to be looked at again to leave in time."""
@@ -301,7 +284,11 @@ class _Deciding:
         """
         state = self.state
         mode, reason = self.knee, "least joules per token"
-        kept_s = self._kept_s(local, mode)
+        kept_s = state.now_s
+        if self.hopeless and mode < self.fastest:
+            mode, reason = self.fastest, "the slowest that meets the deadlines"
+        else:
+            kept_s = self._kept_s(local, mode)
         while mode < self.fastest and kept_s <= state.now_s:
             mode, reason = mode + 1, "the slowest that meets the deadlines"
             kept_s = self._kept_s(local, mode)
@@ -347,14 +334,16 @@ class _Deciding:
         """
         state, now_s = self.state, self.state.now_s
         pace = self._pace(mode, len(local))
-        done_s = self._running_done_s(pace)
+        done_s = pace.now_s
+        for run in state.running:
+            work_s, own_s = pace.of_running(run)
+            done_s += work_s
+            if pace.now_s + own_s > run.deadline_s:
+                return now_s
         for one in local:
             work_s, own_s = pace.of(one)
             done_s += work_s
             if done_s > one.deadline_s or pace.now_s + own_s > one.deadline_s:
-                return now_s
-        for run in state.running:
-            if pace.now_s + pace.of_running(run)[1] > run.deadline_s:
                 return now_s
         if mode == self.fastest:
             return NEVER
@@ -375,7 +364,3 @@ class _Deciding:
 
     def _pace(self, mode: int, waiting: int) -> Speed:
         return speed(self.state, self.costs, self.weights, mode, waiting)
-
-
-def _by_deadline(one: Waiting) -> tuple[float, float]:
-    return one.deadline_s, one.arrived_s

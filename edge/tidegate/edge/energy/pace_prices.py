@@ -1,15 +1,28 @@
 """What a decision of PACE computes for every request, taken together once per decision.
 
 Sixty-four requests in line are priced in each of several modes within 200 us; so the coefficients
-of `tidegate.edge.energy.cost` are taken together here, and a request is a few products.
+of `tidegate.edge.energy.cost` are taken together here, and a request is a few products. `of` is the
+plain form of each price; `of_all` is the same for a whole line in one loop.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from tidegate.edge.energy.cost import CloudCost, CostModel, RadioCost
-from tidegate.edge.energy.pace_state import PaceState, Running, Waiting, Weights, heat_of
+from tidegate.edge.energy.pace_state import (
+    NEVER,
+    PaceState,
+    Running,
+    Waiting,
+    Weights,
+    heat_of,
+)
+
+_HOPED: Final = 0.5
+"""Of the mean length, that an answer may have: benchmarks/energy/grid.py; with 1 and with the ninth
+decile in its place more are given up that could have been in time."""
 
 
 class Speed(NamedTuple):
@@ -42,11 +55,41 @@ class Speed(NamedTuple):
         fixed = self.prefill_s(prompt) + tokens * self.context_s * (prompt + tokens / 2)
         return fixed + tokens * self.share_s, fixed + tokens * self.step_s
 
+    def of_all(self, many: Sequence[Waiting]) -> list[tuple[float, float]]:
+        """`of` each of them."""
+        _, start_s, prompt_s, half_pair_s, step_s, share_s, context_s = self
+        found = []
+        for one in many:
+            tokens, prompt = one.output_p90, one.prompt_tokens
+            fixed = start_s + prompt * (prompt_s + prompt * half_pair_s)
+            fixed += tokens * context_s * (prompt + tokens / 2)
+            found.append((fixed + tokens * share_s, fixed + tokens * step_s))
+        return found
+
     def of_running(self, run: Running) -> tuple[float, float]:
         """The same of what is left of one."""
         tokens = run.output_p90
         fixed = self.rest_s(run) + tokens * self.context_s * run.context_tokens
         return fixed + tokens * self.share_s, fixed + tokens * self.step_s
+
+    def least(self, one: Waiting) -> float:
+        """Seconds from its start to its end when the answer is as short as can be hoped for."""
+        tokens = _HOPED * one.output_mean
+        context = self.context_s * (one.prompt_tokens + tokens / 2)
+        return self.prefill_s(one.prompt_tokens) + tokens * (self.step_s + context)
+
+    def hopeless(self, many: Sequence[Waiting]) -> list[Waiting]:
+        """Those who are late even if they begin now and answer with the `least`."""
+        now_s, start_s, prompt_s, half_pair_s, step_s, _, context_s = self
+        begun_s, half = now_s + start_s, _HOPED / 2
+        return [
+            one
+            for one in many
+            if begun_s
+            + (prompt := one.prompt_tokens) * (prompt_s + prompt * half_pair_s)
+            + _HOPED * (mean := one.output_mean) * (step_s + context_s * (prompt + half * mean))
+            > one.deadline_s
+        ]
 
     def longest(self, one: Waiting | Running) -> float:
         """Seconds from its start, or from now, when the answer is as long as it hardly is."""
@@ -75,6 +118,17 @@ class LocalPrices(NamedTuple):
         computed = prompt * (self.prompt + prompt * self.half_pair)
         return self.fixed + computed + tokens * (self.token + context)
 
+    def of_all(self, many: Sequence[Waiting]) -> list[float]:
+        """`of` each of them."""
+        fixed, prompt_j, pair, token, context = self
+        half = context / 2
+        return [
+            fixed
+            + (prompt := one.prompt_tokens) * (prompt_j + prompt * pair)
+            + (mean := one.output_mean) * (token + context * prompt + half * mean)
+            for one in many
+        ]
+
 
 class CloudPrices(NamedTuple):
     """What sending a request counts as: linear in its tokens, and in its lateness."""
@@ -95,6 +149,20 @@ class CloudPrices(NamedTuple):
         back_s = self.answered_s + prompt * self.prompt_s + one.output_p90 * self.token_s
         late_s = back_s - one.deadline_s
         return joules + self.late * late_s if late_s > 0 else joules
+
+    def of_all(self, many: Sequence[Waiting]) -> list[float]:
+        """`of` each of them that may leave; infinite for the others."""
+        fixed, prompt_j, token, late, answered_s, prompt_s, token_s = self
+        found = []
+        for one in many:
+            if not one.may_leave:
+                found.append(NEVER)
+                continue
+            prompt = one.prompt_tokens
+            joules = fixed + prompt * prompt_j + one.output_mean * token
+            late_s = answered_s + prompt * prompt_s + one.output_p90 * token_s - one.deadline_s
+            found.append(joules + late * late_s if late_s > 0 else joules)
+        return found
 
     def late_s(self, one: Waiting) -> float:
         """Seconds after its deadline that its answer would be here."""
