@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from nativebuild import native_folder
 from wordmodel import write_word_checkpoint
 
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import make_recipe
-from tidegate.edge.executors.choice import ExecutorSettings, choose_target, open_executor
+from tidegate.edge.executors.choice import Choice, ExecutorSettings, choose_target, open_executor
+from tidegate.engine.executor import ExecutorStep, Row
 from tidegate.engine.facts import Described, ExecutorFacts
 from tidegate.errors import BundleError, ConfigError
 from tidegate.model.bundle import Bundle
@@ -89,3 +92,33 @@ def test_what_onnx_runtime_cannot_do_is_refused(bundle: Bundle) -> None:
 def test_a_context_beyond_the_bundles_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="context_tokens = 65: must be at most the bundle's 64"):
         open_executor(bundle, replace(SETTINGS, context_tokens=65))
+
+
+def test_providers_choose_the_runtime_that_has_them_and_are_refused_by_name(bundle: Bundle) -> None:
+    assert ExecutorSettings(providers=("cuda", "cpu")).runtime == "onnx"
+    assert ExecutorSettings(providers=("cpu",)).runtime == "auto"
+    with pytest.raises(ConfigError, match=r"providers = \['cuda'\]: must be cpu alone on OpenVINO"):
+        replace(SETTINGS, providers=("cuda",))
+    wanted = ExecutorSettings(providers=("cuda", "cpu"), rows=1, step_tokens=32, threads=1)
+    with pytest.raises(ConfigError, match=r"providers = 'cuda': must be one of .*cpu"):
+        open_executor(bundle, wanted)
+    with pytest.raises(ConfigError, match="kv_mib = 0: must be at least 1, or absent"):
+        ExecutorSettings(kv_mib=0)
+
+
+@pytest.mark.parametrize("choice", ["onnx", "openvino"])
+def test_threads_sleep_while_there_is_nothing_to_do(choice: Choice, bundle: Bundle) -> None:
+    settings = replace(SETTINGS, choice=choice, threads=2)
+    executor = open_executor(bundle, settings)
+    blocks = np.arange(2, dtype=np.int32)
+    tokens = np.arange(16)
+    row = Row(tokens=tokens, past=0, blocks=blocks, slot=0, logits=1)
+    try:
+        for _ in range(20):
+            executor.execute(ExecutorStep(rows=(row,)))
+        time.sleep(0.1)
+        before_s = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before_s < 0.1, "a thread that spins takes all of it"
+    finally:
+        executor.close()

@@ -151,3 +151,25 @@ def test_a_board_with_a_gpu_gets_the_graph_that_it_runs(tmp_path: Path) -> None:
     bare = [*words[:3], str(tmp_path / "bare"), *words[4:]]
     assert main([*bare, "--profile", "raspberry-pi-5"]) == 0
     assert "onnx/model.fp16.onnx" not in Bundle.open(tmp_path / "bare").manifest.files
+
+
+@pytest.mark.parametrize("name", read_library().ids())
+def test_every_board_names_a_recipe_and_the_graph_of_its_gpu(name: str) -> None:
+    runtime = read_profile(name).runtime
+    assert runtime.recipe is not None
+    assert load_recipe(runtime.recipe).name == runtime.recipe
+    gpu = [provider for provider in runtime.providers if provider != "cpu"]
+    assert ("fp16" in runtime.graphs) == bool(gpu)
+
+
+def test_a_bundle_that_is_too_large_is_not_served_and_the_sum_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_word_checkpoint(tmp_path / "model", context=64)
+    out = tmp_path / "made"
+    words = ["convert", str(checkpoint), "--out", str(out), "--quiet", "--target", "onnx"]
+    assert main([*words, "--profile", "raspberry-pi-4"]) == 0
+    assert main(["serve", str(out), "--profile", "raspberry-pi-4", "--max-model-mib", "0"]) == 1
+    told = capsys.readouterr().err
+    assert "max_model_mib = 0: must be at least 1, which is" in told
+    assert "weights, packed by the runtime" in told
