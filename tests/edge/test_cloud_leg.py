@@ -196,6 +196,23 @@ def test_closing_the_answer_frees_the_cloud(tmp_path: Path) -> None:
     with_cloud(tmp_path, cloud, test)
 
 
+def test_one_slow_answer_is_not_what_the_router_expects(tmp_path: Path) -> None:
+    async def test(_: CloudLeg, pair: LinkPair) -> None:
+        clock = VirtualClock()
+        leg = CloudLeg(pair.device, clock=clock)
+        expected = []
+        for took_s in (9.0, 0.5, 0.25, 8.0, 0.5, 4.0, 4.0, 4.0):
+            async with aclosing(leg.answer(call(), fresh_id(), "because")) as events:
+                await anext(events)
+                clock.advance(took_s)
+                async for _event in events:
+                    pass
+            expected.append((await leg.signals()).answer_s)
+        assert expected == pytest.approx([9, 0.5, 0.5, 0.5, 0.5, 0.5, 4, 4])
+
+    with_cloud(tmp_path, ScriptedCloud((HERE, said("high"), finished())), test)
+
+
 def test_the_router_hears_what_is_reachable_and_how_fast_it_was(tmp_path: Path) -> None:
     async def test(_: CloudLeg, pair: LinkPair) -> None:
         clock = VirtualClock()

@@ -26,7 +26,8 @@ def hanging(services: Services, flag: Path, checkpoint: Path, port: int) -> Serv
     """A service whose steps hang while `flag` exists."""
     program = (sys.executable, "-P", hangingcloud.__file__, str(flag))
     listen = ("--listen", f"127.0.0.1:{port}", "--threads", "1")
-    watch = ("--stall-after", "1.5", "--restart-when-stuck")
+    # Looks come six times as often: health fails for a second and more before the end.
+    watch = ("--stall-after", "6", "--restart-when-stuck")
     return services.announced("cloud", [*program, "cloud", str(checkpoint), *listen, *watch])
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from hashlib import sha256
+from statistics import median_low
 
 from tidegate.api.backend import AnswerEvent, Routed
 from tidegate.api.metrics import render_counters, render_paths
@@ -40,8 +42,9 @@ DEFAULT_PATIENCE_S = 120.0
 UNKNOWN_TOKENS = 2**31
 """The cloud's context while no gateway is known: then that is not what stops a request."""
 
-_WEIGHT = 0.2
-"""Of the newest answer in the smoothed time."""
+_REMEMBERED = 5
+"""Answers that the expected time is the median of: one that was slow, such as the first over a new
+link, does not keep others here."""
 
 
 class CloudLeg:
@@ -50,7 +53,7 @@ class CloudLeg:
     def __init__(self, link: DeviceLink, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Use `link`, whose `run` is the owner's to keep going."""
         self._link, self._clock = link, clock
-        self._answer_s: float | None = None
+        self._took_s: deque[float] = deque(maxlen=_REMEMBERED)
 
     async def models(self) -> tuple[ModelOffer, ...]:
         """What each live gateway serves calls with that name no model, as a device's do."""
@@ -72,7 +75,7 @@ class CloudLeg:
         return CloudSignals(
             reachable=not detail,
             context_tokens=max((model.context_tokens for model in models), default=UNKNOWN_TOKENS),
-            answer_s=self._answer_s,
+            answer_s=self._answer_s(),
             detail=detail,
         )
 
@@ -84,7 +87,7 @@ class CloudLeg:
             "detail": now.detail,
             "broker": self._link.status,
             "path": self._link.path,
-            "answer_s": self._answer_s,
+            "answer_s": self._answer_s(),
             "counters": asdict(self._link.counters),
         }
 
@@ -145,16 +148,15 @@ class CloudLeg:
                     first_s = now_s
                     yield heading
                 if isinstance(event, Finished):
-                    self._learn(now_s)
+                    self._took_s.append(now_s)
                     event = _as_seen_here(event, first_s, now_s)
                 ended = isinstance(event, Terminal)
                 yield event
         if not ended:
             raise UnavailableError("the cloud's answer broke off")
 
-    def _learn(self, answer_s: float) -> None:
-        old = self._answer_s
-        self._answer_s = answer_s if old is None else (1 - _WEIGHT) * old + _WEIGHT * answer_s
+    def _answer_s(self) -> float | None:
+        return median_low(self._took_s) if self._took_s else None
 
 
 def _refusal(event: Failed | Cancelled) -> TidegateError:

@@ -61,7 +61,7 @@ class CloudSignals:
     reachable: bool
     context_tokens: int
     answer_s: float | None
-    """Smoothed seconds from sending a request to its last token."""
+    """Median seconds from sending a request to its last token, of the last few."""
     detail: str
     """Why it is not reachable, for the reason line."""
     is_set_up: bool = True
