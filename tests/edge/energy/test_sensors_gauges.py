@@ -204,7 +204,10 @@ def test_a_pmic_sum_that_lacks_a_rail_is_none_and_one_with_more_begins_anew(
     ("script", "told"),
     [
         ("exit 3", "status 3"),
-        ("echo 'VCHI: cannot open /dev/vcio' >&2; exit 1", "must be in the group video"),
+        (
+            "echo 'VCHI: cannot open /dev/vcio' >&2; exit 1",
+            "must be in the group video, and its unit allow /dev/vcio",
+        ),
         ("echo nothing of use", "VDD_CORE is missing"),
         (
             "echo 'VDD_CORE_A current(7)=1.0A'; echo 'VDD_CORE_V volt(15)=-1V'",

@@ -74,7 +74,11 @@ class RpiPmic:
             raise SensorError(f"{program}: {error.strerror or 'cannot be run'}") from error
         if ran.returncode:
             told = (ran.stderr or ran.stdout).decode("utf-8", "replace").split("\n")[0].strip()
-            mend = "; the service must be in the group video" if "vcio" in told else ""
+            mend = (
+                "; its service must be in the group video, and its unit allow /dev/vcio"
+                if "vcio" in told
+                else ""
+            )
             raise SensorError(f"{program}: status {ran.returncode}: {told[:80]}{mend}")
         return ran.stdout.decode("utf-8", "replace")
 
