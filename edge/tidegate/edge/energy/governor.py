@@ -116,7 +116,7 @@ class Governor:
         self._placing: dict[str, asyncio.Future[Placement | None]] = {}
         self._told_held: set[str] = set()
         self._counts = _Counts()
-        self._link_up = device.link_up is not None
+        self._link_up = False  # until it was looked for
         self._idle_since_s = device.clock()
         self._poked = False
         self._timer: asyncio.TimerHandle | None = None
@@ -180,7 +180,7 @@ class Governor:
         """The cloud can be reached, or not."""
         if up != self._link_up:
             self._link_up = up
-            _log.info("energy: the cloud is %s", "back" if up else "out of reach")
+            _log.info("energy: the cloud is %s", "in reach" if up else "out of reach")
             self._poke()
 
     @property
