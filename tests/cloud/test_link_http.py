@@ -28,7 +28,7 @@ from tidegate.link.http_hub import HttpHub
 from tidegate.link.http_stream import HubLimits
 from tidegate.link.identity import DeviceIdentity, load_device
 from tidegate.link.registry import DeviceRegistry
-from tidegate.link.topics import Topics
+from tidegate.link.topics import GONE, Topics
 from tidegate.link.transport import Connected, Disconnected, Message
 from tidegate.link.wire import MAX_MESSAGE_BYTES
 
@@ -554,6 +554,39 @@ def test_what_was_said_last_is_still_sent(fleet: Path, device: DeviceIdentity) -
                 for number in range(20):
                     await transport.publish(TOPICS.request("gw0", device.handle), b"%d" % number)
             assert len(await messages(side.hub, 20)) == 20
+
+    run(main)
+
+
+def test_a_device_that_leaves_is_a_hint_and_one_that_comes_again_or_was_sent_away_is_none(
+    fleet: Path, device: DeviceIdentity
+) -> None:
+    gone = Message(TOPICS.presence(device.handle), GONE)
+
+    async def main() -> None:
+        async with (
+            serving(fleet) as side,
+            caller(side, device) as one,
+            caller(side, device) as two,
+        ):
+            async with one.stream() as first:
+                heard_first = frames(first)
+                await anext(heard_first)
+                async with two.stream() as second:
+                    heard_second = frames(second)
+                    await anext(heard_second)
+                    side.hub.end([device.handle], "device_revoked")
+                    await until(lambda: not side.hub.handles, "it was sent away")
+            async with one.stream() as third:
+                heard_third = frames(third)
+                await anext(heard_third)
+                assert (await one.send()).status_code == 204
+            await until(lambda: not side.hub.handles, "the device has left")
+            assert (await messages(side.hub, 2))[1:] == [gone], "after its word, and only now"
+            async with one.stream() as fourth:
+                heard_fourth = frames(fourth)
+                await anext(heard_fourth)
+            assert await messages(side.hub, 1) == [gone]
 
     run(main)
 

@@ -14,7 +14,7 @@ from typing import Any
 from tidegate.errors import CapacityError, UnavailableError
 from tidegate.link.http_frames import Frame, Kind
 from tidegate.link.http_stream import DeviceStream, HubLimits, Waiting
-from tidegate.link.topics import Topics, last_level
+from tidegate.link.topics import GONE, Topics, last_level
 from tidegate.link.traffic import Traffic, TrafficTally
 from tidegate.link.transport import Connected, EventQueue, Message, TransportEvent
 
@@ -132,7 +132,13 @@ class HttpHub:
         return stream
 
     def close(self, stream: DeviceStream) -> None:
-        """Its connection has ended; called for every stream that was opened."""
+        """Its connection has ended; called for every stream that was opened.
+
+        The sessions of a device that left of itself hear of it, as its broker's will has them hear:
+        it may be on its way to the broker, so this is a hint, and a word of the device undoes it.
+        """
+        if self._running and self._streams.get(stream.handle) is stream:
+            self._queue.put(Message(self.topics.presence(stream.handle), GONE))
         stream.end("", keep=False)
         self._leaving.discard(stream)
         self._forget(stream)
