@@ -1,0 +1,126 @@
+"""The calibration file: fitted costs are put in beside what it holds, and it is replaced whole.
+
+A file belongs to one device. Costs of the same model at the same settings are replaced, those of
+others stay, and so does everything else that the file says; its comments do not.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from tidegate.edge.energy.profile import SCHEMA_VERSION, Calibration, FittedCosts
+from tidegate.edge.energy.toml_text import toml_text
+from tidegate.errors import ConfigError
+
+SOURCE: Final = "calibrated-here"
+_HEADER: Final = "# Written by `tidegate profile calibrate`, which replaces it as a whole.\n"
+_SAME: Final = ("weights", "executor", "rows", "threads")
+"""What two costs have in common if the newer one replaces the other."""
+
+
+def read_table(file: Path, *, profile_id: str, device: str) -> dict[str, Any]:
+    """What the file holds; empty where there is none.
+
+    Raises:
+        ConfigError: it cannot be read, or is of another board or another device.
+    """
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        allowed = f"absent, or a calibration file ({error}): remove it, or give another --output"
+        raise ConfigError("output", str(file), allowed) from error
+    record = table.get("calibration")
+    owner = record.get("device") if isinstance(record, dict) else None
+    for what, its, ours in (
+        ("board", table.get("applies_to"), profile_id),
+        ("device", owner, device),
+    ):
+        if its not in (None, ours):
+            allowed = (
+                f"of this {what} ({ours}), not of {its!r}: remove it, or give another --output"
+            )
+            raise ConfigError("output", str(file), allowed)
+    return table
+
+
+def with_costs(
+    table: Mapping[str, Any],
+    costs: FittedCosts,
+    record: Calibration,
+    *,
+    profile_id: str,
+    note: str,
+) -> dict[str, Any]:
+    """`table` with the costs of one model, as a whole file.
+
+    Args:
+        table: what the file held.
+        costs: to be put in.
+        record: of this calibration.
+        profile_id: of the board.
+        note: of the source that all these numbers name.
+    """
+    new = _given(asdict(costs))
+    key = tuple(new.get(name) for name in _SAME)
+    held = table.get("cost", [])
+    kept = [one for one in held if tuple(one.get(name) for name in _SAME) != key]
+    sources = {**table.get("sources", {}), SOURCE: {"kind": "calibrated", "note": note}}
+    return {
+        **table,
+        "schema": SCHEMA_VERSION,
+        "applies_to": profile_id,
+        "status": "calibrated",
+        "calibration": _given(asdict(record)),
+        "cost": [*kept, new],
+        "sources": sources,
+    }
+
+
+def check_writable(file: Path) -> None:
+    """Raise `ConfigError` before anything is measured that could then not be kept."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        allowed = f"a file that may be written ({error.strerror}): give another --output"
+        raise ConfigError("output", str(file), allowed) from error
+    if file.is_dir():
+        raise ConfigError("output", str(file), "a file, not a folder")
+
+
+def write_table(file: Path, table: Mapping[str, Any]) -> None:
+    """Replace the file as a whole, or not at all.
+
+    Raises:
+        OSError: the disk refused it; the old file is as it was.
+    """
+    data = (_HEADER + "\n" + toml_text(table)).encode()
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as written:
+            written.write(data)
+            written.flush()
+            os.fsync(written.fileno())
+        partial.chmod(0o644)  # the daemon, which may be another user, reads it
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _given(value: Any) -> Any:
+    """Without what is None or empty, as a TOML file leaves it out."""
+    if isinstance(value, dict):
+        return {key: _given(one) for key, one in value.items() if one not in (None, {}, ())}
+    if isinstance(value, tuple | list):
+        return [_given(one) for one in value]
+    return value
