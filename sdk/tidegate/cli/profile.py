@@ -1,11 +1,14 @@
 """Show what is known of boards: their power modes, sensors, energy, and where each number is from.
 
+`calibrate` measures what a bundle costs on this very device and keeps it for `tidegate serve`.
+
 Example:
   tidegate profile list
   tidegate profile detect --json
   tidegate profile show raspberry-pi-5
   tidegate profile sensors
   tidegate profile check
+  tidegate profile calibrate assistant --minutes 2
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidegate.cli import profile_sensors
+from tidegate.cli import calibrate, profile_sensors
 
 if TYPE_CHECKING:
     from tidegate.edge.energy.profile import Profile
@@ -50,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     profile_sensors.add_parser(kinds, [common, board])
     check = kinds.add_parser("check", parents=[common], help="check all profiles, or some files")
     check.add_argument("file", type=Path, nargs="*", help="further files to check with them")
+    calibrated = kinds.add_parser(
+        "calibrate", parents=[common], help="measure what a bundle costs on this device"
+    )
+    calibrate.add_arguments(calibrated)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         "show": _show,
         "check": _check,
         "sensors": _sensors,
+        "calibrate": calibrate.run,
     }
     commands[args.kind](args)
     return 0

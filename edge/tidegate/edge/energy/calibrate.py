@@ -135,7 +135,8 @@ class Calibration:
             ]
             scope, why = measured[0].scope, f"watts ({measured[0].scope}) were measured"
         else:
-            scope, why = None, next((one for one in watts if isinstance(one, str)), "no sensor")
+            told = next((one for one in watts if isinstance(one, str)), "no sensor measures them")
+            scope, why = None, f"watts are unknown: {told}"
         self.report("calibrating", 100, 100)
         return Calibrated(
             modes=self.modes,

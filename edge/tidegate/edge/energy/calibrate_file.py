@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from tidegate.edge.energy.profile import SCHEMA_VERSION, Calibration, FittedCosts
+from tidegate.edge.energy.profile import ALL_KEYS, SCHEMA_VERSION, Calibration, FittedCosts
 from tidegate.edge.energy.toml_text import toml_text
 from tidegate.errors import ConfigError
 
@@ -118,9 +118,11 @@ def write_table(file: Path, table: Mapping[str, Any]) -> None:
 
 
 def _given(value: Any) -> Any:
-    """Without what is None or empty, as a TOML file leaves it out."""
+    """As a TOML file has it: without what is None or empty, numbers to six digits."""
     if isinstance(value, dict):
+        if value.keys() == {ALL_KEYS}:
+            return value[ALL_KEYS]
         return {key: _given(one) for key, one in value.items() if one not in (None, {}, ())}
     if isinstance(value, tuple | list):
         return [_given(one) for one in value]
-    return value
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -67,8 +67,8 @@ class Library:
         return (*(one.file for one in chain(wanted, self.profiles)), *over)
 
 
-def read_library(overlays: Path = OVERLAYS, calibration: Path = CALIBRATION) -> Library:
-    """Parse every file; neither folder nor calibration has to be there.
+def read_library(overlays: Path = OVERLAYS, calibration: Path | None = CALIBRATION) -> Library:
+    """Parse every file; neither folder nor calibration has to be there, and None leaves one out.
 
     A file of the folder is a profile of its own if it has an `id`, else it lays over the one that
     `applies_to` names.
@@ -77,7 +77,7 @@ def read_library(overlays: Path = OVERLAYS, calibration: Path = CALIBRATION) -> 
         ProfileError: a file cannot be read, an id appears twice, or an overlay is of no profile.
     """
     library = _joined(list(_packaged()), [], list(_site_files(overlays)))
-    if not calibration.exists():
+    if calibration is None or not calibration.exists():
         return library
     measured = _parse(str(calibration), calibration.read_bytes)
     only(measured, CALIBRATED_KEYS)
