@@ -4,6 +4,8 @@ PIP_EXTRAS := all,ray,dev
 # Processes of the unit suite; each takes about a gigabyte once it has loaded every library.
 WORKERS ?= 2
 RUN := .venv/bin/python -P
+# What tests start would compile every module anew where the environment keeps bytecode from disk.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test check bench format clean
 

@@ -30,20 +30,28 @@ def test_closing_waits_for_a_silent_redis_once_and_not_for_each_call(
 
     charge = Charge(meter="m", kind="count", unit="tokens", most=100, amount=10, lasts_s=60)
 
-    async def main() -> float:
+    tenths = [0]
+    """Of a second, as this loop came to see them: none pass while the machine is held up."""
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            tenths[0] += 1
+
+    async def main() -> int:
         server = await asyncio.start_server(_silent, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         ledger = RedisLedger(f"redis://127.0.0.1:{port}/0", close_s=0.2)
         for number in range(20):
             ledger.settle("key", f"claim-{number}", (charge,), Used(requests=1, tokens=1))
-        began_s = time.monotonic()
+        ticking = asyncio.create_task(tick())
         await ledger.close()
-        took_s = time.monotonic() - began_s
+        ticking.cancel()
         server.close()
-        return took_s
+        return tenths[0]
 
     with caplog.at_level(logging.WARNING):
-        assert asyncio.run(main()) < 4  # one command alone may take 5 s
+        assert asyncio.run(main()) < 40  # one command alone may take 5 s
     assert "20 calls could not be settled" in caplog.text
 
 

@@ -11,7 +11,7 @@ from linkhistories import LENGTHS, UNTIL_S, Verdict, crash_points, history, play
 from linkweather import Setting, Weather
 from linkworld import World
 
-SEEDS = 25
+SEEDS = 12
 """Histories of four requests per kind of weather here; `benchmarks/link/simulation.py` plays
 thousands."""
 
