@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -116,6 +118,7 @@ class Governor:
         self._placing: dict[str, asyncio.Future[Placement | None]] = {}
         self._told_held: set[str] = set()
         self._counts = _Counts()
+        self._took_s: deque[tuple[float, float, float]] = deque(maxlen=1024)
         self._link_up = False  # until it was looked for
         self._idle_since_s = device.clock()
         self._poked = False
@@ -207,6 +210,7 @@ class Governor:
             self.board.sample,
             self.requests,
             decisions=counts.decisions,
+            took_s=self._took_s,
             deferred=counts.deferred,
             failures=counts.failures,
         )
@@ -262,13 +266,18 @@ class Governor:
             self._wake_in(broken_s)
             return
         try:
+            began = time.thread_time()
             pace, state = self._pace(), self._state()
+            asked, asked_s = time.thread_time(), time.perf_counter()
             decision = pace.decide(state)
+            told, told_s = time.thread_time(), time.perf_counter()
             self._counts.decisions += 1
             self._decided_s = state.now_s
             if self._record is not None:
                 self._record(pace, state, decision)
             self._apply(pace, state, decision)
+            took = told_s - asked_s, told - asked, time.thread_time() - began
+            self._took_s.append(took)
         except Exception as error:  # the boundary of a decision
             self._broken_until_s = self._device.clock() + _BROKEN_S
             self._failed(f"deciding, for {_BROKEN_S:g} s the clock alone routes", error)

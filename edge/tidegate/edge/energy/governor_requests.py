@@ -52,8 +52,8 @@ class _Held:
     ask: Ask
     arrived_s: float
     seen: Waiting
-    version: int
-    """Of what was known of lengths when it was `seen`."""
+    learnt: int
+    """Answers of its class when it was `seen`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -75,13 +75,16 @@ class Requests:
     _lengths: defaultdict[str, AnswerLengths] = field(
         default_factory=lambda: defaultdict(AnswerLengths)
     )
-    _version: int = 0
+    _learnt: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Answers by class: what was predicted before the last one is old."""
 
     def hold(self, ask: Ask, now_s: float) -> None:
         """A request has come."""
         assert ask.id not in self.held, "an id is used once"
         seen = self.seen(ask, now_s)
-        self.held[ask.id] = _Held(ask=ask, arrived_s=now_s, seen=seen, version=self._version)
+        self.held[ask.id] = _Held(
+            ask=ask, arrived_s=now_s, seen=seen, learnt=self._learnt[ask.kind]
+        )
 
     def begin(self, ask: Ask) -> None:
         """It runs here from now on, whether it was held or not."""
@@ -97,7 +100,7 @@ class Requests:
     def learn(self, ask: Ask, answer_tokens: int) -> None:
         """An answer came to its end."""
         if not ask.exact:
-            self._version += 1
+            self._learnt[ask.kind] += 1
             self._lengths[ask.kind].observe(answer_tokens)
 
     def stepped(self, report: StepReport, step_s: float) -> bool:
@@ -135,8 +138,9 @@ class Requests:
         """As PACE sees them."""
         seen = []
         for held in self.held.values():
-            if held.version != self._version:  # three quantiles each: not at every decision
-                held.seen, held.version = self.seen(held.ask, held.arrived_s), self._version
+            learnt = self._learnt[held.ask.kind]
+            if held.learnt != learnt:  # three quantiles each: not at every decision
+                held.seen, held.learnt = self.seen(held.ask, held.arrived_s), learnt
             seen.append(held.seen)
         return seen
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tidegate.edge.energy.governor_device import Device
 from tidegate.edge.energy.governor_modes import ModeKeeper
 from tidegate.edge.energy.governor_requests import Requests
@@ -18,10 +20,24 @@ def view_of(
     requests: Requests,
     *,
     decisions: int,
+    took_s: Sequence[tuple[float, float, float]],
     deferred: int,
     failures: int,
 ) -> EnergyView:
-    """For `/status` and `/metrics`."""
+    """For `/status` and `/metrics`.
+
+    Args:
+        device: that is governed.
+        profile: id of its profile.
+        modes: of its power.
+        sample: the last one.
+        requests: that wait and run.
+        decisions: that were made.
+        took_s: of the last ones, PACE's seconds by the clock and of the processor, and those of
+            the processor with all around it.
+        deferred: requests that were made to wait.
+        failures: of the governor.
+    """
     now_s, costs, budget = device.clock(), device.costs.costs, device.budget
     known = sample is not None and sample.scope != UNKNOWN
     own = [one for one in (modes.fault, budget.fault) if one is not None]
@@ -48,6 +64,7 @@ def view_of(
         quiet=budget.quiet_until_s(now_s) > now_s,
         errors=device.costs.errors(),
         decisions=decisions,
+        decision_us=_microseconds(took_s),
         switches=modes.switches,
         failed_switches=modes.failures,
         deferred=deferred,
@@ -58,3 +75,13 @@ def view_of(
             for (scope, source, route), joules in device.ledger.totals().items()
         },
     )
+
+
+def _microseconds(took_s: Sequence[tuple[float, float, float]]) -> dict[str, float]:
+    if not took_s:
+        return {}
+    wall, busy, whole = (sorted(one) for one in zip(*took_s, strict=True))
+    half, last = len(wall) // 2, len(wall) * 99 // 100
+    told = {"median": wall[half], "p99": wall[last], "cpu_median": busy[half]}
+    told |= {"cpu_p99": busy[last], "whole_cpu_median": whole[half], "whole_cpu_p99": whole[last]}
+    return {name: 1e6 * seconds for name, seconds in told.items()}

@@ -63,6 +63,10 @@ class EnergyView:
     errors: Mapping[str, float | None] = field(default_factory=dict)
     """Median relative error of predicted times, by what is predicted; None: too few seen."""
     decisions: int = 0
+    decision_us: Mapping[str, float] = field(default_factory=dict)
+    """Microseconds of the last thousand or so: `median` and `p99` of PACE alone by the clock, with
+    `cpu_` before it by the processor's time, which other programs do not lengthen; with `whole_`
+    the state that it is asked about and what is done with the answer are in it."""
     switches: int = 0
     """Power modes that were taken."""
     failed_switches: int = 0
@@ -114,6 +118,7 @@ class EnergyView:
             "quiet": self.quiet,
             "prediction_errors": {name: _rounded(one, 4) for name, one in self.errors.items()},
             "decisions": self.decisions,
+            "decision_us": {name: round(one) for name, one in self.decision_us.items()},
             "switches": self.switches,
             "failed_switches": self.failed_switches,
             "deferred": self.deferred,
