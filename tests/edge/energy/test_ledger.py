@@ -213,6 +213,22 @@ def test_before_idling_was_seen_no_request_is_measured() -> None:
     assert used.source == "estimated"
 
 
+def test_steps_far_shorter_than_a_millisecond_are_missed_as_well() -> None:
+    board = Board()
+    board.meter.kind, board.meter.count = "estimated", 1
+    board.step(12.0, 0.0004, prompt(A, 500))
+    board.look()
+    board.meter.kind, board.meter.count = "measured", 2
+    board.look()
+    for _ in range(3):
+        board.ledger.settle(board.meter.draw(2.0, 1.0))
+    board.step(12.0, 0.5, token(A))
+    board.look()
+    used = board.ledger.use_of(A)
+    assert used is not None
+    assert used.source == "estimated"
+
+
 def test_costs_without_watts_predict_none_and_do_not_keep_a_sensor_from_measuring() -> None:
     board = Board(costs=UNKNOWN, scope="package")
     board.step(6.0, 1.0, prompt(A, 500), prompt(B, 1500))

@@ -232,6 +232,43 @@ def test_the_zone_nearest_to_its_limit_is_shown_with_its_limits(
     assert any("400 C cannot be" in one for one in sample.faults)
 
 
+def test_a_processor_without_the_profile_s_zone_is_read_from_its_chip(
+    tmp_path: Path, clock: VirtualClock
+) -> None:
+    put_zone(tmp_path, 0, "acpitz", 20.0)
+    hwmon = tmp_path / "sys/class/hwmon"
+    put(hwmon / "hwmon0", {"name": "nvme", "temp1_input": 70_000})
+    put(hwmon / "hwmon4", {"name": "k10temp", "temp1_input": 55_250, "temp1_crit": 105_000})
+    sample = panel_of(profile("ryzen-laptop"), tmp_path, clock).sample()
+    assert (sample.celsius, sample.soft_c, sample.hard_c) == (55.25, None, 105.0)
+    assert not any("thermal" in one for one in sample.faults)
+    put(hwmon / "hwmon4", {"temp1_input": "hot"})
+    sample = panel_of(profile("ryzen-laptop"), tmp_path, clock).sample()
+    assert sample.celsius is None
+    told = [one for one in sample.faults if one.startswith("thermal: ")]
+    assert len(told) == 2
+    assert "no zone is of type x86_pkg_temp" in told[0]
+    assert "'hot' is not a whole number" in told[1]
+
+
+def test_a_fault_keeps_its_words_while_its_numbers_change(
+    tmp_path: Path, clock: VirtualClock
+) -> None:
+    panel = panel_of(profile("raspberry-pi-5"), tmp_path, clock)
+    told = set[str]()
+    for n in range(50):
+        put_zone(tmp_path, 0, "cpu-thermal", 400.0 + n)
+        told.update(one for one in panel.sample().faults if " C cannot be" in one)
+    assert [one.endswith("temp: 400 C cannot be") for one in told] == [True]
+    put_zone(tmp_path, 1, "cpu-thermal", 400.0)
+    assert sum(" C cannot be" in one for one in panel.sample().faults) == 2
+    for number in (0, 1):
+        put_zone(tmp_path, number, "cpu-thermal", 40.0)
+    assert not any(" C cannot be" in one for one in panel.sample().faults)
+    put_zone(tmp_path, 0, "cpu-thermal", 999.0)
+    assert any("999 C cannot be" in one for one in panel.sample().faults)
+
+
 def test_limits_of_the_profile_stand_before_the_kernel_s(
     tmp_path: Path, clock: VirtualClock
 ) -> None:

@@ -30,7 +30,7 @@ UNKNOWN: Final = "unknown"
 _LONGEST_STEP_S: Final = 30.0
 """A window waits so long for steps that lie in it."""
 _SLACK_S: Final = 1e-3
-"""By which clocks readings may differ: a step that is covered but for this is covered."""
+"""Between a step and its report: one that is covered but for this, or a tenth of it, is covered."""
 _MOST_REQUESTS: Final = 4096
 _MOST_AHEAD: Final = 8192
 """Steps since the last sample: a minute and more of them, for a daemon that samples each second."""
@@ -167,7 +167,7 @@ class EnergyLedger:
         if later_s > 0:
             self._wait(part, later_s)
         missing_s = part.ends_s - part.begins_s - covered_s - later_s
-        if missing_s > _SLACK_S:
+        if missing_s > min(_SLACK_S, part.whole_s / 10):
             self._miss(part, missing_s)
 
     def _wait(self, part: Part, later_s: float) -> None:

@@ -103,5 +103,7 @@ class Ina3221:
             known = ", ".join(sorted(self._channels)) or "none"
             raise SensorError(f"{self._pattern}: no rail is labelled {label} (there are: {known})")
         folder, channel = self._channels[label]
-        volts = read_number(folder / f"in{channel}_input")
-        return volts, read_number(folder / f"curr{channel}_input")
+        millivolts = read_number(folder / f"in{channel}_input")
+        if millivolts < 0:
+            raise SensorError(f"{folder}/in{channel}_input: {millivolts} mV cannot be negative")
+        return millivolts, read_number(folder / f"curr{channel}_input")

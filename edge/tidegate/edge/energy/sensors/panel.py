@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from tidegate.edge.energy.cost import CostModel
 from tidegate.edge.energy.profile import Profile
+from tidegate.edge.energy.sensors.faults import Faults
 from tidegate.edge.energy.sensors.power_supply import Batteries
 from tidegate.edge.energy.sensors.pressure import stalled_share
 from tidegate.edge.energy.sensors.sample import BatteryState, PowerSource, Sample
@@ -48,9 +48,6 @@ def open_panel(
     )
 
 
-_LONGEST_LINE: Final = 400
-
-
 class BoardPanel:
     """See `Panel`. Safe to be sampled in one thread while another tells what was worked."""
 
@@ -76,6 +73,7 @@ class BoardPanel:
         self._battery_expected = battery_expected
         self._sysroot = sysroot
         self._clock = clock
+        self._faults = Faults()
         self._lock = threading.Lock()
         self._counted: tuple[Slot, int] | None = None
         """Whose count the last sample was of, and which of its; None: the estimate's."""
@@ -113,7 +111,7 @@ class BoardPanel:
                 hard_c=None if warmth is None else warmth.hard_c,
                 battery=battery,
                 stalled_share=self._stalled(faults),
-                faults=tuple(dict.fromkeys(map(_line, faults))),
+                faults=self._faults.lines(faults),
                 count=self._count,
             )
 
@@ -171,9 +169,3 @@ class BoardPanel:
         except SensorError as error:
             faults.append(f"pressure: {error}")
             return None
-
-
-def _line(fault: str) -> str:
-    """One line for people, whatever stood in the files that it quotes."""
-    shown = "".join(one if one.isprintable() else "?" for one in fault)
-    return shown if len(shown) <= _LONGEST_LINE else shown[: _LONGEST_LINE - 3] + "..."

@@ -146,6 +146,8 @@ class RaplSource:
             try:
                 read_number(file, MEND)
                 range_uj = read_number(zone / "max_energy_range_uj")
+                if range_uj <= 0:
+                    raise SensorError(f"{zone}/max_energy_range_uj: {range_uj} uJ cannot be")
             except SensorError as error:
                 denied.setdefault(name, error)
                 continue
