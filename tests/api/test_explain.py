@@ -78,7 +78,7 @@ def test_the_whole_call_is_explained_with_its_wishes() -> None:
     (call,) = backend.explained
     assert call.options.deadline_ms == 700
     assert call.sampling.max_tokens == 9
-    assert told["filters"] == ["private (local): never leaves the device"]
+    assert told["filters"]["cloud"] == "private (local): never leaves the device"
 
 
 def test_a_way_that_is_closed_is_null_and_not_infinity() -> None:

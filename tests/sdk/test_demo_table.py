@@ -7,6 +7,7 @@ import io
 from rich.console import Console
 
 from tidegate.cli.demo import Outcome, print_table
+from tidegate.cli.demo_script import REQUESTS
 from tidegate.engine.events import EnergyUse
 
 HERE = EnergyUse(joules=0.31, scope="package", source="measured")
@@ -51,3 +52,13 @@ def test_where_nobody_keeps_account_there_is_a_dash() -> None:
 
 def test_a_route_that_was_not_expected_is_called_so() -> None:
     assert "edge, unexpected" in printed(outcome("one", None, as_expected=False))
+
+
+def test_a_device_that_schedules_by_energy_may_keep_an_urgent_request_and_no_other_may() -> None:
+    (urgent,) = [one for one in REQUESTS if one.by_energy is not None]
+    assert urgent.while_busy
+    assert urgent.scheduled(by_energy=True).right == {"cloud", "edge"}
+    assert urgent.scheduled(by_energy=False).right == {"cloud"}
+    for one in REQUESTS:
+        if one is not urgent:
+            assert one.scheduled(by_energy=True).right == {one.expected}

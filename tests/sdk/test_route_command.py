@@ -46,7 +46,7 @@ def test_both_ways_are_shown_beside_each_other_with_mode_and_state(
     assert lines[0] == "on the device: 5 characters, 40 fit"
     assert lines[1] == "power mode 15W: the knee is in time"
     assert cells(text, "predicted") == ["0.50", "s", "0.75", "s"]
-    assert cells(text, "late by") == ["0.50", "s", "0.00", "s"]
+    assert cells(text, "late by, 9 of 10") == ["0.50", "s", "0.00", "s"]
     assert cells(text, "counts as") == ["250", "mJ", "2.50", "J"]
     for row in (
         ("weights energy", "1"),
@@ -63,6 +63,7 @@ def test_both_ways_are_shown_beside_each_other_with_mode_and_state(
 def test_a_way_that_is_closed_is_called_so_and_by_what(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, ExplainingEcho(), "--privacy", "local")
     assert cells(text, "counts as")[-1] == "closed"
+    assert cells(text, "edge") == ["open"]
     assert "private (local): never leaves the device" in text
 
 
@@ -72,7 +73,7 @@ def test_without_a_profile_the_clock_alone_is_explained(
     text = printed(capsys, ExplainingEcho(has_pace=False))
     assert "power mode" not in text
     assert "counts as" not in text
-    assert "the clock alone: the device serves without a profile" in text
+    assert "the clock alone decides: the device serves without a profile" in text
 
 
 def test_joules_that_nobody_can_know_are_said_to_be_none(

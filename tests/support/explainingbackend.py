@@ -40,7 +40,10 @@ class ExplainingEcho(EchoBackend):
         return {
             "route": "cloud" if goes else "edge",
             "reason": f"{chars} characters, {FITS_CHARS} fit",
-            "filters": ["private (local): never leaves the device"] if stays else [],
+            "filters": {
+                "edge": None,
+                "cloud": "private (local): never leaves the device" if stays else None,
+            },
             "clock": {"edge_s": 0.1 * chars, "cloud_s": math.inf if stays else 0.75},
             "pace": {"mode": "15W", "reason": "the knee is in time", "terms": terms}
             if self.has_pace

@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--executor", choices=("auto", "onnx", "openvino"), default="auto", help="on the device"
     )
+    parser.add_argument(
+        "--profile",
+        metavar="ID",
+        help="of this board, or auto: the device schedules by energy and keeps account of joules,"
+        " where it has sensors or watts to estimate them from",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,6 +108,8 @@ def _demo(args: argparse.Namespace, folder: Path, console: Console) -> int:
         outcomes = asyncio.run(_ask_everything(urls.device, console))
         processes.check()
         print_table(outcomes, console)
+        if args.profile is None:
+            console.print("With --profile auto the device keeps account of joules.")
         if args.keep:
             _keep(urls, folder, console)
     return 0 if all(outcome.as_expected for outcome in outcomes) else 1
@@ -157,6 +165,7 @@ def _start(processes: Processes, args: argparse.Namespace, folder: Path) -> Urls
             broker,
             "--keys",
             str(folder / "device"),
+            *(() if args.profile is None else ("--profile", args.profile)),
         ],
     )
     return Urls(broker=broker, cloud=cloud, device=device)
@@ -175,11 +184,13 @@ async def _ask_everything(device: str, console: Console) -> list[Outcome]:
 
     async with AsyncClient(device) as client:
         await _wait_for_link(device)
-        outcomes = [await _ask(client, one, console) for one in REQUESTS if not one.while_busy]
+        by_energy = (await _status(device))["energy"] is not None
+        requests = [one.scheduled(by_energy=by_energy) for one in REQUESTS]
+        outcomes = [await _ask(client, one, console) for one in requests if not one.while_busy]
         async with asyncio.TaskGroup() as tasks:
             busy = tasks.create_task(_keep_busy(client))
             await _wait_for_queue(device)
-            outcomes += [await _ask(client, one, console) for one in REQUESTS if one.while_busy]
+            outcomes += [await _ask(client, one, console) for one in requests if one.while_busy]
             busy.cancel()
     return outcomes
 
@@ -205,11 +216,14 @@ async def _wait_for_link(device: str) -> None:
 
 
 async def _wait_for_queue(device: str) -> None:
-    """Wait until requests queue up on the device."""
+    """Wait until requests queue up on the device, in its engine or before it."""
     deadline_s = time.monotonic() + _LINK_S
     while time.monotonic() < deadline_s:
-        engine = (await _status(device))["engine"]
-        if isinstance(engine, dict) and engine["waiting"] > 10:
+        status = await _status(device)
+        engine, energy = status["engine"], status["energy"]
+        waiting = engine["waiting"] if isinstance(engine, dict) else 0
+        waiting += energy["held"] if isinstance(energy, dict) else 0
+        if waiting > 10:
             return
         await asyncio.sleep(0.02)
     raise UnavailableError("the device's queue did not fill")
@@ -261,7 +275,7 @@ async def _ask(client: AsyncClient, request: DemoRequest, console: Console) -> O
         ttft_s=first_s,
         tokens_per_s=answer.timings.tokens_per_s,
         energy=answer.energy,
-        as_expected=answer.route == request.expected,
+        as_expected=answer.route in request.right,
     )
 
 

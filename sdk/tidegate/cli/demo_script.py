@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tidegate.api.backend import Route
@@ -51,8 +51,19 @@ class DemoRequest:
     prompt: str
     options: AskOptions
     expected: Route | Literal["refused"]
+    by_energy: Route | None = None
+    """Another route that is as right, where the device schedules by energy."""
     while_busy: bool = False
     """Send it while the device's queue is full of background work."""
+
+    @property
+    def right(self) -> frozenset[str]:
+        """Routes that it may take."""
+        return frozenset((self.expected, self.by_energy or self.expected))
+
+    def scheduled(self, *, by_energy: bool) -> DemoRequest:
+        """The same for a device that schedules by energy, or does not."""
+        return self if by_energy else replace(self, by_energy=None)
 
 
 GREEDY = AskOptions(temperature=0.0, max_tokens=64)
@@ -103,6 +114,8 @@ REQUESTS = (
         prompt="turn off the fan in the office",
         options=GREEDY | AskOptions(deadline_ms=150, priority="interactive"),
         expected="cloud",
+        # By deadline it is the first in line there, and neither place may make it in time.
+        by_energy="edge",
         while_busy=True,
     ),
     DemoRequest(

@@ -32,6 +32,8 @@ _PLACES = {
     "wait": "it would wait",
     "refuse": "refused",
 }
+_NO_PROFILE = "the clock alone decides: the device serves without a profile"
+_NO_CHOICE = "does not count here: only one place is left, or the scheduler was not to be asked"
 _NO_WATTS = "watts of this board are unknown: only time and price count"
 
 
@@ -88,7 +90,8 @@ def _print(found: Explanation) -> None:
     console.print(f"[bold]{place}[/bold]: ", end="")
     console.print(found.reason, markup=False)
     if found.pace is not None:
-        console.print(f"power mode {found.pace.mode}: {found.pace.reason}", markup=False)
+        why = found.state.get("mode_reason") or found.pace.reason
+        console.print(f"power mode {found.pace.mode}: {why}", markup=False)
     console.print()
     console.print(_places(found))
     if found.pace is not None and str(found.state.get("costs")).endswith("unknown"):
@@ -112,7 +115,7 @@ def _places(found: Explanation) -> Table:
     pace = found.pace
     if pace is not None:
         late = (pace.late_local_s, pace.late_cloud_s)
-        table.add_row("late by", *(_seconds(one, "closed") for one in late))
+        table.add_row("late by, 9 of 10", *(_seconds(one, "closed") for one in late))
         joules = (pace.local_j, pace.cloud_j)
         table.add_row(
             "counts as", *("closed" if one is None else joules_text(one) for one in joules)
@@ -126,10 +129,12 @@ def _seconds(value: float | None, unknown: str) -> str:
 
 def _facts(found: Explanation) -> Iterator[tuple[str, Mapping[str, object]]]:
     """What the decision rests on, in parts."""
-    if found.filters:
-        yield "whatever it costs", {"": found.filters}
+    if isinstance(found.filters, Mapping):
+        yield "places", {name: one or "open" for name, one in found.filters.items()}
+    elif found.filters:
+        yield "places", {"closed": found.filters}
     if found.pace is None:
-        yield "energy", {"scheduled by": "the clock alone: the device serves without a profile"}
+        yield "energy", {"": _NO_CHOICE if "mode" in found.state else _NO_PROFILE}
     elif found.pace.more:
         yield "scheduler", found.pace.more
     if found.state:
