@@ -1,4 +1,4 @@
-"""A device on a board with a counter of joules, as its callers see it: answers, numbers, reasons."""
+"""A device on a board with a counter of joules, as its callers see it: answers and reasons."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import jsonschema_rs
 import openai
 import pytest
 from sensortrees import put_battery, put_rapl, put_zone
-from services import Service, Services, run_tidegate
+from services import Service, Services, run_tidegate, until
 from wordmodel import write_word_checkpoint
 
 from tidegate.api.openapi import document
@@ -23,6 +23,7 @@ from tidegate.api.openapi import document
 pytestmark = pytest.mark.system
 
 WATTS = 15.0
+IDLE = 'tidegate_energy_joules_total{route="idle",scope="package",source="measured"} '
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +36,15 @@ class Board:
 def drawing(sysroot: Path) -> Iterator[None]:
     """The package's counter goes on as if it drew `WATTS`."""
     stop, began_s = threading.Event(), time.monotonic()
+    counter = put_rapl(sysroot, 1000.0) / "energy_uj"
 
     def count() -> None:
-        while not stop.wait(0.01):
-            put_rapl(sysroot, 1000.0 + WATTS * (time.monotonic() - began_s))
+        # In its place and as long as before, so that no reader finds it empty.
+        with counter.open("r+", encoding="ascii") as file:
+            while not stop.wait(0.01):
+                file.seek(0)
+                file.write(f"{1e6 * (1000 + WATTS * (time.monotonic() - began_s)):.0f}")
+                file.flush()
 
     thread = threading.Thread(target=count)
     thread.start()
@@ -53,7 +59,6 @@ def drawing(sysroot: Path) -> Iterator[None]:
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     folder = tmp_path_factory.mktemp("energy")
     sysroot = folder / "root"
-    put_rapl(sysroot, 1000.0)
     put_zone(sysroot, 0, "x86_pkg_temp", 51.5)
     put_battery(sysroot)
     checkpoint = write_word_checkpoint(folder / "words", context=128)
@@ -61,7 +66,14 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     assert done.returncode == 0, done.stderr
     flags = ("--profile", "generic-x86-64", "--energy-sysroot", str(sysroot))
     with drawing(sysroot), Services(folder) as services:
-        yield Board(device=services.serve(folder / "bundle", *flags), sysroot=sysroot)
+        device = services.serve(folder / "bundle", *flags)
+        # What idling draws is known after a second: until then no request has a share above it.
+        until(lambda: IDLE in scraped(device), "idling was counted", within_s=20)
+        yield Board(device=device, sysroot=sysroot)
+
+
+def scraped(device: Service) -> str:
+    return httpx.get(f"{device.url}/metrics", timeout=10).text
 
 
 def test_the_official_client_gets_joules_of_the_package_that_were_measured(board: Board) -> None:
@@ -84,13 +96,8 @@ def test_chat_names_them_in_its_last_line(board: Board) -> None:
 
 
 def test_a_scrape_counts_joules_and_shows_watts_heat_and_battery(board: Board) -> None:
-    deadline_s = time.monotonic() + 20
-    idle = 'tidegate_energy_joules_total{route="idle",scope="package",source="measured"} '
-    text = ""
-    while idle not in text:
-        assert time.monotonic() < deadline_s, text
-        time.sleep(0.2)
-        text = httpx.get(f"{board.device.url}/metrics", timeout=10).text
+    text = scraped(board.device)
+    assert IDLE in text
     assert "tidegate_board_celsius 51.5" in text
     assert "tidegate_battery_share 0.5" in text
     (watts,) = [
