@@ -68,8 +68,16 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     with drawing(sysroot), Services(folder) as services:
         device = services.serve(folder / "bundle", *flags)
         # What idling draws is known after a second: until then no request has a share above it.
-        until(lambda: IDLE in scraped(device), "idling was counted", within_s=20)
+        until(lambda: "energy" in answered(device), "an answer has joules", within_s=30)
         yield Board(device=device, sysroot=sysroot)
+
+
+def answered(device: Service) -> dict[str, Any]:
+    """The `tidegate` object of a short answer."""
+    body = {"prompt": "hello", "max_tokens": 2, "tidegate": {"cache": False}}
+    answer = httpx.post(f"{device.url}/v1/completions", json=body, timeout=10)
+    told: dict[str, Any] = answer.json()["tidegate"]
+    return told
 
 
 def scraped(device: Service) -> str:
