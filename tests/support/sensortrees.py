@@ -84,7 +84,10 @@ def put(folder: Path, files: Mapping[str, object]) -> Path:
     """Files of a folder and what they hold."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in files.items():
-        (folder / name).write_text(f"{value}\n", encoding="utf-8")
+        # Whole at once, as the kernel's: a sample may be under way in another thread.
+        half = folder / f".{name}"
+        half.write_text(f"{value}\n", encoding="utf-8")
+        half.replace(folder / name)
     return folder
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -63,9 +64,7 @@ async def measure_watts(
     )
     found, scope = list[float](), ""
     for window in windows:
-        before = await asyncio.to_thread(panel.sample)
-        await window()
-        after = await asyncio.to_thread(panel.sample)
+        before, after = await look_at(panel, window)
         watts = _watts(before, after)
         if isinstance(watts, str):
             return watts
@@ -73,6 +72,31 @@ async def measure_watts(
         scope = after.scope
     idle_w, prefill_w, decode_w = found
     return MeasuredWatts(scope=scope, idle_w=idle_w, prefill_w=prefill_w, decode_w=decode_w)
+
+
+async def look_at(
+    panel: Panel, window: Callable[[], Awaitable[None]], *, every_s: float = 0.2
+) -> tuple[Sample, Sample]:
+    """Samples before and after a window, and one every so often within it.
+
+    Sensors of watts are summed from reading to reading: with two of them, both taken while nothing
+    runs, what ran in between would not be seen.
+    """
+
+    async def look_on() -> None:
+        while True:
+            await asyncio.to_thread(panel.sample)
+            await asyncio.sleep(every_s)
+
+    before = await asyncio.to_thread(panel.sample)
+    looking = asyncio.create_task(look_on())
+    try:
+        await window()
+    finally:
+        looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking
+    return before, await asyncio.to_thread(panel.sample)
 
 
 def _watts(before: Sample, after: Sample) -> float | str:
