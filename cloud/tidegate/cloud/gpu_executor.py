@@ -108,14 +108,9 @@ class GpuExecutor:
         on_gpu = self._at.type == "cuda"
         self._limit_bytes = memory_limit(settings, self._at)
         self._check_weights(weights)
-        if graphs is None:
-            graphs = Graphs(CudaRecorder() if on_gpu and settings.graphs else None)
-        self._graphs = graphs
-        self._shapes = DecodeShapes(
-            rows=settings.rows,
-            context_tokens=self._context_tokens,
-            block_tokens=settings.block_tokens,
-        )
+        recorder = CudaRecorder() if graphs is None and on_gpu and settings.graphs else None
+        self._graphs = Graphs(recorder) if graphs is None else graphs
+        self._shapes = _shapes_of(settings, self._context_tokens)
         self._memory = StepMemory.allocate(
             settings, vocab=arch.vocab, context_tokens=self._context_tokens, device=self._at
         )
@@ -373,6 +368,12 @@ class GpuExecutor:
             others = max(0, torch.cuda.max_memory_allocated(self._at) - known)
             parts.append(MemoryPart(name="what kernels need besides", nbytes=others))
         return MemorySum(parts=tuple(parts))
+
+
+def _shapes_of(settings: GpuSettings, context_tokens: int) -> DecodeShapes:
+    return DecodeShapes(
+        rows=settings.rows, context_tokens=context_tokens, block_tokens=settings.block_tokens
+    )
 
 
 def _no_logits(vocab: int) -> Logits:

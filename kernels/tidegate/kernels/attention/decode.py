@@ -38,7 +38,8 @@ def segment_bounds(
     return low, tl.minimum(low + size, end)
 
 
-# What differs from step to step must not ask for another compilation.
+# What differs from step to step must not ask for another compilation. One function, though long:
+# half of it are arguments, and a part of its body would take nearly as many.
 @triton.jit(
     do_not_specialize=[
         "logs_at",

@@ -56,7 +56,8 @@ def store_part(
     tl.store(parts_at + at[:, None] * HEAD_SIZE + columns[None, :], mixed, mask=mask)
 
 
-# What differs from step to step must not ask for another compilation.
+# What differs from step to step must not ask for another compilation. One function, though long:
+# half of it are arguments, and a part of its body would take nearly as many.
 @triton.jit(
     do_not_specialize=[
         "logs_at",

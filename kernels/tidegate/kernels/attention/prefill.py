@@ -22,7 +22,8 @@ from tidegate.kernels.attention.tile import (
 )
 
 
-# What differs from step to step must not ask for another compilation.
+# What differs from step to step must not ask for another compilation. One function, though long:
+# half of it are arguments, and a part of its body would take nearly as many.
 @triton.jit(do_not_specialize=["starts", "lengths", "blocks", "blocks_stride", "requests"])
 def prefill(
     q_at: tl.tensor,

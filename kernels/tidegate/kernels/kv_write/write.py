@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 
-# What differs from step to step must not ask for another compilation.
+# What differs from step to step must not ask for another compilation. One function, though long:
+# half of it are arguments, and its three ways are calls already.
 @triton.jit(do_not_specialize=["positions", "places"])
 def write(
     q_at: tl.tensor,

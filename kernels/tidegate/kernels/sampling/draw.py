@@ -24,6 +24,44 @@ from tidegate.kernels.sampling.weighing import (
 
 
 @triton.jit
+def threshold_of(
+    row: tl.tensor,
+    draw: tl.tuple,
+    partials: tl.tensor,
+    states: tl.tensor,
+    first: tl.tensor,
+    LAUNCHES: tl.constexpr,
+    SEARCHES: tl.constexpr,
+    TILE_COUNT: tl.constexpr,
+    TILES: tl.constexpr,
+    LEVELS: tl.constexpr,
+) -> tl.tuple:
+    """The key of a row's threshold, and how many tokens of that key are kept."""
+    peak, temperature, min_p, top_p, top_k = draw
+    low = tl.zeros((), tl.int64) + LOWEST_KEY
+    ties = low * 0
+    if SEARCHES > 0:
+        twice = (SEARCHES == 2) & (top_k > 0) & (top_p < 1)
+        if (top_k > 0) | (top_p < 1):
+            last = tl.where(twice, 2 * LAUNCHES, LAUNCHES) - 1
+            floor, floor_measure = low - 1, ties
+            if twice:
+                floor = tl.load(first)
+                each = weight_of(logit_of(floor.to(tl.int32)), peak, temperature, min_p)
+                floor_measure = tl.load(first + 1) * each
+            slab = ((last % 2) * tl.num_programs(0) + row).to(tl.int64) * TILE_COUNT * LEVELS
+            state = states + (row * 2 * LAUNCHES + last) * 4
+            low, _, above, goal = narrowed(
+                state, partials + slab, top_p, floor, floor_measure, TILE_COUNT, TILES, LEVELS
+            )
+            by_count = (top_k > 0) & (twice == 0)
+            ties = ties_kept(low, above, goal, by_count, peak, temperature, min_p)
+            if twice & (low == floor):
+                ties = tl.minimum(ties, tl.load(first + 1))
+    return low, ties
+
+
+@triton.jit
 def weigh_tiles(
     logits: tl.tensor,
     masks: tl.tensor,
@@ -53,26 +91,10 @@ def weigh_tiles(
     peak, temperature, min_p, top_p, top_k = draw_of(numbers, integers, peaks, row)
     if not ((peak == peak) & (temperature > 0)):
         return
-    low = tl.zeros((), tl.int64) + LOWEST_KEY
-    ties = low * 0
-    if SEARCHES > 0:
-        twice = (SEARCHES == 2) & (top_k > 0) & (top_p < 1)
-        if (top_k > 0) | (top_p < 1):
-            last = tl.where(twice, 2 * LAUNCHES, LAUNCHES) - 1
-            floor, floor_measure = low - 1, ties
-            if twice:
-                floor = tl.load(firsts + row * 2)
-                each = weight_of(logit_of(floor.to(tl.int32)), peak, temperature, min_p)
-                floor_measure = tl.load(firsts + row * 2 + 1) * each
-            slab = ((last % 2) * tl.num_programs(0) + row).to(tl.int64) * TILE_COUNT * LEVELS
-            state = states + (row * 2 * LAUNCHES + last) * 4
-            low, _, above, goal = narrowed(
-                state, partials + slab, top_p, floor, floor_measure, TILE_COUNT, TILES, LEVELS
-            )
-            by_count = (top_k > 0) & (twice == 0)
-            ties = ties_kept(low, above, goal, by_count, peak, temperature, min_p)
-            if twice & (low == floor):
-                ties = tl.minimum(ties, tl.load(firsts + row * 2 + 1))
+    low, ties = threshold_of(
+        row, (peak, temperature, min_p, top_p, top_k), partials, states, firsts + row * 2, LAUNCHES,
+        SEARCHES, TILE_COUNT, TILES, LEVELS,
+    )  # fmt: skip
     if tile == 0:
         tl.store(cuts + row * 2, low)
         tl.store(cuts + row * 2 + 1, ties)

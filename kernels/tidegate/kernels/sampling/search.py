@@ -101,6 +101,50 @@ def ties_kept(
     return (goal - above + each - 1) // each
 
 
+@triton.jit
+def interval_of(
+    state: tl.tensor,
+    partials: tl.tensor,
+    first: tl.tensor,
+    launch: tl.int32,
+    draw: tl.tuple,
+    by_count: tl.tensor,
+    LAUNCHES: tl.constexpr,
+    SECOND: tl.constexpr,
+    TILE_COUNT: tl.constexpr,
+    TILES: tl.constexpr,
+    LEVELS: tl.constexpr,
+) -> tl.tuple:
+    """What a launch measures, as `narrowed` has it, and the key that tokens must be above.
+
+    `state` and `partials` are those of the launch before, `first` is where a second search finds
+    the key and the ties of the first one; its own first launch puts them there.
+    """
+    peak, temperature, min_p, top_p, top_k = draw
+    # The whole of what has any weight, for the first launch.
+    low = key_of(peak - REACH * temperature).to(tl.int64)
+    high = key_of(peak).to(tl.int64)
+    above = high * 0
+    goal = tl.where(by_count, top_k, 0).to(tl.int64)
+    floor, floor_measure = above + LOWEST_KEY - 1, above
+    if SECOND:
+        if launch == LAUNCHES:
+            low, _, first_above, first_goal = narrowed(
+                state, partials, top_p, floor, floor_measure, TILE_COUNT, TILES, LEVELS
+            )
+            floor, ties = low, first_goal - first_above
+            tl.store(first, floor)
+            tl.store(first + 1, ties)
+        else:
+            floor, ties = tl.load(first), tl.load(first + 1)
+        floor_measure = ties * weight_of(logit_of(floor.to(tl.int32)), peak, temperature, min_p)
+    if launch % LAUNCHES != 0:
+        low, high, above, goal = narrowed(
+            state, partials, top_p, floor, floor_measure, TILE_COUNT, TILES, LEVELS
+        )
+    return low, high, above, goal, floor
+
+
 @triton.jit(do_not_specialize=["launch"])
 def search(
     logits: tl.tensor,
@@ -141,27 +185,11 @@ def search(
     before = partials + (((launch + 1) % 2) * tl.num_programs(0) + row).to(tl.int64) * slab
     after = partials + ((launch % 2) * tl.num_programs(0) + row).to(tl.int64) * slab
     state = states + (row * 2 * LAUNCHES + launch) * 4
-    # The whole of what has any weight, for the first launch.
-    low = key_of(peak - REACH * temperature).to(tl.int64)
-    high = key_of(peak).to(tl.int64)
-    above = high * 0
-    goal = tl.where(by_count, top_k, 0).to(tl.int64)
-    floor, floor_measure = above + LOWEST_KEY - 1, above
-    if SECOND:
-        if launch == LAUNCHES:
-            low, _, first_above, first_goal = narrowed(
-                state - 4, before, top_p, floor, floor_measure, TILE_COUNT, TILES, LEVELS
-            )
-            floor, ties = low, first_goal - first_above
-            tl.store(firsts + row * 2, floor)
-            tl.store(firsts + row * 2 + 1, ties)
-        else:
-            floor, ties = tl.load(firsts + row * 2), tl.load(firsts + row * 2 + 1)
-        floor_measure = ties * weight_of(logit_of(floor.to(tl.int32)), peak, temperature, min_p)
-    if launch % LAUNCHES != 0:
-        low, high, above, goal = narrowed(
-            state - 4, before, top_p, floor, floor_measure, TILE_COUNT, TILES, LEVELS
-        )
+    draw = (peak, temperature, min_p, top_p, top_k)
+    low, high, above, goal, floor = interval_of(
+        state - 4, before, firsts + row * 2, launch, draw, by_count, LAUNCHES, SECOND, TILE_COUNT,
+        TILES, LEVELS,
+    )  # fmt: skip
     if tile == 0:
         store_state(state, low, high, above, goal)
     if (low == high) & (goal > 0):
