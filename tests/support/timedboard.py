@@ -66,7 +66,9 @@ class TimedBoard:
             for row in prompts
         )
         if prompts:
-            decode_s = len(decoding) * mode.row_s + context * mode.context_token_s
+            decode_s = context * mode.context_token_s
+            if decoding:
+                decode_s += mode.beside_s + (len(decoding) - 1) * mode.row_s
         else:
             decode_s = mode.batch_step_s(len(decoding), context)
         stretched = 1.0

@@ -21,13 +21,13 @@ from tidegate.errors import ConfigError
 
 SECONDS = (
     *("prefill_start_s", "prefill_token_s", "prefill_context_s"),
-    *("step_s", "row_s", "context_token_s"),
+    *("step_s", "row_s", "context_token_s", "beside_s"),
 )
 TRUE = replace(
     BOARD,
     rows=2,
     modes=tuple(
-        replace(one, prefill_context_s=1e-5 * (3 - place))
+        replace(one, prefill_context_s=1e-5 * (3 - place), beside_s=0.02 / (1 + place))
         for place, one in enumerate(BOARD.modes[1:])
     ),
 )

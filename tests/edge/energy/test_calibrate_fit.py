@@ -28,7 +28,8 @@ def sample(cost: ModeCost, point: GridPoint, stretched: float = 1.0) -> Sample:
         beside = point.rows - 1
         context = beside * (point.prompt_tokens + 5)
         seconds = cost.chunk_s(tokens, past) + start_s
-        seconds += beside * cost.row_s + context * cost.context_token_s
+        if beside:
+            seconds += cost.beside_s + (beside - 1) * cost.row_s + context * cost.context_token_s
         parts.append(
             Part(
                 tokens=tokens,
@@ -48,9 +49,23 @@ def sample(cost: ModeCost, point: GridPoint, stretched: float = 1.0) -> Sample:
     )
 
 
-@given(start=maybe, token=some, pair=maybe, step=some, row=st.floats(0, 1), context=maybe)
+@given(
+    start=maybe,
+    token=some,
+    pair=maybe,
+    step=some,
+    row=st.floats(0, 1),
+    beside=st.floats(0, 1),
+    context=maybe,
+)
 def test_an_exact_board_is_found_exactly(
-    start: float, token: float, pair: float, step: float, row: float, context: float
+    start: float,
+    token: float,
+    pair: float,
+    step: float,
+    row: float,
+    beside: float,
+    context: float,
 ) -> None:
     cost = ModeCost(
         name="m",
@@ -59,6 +74,7 @@ def test_an_exact_board_is_found_exactly(
         prefill_context_s=pair / 1000,
         step_s=step,
         row_s=row * step,
+        beside_s=beside * step,
         context_token_s=context / 1000,
         prefill_w=0,
         decode_w=0,
@@ -71,7 +87,7 @@ def test_an_exact_board_is_found_exactly(
     )
     # Rows beside a prompt may be nearly all of its step, which then tells little of the prompt.
     assert fit.decode_error < 1e-3
-    beside_s = 3 * cost.row_s + 3 * 900 * cost.context_token_s
+    beside_s = cost.beside_s + 3 * cost.row_s + 3 * 900 * cost.context_token_s
     if beside_s < 0.2 * cost.prefill_s(8):
         assert fit.prefill_error < 1e-3
         assert not fit.outliers
@@ -86,6 +102,7 @@ REAL = ModeCost(
     prefill_context_s=4e-8,
     step_s=6e-4,
     row_s=5e-5,
+    beside_s=2e-4,
     context_token_s=2e-7,
     prefill_w=0,
     decode_w=0,

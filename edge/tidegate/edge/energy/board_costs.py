@@ -193,6 +193,7 @@ def _mode(name: str, token_s: float, prefill_token_s: float) -> ModeCost:
         prefill_token_s=max(prefill_token_s, 1e-9),
         step_s=step_s,
         row_s=_ROW_SHARE * step_s,
+        beside_s=_ROW_SHARE * step_s,
         context_token_s=_CONTEXT_SHARE * step_s / 1024,
         prefill_w=0.0,
         decode_w=0.0,

@@ -73,6 +73,7 @@ class Calibrated:
             prefill_context_s=cost.prefill_context_s,
             step_s=cost.step_s,
             row_s=cost.row_s,
+            beside_s=cost.beside_s,
             context_token_s=cost.context_token_s,
             prefill_w=cost.prefill_w if known else None,
             decode_w=cost.decode_w if known else None,

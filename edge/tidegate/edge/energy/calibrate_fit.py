@@ -2,7 +2,7 @@
 
 Least squares of relative errors with coefficients that are not negative; a point further off than
 `_NEAR` counts by its distance and no longer by the square of it, so that a few disturbed ones do
-not bend all others. With three coefficients every set of them that may be above zero is tried.
+not bend all others. Coefficients are few: every set of them that may be above zero is tried.
 """
 
 from __future__ import annotations
@@ -87,11 +87,12 @@ def fit_mode(name: str, fitted: Sequence[Sample], held: Sequence[Sample]) -> Fit
         joined = np.column_stack([columns[:, 0] + columns[:, 1], columns[:, 2]])
         step_s, context_s = least_squares(joined, steps_s, needed={0})
         row_s = step_s
-    beside_s = np.array([_beside_s(one, row_s, context_s) for one in fitted])
+    rows_s = np.array([_rows_s(one, row_s, context_s) for one in fitted])
     took_s = np.array([one.prefill_s for one in fitted])
-    prompts_s = np.maximum(took_s - beside_s, took_s / 2)
-    start_s, token_s, pair_s = least_squares(
-        np.array([_prompt_columns(one) for one in fitted]), prompts_s, needed={1}
+    start_s, token_s, pair_s, beside_s = least_squares(
+        np.array([_prompt_columns(one) for one in fitted]),
+        np.maximum(took_s - rows_s, took_s / 2),
+        needed={1},
     )
     cost = ModeCost(
         name=name,
@@ -100,6 +101,7 @@ def fit_mode(name: str, fitted: Sequence[Sample], held: Sequence[Sample]) -> Fit
         prefill_context_s=pair_s,
         step_s=step_s,
         row_s=row_s,
+        beside_s=beside_s,
         context_token_s=context_s,
         prefill_w=0.0,
         decode_w=0.0,
@@ -158,26 +160,28 @@ def _loss(errors: Numbers) -> float:
     return float(np.sum(np.where(off < _NEAR, off**2 / 2, _NEAR * (off - _NEAR / 2))))
 
 
-def _prompt_columns(sample: Sample) -> tuple[float, float, float]:
+def _prompt_columns(sample: Sample) -> tuple[float, float, float, float]:
     tokens = sum(part.tokens for part in sample.parts)
     pairs = sum(part.tokens * (part.past_tokens + part.tokens / 2) for part in sample.parts)
-    return 1.0, tokens, pairs
+    return 1.0, tokens, pairs, sum(part.beside > 0 for part in sample.parts)
 
 
 def _step_columns(sample: Sample) -> tuple[float, float, float]:
     return 1.0, sample.point.rows - 1.0, sample.context_tokens
 
 
-def _beside_s(sample: Sample, row_s: float, context_s: float) -> float:
-    """What rows that decode beside a prompt add to its steps."""
-    return sum(part.beside * row_s + part.context_tokens * context_s for part in sample.parts)
+def _rows_s(sample: Sample, row_s: float, context_s: float) -> float:
+    """What further rows that decode beside a prompt, and contexts, add to its steps."""
+    return sum(
+        max(0, part.beside - 1) * row_s + part.context_tokens * context_s for part in sample.parts
+    )
 
 
 def _checked_prompt(cost: ModeCost, sample: Sample) -> Checked:
-    start, tokens, pairs = _prompt_columns(sample)
-    predicted_s = cost.prefill_start_s * start
+    start, tokens, pairs, mixed = _prompt_columns(sample)
+    predicted_s = cost.prefill_start_s * start + cost.beside_s * mixed
     predicted_s += cost.prefill_token_s * tokens + cost.prefill_context_s * pairs
-    predicted_s += _beside_s(sample, cost.row_s, cost.context_token_s)
+    predicted_s += _rows_s(sample, cost.row_s, cost.context_token_s)
     return Checked(
         point=str(sample.point),
         predicted_s=predicted_s,

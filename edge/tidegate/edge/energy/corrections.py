@@ -45,9 +45,9 @@ _TYPICAL_CONTEXT: Final = 512
 def predicted_s(mode: ModeCost, report: StepReport) -> tuple[float, float]:
     """Seconds of a step that its prompts and its decoding rows take, by the costs.
 
-    What a prompt takes to start is of its last part. Rows that decode beside a prompt take what
-    each further row does; who guesses well has several tokens of one step, each of which is
-    predicted to take one.
+    What a prompt takes to start is of its last part. Rows that decode beside a prompt take
+    `beside_s` in place of `step_s`; who guesses well has several tokens of one step, each of which
+    is predicted to take one.
     """
     decoding = [one for one in report.shares if not one.is_prompt]
     prompts = [one for one in report.shares if one.is_prompt]
@@ -59,7 +59,7 @@ def predicted_s(mode: ModeCost, report: StepReport) -> tuple[float, float]:
     context = sum([one.past_tokens + one.computed_tokens for one in decoding])
     step_s = mode.batch_step_s(rows, context)
     if prompts:
-        step_s -= mode.step_s - mode.row_s
+        step_s -= mode.step_s - mode.beside_s
     return prompt_s, tokens * step_s
 
 
@@ -160,6 +160,7 @@ class OnlineCosts:
                 one,
                 step_s=one.step_s * by,
                 row_s=one.row_s * by,
+                beside_s=one.beside_s * by,
                 context_token_s=one.context_token_s * by,
                 prefill_start_s=one.prefill_start_s * prompt_by,
                 prefill_token_s=one.prefill_token_s * prompt_by,

@@ -21,7 +21,9 @@ from tidegate.errors import ConfigError
 Source = Literal["measured", "calibrated", "estimated"]
 """Read off a sensor; fitted on this device; or of a profile's seeds and assumptions."""
 
-_OR_ZERO: Final = (*("prefill_start_s", "prefill_context_s", "context_token_s", "row_s", "idle_w"),)
+_OR_ZERO: Final = (
+    *("prefill_start_s", "prefill_context_s", "context_token_s", "row_s", "beside_s", "idle_w"),
+)
 _TYPICAL_CONTEXT: Final = 512
 """Tokens, for what a mode's joules per token are when no request is named."""
 
@@ -44,6 +46,9 @@ class ModeCost:
     """Of a step, for each token of each row's context."""
     row_s: float = 0.0
     """Of a step, for each row beyond the first."""
+    beside_s: float = 0.0
+    """Of a step with a part of a prompt, for that rows decode in it at all. Schedules have prompts
+    computed alone; what is learnt from real steps needs it."""
 
     def prefill_s(self, tokens: float) -> float:
         """Seconds to compute a prompt of `tokens`."""

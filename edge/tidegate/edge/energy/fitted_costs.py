@@ -57,6 +57,7 @@ def mode_cost(mode: FittedMode) -> ModeCost:
         prefill_start_s=mode.prefill_start_s,
         prefill_context_s=mode.prefill_context_s,
         row_s=mode.row_s,
+        beside_s=mode.beside_s,
         context_token_s=mode.context_token_s,
         prefill_w=mode.prefill_w or 0.0,
         decode_w=mode.decode_w or 0.0,

@@ -295,6 +295,7 @@ class FittedMode:
     prefill_start_s: float = 0.0
     prefill_context_s: float = 0.0
     row_s: float = 0.0
+    beside_s: float = 0.0
     context_token_s: float = 0.0
     prefill_w: float | None = None
     decode_w: float | None = None
