@@ -15,12 +15,16 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from deployment import SAID, Deployment, to_cloud
+from deployment import ask as ask_device
 from redisserver import redis_server
 from services import Service, Services, free_port, run_tidegate, until
 
 from tidegate.cloud.audit import AuditSettings
 from tidegate.cloud.failed_attempts import MOST_OF_A_SOURCE
 from tidegate.cloud.usage import FLUSH_S, MOST_WAITING, UsageBook, exported
+from tidegate.link.fleet import pair
+from tidegate.link.identity import load_device
 
 pytestmark = pytest.mark.system
 
@@ -230,3 +234,29 @@ def test_two_services_on_one_redis_spend_a_quota_once_and_refuse_without_it(
         assert ask(pair[0], key).status_code == 429
         assert [one.stop() for one in pair] == [0, 0]
     assert len(rows(state)) == 4
+
+
+def test_what_a_device_asks_over_the_link_is_in_the_books_by_its_handle(
+    tmp_path: Path, bundle: Path, cloud_checkpoint: Path
+) -> None:
+    state, gateway = tmp_path / "state", tmp_path / "gateway"
+    pair(tmp_path / "device", gateway)
+    handle = load_device(tmp_path / "device").handle
+    with Services(tmp_path) as services:
+        made = Deployment(services=services, bundle=bundle, checkpoint=cloud_checkpoint)
+        made.start_broker()
+        link = ("--link", made.broker.url, "--keys", str(gateway), "--state", str(state))
+        made.cloud = services.cloud(cloud_checkpoint, *link)
+        made.start_device()
+        made.ready()
+        usage = ask_device(made.device, to_cloud(max_tokens=5))["usage"]
+        until(lambda: len(rows(state)) == 1, "usage is written")
+    (row,) = rows(state)
+    assert (row["key_id"], row["key_name"]) == (f"device:{handle}", handle)
+    assert (row["endpoint"], row["outcome"], row["status"]) == ("link", "ok", 200)
+    assert row["prompt_tokens"] == usage["prompt_tokens"] > 0
+    assert row["completion_tokens"] == 5
+    log = (state / "audit.jsonl").read_text()
+    (line,) = [line for line in map(json.loads, log.splitlines()) if line["source"] == "link"]
+    assert (line["key_id"], line["client"]) == (f"device:{handle}", handle)
+    assert SAID not in log
