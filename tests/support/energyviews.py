@@ -31,6 +31,7 @@ def full_view() -> EnergyView:
         quiet=True,
         errors={"step": 0.04, "prompt": None},
         decisions=1234,
+        decision_us={"median": 40.0, "p99": 150.0},
         switches=7,
         failed_switches=1,
         deferred=11,

@@ -79,6 +79,15 @@ def test_a_prediction_of_which_too_few_were_seen_has_no_error() -> None:
     assert errors == {"step": 0.04}
 
 
+def test_what_decisions_took_is_told_in_seconds() -> None:
+    took = {
+        dict(labels)["statistic"]: value
+        for (name, labels), value in samples(full_view()).items()
+        if name == "tidegate_energy_decision_seconds"
+    }
+    assert took == {"median": 40 / 1e6, "p99": 150 / 1e6}
+
+
 def test_what_nobody_measures_is_absent_and_not_zero() -> None:
     found = {name for name, _ in samples(bare_view())}
     for absent in (
@@ -90,6 +99,7 @@ def test_what_nobody_measures_is_absent_and_not_zero() -> None:
         "battery_share",
         "battery_plugged",
         "energy_prediction_error",
+        "energy_decision_seconds",
     ):
         assert f"tidegate_{absent}" not in found
     assert plain(bare_view())["tidegate_sensor_faults"] == 0

@@ -139,6 +139,13 @@ def test_earlier_deadlines_go_first_whoever_came_first() -> None:
     assert _begun(state(*several)) == ["r5", "r4", "r3", "r2"]
 
 
+def test_without_deadlines_work_that_somebody_waits_for_goes_before_background_work() -> None:
+    background = [asks(f"b{n}", may_wait=True, arrived_s=50.0 + n) for n in range(3)]
+    begun = _begun(state(*background, asks("a", arrived_s=99.0)))
+    assert begun[0] == "a"
+    assert begun[1:] == ["b0", "b1", "b2"]
+
+
 def test_what_cannot_be_in_time_here_leaves_before_the_cloud_is_late_too() -> None:
     crowd = tuple(runs(output_p90=400.0, output_mean=300.0) for _ in range(4))
     spare = asks(deadline_s=112.0, may_leave=True)

@@ -75,6 +75,8 @@ def _scheduling(now: EnergyView) -> Iterable[Metric]:
         "Failures of the scheduler, after which the clock alone chose.",
         now.failures,
     )
+    took_s = {name: took_us / 1e6 for name, took_us in now.decision_us.items()}
+    yield _by("energy_decision_seconds", "What lately decisions took.", "statistic", took_s)
     errors = {name: one for name, one in now.errors.items() if one is not None}
     told = "Median relative error of predicted times."
     yield _by("energy_prediction_error", told, "predicted", errors)

@@ -14,9 +14,12 @@ from tidegate.edge.energy.pace_prices import Speed
 from tidegate.edge.energy.pace_state import NEVER, PaceState, Waiting, Weights
 
 
-def by_deadline(one: Waiting) -> tuple[float, float]:
-    """The key of earliest deadline first."""
-    return one.deadline_s, one.arrived_s
+def by_deadline(one: Waiting) -> tuple[float, bool, float]:
+    """The key of earliest deadline first.
+
+    Of those with the same or none, background work is last: nobody waits for it.
+    """
+    return one.deadline_s, one.may_wait, one.arrived_s
 
 
 def hopeful_first(
