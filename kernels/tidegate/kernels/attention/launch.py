@@ -182,25 +182,11 @@ def _between(call: Call, floats: int, workspace: Tensor | None) -> tuple[Tensor,
 
 
 def _launch_combine(call: Call, plan: DecodePlan, parts: Tensor, logs: Tensor | None) -> None:
-    step, shape = call.step, call.shape
-    combine[call.requests * plan.most_tokens, shape.heads](
-        call.out,
-        parts,
-        logs,
-        step.starts,
-        step.lengths,
-        call.sinks,
-        shape.heads,
-        call.window,
-        plan.most_tokens,
-        plan.segments,
+    combine[call.requests * plan.most_tokens, call.shape.heads](
+        *_to_join(call, plan, parts, logs),
         SHORT=SHORT,
-        TILE_TOKENS=plan.tile_tokens,
-        HEAD_SIZE=shape.head_size,
-        BLOCK_N=plan.tile.keys,
-        BLOCK_H=shape.columns,
         BLOCK_S=COMBINED_AT_ONCE,
-        num_warps=4,
+        **_joining(call, plan.tile, plan.tile_tokens),
     )
 
 
@@ -230,22 +216,28 @@ def _launch_attend(
 
 
 def _launch_join(call: Call, plan: OrderedPlan, parts: Tensor, logs: Tensor) -> None:
-    step, shape = call.step, call.shape
-    join[call.requests * plan.most_tokens, shape.heads](
-        call.out,
-        parts,
-        logs,
-        step.starts,
-        step.lengths,
-        call.sinks,
-        shape.heads,
-        call.window,
-        plan.most_tokens,
-        plan.segments,
+    join[call.requests * plan.most_tokens, call.shape.heads](
+        *_to_join(call, plan, parts, logs),
         SEGMENT=SEGMENT,
-        TILE_TOKENS=plan.tile.rows // shape.share,
-        HEAD_SIZE=shape.head_size,
-        BLOCK_N=plan.tile.keys,
-        BLOCK_H=shape.columns,
-        num_warps=4,
+        **_joining(call, plan.tile, plan.tile.rows // call.shape.share),
     )
+
+
+def _to_join(
+    call: Call, plan: DecodePlan | OrderedPlan, parts: Tensor, logs: Tensor | None
+) -> tuple[object, ...]:
+    """What joining segments takes, whatever the order of its sums."""
+    step, rule = call.step, (call.shape.heads, call.window)
+    between = (parts, logs, step.starts, step.lengths, call.sinks)
+    return call.out, *between, *rule, plan.most_tokens, plan.segments
+
+
+def _joining(call: Call, tile: Tile, tile_tokens: int) -> dict[str, int]:
+    """What joining is compiled for: the tiles that its segments are of."""
+    return {
+        "TILE_TOKENS": tile_tokens,
+        "HEAD_SIZE": call.shape.head_size,
+        "BLOCK_N": tile.keys,
+        "BLOCK_H": call.shape.columns,
+        "num_warps": 4,
+    }
