@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import openvino as ov
@@ -31,8 +30,6 @@ from tidegate.edge.executors.native import NativeUnavailable, find_native
 from tidegate.edge.executors.openvino import OpenVinoExecutor, OpenVinoSettings
 from tidegate.edge.executors.openvino_model import openvino_release
 from tidegate.edge.executors.openvino_native import Swapped, swap_products
-from tidegate.edge.executors.thread_limit import thread_limit
-from tidegate.edge.machine import usable_cores
 from tidegate.engine.executor import ExecutorStep, Logits, Row, Tokens
 from tidegate.errors import ConfigError
 from tidegate.model.architecture import Architecture, Experts, LayerKind
@@ -549,11 +546,13 @@ def test_threads_are_held_back_while_the_model_stays(
         assert executor.most_threads == 2
         both = work()
         executor.limit_threads(1)
-        # Within the first rounds the other thread goes.
-        assert median(shares_of(work)[0] for _ in range(9)) > 0.9
-        assert np.array_equal(work(), both)
+        one = work()
+        # Of the prompt's tokens: attention is summed in another order by other threads.
+        np.testing.assert_allclose(one, both, rtol=1e-3, atol=1e-3)
+        alone = max(shares_of(work)[0] for _ in range(3))
+        assert alone > 0.95, "nobody else works, or waits spinning"
         executor.limit_threads(2)
-        assert np.array_equal(work(), both)
+        np.testing.assert_array_equal(work(), both)
         for threads in (0, 3):
             with pytest.raises(ConfigError, match=r"threads = .: must be from 1 to 2"):
                 executor.limit_threads(threads)
@@ -574,10 +573,16 @@ def test_threads_of_openvino_alone_are_fixed(
         executor.close()
 
 
-def test_a_library_from_before_there_was_a_limit_has_none() -> None:
-    tiler = find_native(openvino_release(), native_folder()).operation
-    assert thread_limit(tiler.with_name("libtidegate_native.so")) is None
-    limit = thread_limit(tiler)
-    assert limit is not None
-    assert [limit.use(threads) for threads in (1, 2, 1)] == [1, 2, 1]
-    assert limit.use(None) >= usable_cores()
+def test_an_answer_goes_on_with_the_kv_that_other_threads_wrote(
+    folder: Path, weights: RandomWeights, settings: OpenVinoSettings
+) -> None:
+    tokens = tokens_of(40, 4)
+    executor = OpenVinoExecutor(folder, ARCH, replace(settings, threads=2))
+    try:
+        whole = step(executor, chunk(tokens, 0, 40))
+        step(executor, chunk(tokens, 0, 30))
+        executor.limit_threads(1)
+        rest = step(executor, chunk(tokens, 30, 40))
+        np.testing.assert_allclose(rest, whole, rtol=1e-3, atol=1e-3)
+    finally:
+        executor.close()

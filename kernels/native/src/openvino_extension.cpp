@@ -19,7 +19,6 @@
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/op.hpp>
-#include <tbb/global_control.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
@@ -258,22 +257,6 @@ TIDEGATE_EXPORT void tidegate_openvino_place(const void* begin, const void* end,
     if (to != begin) {
         places.push_back({byte(begin), byte(end), byte(to)});
     }
-}
-
-// At most so many threads of this process work in task arenas from now on, each caller's among them;
-// 0 for as many as an arena has. It holds for every model and for OpenVINO's own operations too, and
-// for a step that runs: a thread that is too many leaves after its piece of work. Returns how many
-// may work now.
-TIDEGATE_EXPORT std::int32_t tidegate_openvino_threads(std::int32_t threads) {
-    static std::mutex mutex;
-    static tbb::global_control* limit = nullptr;  // not undone at exit, when the library may be gone
-    const std::lock_guard<std::mutex> lock(mutex);
-    delete limit;
-    limit = threads < 1 ? nullptr
-                        : new tbb::global_control(tbb::global_control::max_allowed_parallelism,
-                                                  static_cast<std::size_t>(threads));
-    return static_cast<std::int32_t>(
-        tbb::global_control::active_value(tbb::global_control::max_allowed_parallelism));
 }
 
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(

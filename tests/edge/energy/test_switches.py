@@ -16,7 +16,7 @@ from tidegate.edge.energy.own_modes import own_modes
 from tidegate.edge.energy.profile import Power, Profile
 from tidegate.edge.energy.profile_files import read_library
 from tidegate.edge.energy.switches import open_switch
-from tidegate.errors import ActuationError
+from tidegate.errors import ActuationError, ExecutionError
 
 LIBRARY = read_library(Path("/none"), Path("/none"))
 PI = LIBRARY.profile("raspberry-pi-5")
@@ -29,12 +29,15 @@ class Threads:
     def __init__(self, most: int | None) -> None:
         self._most = most
         self.limits: list[int] = []
+        self.broken = False
 
     @property
     def most_threads(self) -> int | None:
         return self._most
 
     def limit_threads(self, threads: int) -> None:
+        if self.broken:
+            raise ExecutionError("no memory")
         self.limits.append(threads)
 
 
@@ -250,6 +253,19 @@ def test_without_clocks_the_modes_are_the_daemons_own(
     assert threads.limits == [2, 8]
     assert "the kernel has no cpufreq here" in caplog.text
     assert "2 threads, 4 threads, 8 threads" in caplog.text
+
+
+def test_threads_that_cannot_be_had_leave_the_mode_as_it_was() -> None:
+    threads = Threads(4)
+    switch = own_modes(threads)
+    assert switch is not None
+    switch.switch("2 threads")
+    threads.broken = True
+    with pytest.raises(ActuationError, match="the power mode is 2 threads as before: no memory"):
+        switch.switch("1 thread")
+    assert switch.current() == "2 threads"
+    switch.close()
+    assert switch.current() == "2 threads"
 
 
 def test_what_has_one_thread_or_fixed_ones_has_no_modes_of_its_own() -> None:

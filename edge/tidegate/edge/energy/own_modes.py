@@ -7,22 +7,28 @@ model is loaded; there the scheduler still chooses how many requests share a ste
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Protocol, runtime_checkable
 
 from tidegate.edge.energy.actuate import ModeSwitch
+from tidegate.errors import ActuationError, TidegateError
 
 
 @runtime_checkable
 class LiveThreads(Protocol):
-    """What runs models, with threads that can be limited between two steps and within one."""
+    """What runs a model, with threads that can be limited between two steps."""
 
     @property
     def most_threads(self) -> int | None:
         """That there are without a limit; None where they cannot be limited here."""
 
     def limit_threads(self, threads: int) -> None:
-        """Use so many from now on, at least one and at most `most_threads`."""
+        """Use so many from the next step on, at least one and at most `most_threads`.
+
+        Raises:
+            TidegateError: it cannot; they are as they were.
+        """
 
 
 class OwnModes:
@@ -45,13 +51,17 @@ class OwnModes:
 
     def switch(self, mode: str) -> None:
         """See `ModeSwitch.switch`."""
-        self._executor.limit_threads(self._threads[mode])
+        try:
+            self._executor.limit_threads(self._threads[mode])
+        except TidegateError as error:
+            raise ActuationError(f"the power mode is {self._now} as before: {error}") from error
         self._now = mode
 
     def close(self) -> None:
         """See `ModeSwitch.close`."""
-        self._executor.limit_threads(self._most)
-        self._now = mode_name(self._most)
+        with contextlib.suppress(TidegateError):  # it may have been closed
+            self._executor.limit_threads(self._most)
+            self._now = mode_name(self._most)
 
 
 def own_modes(executor: object) -> ModeSwitch | None:

@@ -9,6 +9,7 @@ the plugin chose when it compiled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -100,6 +101,8 @@ class Graph:
     """See `ExecutorFacts.linear`."""
     swapped: Swapped | None
     """The native layer if it runs; its tiles must outlive `compiled`."""
+    again: Callable[[int], Library]
+    """Compiles the same graph for so many threads."""
 
 
 def compile_graph(path: Path, arch: Architecture, settings: OpenVinoSettings) -> Graph:
@@ -125,12 +128,17 @@ def compile_graph(path: Path, arch: Architecture, settings: OpenVinoSettings) ->
     try:
         _set_head_counts(model, arch)
         linear, swapped = _choose_linear(model, core, settings)
-        compiled = core.compile_model(model, "CPU", _properties(model, arch, settings))
+        properties = _properties(model, arch, settings)
+        compiled = core.compile_model(model, "CPU", properties)
     except ConfigError:
         raise
     except Exception as error:
         raise BundleError(f"{path}: OpenVINO cannot compile it: {error}") from error
-    return Graph(compiled=compiled, linear=linear, swapped=swapped)
+
+    def again(threads: int) -> Library:
+        return core.compile_model(model, "CPU", properties | {"INFERENCE_NUM_THREADS": threads})
+
+    return Graph(compiled=compiled, linear=linear, swapped=swapped, again=again)
 
 
 def _choose_linear(

@@ -25,7 +25,6 @@ from tidegate.edge.executors.openvino_products import (
     find_gated_mlps,
     find_products,
 )
-from tidegate.edge.executors.thread_limit import ThreadLimit, thread_limit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -40,8 +39,6 @@ class Swapped:
     """Gated MLPs: two of its products each, with what lies between, in one operation."""
     place: TilePlace
     """Must outlive every model compiled from the graph."""
-    threads: ThreadLimit | None
-    """Holds threads back while models run; None where the library is too old."""
 
 
 def swap_products(
@@ -76,7 +73,6 @@ def swap_products(
         products=len(products),
         gated=gated,
         place=TilePlace(tiles, place),
-        threads=thread_limit(native.operation),
     )
 
 
