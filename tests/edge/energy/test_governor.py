@@ -99,6 +99,24 @@ def test_a_cancelled_caller_is_out_of_line_at_once() -> None:
     run_virtually(main())
 
 
+def test_the_next_prompt_begins_as_soon_as_the_one_before_it_is_computed() -> None:
+    async def main() -> None:
+        board = ToyBoard(World(), settings=energy_settings())
+
+        async def script() -> None:
+            callers = [asyncio.create_task(board.ask(ask(f"r{n}"), 100)) for n in range(4)]
+            await asyncio.sleep(0.03)
+            assert board.governor.held == 3
+            # Four prompts of 0.07 s each in the mode it begins in, and few tokens between them.
+            await asyncio.sleep(0.47)
+            assert (board.governor.held, board.governor.view().running) == (0, 4)
+            await asyncio.gather(*callers)
+
+        await beside(board, script())
+
+    run_virtually(main())
+
+
 def test_background_work_waits_for_company_and_rides_along() -> None:
     async def main() -> None:
         board = ToyBoard(World(), settings=energy_settings())
