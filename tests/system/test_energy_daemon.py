@@ -7,6 +7,7 @@ each of those states, and what was done is compared with what it says.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def test_the_daemon_follows_its_board_as_the_pure_function_says(
         _held(device)
         _hot(device, board)
         _garbage(device, board)
-        assert device.stop() == 0
+        _stopped(device)
         # The board is left as it was found.
         assert cpufreq_of(board.root, "scaling_max_freq") == ["3400000"]
         log = device.log.read_text()
@@ -232,6 +233,24 @@ def _garbage(device: Service, board: Board) -> None:
     assert "tidegate_energy_joules_total" in httpx.get(f"{device.url}/metrics", timeout=10).text
 
 
+def _stopped(device: Service) -> None:
+    """Who is held when the daemon stops is refused at once, and does not keep it from ending."""
+    refused: list[int] = []
+
+    def wait() -> None:
+        body = said("never", 20, priority="background", route="edge")
+        refused.append(httpx.post(f"{device.url}/v1/chat/completions", json=body).status_code)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lambda: energy(device)["held"] == 1, "held")
+    began_s = time.monotonic()
+    assert device.stop() == 0
+    thread.join(10)
+    assert refused == [503]
+    assert time.monotonic() - began_s < 15
+
+
 def _done_as_decided(decided: list[tuple[Pace, PaceState, Decision]], log: str) -> None:
     lines = log.splitlines()
     # Each change of the mode is one line, with the reason of the decision before it.
@@ -250,7 +269,7 @@ def _done_as_decided(decided: list[tuple[Pace, PaceState, Decision]], log: str) 
     for name in leaves:
         assert sum(f"request {name}: cloud: " in line for line in lines) == 1
     assert leaves
-    assert sum("is held: background work waits for company" in line for line in lines) == 1
+    assert sum("is held: background work waits for company" in line for line in lines) == 2
     assert sum("the cloud is out of reach" in line for line in lines) == 1
     assert sum("the battery cannot last until" in line for line in lines) == 1
     # A slower mode never comes before the dwell, unless heat took the faster ones away.

@@ -20,7 +20,7 @@ from tidegate.api.encoder_model import longest_run_s
 from tidegate.api.encoders import Encoders
 from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.http import create_app
-from tidegate.api.lifecycle import Part, exit_when_stuck, kept_alive, run_service
+from tidegate.api.lifecycle import Part, Serving, exit_when_stuck, kept_alive, run_service
 from tidegate.api.metrics import Metrics
 from tidegate.api.schema import ContextPolicy
 from tidegate.api.server import BoundServer
@@ -37,6 +37,7 @@ from tidegate.edge.energy.governor_open import open_governor
 from tidegate.edge.energy.settings import EnergySettings
 from tidegate.edge.executors.choice import ExecutorSettings, open_executor
 from tidegate.edge.executors.encoder import EncoderSettings
+from tidegate.edge.governed import GovernedEngine
 from tidegate.edge.link_answers import answer_routes
 from tidegate.edge.link_settings import LinkSettings
 from tidegate.edge.memory import MemoryNeed
@@ -167,6 +168,7 @@ class Edge:
     link: DeviceLink | None
     upkeep: tuple[tuple[str, Part], ...]
     """Parts that look after the link's keys, with their names."""
+    governor: Governor | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then drain. Without its link a device still answers."""
@@ -176,8 +178,11 @@ class Edge:
         parts += [kept_alive(name, part) for name, part in self.upkeep]
         if self.settings.restart_when_stuck:
             parts += [partial(exit_when_stuck, one) for one in (self.engine, self.encoders)]
+        engine: Serving = self.engine
+        if self.governor is not None:
+            engine = GovernedEngine(engine=self.engine, governor=self.governor)
         await run_service(
-            engine=self.engine,
+            engine=engine,
             server=self.server,
             stop=stop,
             parts=parts,
@@ -270,6 +275,7 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
             server=server,
             link=link,
             upkeep=upkeep,
+            governor=governor,
         )
 
 

@@ -15,6 +15,7 @@ from tidegate.edge.energy.governor import Governor, Placement
 from tidegate.edge.energy.governor_requests import Ask
 from tidegate.edge.energy.metrics import render_energy
 from tidegate.edge.energy.pace_state import NEVER
+from tidegate.engine.engine import Engine
 from tidegate.engine.events import Finished
 from tidegate.engine.request import Priority, SamplingParams
 
@@ -126,3 +127,20 @@ class Governed:
     def metrics(self) -> bytes:
         """For `/metrics`."""
         return b"" if self.governor is None else render_energy(self.governor.view())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GovernedEngine:
+    """An engine and the line before it, as `tidegate.api.lifecycle.Serving`."""
+
+    engine: Engine
+    governor: Governor
+
+    async def run(self) -> None:
+        """See `Engine.run`."""
+        await self.engine.run()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """See `Engine.drain`; who waits in the line is refused like who waits in the engine's."""
+        self.governor.close_line()
+        return await self.engine.drain(timeout_s)

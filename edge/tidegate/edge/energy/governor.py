@@ -12,7 +12,6 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -22,7 +21,7 @@ from tidegate.edge.energy.governor_board import BoardWatch
 from tidegate.edge.energy.governor_device import Device
 from tidegate.edge.energy.governor_modes import BoardThread, InThread, ModeKeeper
 from tidegate.edge.energy.governor_requests import Ask, Requests
-from tidegate.edge.energy.governor_status import view_of
+from tidegate.edge.energy.governor_status import Counts, view_of
 from tidegate.edge.energy.governor_view import EnergyView
 from tidegate.edge.energy.governor_words import explained, why_away, why_held, why_here
 from tidegate.edge.energy.pace import Pace
@@ -52,13 +51,6 @@ class Placement:
 
     place: Literal["edge", "cloud"]
     reason: str
-
-
-@dataclass(kw_only=True, slots=True)
-class _Counts:
-    decisions: int = 0
-    deferred: int = 0
-    failures: int = 0
 
 
 class Governor:
@@ -117,8 +109,7 @@ class Governor:
         )
         self._placing: dict[str, asyncio.Future[Placement | None]] = {}
         self._told_held: set[str] = set()
-        self._counts = _Counts()
-        self._took_s: deque[tuple[float, float, float]] = deque(maxlen=1024)
+        self._counts = Counts()
         self._link_up = False  # until it was looked for
         self._idle_since_s = device.clock()
         self._poked = False
@@ -166,6 +157,11 @@ class Governor:
             self._placing.pop(ask.id, None)
             self._told_held.discard(ask.id)
 
+    def close_line(self) -> None:
+        """Hold nobody from now on, for a daemon that stops: those who wait are told so at once."""
+        self._broken_until_s = NEVER
+        self._give_back()
+
     def begin(self, ask: Ask) -> None:
         """A request runs on the device, whoever decided so."""
         self.requests.begin(ask)
@@ -202,18 +198,8 @@ class Governor:
 
     def view(self) -> EnergyView:
         """For `/status` and `/metrics`."""
-        counts = self._counts
-        return view_of(
-            self._device,
-            self._settings.profile.id,
-            self.modes,
-            self.board.sample,
-            self.requests,
-            decisions=counts.decisions,
-            took_s=self._took_s,
-            deferred=counts.deferred,
-            failures=counts.failures,
-        )
+        profile, sample = self._settings.profile.id, self.board.sample
+        return view_of(self._device, profile, self.modes, sample, self.requests, self._counts)
 
     # Looking.
 
@@ -263,7 +249,8 @@ class Governor:
             self._timer = None
         broken_s = self._broken_until_s - self._device.clock()
         if broken_s > 0:
-            self._wake_in(broken_s)
+            if broken_s < NEVER:
+                self._wake_in(broken_s)
             return
         try:
             began = time.thread_time()
@@ -277,7 +264,7 @@ class Governor:
                 self._record(pace, state, decision)
             self._apply(pace, state, decision)
             took = told_s - asked_s, told - asked, time.thread_time() - began
-            self._took_s.append(took)
+            self._counts.took_s.append(took)
         except Exception as error:  # the boundary of a decision
             self._broken_until_s = self._device.clock() + _BROKEN_S
             self._failed(f"deciding, for {_BROKEN_S:g} s the clock alone routes", error)

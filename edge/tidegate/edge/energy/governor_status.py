@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from tidegate.edge.energy.governor_device import Device
 from tidegate.edge.energy.governor_modes import ModeKeeper
@@ -12,17 +14,25 @@ from tidegate.edge.energy.governor_words import UNKNOWN
 from tidegate.edge.energy.sensors.sample import Sample
 
 
+@dataclass(kw_only=True, slots=True)
+class Counts:
+    """What a governor counts of itself."""
+
+    decisions: int = 0
+    deferred: int = 0
+    failures: int = 0
+    took_s: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=1024))
+    """Of the last decisions: PACE's seconds by the clock and of the processor, and those of the
+    processor with all around it."""
+
+
 def view_of(
     device: Device,
     profile: str,
     modes: ModeKeeper,
     sample: Sample | None,
     requests: Requests,
-    *,
-    decisions: int,
-    took_s: Sequence[tuple[float, float, float]],
-    deferred: int,
-    failures: int,
+    counts: Counts,
 ) -> EnergyView:
     """For `/status` and `/metrics`.
 
@@ -32,11 +42,7 @@ def view_of(
         modes: of its power.
         sample: the last one.
         requests: that wait and run.
-        decisions: that were made.
-        took_s: of the last ones, PACE's seconds by the clock and of the processor, and those of
-            the processor with all around it.
-        deferred: requests that were made to wait.
-        failures: of the governor.
+        counts: of the governor.
     """
     now_s, costs, budget = device.clock(), device.costs.costs, device.budget
     known = sample is not None and sample.scope != UNKNOWN
@@ -63,12 +69,12 @@ def view_of(
         debt_j=budget.debt.joules,
         quiet=budget.quiet_until_s(now_s) > now_s,
         errors=device.costs.errors(),
-        decisions=decisions,
-        decision_us=_microseconds(took_s),
+        decisions=counts.decisions,
+        decision_us=_microseconds(counts.took_s),
         switches=modes.switches,
         failed_switches=modes.failures,
-        deferred=deferred,
-        failures=failures,
+        deferred=counts.deferred,
+        failures=counts.failures,
         faults=(*own, *(() if sample is None else sample.faults)),
         totals={
             (scope, source, route): joules
@@ -77,7 +83,7 @@ def view_of(
     )
 
 
-def _microseconds(took_s: Sequence[tuple[float, float, float]]) -> dict[str, float]:
+def _microseconds(took_s: Collection[tuple[float, float, float]]) -> dict[str, float]:
     if not took_s:
         return {}
     wall, busy, whole = (sorted(one) for one in zip(*took_s, strict=True))
