@@ -273,9 +273,12 @@ def test_closing_frees_model_and_kv(folder: Path) -> None:
 def test_threads_that_have_nothing_to_do_do_not_spin(folder: Path) -> None:
     executor = OnnxExecutor(folder, ARCH, dataclasses.replace(SETTINGS, threads=2))
     executor.execute(ExecutorStep(rows=(row(0, 0, 40),)))
-    began_s = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - began_s < 0.005, "one percent of a core"
+    spent_s: list[float] = []
+    while len(spent_s) < 6 and min(spent_s, default=1.0) >= 0.005:  # spinning never pauses
+        began_s = time.process_time()
+        time.sleep(0.5)
+        spent_s.append(time.process_time() - began_s)
+    assert min(spent_s) < 0.005, "one percent of a core"
     executor.close()
 
 

@@ -138,12 +138,12 @@ def test_characters_that_unicode_keeps_for_internal_use_change_nothing() -> None
 def test_a_megabyte_is_refused_before_anything_reads_it() -> None:
     text = toy_text(context_tokens=128)
     huge = "a" * 1_000_000
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     for refused in ("prompt", "messages"):
         with pytest.raises(RequestError, match="characters: must be at most 2048") as told:
             text.encode_prompt(huge) if refused == "prompt" else text.encode_chat(user(huge))
         assert (told.value.status, told.value.field) == (413, refused)
-    assert time.perf_counter() - started_s < 0.5
+    assert time.process_time() - started_s < 0.5
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_the_limit() -> None:
