@@ -202,6 +202,18 @@ def test_every_board_has_costs_of_every_model_in_order_and_says_why(
         assert all(mode.decode_w > mode.idle_w > 0 for mode in found.costs.modes)
 
 
+@pytest.mark.parametrize("modes", [("0.6", "0.8", "full"), ("1 thread", "2 threads", "4 threads")])
+@pytest.mark.parametrize("board", ["generic-x86-64", "intel-n100-class"])
+def test_modes_that_are_only_clocks_or_threads_are_slower_by_what_is_said(
+    board: str, modes: tuple[str, ...]
+) -> None:
+    found = estimated_costs(LIBRARY.profile(board), 10**9, modes=modes, rows=4)
+    slow, middle, fast = found.costs.modes
+    assert slow.step_s > middle.step_s > fast.step_s
+    assert slow.prefill_token_s / fast.prefill_token_s > slow.step_s / fast.step_s
+    assert any(line.startswith(f"assumed: {modes[0]}: prompts at") for line in found.why)
+
+
 def test_a_model_that_is_far_from_any_run_is_called_so() -> None:
     why = estimated_costs(ORIN, 1_700_000, modes=ORIN_MODES, rows=4).why
     assert any("and this one 1.7: far" in line for line in why)

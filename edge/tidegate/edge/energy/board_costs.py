@@ -16,6 +16,7 @@ from typing import Final
 from tidegate.edge.energy.board_runs import ModeWatts, point_bytes, runs_for, watts_of
 from tidegate.edge.energy.cost import CostModel, ModeCost
 from tidegate.edge.energy.fitted_costs import find_fitted, mode_cost, weights_digest
+from tidegate.edge.energy.own_modes import threads_of
 from tidegate.edge.energy.profile import FittedCosts, Point, Profile
 from tidegate.edge.energy.profile_files import read_fitted
 from tidegate.edge.executors.choice import Choice, choose_target
@@ -32,6 +33,8 @@ _GUESSED_BYTES_S: Final = 5e9
 """Weights read in a second, where nobody measured anything: about what a small board does."""
 _SWITCH_S: Final = {"nvpmodel": 0.2, "cpufreq": 0.05, "none": 0.0}
 """That the tool takes to change the mode. Assumed."""
+_CLOCKS: Final = {"0.6": (0.6, 0.85), "0.8": (0.8, 0.95)}
+"""Speed of prompts and answers at shares of the highest clock. Assumed, as in simulations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,11 +116,15 @@ def estimated_costs(
     """Costs of weights of so many bytes, from the profile's runs or from none."""
     runs = runs_for(profile, weight_bytes, modes)
     costs = list[ModeCost]()
-    for name, run in zip(modes, runs.points, strict=True):
+    assumed = [f"{_ROW_SHARE:.0%} of a step for a row, {_CONTEXT_SHARE:.0%} for 1024 tokens"]
+    for name, run, measured in zip(modes, runs.points, runs.measured, strict=True):
         one = _guessed(name, weight_bytes) if run is None else _scaled(name, run, weight_bytes)
+        prompts, answers = (1.0, 1.0) if measured else _speed_in(name, modes)
+        if answers < 1:
+            assumed.append(f"{name}: prompts at {prompts:.2g} and answers at {answers:.2g} of full")
+        one = _mode(name, one.step_s / answers, one.prefill_token_s / prompts)
         costs.append(_no_slower(one, costs[-1]) if costs else one)
     watts = watts_of(profile, runs, modes)
-    assumed = [f"{_ROW_SHARE:.0%} of a step for a row, {_CONTEXT_SHARE:.0%} for 1024 tokens"]
     if None in runs.points:
         assumed.append(f"{_GUESSED_BYTES_S / 1e9:g} GB of weights read in a second")
     if not all(run is not None and run.prefill_tok_s for run in runs.points):
@@ -184,6 +191,17 @@ def _scaled(name: str, run: Point, weight_bytes: int) -> ModeCost:
 def _guessed(name: str, weight_bytes: int) -> ModeCost:
     token_s = weight_bytes / _GUESSED_BYTES_S
     return _mode(name, token_s, token_s / _PREFILL_RATIO)
+
+
+def _speed_in(mode: str, modes: Sequence[str]) -> tuple[float, float]:
+    """Of prompts and answers, in a mode that is only a clock or a number of threads, over the most.
+
+    Answers wait for memory and lose less than prompts do.
+    """
+    if mode in _CLOCKS:
+        return _CLOCKS[mode]
+    threads, most = threads_of(mode), max([threads_of(one) or 1 for one in modes])
+    return (1.0, 1.0) if threads is None else (threads / most, (threads / most) ** 0.5)
 
 
 def _mode(name: str, token_s: float, prefill_token_s: float) -> ModeCost:

@@ -122,7 +122,7 @@ def _why(
         why.append(f"that model is {size / 1e6:.0f} MB and this one {weight_bytes / 1e6:.3g}: far")
     missing = [name for name, own in zip(modes, measured, strict=True) if not own]
     if missing:
-        why.append(f"no run in {', '.join(missing)}: taken to be as fast as the fastest")
+        why.append(f"no run in {', '.join(missing)}: told from the fastest run")
     return tuple(why)
 
 

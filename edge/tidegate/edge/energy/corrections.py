@@ -34,7 +34,12 @@ _BOUND: Final[Mapping[str, float]] = {
     "estimated": math.log(256),
 }
 """How far corrections may go: four times what was fitted here, and nearly anywhere from a guess."""
-_OWN_BOUND: Final = math.log(1.5)
+_OWN_BOUND: Final[Mapping[str, float]] = {
+    "measured": math.log(1.5),
+    "calibrated": math.log(1.5),
+    "estimated": math.log(4),
+}
+"""How far a mode may go from the others."""
 _CHANGE: Final = math.log(1.01)
 """Of a factor before a new cost model is made of it."""
 _KEPT: Final = 256
@@ -177,7 +182,7 @@ class _Drift:
     def __init__(self, costs: CostModel) -> None:
         self._shared = 0.0
         self._own = [0.0] * len(costs.modes)
-        self._bound = _BOUND[costs.source]
+        self._bound, self._own_bound = _BOUND[costs.source], _OWN_BOUND[costs.source]
         self._first: list[float] | None = [] if costs.source == "estimated" else None
         """Until there are `_FIRST`."""
         self._errors: deque[float] = deque(maxlen=_KEPT)
@@ -204,7 +209,7 @@ class _Drift:
         else:
             moved = _GAIN * max(-_LARGEST, min(_LARGEST, error))
             own = self._own[mode] + (1 - _SHARED) * moved
-            self._own[mode] = max(-_OWN_BOUND, min(_OWN_BOUND, own))
+            self._own[mode] = max(-self._own_bound, min(self._own_bound, own))
             self._shared += _SHARED * moved
         self._shared = max(-self._bound, min(self._bound, self._shared))
 
