@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -27,8 +28,10 @@ from report import report  # noqa: E402
 
 
 def body(words: str, tokens: int, priority: str) -> dict[str, object]:
-    """A greedy chat on the device that no cache knows."""
-    options = {"priority": priority, "route": "edge", "cache": False}
+    """A greedy chat on the device that no cache knows; every other one has a deadline."""
+    options: dict[str, object] = {"priority": priority, "route": "edge", "cache": False}
+    if words.endswith(("1", "3", "5", "7", "9")):
+        options["deadline_ms"] = 8 * 3600 * 1000
     said = [{"role": "user", "content": words}]
     return {"messages": said, "max_tokens": tokens, "temperature": 0, "tidegate": options}
 
@@ -90,6 +93,7 @@ def main() -> int:
         "waiting": args.waiting,
         "decisions": energy["decisions"],
         "of the last": min(1024, energy["decisions"]),
+        "load of the machine": os.getloadavg()[0],
         "us": energy["decision_us"],
     }
     text = report("energy/decision.py", ("numpy",), result)

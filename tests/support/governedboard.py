@@ -234,6 +234,11 @@ class ToyBoard:
         self._rows: dict[str, _Row] = {}
         self._work = asyncio.Event()
 
+    @property
+    def held(self) -> int:
+        """Requests in line."""
+        return len(self.governor.requests.held)
+
     async def _link(self) -> bool:
         return self.world.link_up
 

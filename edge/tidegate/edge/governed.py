@@ -35,6 +35,11 @@ class Work:
     arrived_s: float
     """On the engine's clock."""
 
+    @property
+    def may_wait(self) -> bool:
+        """Its caller said that it is background work."""
+        return self.call.options.priority is Priority.BACKGROUND
+
     def ask(self, *, may_leave: bool = False) -> Ask:
         """What the governor is asked; it never learns a word of the prompt."""
         options, sampling = self.call.options, self.sampling
@@ -46,7 +51,7 @@ class Work:
             most_tokens=sampling.max_tokens,
             deadline_s=NEVER if deadline_ms is None else self.arrived_s + deadline_ms / 1000,
             may_leave=may_leave,
-            may_wait=priority is Priority.BACKGROUND,
+            may_wait=self.may_wait,
             exact=sampling.ignore_eos and not (sampling.stop or sampling.stop_token_ids),
         )
 
@@ -63,10 +68,11 @@ class Governed:
         """Whether there is one."""
         return self.governor is not None
 
-    @property
-    def held(self) -> int:
-        """Requests that wait for their place."""
-        return 0 if self.governor is None else self.governor.held
+    def held_before(self, work: Work) -> int:
+        """Requests in the governor's line that count for this one."""
+        if self.governor is None:
+            return 0
+        return self.governor.held_before(may_wait=work.may_wait)
 
     def see_link(self, up: bool) -> None:
         """The cloud can be reached, or not."""

@@ -124,7 +124,7 @@ class EdgeBackend:
     async def explain(self, call: Call) -> Mapping[str, object]:
         """See `tidegate.api.backend.Explaining`."""
         work = await self._work(await self._fitted(call))
-        cloud, edge = await self._cloud_signals(), self._signals()
+        cloud, edge = await self._cloud_signals(), self._signals(work)
         request = self._route_request(work)
         ask = work.ask(may_leave=may_ever_leave(request, cloud))
         return explanation(work.recall, request, edge, cloud, self._governed.governor, ask)
@@ -226,7 +226,7 @@ class EdgeBackend:
     async def _decide(self, work: Work, *, queue_full: bool = False) -> Decision:
         request = self._route_request(work)
         cloud = await self._cloud_signals()
-        edge = self._signals()
+        edge = self._signals(work)
         return decide(request, replace(edge, queue_limit=0) if queue_full else edge, cloud)
 
     def _route_request(self, work: Work) -> RouteRequest:
@@ -240,13 +240,13 @@ class EdgeBackend:
             token_ids=names_tokens(work.call),
         )
 
-    def _signals(self) -> EdgeSignals:
+    def _signals(self, work: Work) -> EdgeSignals:
         now = self._local.engine.snapshot()
         return EdgeSignals(
             healthy=now.healthy,
             context_tokens=self._local.engine.context_tokens,
             running=now.running,
-            waiting=now.waiting + self._governed.held,
+            waiting=now.waiting + self._governed.held_before(work),
             batch_rows=self._batch_rows,
             queue_limit=self._queue_limit,
             prefill_tokens_per_s=now.prefill_tokens_per_s,

@@ -87,11 +87,11 @@ def test_a_cancelled_caller_is_out_of_line_at_once() -> None:
         async def script() -> None:
             waits = asyncio.create_task(board.ask(ask("a", may_wait=True), 20))
             await asyncio.sleep(1)
-            assert board.governor.held == 1
+            assert board.held == 1
             waits.cancel()
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            assert board.governor.held == 0
+            assert board.held == 0
             assert board.governor.view().running == 0
 
         await beside(board, script())
@@ -106,10 +106,10 @@ def test_the_next_prompt_begins_as_soon_as_the_one_before_it_is_computed() -> No
         async def script() -> None:
             callers = [asyncio.create_task(board.ask(ask(f"r{n}"), 100)) for n in range(4)]
             await asyncio.sleep(0.03)
-            assert board.governor.held == 3
+            assert board.held == 3
             # Four prompts of 0.07 s each in the mode it begins in, and few tokens between them.
             await asyncio.sleep(0.47)
-            assert (board.governor.held, board.governor.view().running) == (0, 4)
+            assert (board.held, board.governor.view().running) == (0, 4)
             await asyncio.gather(*callers)
 
         await beside(board, script())
@@ -124,7 +124,7 @@ def test_background_work_waits_for_company_and_rides_along() -> None:
         async def script() -> None:
             late = asyncio.create_task(board.ask(ask("late", may_wait=True), 20))
             await asyncio.sleep(100)
-            assert board.governor.held == 1
+            assert board.held == 1
             await board.ask(ask("now"), 20)
             await late
             assert board.ended_s["late"] < 110
@@ -149,7 +149,7 @@ def test_background_work_is_held_in_quiet_hours_and_says_why(
                 for number in range(5)
             ]
             await asyncio.sleep(300)
-            assert board.governor.held == 5
+            assert board.held == 5
             assert board.governor.view().quiet
             await asyncio.gather(*callers)
             assert min(board.ended_s.values()) > 600

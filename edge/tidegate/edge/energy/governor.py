@@ -182,10 +182,13 @@ class Governor:
             _log.info("energy: the cloud is %s", "in reach" if up else "out of reach")
             self._poke()
 
-    @property
-    def held(self) -> int:
-        """Requests that wait for their place."""
-        return len(self.requests.held)
+    def held_before(self, *, may_wait: bool) -> int:
+        """Requests that wait for their place, as one more counts them.
+
+        Work that may wait keeps nobody else out of the line, however long it is held.
+        """
+        held = self.requests.held.values()
+        return sum(may_wait or not one.ask.may_wait for one in held)
 
     def explain(self, ask: Ask) -> Mapping[str, object] | None:
         """What PACE would do with a request that came now, and its terms; nothing is done."""

@@ -77,12 +77,13 @@ def begins_s(
     one: Waiting, state: PaceState, costs: CostModel, weights: Weights, knee: int
 ) -> float:
     """When work that may wait has to begin at the latest."""
+    if one.deadline_s == NEVER:
+        quiet = state.now_s < state.quiet_until_s
+        return state.quiet_until_s if quiet else one.arrived_s + weights.longest_hold_s
     took_s = costs.request_s(knee, one.prompt_tokens, one.output_p90, costs.rows)
     last_s = one.deadline_s - took_s - weights.margin_s
     if state.now_s < state.quiet_until_s:
         return min(state.quiet_until_s, last_s)
-    if last_s == NEVER:
-        return one.arrived_s + weights.longest_hold_s
     share = 1.0 if state.energy_debt_j > 0 else weights.hold_share
     slack_s = min(share * max(0.0, last_s - one.arrived_s), weights.longest_hold_s)
     return one.arrived_s + slack_s
