@@ -146,6 +146,17 @@ def test_without_deadlines_work_that_somebody_waits_for_goes_before_background_w
     assert begun[1:] == ["b0", "b1", "b2"]
 
 
+def test_who_is_late_already_goes_behind_those_in_time_and_before_those_without_deadlines() -> None:
+    endless = [asks(f"b{n}", may_wait=True, arrived_s=50.0 + n) for n in range(2)]
+    late = asks("late", deadline_s=99.0, arrived_s=98.0)
+    now = state(*endless, late, asks("in time", deadline_s=200.0))
+    assert _begun(now)[:2] == ["in time", "late"]
+    fast = speed(now, BOARD, PACE.weights, FAST, 1)
+    queue = sorted(now.waiting, key=by_deadline)
+    ordered, hopeless = hopeful_first(queue, fast, now, PACE.weights)
+    assert ([one.id for one in ordered], hopeless) == (["in time", "late", "b0", "b1"], True)
+
+
 def test_what_cannot_be_in_time_here_leaves_before_the_cloud_is_late_too() -> None:
     crowd = tuple(runs(output_p90=400.0, output_mean=300.0) for _ in range(4))
     spare = asks(deadline_s=112.0, may_leave=True)
@@ -328,7 +339,9 @@ def test_nobody_who_may_be_in_time_waits_for_one_who_cannot(state: PaceState) ->
     assert sorted(one.id for one in ordered) == sorted(one.id for one in queue)
     late = [fast.now_s + fast.least(one) > one.deadline_s for one in ordered]
     if all(one.arrived_s > state.now_s - 3600 for one in queue):
-        assert late == sorted(late)
+        bounded = late[: sum(one.deadline_s < NEVER for one in queue)]
+        assert bounded == sorted(bounded)
+        assert not any(late[len(bounded) :])
     assert hopeless == any(late)
 
 

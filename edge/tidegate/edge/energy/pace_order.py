@@ -1,8 +1,9 @@
 """In which order requests go, and which of them wait on purpose: what PACE settles before modes.
 
 Earliest deadline first, but those who cannot be in time any more go behind those who can: under
-load, first come by deadline alone makes everybody a little late. Work that may wait is held while
-the device is idle, until there is enough of it for full steps or a share of its slack is gone.
+load, first come by deadline alone makes everybody a little late. Those without a deadline are last.
+Work that may wait is held while the device is idle, until there is enough of it for full steps or a
+share of its slack is gone.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ def by_deadline(one: Waiting) -> tuple[float, bool, float]:
 def hopeful_first(
     queue: Sequence[Waiting], fast: Speed, state: PaceState, weights: Weights
 ) -> tuple[list[Waiting], bool]:
-    """Who may still be in time, in order; then who is late whatever is done, in order.
+    """Who may still be in time, in order; then who is late whatever is done; then all others.
 
-    One that has waited for as long as anything is held goes in its own order: nobody starves.
+    The others have no deadline and lose nothing by the wait, whereas each second makes the late
+    later. One that has waited for as long as anything is held goes in its own order: none starves.
 
     Args:
         queue: in order of deadlines.
@@ -44,7 +46,9 @@ def hopeful_first(
     oldest_s = state.now_s - weights.longest_hold_s
     late = [one for one in hopeless if one.arrived_s > oldest_s]
     behind = {one.id for one in late}
-    return [one for one in queue if one.id not in behind] + late, True
+    rest = [one for one in queue if one.id not in behind]
+    hopeful = [one for one in rest if one.deadline_s < NEVER]
+    return hopeful + late + rest[len(hopeful) :], True
 
 
 def held(
