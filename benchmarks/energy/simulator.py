@@ -1,28 +1,19 @@
-"""PACE against what people run today, on simulated boards: joules, misses, and the bound.
+"""How fast the simulator is, and one decision of PACE: processor time on one core.
 
-Every policy answers the same requests of every seed. With `--traces FOLDER` the chat and code
-requests are stretches of the Azure traces (rows that a device serves), else they are drawn from
-their quantiles. `--speed` times a simulated day, `--latency` one decision with 64 requests in line.
+What PACE saves and misses is measured by `grid.py` beside this file, what it leaves by `regret.py`.
 
-    python benchmarks/energy/simulator.py --traces ../shared/traces --seeds 20 \
-        --keep benchmarks/results/energy-simulator.json
-    python benchmarks/energy/simulator.py --speed --latency \
-        --keep benchmarks/results/energy-speed.json
+    python benchmarks/energy/simulator.py --keep benchmarks/results/energy-speed.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -37,101 +28,41 @@ from tidegate.edge.energy.simulate.boards import (  # noqa: E402
     WIFI,
     costs_of,
 )
-from tidegate.edge.energy.simulate.compare import Row, Scene, rows_of, run_cells  # noqa: E402
-from tidegate.edge.energy.simulate.families import DAY_S, jobs_of  # noqa: E402
-from tidegate.edge.energy.simulate.jobs import Arrival, read_trace  # noqa: E402
+from tidegate.edge.energy.simulate.compare import Scene  # noqa: E402
+from tidegate.edge.energy.simulate.families import DAY_S, FAMILIES, jobs_of  # noqa: E402
+from tidegate.edge.energy.simulate.policies import policies  # noqa: E402
 from tidegate.edge.energy.simulate.run import simulate  # noqa: E402
 
 POLICIES = ("pace", "local", "edf", "race", "powersave", "cloud", "overflow")
-PARTS = ("pace-no-knee", "pace-no-hold", "pace-no-idle", "pace-no-offload")
+BOARD = "jetson-orin-nano-8gb-super"
+REQUESTS = 10_000
+STATES = 2000
+REPEATS = 5
 
 
-def scene_of(board: str, kind: str, args: argparse.Namespace, rows: Any = None) -> Scene:
+def the_scene() -> Scene:
     """A board with Wi-Fi and the cloud."""
-    profile = read_library(OVERLAYS, CALIBRATION).profile(board)
+    profile = read_library(OVERLAYS, CALIBRATION).profile(BOARD)
     return Scene(
-        costs=costs_of(profile, ASSUMED[board]),
-        assumed=ASSUMED[board],
+        costs=costs_of(profile, ASSUMED[BOARD]),
+        assumed=ASSUMED[BOARD],
         radio=WIFI,
         cloud=GPU_CLOUD,
-        kind=kind,
-        requests=args.requests,
+        kind="conv",
+        requests=REQUESTS,
         utilisation=0.5,
-        rows=rows,
-        on_battery=board == "ryzen-laptop" and args.battery,
     )
 
 
-def traces(folder: Path | None) -> dict[str, Sequence[Arrival]]:
-    """Rows of the public traces by kind, where there are any."""
-    if folder is None:
-        return {}
-    return {kind: read_trace(folder / f"azure_{kind}.csv") for kind in ("conv", "code")}
-
-
-def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Boards, families and loads, each with every policy."""
-    rows, found = traces(args.traces), []
-    for board in args.boards:
-        for kind in args.families:
-            for utilisation in args.utilisations:
-                scene = replace(
-                    scene_of(board, kind, args, rows.get(kind)), utilisation=utilisation
-                )
-                for watts in args.watts:
-                    cells = run_cells(
-                        replace(scene, true_watts=watts),
-                        (*POLICIES, *PARTS) if watts == 1.0 else POLICIES,
-                        range(1, args.seeds + 1),
-                    )
-                    table = rows_of(cells)
-                    told = {"board": board, "kind": kind, "utilisation": utilisation}
-                    found.append({**told, "watts": watts, "rows": [asdict(one) for one in table]})
-                    print(line(board, kind, utilisation, watts, table), flush=True)
-    return found
-
-
-def line(board: str, kind: str, utilisation: float, watts: float, rows: Sequence[Row]) -> str:
-    """One scene in one line: what others cost over PACE, and who is late."""
-    parts = []
-    for row in rows:
-        against = row.cost_over_pace
-        ratio = "" if against is None else f" {against.ratio:.2f}x"
-        parts.append(f"{row.policy}{ratio} ({row.missed_share:.1%} late)")
-    return f"{board} {kind} {utilisation:g} watts x{watts:g}: " + ", ".join(parts)
-
-
-def bounds(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """PACE over the bound, as it is and when it knows lengths, on small runs."""
-    found = []
-    for board in args.boards:
-        for clairvoyant in (False, True):
-            for rows in (1, ASSUMED[board].rows):
-                scene = scene_of(board, "conv", args)
-                scene = replace(
-                    scene,
-                    requests=args.bound_requests,
-                    clairvoyant=clairvoyant,
-                    costs=replace(scene.costs, rows=rows),
-                    utilisation=0.2,
-                )
-                table = rows_of(run_cells(scene, ("pace", "bound"), range(1, args.bound_seeds + 1)))
-                pace, bound = table
-                ratio = (pace.system_j + pace.price) / bound.system_j
-                told = {"board": board, "clairvoyant": clairvoyant, "rows": rows}
-                found.append({**told, "pace_over_bound": ratio, "late": pace.missed_share})
-                print({**told, "over bound": round(ratio, 3)}, flush=True)
-    return found
-
-
-def speed(args: argparse.Namespace) -> dict[str, float]:
+def speed() -> dict[str, float]:
     """Processor seconds of a simulated day of 10 000 requests, the least of three."""
-    scene = scene_of("jetson-orin-nano-8gb-super", "conv", args)
-    from tidegate.edge.energy.simulate.compare import policies
-
-    arrivals = replace(scene, requests=10_000)._arrivals(1)
+    scene = the_scene()
+    costs, mode = scene.costs, scene.default_mode
+    arrivals = FAMILIES["conv"](REQUESTS, 1)
     stretch = DAY_S / (arrivals[-1].at_s - arrivals[0].at_s)
-    jobs = jobs_of(arrivals, "conv", 1, stretch=stretch, alone_s=scene._alone_s)
+    jobs = jobs_of(
+        arrivals, "conv", 1, stretch=stretch, alone_s=lambda p, o: costs.request_s(mode, p, o)
+    )
     known = policies(scene.costs, default_mode=scene.default_mode, radio=WIFI, cloud=GPU_CLOUD)
     found = {}
     for name in POLICIES:
@@ -145,21 +76,35 @@ def speed(args: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-def latency(args: argparse.Namespace) -> dict[str, float]:
-    """Microseconds of a decision with 64 requests in line and every row taken."""
-    scene = scene_of("jetson-orin-nano-8gb-super", "conv", args)
+def latency() -> dict[str, float]:
+    """Microseconds of a decision with 64 requests in line and every row taken.
+
+    Each state is decided a few times: `p99` is over the medians of states, which another process on
+    the core does not move; `p99_of_all` over every single decision, which it does.
+    """
+    scene = the_scene()
     pace = Pace(costs=scene.costs, radio=WIFI, cloud=GPU_CLOUD)
     chance = random.Random(1)
-    took = []
-    for _ in range(5000):
-        state = _crowd(chance, scene.costs.rows)
-        started = time.thread_time_ns()
-        pace.decide(state)
-        took.append((time.thread_time_ns() - started) / 1000)
-    took.sort()
-    found = {"p50_us": statistics.median(took), "p99_us": took[math.ceil(0.99 * len(took)) - 1]}
+    medians, singles = list[float](), list[float]()
+    for _ in range(STATES):
+        state, took = _crowd(chance, scene.costs.rows), list[float]()
+        for _ in range(REPEATS):
+            started = time.thread_time_ns()
+            pace.decide(state)
+            took.append((time.thread_time_ns() - started) / 1000)
+        medians.append(statistics.median(took))
+        singles += took
+    found = {
+        "p50_us": statistics.median(singles),
+        "p99_us": _p99(medians),
+        "p99_of_all_us": _p99(singles),
+    }
     print(f"a decision with 64 in line: {found}", flush=True)
     return found
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[math.ceil(0.99 * len(values)) - 1]
 
 
 def _crowd(chance: random.Random, rows: int) -> PaceState:
@@ -194,31 +139,9 @@ def _crowd(chance: random.Random, rows: int) -> PaceState:
 def main() -> int:
     """Measure, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--boards", nargs="+", choices=list(ASSUMED), default=list(ASSUMED))
-    parser.add_argument("--families", nargs="+", default=["conv", "code", "home", "sensor"])
-    parser.add_argument("--utilisations", type=float, nargs="+", default=[0.2, 0.5, 0.8, 1.1])
-    parser.add_argument("--watts", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--traces", type=Path)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--bound-requests", type=int, default=60)
-    parser.add_argument("--bound-seeds", type=int, default=5)
-    parser.add_argument("--bounds", action="store_true", help="only PACE over the bound")
-    parser.add_argument("--battery", action="store_true", help="the laptop lives on its battery")
-    parser.add_argument("--speed", action="store_true", help="only how fast a day is simulated")
-    parser.add_argument("--latency", action="store_true", help="only how long a decision takes")
     parser.add_argument("--keep", type=Path, help="JSON file to write")
     args = parser.parse_args()
-    results: dict[str, Any] = {}
-    if args.speed:
-        results["day_s"] = speed(args)
-    if args.latency:
-        results["decision"] = latency(args)
-    if args.bounds:
-        results["bounds"] = bounds(args)
-    if not results:
-        results["scenes"] = compare(args)
-    results["settings"] = json.loads(json.dumps(vars(args), default=str))
+    results = {"day_s": speed(), "decision": latency()}
     if args.keep is not None:
         text = report("energy/simulator.py", ("numpy", "scipy"), results)
         args.keep.write_text(text + "\n", encoding="utf-8")

@@ -53,6 +53,12 @@ def test_a_trace_is_read_and_each_seed_takes_a_stretch_of_it(
     assert "at most the 60 of the trace" in capsys.readouterr().err
 
 
+def test_a_day_may_stay_a_day(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "--profile", "raspberry-pi-5", "--trace", "home", "--as-recorded"]
+    assert main([*words, "--seeds", "1", "--requests", "20", "--policy", "pace"]) == 0
+    assert "20 requests at the times of the trace" in capsys.readouterr().out
+
+
 def test_a_battery_is_one_more_column_and_the_page_has_its_plots(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the time that the requests would fill one at a time (default 0.5)",
     )
     parser.add_argument(
+        "--as-recorded",
+        action="store_true",
+        help="keep the trace's own times (a home's day is a day) instead of --utilisation",
+    )
+    parser.add_argument(
         "--radio", choices=("ethernet", "wifi", "lte"), default="wifi", help="(default wifi)"
     )
     parser.add_argument("--no-cloud", action="store_true", help="nothing can leave the device")
@@ -126,7 +131,7 @@ def _scene(args: argparse.Namespace) -> Scene:
         cloud=cloud,
         kind=kind,
         requests=args.requests,
-        utilisation=args.utilisation,
+        utilisation=None if args.as_recorded else args.utilisation,
         rows=rows,
         true_watts=args.watts,
         on_battery=args.battery,
@@ -153,7 +158,7 @@ def _clean(value: Any) -> Any:
 
 def _table(scene: Scene, rows: Sequence[Row]) -> str:
     head = (
-        f"{scene.kind}, {scene.requests} requests at {scene.utilisation:g} of the device, watts of"
+        f"{scene.kind}, {scene.requests} requests {scene.pace_told}, watts of"
         f" the {scene.costs.scope}, {scene.costs.source}\nassumed: {scene.assumed.why}"
     )
     titles = (

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from tidegate.edge.energy.simulate.compare import Cell, paired, rows_of
+from tidegate.edge.energy.profile_files import read_library
+from tidegate.edge.energy.simulate.boards import ASSUMED, GPU_CLOUD, WIFI, costs_of
+from tidegate.edge.energy.simulate.compare import Cell, Scene, missed_more, paired, rows_of
+from tidegate.edge.energy.simulate.families import FAMILIES
 from tidegate.errors import ConfigError
 
 CELL = Cell(
@@ -53,6 +57,48 @@ def test_seeds_that_differ_widen_the_interval_around_the_ratio() -> None:
 def test_policies_that_ran_on_other_seeds_are_not_compared() -> None:
     with pytest.raises(ConfigError, match="the same seeds"):
         paired(CELLS[:-1], "edf", "pace", lambda cell: cell.cost)
+
+
+def test_misses_are_compared_by_their_difference() -> None:
+    later = [
+        replace(cell, missed=cell.missed + 2) if cell.policy == "edf" else cell for cell in CELLS
+    ]
+    found = missed_more(later, "edf", "pace")
+    assert found.ratio == pytest.approx(0.2)
+    assert found.low == pytest.approx(0.2)
+    assert found.high == pytest.approx(0.2)
+    assert missed_more(later, "pace", "edf").ratio == pytest.approx(-0.2)
+
+
+SCENE = Scene(
+    costs=costs_of(read_library().profile("raspberry-pi-5"), ASSUMED["raspberry-pi-5"]),
+    assumed=ASSUMED["raspberry-pi-5"],
+    radio=WIFI,
+    cloud=GPU_CLOUD,
+    kind="home",
+    requests=20,
+    utilisation=None,
+)
+
+
+def test_a_trace_keeps_its_own_times_or_is_stretched_to_a_load() -> None:
+    recorded = SCENE.jobs(1)
+    own = FAMILIES["home"](20, 1)
+    gaps = [one.at_s - own[0].at_s for one in own]
+    assert [job.arrives_s for job in recorded] == pytest.approx(gaps)
+    loaded = replace(SCENE, utilisation=0.5).jobs(1)
+    assert loaded[-1].arrives_s < recorded[-1].arrives_s
+    assert SCENE.pace_told == "at the times of the trace"
+
+
+def test_the_network_is_gone_for_the_share_that_a_scene_says() -> None:
+    jobs = SCENE.jobs(1)
+    assert SCENE.setup(jobs).outages == []
+    spans = replace(SCENE, offline_share=0.2).setup(jobs).outages
+    assert sum(end - start for start, end in spans) == pytest.approx(0.2 * jobs[-1].arrives_s)
+    assert all(end < start for (_, end), (start, _) in pairwise(spans))
+    with pytest.raises(ConfigError, match=r"offline_share = 1"):
+        replace(SCENE, offline_share=1.0).setup(jobs)
 
 
 def test_rows_are_means_and_shares_and_stand_in_the_order_of_the_runs() -> None:

@@ -350,6 +350,12 @@ def test_nobody_who_may_be_in_time_waits_for_one_who_cannot(state: PaceState) ->
 def test_prices_of_a_line_are_those_of_each(state: PaceState) -> None:
     line = [replace(one, may_leave=True) for one in state.waiting]
     fast = speed(state, BOARD, PACE.weights, FAST, 3)
+    done_s, late_one = 110.0, False
+    for one in line:
+        work_s, own_s = fast.of(one)
+        done_s += work_s
+        late_one = late_one or one.deadline_s < max(done_s, fast.now_s + own_s) - 1e-9
+    assert fast.in_time(line, 110.0) != late_one
     here = local_prices(state, BOARD, PACE.weights, KNEE)
     there = cloud_prices(state, PACE.weights, CLOUD, RADIO)
     assert fast.of_all(line) == [pytest.approx(fast.of(one)) for one in line]

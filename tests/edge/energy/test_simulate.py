@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from energyboard import BOARD, CLOUD, RADIO
@@ -166,6 +167,22 @@ def test_heat_stays_below_the_hard_limit_with_pace() -> None:
     assert max(celsius for _, celsius, _ in outcome.line) > 50.0, "it was warm at all"
     cold = simulate(jobs, replace(hot, heat=None), Pace(costs=BOARD))
     assert outcome.missed >= cold.missed
+
+
+def test_what_is_drawn_between_events_changes_nothing_and_falls_as_a_board_cools() -> None:
+    poles = (HeatPole(r_kw=2.0, tau_s=5.0), HeatPole(r_kw=2.5, tau_s=120.0))
+    setup = replace(SETUP, heat=Heat.settled(poles, 30.0, 1.0), battery_j=1e6)
+    jobs = family("home", 30, 0.2)
+    drawn = simulate(jobs, replace(setup, keep_line=True), PACE)
+    assert replace(drawn, line=()) == simulate(jobs, setup, PACE)
+    times = [at_s for at_s, _, _ in drawn.line]
+    left = [battery_j for _, _, battery_j in drawn.line]
+    assert times == sorted(times)
+    assert all(after <= before + 1e-6 for before, after in pairwise(left))
+    longest_s = max(after - before for before, after in pairwise(times))
+    assert longest_s < 0.5 * max(
+        after.arrives_s - before.arrives_s for before, after in pairwise(jobs)
+    )
 
 
 def test_a_battery_lasts_to_its_time_where_the_plan_is_kept() -> None:

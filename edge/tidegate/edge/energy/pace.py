@@ -340,11 +340,8 @@ class _Deciding:
             done_s += work_s
             if pace.now_s + own_s > run.deadline_s:
                 return now_s
-        for one in local:
-            work_s, own_s = pace.of(one)
-            done_s += work_s
-            if done_s > one.deadline_s or pace.now_s + own_s > one.deadline_s:
-                return now_s
+        if not pace.in_time(local, done_s):
+            return now_s
         if mode == self.fastest:
             return NEVER
         fast = self._pace(self.fastest, self.costs.rows)  # others may come

@@ -9,18 +9,16 @@ share of its slack is gone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from tidegate.edge.energy.cost import CostModel
 from tidegate.edge.energy.pace_prices import Speed
 from tidegate.edge.energy.pace_state import NEVER, PaceState, Waiting, Weights
 
+by_deadline = attrgetter("deadline_s", "may_wait", "arrived_s")
+"""The key of earliest deadline first.
 
-def by_deadline(one: Waiting) -> tuple[float, bool, float]:
-    """The key of earliest deadline first.
-
-    Of those with the same or none, background work is last: nobody waits for it.
-    """
-    return one.deadline_s, one.may_wait, one.arrived_s
+Of those with the same or none, background work is last: nobody waits for it."""
 
 
 def hopeful_first(

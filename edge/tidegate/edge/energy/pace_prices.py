@@ -66,6 +66,20 @@ class Speed(NamedTuple):
             found.append((fixed + tokens * share_s, fixed + tokens * step_s))
         return found
 
+    def in_time(self, many: Sequence[Waiting], done_s: float) -> bool:
+        """Whether all are, done in this order from `done_s` on as `of` says."""
+        now_s, start_s, prompt_s, half_pair_s, step_s, share_s, context_s = self
+        begun_s = now_s + start_s
+        for one in many:
+            tokens, prompt = one.output_p90, one.prompt_tokens
+            fixed = prompt * (prompt_s + prompt * half_pair_s)
+            fixed += tokens * context_s * (prompt + tokens / 2)
+            done_s += start_s + fixed + tokens * share_s
+            deadline_s = one.deadline_s
+            if done_s > deadline_s or begun_s + fixed + tokens * step_s > deadline_s:
+                return False
+        return True
+
     def of_running(self, run: Running) -> tuple[float, float]:
         """The same of what is left of one."""
         tokens = run.output_p90

@@ -26,6 +26,7 @@ from tidegate.edge.energy.simulate.run import Outcome, Setup, simulate
 from tidegate.errors import ConfigError
 
 _RESAMPLED: Final = 2000
+_OUTAGES: Final = 4
 BOUND: Final = "bound"
 """The name under which the bound stands beside the policies."""
 
@@ -41,12 +42,14 @@ class Scene:
         cloud: None: it has none.
         kind: a family of requests, or the kind that rows of a trace are taken for.
         requests: of one run.
-        utilisation: share of the time that they would fill one at a time in the delivered mode.
+        utilisation: share of the time that they would fill one at a time in the delivered mode;
+            None: they come when the trace or family says.
         rows: of a trace, of which each seed takes a stretch; None: drawn by the family.
         weights: PACE's.
         true_watts: times the power above idle that policies believe in; see the +-30 % sweep.
         on_battery: whether the board lives on its battery, which shall last the whole run.
         clairvoyant: policies know true lengths.
+        offline_share: of the time, in which the network is gone, in a few spans of equal length.
     """
 
     costs: CostModel
@@ -55,17 +58,25 @@ class Scene:
     cloud: CloudCost | None
     kind: str
     requests: int
-    utilisation: float
+    utilisation: float | None
     rows: Sequence[Arrival] | None = None
     weights: Weights | None = None
     true_watts: float = 1.0
     on_battery: bool = False
     clairvoyant: bool = False
+    offline_share: float = 0.0
 
     @property
     def default_mode(self) -> int:
         """The mode that the board is delivered in."""
         return [mode.name for mode in self.costs.modes].index(self.assumed.default)
+
+    @property
+    def pace_told(self) -> str:
+        """How fast requests come, for a person."""
+        if self.utilisation is None:
+            return "at the times of the trace"
+        return f"at {self.utilisation:g} of the device"
 
     def jobs(self, seed: int) -> list[Job]:
         """The requests of one seed.
@@ -74,7 +85,9 @@ class Scene:
             ConfigError: the trace has too few rows, or a setting is out of range.
         """
         arrivals = self._arrivals(seed)
-        stretch = stretch_for(arrivals, self._alone_s, self.utilisation)
+        stretch = 1.0
+        if self.utilisation is not None:
+            stretch = stretch_for(arrivals, self._alone_s, self.utilisation)
         return jobs_of(arrivals, self.kind, seed, stretch=stretch, alone_s=self._alone_s)
 
     def _arrivals(self, seed: int) -> Sequence[Arrival]:
@@ -105,11 +118,21 @@ class Scene:
             hard_c=assumed.hard_c,
             start_mode=self.default_mode,
             clairvoyant=self.clairvoyant,
+            outages=_outages(jobs[-1].arrives_s, self.offline_share),
         )
         if not self.on_battery:
             return setup
         plan = BatteryPlan(reserve_j=0.0, until_s=jobs[-1].arrives_s, idle_w=costs.idle_w)
         return replace(setup, battery_j=assumed.battery_j, plan=plan)
+
+
+def _outages(until_s: float, share: float) -> list[tuple[float, float]]:
+    """Spans that take `share` of the time to `until_s`, each at the end of its part."""
+    if not 0 <= share < 1:
+        raise ConfigError("simulate.offline_share", share, "from 0 to less than 1")
+    part_s = until_s / _OUTAGES
+    ends_s = [part_s * (number + 1) for number in range(_OUTAGES)]
+    return [(end_s - share * part_s, end_s) for end_s in ends_s] if share else []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,11 +249,14 @@ def _bound_cell(scene: Scene, seed: int, jobs: Sequence[Job], setup: Setup, ours
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paired:
-    """The mean over seeds of one policy's value over another's, and its interval of 95 %."""
+    """How one policy's value compares with another's, and the interval of 95 %."""
 
     ratio: float
     low: float
     high: float
+
+
+Pairs = Sequence[tuple[float, float]]
 
 
 def paired(
@@ -241,6 +267,25 @@ def paired(
     Raises:
         ConfigError: one of them did not run on every seed.
     """
+    return _compared(cells, policy, other, value, _ratio)
+
+
+def missed_more(cells: Sequence[Cell], policy: str, other: str) -> Paired:
+    """The share of requests that `policy` misses, less that of `other`, seed by seed.
+
+    Raises:
+        ConfigError: as in `paired`.
+    """
+    return _compared(cells, policy, other, lambda one: one.missed / one.requests, _difference)
+
+
+def _compared(
+    cells: Sequence[Cell],
+    policy: str,
+    other: str,
+    value: Callable[[Cell], float],
+    compare: Callable[[Pairs], float],
+) -> Paired:
     ours, theirs = _by_seed(cells, policy), _by_seed(cells, other)
     if not ours or set(ours) != set(theirs):
         raise ConfigError(
@@ -248,19 +293,21 @@ def paired(
         )
     pairs = [(value(ours[seed]), value(theirs[seed])) for seed in sorted(ours)]
     chance = random.Random(f"{policy} {other}")
-    ratios = sorted(
-        _ratio([pairs[chance.randrange(len(pairs))] for _ in pairs]) for _ in range(_RESAMPLED)
-    )
+    found = sorted(compare(chance.choices(pairs, k=len(pairs))) for _ in range(_RESAMPLED))
     return Paired(
-        ratio=_ratio(pairs),
-        low=ratios[round(0.025 * (_RESAMPLED - 1))],
-        high=ratios[round(0.975 * (_RESAMPLED - 1))],
+        ratio=compare(pairs),
+        low=found[round(0.025 * (_RESAMPLED - 1))],
+        high=found[round(0.975 * (_RESAMPLED - 1))],
     )
 
 
-def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+def _ratio(pairs: Pairs) -> float:
     below = sum(theirs for _, theirs in pairs)
     return sum(ours for ours, _ in pairs) / below if below else math.nan
+
+
+def _difference(pairs: Pairs) -> float:
+    return fmean(ours - theirs for ours, theirs in pairs)
 
 
 def _by_seed(cells: Sequence[Cell], policy: str) -> Mapping[int, Cell]:

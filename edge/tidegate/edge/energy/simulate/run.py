@@ -26,6 +26,8 @@ _LOOK_S = 5.0
 _FORESIGHT_S = 20.0
 """That heat is predicted for: a few time constants of a die, and twice the usual dwell."""
 _HARD_MARGIN_K = 1.0
+_DRAWN_S = 2.0
+"""To the first point of a plot after an event; each next one is half as far again."""
 
 
 class Policy(Protocol):
@@ -138,6 +140,8 @@ class _Run:
             at_s = self._next_s()
             if at_s == math.inf:
                 break
+            if self.setup.keep_line:
+                self._draw_to(at_s)
             for row in self.board.advance(at_s):
                 self._end(row.job, "edge")
             self._account()
@@ -159,6 +163,15 @@ class _Run:
             decisions=self.decisions,
             line=tuple(self.line),
         )
+
+    def _draw_to(self, at_s: float) -> None:
+        """Points between this event and the next: a board cools in curves, not in lines."""
+        board, after_s = self.board, _DRAWN_S
+        watts = board.watts()
+        while board.now_s + after_s < at_s:
+            warmth = math.nan if board.heat is None else board.heat.after(watts, after_s).now_c
+            self.line.append((board.now_s + after_s, warmth, board.battery_j - watts * after_s))
+            after_s *= 1.5
 
     def _next_s(self) -> float:
         board = self.board
