@@ -75,14 +75,13 @@ async def who_comes_late_meets_the_window_it_asked_for(windows: Windows, clock: 
 
 async def any_second_has_no_more_than_a_seconds_worth(windows: Windows, _: Clock) -> None:
     granted: list[float] = []
-    began_s = time.time()
-    while time.time() - began_s < 2.5:
-        before_s = time.time()
-        await windows.peek("slide", SLIDING, 1)
-        if (await windows.take("slide", SLIDING, 1)).granted:
-            granted.append(before_s)
-        await asyncio.sleep(0.005)
-    assert len(granted) == 3 * SLIDING.amount
+    async with asyncio.timeout(20):  # of which a machine that is free needs two
+        while len(granted) < 3 * SLIDING.amount:
+            await asyncio.sleep(0.005)
+            before_s = time.time()
+            await windows.peek("slide", SLIDING, 1)
+            if (await windows.take("slide", SLIDING, 1)).granted:
+                granted.append(before_s)
     full = await windows.peek("slide", SLIDING, 1)
     assert (full.granted, full.left) == (False, 0)
     assert 0 < full.reset_s <= SLIDING.window_s

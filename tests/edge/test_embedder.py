@@ -65,6 +65,21 @@ def counting() -> tuple[EmbeddingModel, CountingGraph]:
     return EmbeddingModel(encoder, byte_tokenizer(TINY.vocab), usual_use(TINY), served), graph
 
 
+async def held(embedder: EmbeddingModel, graph: CountingGraph) -> asyncio.Task[list[float]]:
+    """A call whose run has begun and stands still until the gate is open."""
+    graph.open.clear()
+    first = asyncio.create_task(sums(embedder, [1]))
+    while embedder.batcher.busy_s == 0:
+        await asyncio.sleep(0.001)
+    return first
+
+
+async def in_line(embedder: EmbeddingModel, texts: int) -> None:
+    """Wait until so many wait."""
+    while embedder.batcher.waiting < texts:
+        await asyncio.sleep(0.001)
+
+
 async def sums(embedder: EmbeddingModel, *texts: Sequence[int]) -> list[float]:
     embedded = await embedder.embed(tuple(tuple(text) for text in texts))
     return [float(vector[0]) for vector in embedded.vectors]
@@ -91,11 +106,9 @@ def test_a_bundle_embeds_as_torch_does(tmp_path: Path, choice: str) -> None:
 def test_calls_that_come_while_one_runs_share_the_next_run() -> None:
     async def scenario() -> None:
         embedder, graph = counting()
-        graph.open.clear()
-        first = asyncio.create_task(sums(embedder, [1]))
-        await asyncio.sleep(0.05)
+        first = await held(embedder, graph)
         later = [asyncio.create_task(sums(embedder, [n], [n, n])) for n in range(2, 7)]
-        await asyncio.sleep(0.05)
+        await in_line(embedder, 10)
         graph.open.set()
         assert await first == [1]
         assert await asyncio.gather(*later) == [[n, 2 * n] for n in range(2, 7)]
@@ -136,11 +149,9 @@ def test_a_failed_run_fails_its_calls_and_the_next_works() -> None:
 def test_the_line_is_bounded_and_a_caller_that_left_hurts_nobody() -> None:
     async def scenario() -> None:
         embedder, graph = counting()
-        graph.open.clear()
-        first = asyncio.create_task(sums(embedder, [1]))
-        await asyncio.sleep(0.05)
+        first = await held(embedder, graph)
         gone = asyncio.create_task(sums(embedder, *([[2]] * (BatchLimits().most_waiting - 1))))
-        await asyncio.sleep(0.3)
+        await in_line(embedder, BatchLimits().most_waiting - 1)
         with pytest.raises(CapacityError, match="texts would be waiting"):
             await sums(embedder, [3], [3])
         gone.cancel()
@@ -157,9 +168,7 @@ def test_the_line_is_bounded_and_a_caller_that_left_hurts_nobody() -> None:
 def test_calls_that_come_at_once_share_the_bound_of_the_line() -> None:
     async def scenario() -> None:
         embedder, graph = counting()
-        graph.open.clear()
-        first = asyncio.create_task(sums(embedder, [1]))
-        await asyncio.sleep(0.05)
+        first = await held(embedder, graph)
         half = [[2]] * (BatchLimits().most_waiting // 2)
         calls = [asyncio.create_task(sums(embedder, *half)) for _ in range(3)]
         done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
@@ -175,11 +184,9 @@ def test_calls_that_come_at_once_share_the_bound_of_the_line() -> None:
 def test_closing_fails_what_still_waits_so_that_it_is_asked_again() -> None:
     async def scenario() -> None:
         embedder, graph = counting()
-        graph.open.clear()
-        running = asyncio.create_task(sums(embedder, [1]))
-        await asyncio.sleep(0.05)
+        running = await held(embedder, graph)
         waiting = asyncio.create_task(sums(embedder, [2]))
-        await asyncio.sleep(0.05)
+        await in_line(embedder, 1)
         graph.open.set()
         embedder.close()
         with pytest.raises(UnavailableError):

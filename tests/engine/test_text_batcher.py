@@ -111,13 +111,15 @@ def test_what_comes_while_a_run_is_on_shares_the_next_one() -> None:
     assert all(wait_s > 0.005 for wait_s in seen[1].waited_s)
 
 
-@pytest.mark.parametrize(("wait_s", "runs"), [(0.0, 3), (0.3, 1)])
-def test_an_idle_model_waits_for_others_only_when_told_to(wait_s: float, runs: int) -> None:
+@pytest.mark.parametrize(("wait_s", "apart_s", "runs"), [(0.0, 0.1, 3), (0.3, 0.0, 1)])
+def test_an_idle_model_waits_for_others_only_when_told_to(
+    wait_s: float, apart_s: float, runs: int
+) -> None:
     async def scenario(batcher: TextBatcher, _: SumModel) -> None:
         calls = []
         for number in range(3):
             calls.append(asyncio.create_task(batcher.outputs([[number]])))
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(apart_s)
         await asyncio.gather(*calls)
 
     assert len(run(scenario, wait_s=wait_s)) == runs
