@@ -23,6 +23,8 @@ from tidegate.engine.executor import (
 )
 
 VOCAB = 300
+LONGEST_PAUSE_S = 60.0
+"""Longer than any window of a calibration, shorter than its rounds."""
 
 
 @dataclass(kw_only=True)
@@ -54,6 +56,7 @@ class TimedBoard:
         )
         self.modes = tuple(mode.name for mode in self.costs.modes)
         self._random = random.Random(1)
+        self._sampled_s, self._count = self.clock(), 0
 
     def execute(self, step: ExecutorStep) -> StepResult:
         """Take the time of the step."""
@@ -96,13 +99,18 @@ class TimedBoard:
         self.closed = True
 
     def sample(self) -> Sample:
+        """As a panel does: after a pause its sensors count from their second reading on."""
+        paused = self.clock() - self._sampled_s > LONGEST_PAUSE_S
+        self._count += paused
+        self._sampled_s = self.clock()
         return Sample(
             at_s=self.clock(),
             joules=self.joules,
             watts=0.0,
             scope="module",
-            kind=self.kind,
+            kind="estimated" if paused else self.kind,
             faults=() if self.kind == "measured" else ("no rail can be read",),
+            count=self._count,
         )
 
     def worked(self, *, seconds: float, joules: float) -> None:

@@ -119,6 +119,18 @@ def test_watts_that_were_measured_with_it_have_their_scope(bundle: Bundle, tmp_p
     assert (one.prefill_w, one.decode_w, one.idle_w) == (9.0, 7.5, 3.0)
 
 
+def test_watts_of_the_profile_beside_fitted_times_are_still_estimated(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    file = written(tmp_path, bundle, board="jetson-orin-nano-8gb-super")
+    text = file.read_text(encoding="utf-8").replace('"as it is"', '"25W"')
+    file.write_text(text, encoding="utf-8")
+    costs = asked(bundle, file, profile=ORIN, modes=("25W",)).costs
+    assert (costs.source, costs.scope) == ("estimated", "module")
+    assert costs.modes[0].step_s == 1e-3
+    assert costs.modes[0].decode_w > costs.idle_w > 0
+
+
 def test_a_profile_that_was_read_with_its_calibration_brings_the_costs(
     bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from tidegate.edge.energy.board_runs import ModeWatts, point_bytes, runs_for, watts_of
-from tidegate.edge.energy.cost import CostModel, ModeCost
+from tidegate.edge.energy.board_runs import UNKNOWN, ModeWatts, point_bytes, runs_for, watts_of
+from tidegate.edge.energy.cost import CostModel, ModeCost, Source
 from tidegate.edge.energy.fitted_costs import find_fitted, mode_cost, weights_digest
 from tidegate.edge.energy.own_modes import threads_of
 from tidegate.edge.energy.profile import FittedCosts, Point, Profile
@@ -146,12 +146,15 @@ def _calibrated(found: FittedCosts, profile: Profile, modes: Sequence[str], rows
             watts=tuple((one.prefill_w, one.decode_w, one.idle_w) for one in costs),
             why=(f"watts ({found.scope}) were measured with them",),
         )
+        source: Source = "calibrated"
     else:
         watts = watts_of(profile, runs_for(profile, 0, modes), modes)
+        # Joules are seconds times watts, and known no better than either.
+        source = "calibrated" if watts.scope == UNKNOWN else "estimated"
     model = _model(profile, costs, watts, rows=rows)
     model = replace(
         model,
-        source="calibrated",
+        source=source,
         load_s=found.load_s or 0.0,
         load_w=max(one.prefill_w for one in model.modes),
         switch_s=model.switch_s if found.switch_s is None else found.switch_s,

@@ -80,7 +80,8 @@ async def look_at(
     """Samples before and after a window, and one every so often within it.
 
     Sensors of watts are summed from reading to reading: with two of them, both taken while nothing
-    runs, what ran in between would not be seen.
+    runs, what ran in between would not be seen. One that was not read for long counts from its
+    second reading on, so there are two before the window.
     """
 
     async def look_on() -> None:
@@ -88,6 +89,8 @@ async def look_at(
             await asyncio.to_thread(panel.sample)
             await asyncio.sleep(every_s)
 
+    await asyncio.to_thread(panel.sample)
+    await asyncio.sleep(every_s)
     before = await asyncio.to_thread(panel.sample)
     looking = asyncio.create_task(look_on())
     try:
