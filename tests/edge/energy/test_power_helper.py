@@ -125,6 +125,21 @@ def test_it_restores_when_it_is_ended_and_its_client_says_how_to_go_on(
         writes.close()
 
 
+def test_a_second_daemon_waits_for_its_turn_and_is_told_why(
+    board: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with helper(board, place):
+        first = HelperWrites(place)
+        monkeypatch.setattr("tidegate.edge.energy.power_writes._ANSWER_S", 0.2)
+        with pytest.raises(ActuationError, match="does not answer: another daemon has it"):
+            HelperWrites(place)
+        first.close()
+        monkeypatch.undo()
+        second = HelperWrites(place)
+        assert second.ask("freq 1 1000000") == "1000000"
+        second.close()
+
+
 def test_a_socket_that_a_killed_helper_left_is_replaced(board: Path, place: Path) -> None:
     with helper(board, place) as process:
         process.kill()
