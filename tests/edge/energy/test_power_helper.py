@@ -88,6 +88,7 @@ def until(wanted: T, look: Callable[[], T]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.system
 def test_it_writes_what_a_client_may_ask_for_and_restores_when_the_client_goes(
     board: Path, place: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_it_writes_what_a_client_may_ask_for_and_restores_when_the_client_goes(
         until("pmode:0001", (board / "var/lib/nvpmodel/status").read_text)
 
 
+@pytest.mark.system
 def test_it_restores_when_it_is_ended_and_its_client_says_how_to_go_on(
     board: Path, place: Path
 ) -> None:
@@ -125,6 +127,7 @@ def test_it_restores_when_it_is_ended_and_its_client_says_how_to_go_on(
         writes.close()
 
 
+@pytest.mark.system
 def test_a_second_daemon_waits_for_its_turn_and_is_told_why(
     board: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +143,7 @@ def test_a_second_daemon_waits_for_its_turn_and_is_told_why(
         second.close()
 
 
+@pytest.mark.system
 def test_a_socket_that_a_killed_helper_left_is_replaced(board: Path, place: Path) -> None:
     with helper(board, place) as process:
         process.kill()
@@ -170,6 +174,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.system
 def test_what_is_on_no_list_is_refused_and_nothing_is_written(board: Path, place: Path) -> None:
     before = {file: file.read_bytes() for file in board.rglob("*") if file.is_file()}
     with helper(board, place):
@@ -182,6 +187,7 @@ def test_what_is_on_no_list_is_refused_and_nothing_is_written(board: Path, place
     assert {file: file.read_bytes() for file in board.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.system
 def test_what_is_no_line_ends_the_connection_and_not_the_helper(board: Path, place: Path) -> None:
     with helper(board, place):
         for junk in (b"\x00\xff\xfe\n", b"x" * 5000, b"f" * 65 + b"\n", b"hello\r\n"):
@@ -190,6 +196,7 @@ def test_what_is_no_line_ends_the_connection_and_not_the_helper(board: Path, pla
         assert asked(place, b"hello\n") == b"ok 2\n"
 
 
+@pytest.mark.system
 def test_requests_are_limited(board: Path, place: Path) -> None:
     with helper(board, place):
         answers = asked(place, b"hello\n" * 400).splitlines()
@@ -205,6 +212,7 @@ def test_so_many_at_once_and_so_many_a_second() -> None:
     assert sum(allowance.take(1e6) for _ in range(1000)) == 200
 
 
+@pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_is_refused_whatever_the_sockets_mode(board: Path, place: Path) -> None:
     program = (
@@ -233,6 +241,7 @@ def test_who_may_ask_is_root_or_of_the_group() -> None:
     assert not allowed(987654, 987654, 0), "no such user, and not of root's group"
 
 
+@pytest.mark.system
 def test_a_group_that_is_not_there_is_named(tmp_path: Path) -> None:
     words = ["--socket", str(tmp_path / "s"), "--group", "no-such-group"]
     done = subprocess.run(
@@ -242,6 +251,7 @@ def test_a_group_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "group 'no-such-group' is not there" in done.stderr
 
 
+@pytest.mark.system
 def test_it_needs_nothing_but_python() -> None:
     program = (
         "import sys, runpy; before = set(sys.modules); runpy.run_path(sys.argv[1]);"
@@ -254,6 +264,7 @@ def test_it_needs_nothing_but_python() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.system
 def test_a_switch_goes_through_the_helper(board: Path, place: Path) -> None:
     library = read_library(Path("/none"), Path("/none"))
     with helper(board, place):
