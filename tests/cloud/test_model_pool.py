@@ -55,6 +55,12 @@ async def asked(backend: CloudBackend, model: str | None = None, **fields: Any) 
     return events[0].model, text
 
 
+async def in_line(backend: CloudBackend, model: str, calls: int) -> None:
+    """Wait until so many wait for that model to be loaded."""
+    while backend.pool.entries[model].waiting < calls:
+        await asyncio.sleep(0.005)
+
+
 def states(backend: CloudBackend) -> dict[str, str | None]:
     return {card.id: card.state for card in backend.models()}
 
@@ -99,7 +105,7 @@ def test_a_model_in_use_is_waited_for_and_stays_until_its_calls_end() -> None:
         pool = backend.pool
         async with pool.use("one"):
             waits = asyncio.create_task(asked(backend, "two"))
-            await asyncio.sleep(0.05)
+            await in_line(backend, "two", 1)
             assert not waits.done()
             assert states(backend) == {"one": "ready", "two": "loading", "three": "unloaded"}
             assert pool.entries["two"].waiting == 1
@@ -161,7 +167,7 @@ def test_the_line_for_a_load_is_bounded() -> None:
 
     async def test(backend: CloudBackend, maker: ToyModels) -> None:
         asks = [asyncio.create_task(asked(backend, "two")) for _ in range(3)]
-        await asyncio.sleep(0.05)
+        await in_line(backend, "two", 3)
         with pytest.raises(CapacityError, match="3 calls wait for 'two' to be loaded: at most 3"):
             await asked(backend, "two")
         maker.gates["two"].set()
@@ -283,7 +289,7 @@ def test_a_load_that_waits_for_room_lets_a_model_load_that_fits() -> None:
     async def test(backend: CloudBackend, maker: ToyModels) -> None:
         async with backend.pool.use("hot"):
             big = asyncio.create_task(asked(backend, "big"))
-            await asyncio.sleep(0.05)
+            await in_line(backend, "big", 1)
             assert (await asked(backend, "small", tidegate={"deadline_ms": 3000}))[0] == "small"
             assert not big.done()
         assert (await big)[0] == "big"
@@ -296,7 +302,7 @@ def test_a_load_that_waits_for_room_ends_when_nobody_waits_for_it() -> None:
         two = backend.pool.entries["two"]
         async with backend.pool.use("one"):
             asks = asyncio.create_task(asked(backend, "two"))
-            await asyncio.sleep(0.05)
+            await in_line(backend, "two", 1)
             asks.cancel()
             await asyncio.gather(asks, return_exceptions=True)
             async with asyncio.timeout(2):

@@ -126,12 +126,18 @@ def test_under_steady_load_nothing_is_dropped_and_every_answer_is_of_one_version
                 found[version] += 1
                 number += 3
 
+        async def more() -> None:
+            """Wait for two dozen answers."""
+            enough = found.total() + 24
+            while found.total() < enough:
+                await asyncio.sleep(0.005)
+
         load = [asyncio.create_task(asks(first)) for first in range(6)]
         for model in (OLD, NEW, OLD, NEW):
-            await asyncio.sleep(0.15)
+            await more()
             (change,) = await apply(backend, model, mode=mode)
             assert change == Change(name="m", kind="replaced")
-        await asyncio.sleep(0.15)
+        await more()
         stop.set()
         await asyncio.gather(*load)
         await settled(backend)
