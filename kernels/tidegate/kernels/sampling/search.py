@@ -185,10 +185,9 @@ def search(
     before = partials + (((launch + 1) % 2) * tl.num_programs(0) + row).to(tl.int64) * slab
     after = partials + ((launch % 2) * tl.num_programs(0) + row).to(tl.int64) * slab
     state = states + (row * 2 * LAUNCHES + launch) * 4
-    draw = (peak, temperature, min_p, top_p, top_k)
     low, high, above, goal, floor = interval_of(
-        state - 4, before, firsts + row * 2, launch, draw, by_count, LAUNCHES, SECOND, TILE_COUNT,
-        TILES, LEVELS,
+        state - 4, before, firsts + row * 2, launch, (peak, temperature, min_p, top_p, top_k),
+        by_count, LAUNCHES, SECOND, TILE_COUNT, TILES, LEVELS,
     )  # fmt: skip
     if tile == 0:
         store_state(state, low, high, above, goal)
