@@ -23,7 +23,7 @@ from tidegate.edge.energy.governor_modes import BoardThread, InThread, ModeKeepe
 from tidegate.edge.energy.governor_requests import Ask, Requests
 from tidegate.edge.energy.governor_status import Counts, view_of
 from tidegate.edge.energy.governor_view import EnergyView
-from tidegate.edge.energy.governor_words import explained, why_away, why_held, why_here
+from tidegate.edge.energy.governor_words import explained, why_away, why_held, why_here, why_mode
 from tidegate.edge.energy.pace import Pace
 from tidegate.edge.energy.pace_state import NEVER, Decision, PaceState, Waiting
 from tidegate.edge.energy.settings import EnergySettings
@@ -36,7 +36,8 @@ Recorder = Callable[[Pace, PaceState, Decision], None]
 
 _BROKEN_S: Final = 30.0
 """That the clock alone routes after a failure of the governor."""
-_READ_BACK_S: Final = 10.0
+_READ_BACK_S: Final = 60.0
+"""Between two looks at whether someone else took a power mode, or another network is used."""
 _LINK_S: Final = 1.0
 """Between two looks at whether the cloud can be reached."""
 _LOOK_S: Final = 2.0
@@ -308,7 +309,8 @@ class Governor:
 
     def _apply(self, pace: Pace, state: PaceState, decision: Decision) -> None:
         waiting = {one.id: one for one in state.waiting}
-        self.modes.want(decision.mode, decision.reason)
+        why = why_mode(decision, pace.costs)
+        self.modes.want(decision.mode, why)
         for request_id in decision.start:
             reason = why_here(waiting[request_id], decision, state, pace.costs)
             self.requests.begin(self.requests.held[request_id].ask)
@@ -321,7 +323,7 @@ class Governor:
         if decision.start:
             old, new = len(state.running), len(self.requests.begun)
             rows = pace.costs.rows
-            _log.info("energy: batch %d -> %d of %d rows: %s", old, new, rows, decision.reason)
+            _log.info("energy: batch %d -> %d of %d rows: %s", old, new, rows, why)
         self._tell_held(pace, state, waiting)
         if decision.wake_s < NEVER:
             self._wake_in(decision.wake_s - self._device.clock())

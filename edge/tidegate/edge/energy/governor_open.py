@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.energy.actuate import ModeSwitch
-from tidegate.edge.energy.board_costs import costs_for
+from tidegate.edge.energy.board_costs import explained_costs
 from tidegate.edge.energy.corrections import OnlineCosts
 from tidegate.edge.energy.cost import CostModel, RadioCost
 from tidegate.edge.energy.governor import Governor
@@ -27,6 +28,8 @@ from tidegate.edge.executors.choice import ExecutorSettings
 from tidegate.engine.executor import Executor, Unloadable
 from tidegate.errors import ConfigError
 from tidegate.model.bundle import Bundle
+
+_log = logging.getLogger(__name__)
 
 _WH_J = 3600.0
 
@@ -62,7 +65,7 @@ def open_governor(
             own=own_modes(executor),
         )
         stack.callback(switch.close)
-        costs = costs_for(
+        estimate = explained_costs(
             profile,
             bundle,
             modes=switch.modes,
@@ -71,6 +74,11 @@ def open_governor(
             calibration=settings.calibration,
             executor=runs.choice,
         )
+        costs = estimate.costs
+        modes = ", ".join(switch.modes)
+        _log.info("energy: %s, power modes by %s: %s", profile.id, switch.tool, modes)
+        why = "; ".join(estimate.why)
+        _log.info("energy: costs are %s, watts of scope %s: %s", costs.source, costs.scope, why)
         device = _device(settings, costs, switch, executor, cloud)
         record = None if settings.decisions is None else _record(settings.decisions, stack)
         yield Governor(settings, device, record=record)

@@ -17,6 +17,12 @@ UNKNOWN = "unknown"
 """Scope of a cost model that knows times only."""
 
 
+def why_mode(decision: Decision, costs: CostModel) -> str:
+    """Why the mode is what it is; PACE's word for its knee is one of joules even without watts."""
+    unknown = costs.scope == UNKNOWN and decision.reason == "least joules per token"
+    return "the fastest: no watts are known" if unknown else decision.reason
+
+
 def why_here(one: Waiting, decision: Decision, state: PaceState, costs: CostModel) -> str:
     """Why a request begins on the device."""
     mode = costs.modes[decision.mode]
@@ -29,7 +35,7 @@ def why_here(one: Waiting, decision: Decision, state: PaceState, costs: CostMode
     waited_s = state.now_s - one.arrived_s
     held = f", held {waited_s:.1f} s" if waited_s >= 0.05 else ""
     said = f"here: {' and '.join(parts)} predicted in mode {mode.name}, {_allowed(one, state)}"
-    return f"{said}{held} ({decision.reason})"
+    return f"{said}{held} ({why_mode(decision, costs)})"
 
 
 def why_away(
