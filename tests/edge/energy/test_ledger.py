@@ -13,6 +13,7 @@ from toyexecutor import VirtualClock
 from tidegate.edge.energy.cost import CostModel
 from tidegate.edge.energy.ledger import EnergyLedger, TotalKey
 from tidegate.edge.energy.ledger_split import split
+from tidegate.edge.energy.ledger_windows import IdleWatts
 from tidegate.edge.energy.sensors.sample import Kind, Sample
 from tidegate.engine.request import RequestId
 from tidegate.engine.steps import StepReport, StepShare
@@ -271,6 +272,46 @@ def test_the_step_in_flight_while_another_request_is_told_stays_measured() -> No
     assert second is not None
     assert (first.source, second.source) == ("measured", "measured")
     assert first.joules == pytest.approx(5.0)
+
+
+def test_a_step_counts_in_each_window_by_how_much_of_it_lies_there() -> None:
+    board = Board()
+    board.ledger.settle(board.meter.draw(12.0, 1.0))
+    board.meter.draw(12.0, 1.0)
+    board.ledger.stepped(report(board.clock, 2.0, prompt(A, 50)), 0)
+    board.step(32.0, 1.0, prompt(B, 50))
+    board.look()
+    # The second window has a second of each: 10 J and 30 J above idling, divided evenly.
+    for request, joules in ((A, 10.0 + 20.0), (B, 20.0)):
+        used = board.ledger.use_of(request)
+        assert used is not None
+        assert used.joules == pytest.approx(joules)
+
+
+def test_what_no_sample_came_after_is_not_measured_yet() -> None:
+    board = Board()
+    board.step(12.0, 0.5, prompt(A, 500))
+    board.look()
+    board.step(12.0, 0.5, token(A))
+    used = board.ledger.use_of(A)
+    assert used is not None
+    assert (used.source, used.joules) == ("estimated", pytest.approx(0.5 * 8 + 0.5 * 6))
+    board.look()
+    used = board.ledger.use_of(A)
+    assert used is not None
+    assert (used.source, used.joules) == ("measured", pytest.approx(10.0))
+
+
+def test_idle_watts_are_a_mean_over_time_of_which_the_last_minutes_count_most() -> None:
+    idle = IdleWatts()
+    assert idle.of("package") is None
+    for watts, seconds in ((2.0, 10.0), (4.0, 5.0), (4.0, 5.0)):
+        idle.seen("package", watts, seconds)
+    assert idle.of("package") == pytest.approx(3.0)
+    for _ in range(900):
+        idle.seen("package", 7.0, 1.0)
+    assert idle.of("package") == pytest.approx(7.0, abs=0.3)
+    assert idle.of("module") is None
 
 
 def test_calibrated_costs_are_told_as_such() -> None:

@@ -25,8 +25,9 @@ from sensortrees import (
 )
 from toyexecutor import VirtualClock
 
-from tidegate.edge.energy.profile import Profile
-from tidegate.edge.energy.sensors.sample import drawn_between
+from tidegate.edge.energy.profile import Profile, ThermalSensor
+from tidegate.edge.energy.sensors.sample import Sample, drawn_between
+from tidegate.edge.energy.sensors.thermal import ThermalZones
 
 NANO = profile("jetson-orin-nano-8gb-super")
 MEASURED = [
@@ -169,6 +170,48 @@ def test_the_next_sensor_is_taken_before_any_estimate(tmp_path: Path, clock: Vir
     sample = panel.sample()
     assert sample.kind == "estimated"
     assert "power_supply: plugged in: the battery does not tell what is drawn" in sample.faults
+
+
+def test_a_sensor_that_was_not_read_for_a_while_begins_its_count_anew(
+    tmp_path: Path, clock: VirtualClock
+) -> None:
+    put_mains(tmp_path, online=False)
+    put_battery(tmp_path)
+    counter, seconds = put_rapl(tmp_path, 100.0), 0
+    panel = panel_of(profile("ryzen-laptop"), tmp_path, clock)
+
+    def look() -> Sample:
+        nonlocal seconds
+        seconds += 1
+        clock.advance(1.0)
+        if counter.exists():
+            put_rapl(tmp_path, 100.0 + 5.0 * seconds)
+        return panel.sample()
+
+    assert look().scope == "package"
+    away = counter.rename(tmp_path / "away")
+    assert [look().scope for _ in range(2)] == ["module", "board_dc"]
+    away.rename(counter)
+    assert [look().scope for _ in range(8)][-1] == "package"
+    counter.rename(away)
+    assert look().kind == "estimated"
+    sample = look()
+    assert (sample.scope, sample.joules) == ("board_dc", 12.5)
+
+
+def test_of_several_zones_the_one_nearest_to_its_own_limit_counts(tmp_path: Path) -> None:
+    put_zone(tmp_path, 0, "cpu", 80.0)
+    put_zone(tmp_path, 1, "modem", 70.0)
+    put_zone(tmp_path, 2, "case", 90.0)
+    sensors = (
+        ThermalSensor(zone_type="cpu", hard_c=105.0),
+        ThermalSensor(zone_type="modem", soft_c=75.0),
+        ThermalSensor(zone_type="case"),
+    )
+    warmth, faults = ThermalZones(sysroot=tmp_path, sensors=sensors).read()
+    assert warmth is not None
+    assert (warmth.celsius, warmth.soft_c, warmth.hard_c) == (70.0, 75.0, None)
+    assert faults == ()
 
 
 def test_what_the_machine_has_besides_is_found_and_is_no_fault_where_it_is_not(
