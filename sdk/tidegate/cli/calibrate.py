@@ -172,7 +172,9 @@ def _measured(
         with closing(switch):
             names = switch.modes if args.modes is None else _named(args.modes)
             weights = bundle.manifest.memory.weight_bytes
-            guessed = estimated_costs(profile, weights, modes=switch.modes, rows=settings.rows)
+            guessed = estimated_costs(
+                profile, weights, modes=switch.modes, rows=executor.limits.step_rows
+            )
             panel = open_panel(profile, sysroot=root, clock=time.monotonic, costs=guessed.costs)
             text = TextModel.load(bundle.folder, context_tokens=executor.limits.context_tokens)
 
@@ -204,13 +206,14 @@ def _costs(
     from tidegate.edge.energy.fitted_costs import fitted_modes, weights_digest
     from tidegate.edge.energy.profile import FittedCosts
     from tidegate.edge.executors.choice import choose_target
+    from tidegate.edge.executors.kv_size import kv_size
 
     target = choose_target(bundle, settings.runtime)
     costs = FittedCosts(
         model=bundle.manifest.model_id,
         weights=weights_digest(bundle.manifest, target),
         executor=target,
-        rows=settings.rows,
+        rows=kv_size(bundle.manifest, target, settings).rows,
         threads=settings.threads,
         date=_today(),
         scope=found.scope,

@@ -69,10 +69,10 @@ def open_governor(
             profile,
             bundle,
             modes=switch.modes,
-            rows=runs.rows,
+            rows=executor.limits.step_rows,
             threads=runs.threads,
             calibration=settings.calibration,
-            executor=runs.choice,
+            executor=runs.runtime,
         )
         costs = estimate.costs
         modes = ", ".join(switch.modes)
