@@ -95,13 +95,14 @@ def test_an_outlier_moves_little() -> None:
 def test_noise_does_not_make_costs_swing(seed: int) -> None:
     draw = random.Random(seed)
     online = fed(OnlineCosts(CALIBRATED), [draw.lognormvariate(0.0, 0.3) for _ in range(300)])
-    assert step_s(online.costs) == pytest.approx(step_s(CALIBRATED), rel=0.25)
+    # The factor's logarithm scatters by 0.3 * sqrt(0.1 / 1.9) = 0.07: this is five times as much.
+    assert abs(math.log(step_s(online.costs) / step_s(CALIBRATED))) < 0.35
 
 
 @given(ratio=st.sampled_from((1e-6, 0.01, 50.0, 1e6)))
-def test_what_was_fitted_here_is_corrected_by_four_times_at_most(ratio: float) -> None:
+def test_what_was_fitted_here_is_corrected_by_eight_times_at_most(ratio: float) -> None:
     online = fed(OnlineCosts(CALIBRATED), [ratio] * 400)
-    wanted = 4.0 if ratio > 1 else 0.25
+    wanted = 8.0 if ratio > 1 else 1 / 8
     assert step_s(online.costs) == pytest.approx(wanted * step_s(CALIBRATED), rel=0.01)
 
 
