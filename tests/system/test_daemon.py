@@ -128,7 +128,7 @@ def test_an_idle_daemon_stops_at_once(bundle: Path, tmp_path: Path, number: sign
         began_s = time.monotonic()
         device.process.send_signal(number)
         assert device.process.wait(20) == 0
-        assert time.monotonic() - began_s < 5
+        assert time.monotonic() - began_s < 15, "half of what a drain may take"
         assert "Traceback" not in device.log.read_text()
 
 
