@@ -57,7 +57,11 @@ def _begun(now: PaceState) -> list[str]:
         (name,) = start
         begun.append(name)
         (one,) = [one for one in now.waiting if one.id == name]
-        row = runs(context_tokens=float(one.prompt_tokens), deadline_s=one.deadline_s)
+        row = runs(
+            context_tokens=float(one.prompt_tokens),
+            deadline_s=one.deadline_s,
+            may_wait=one.may_wait,
+        )
         rest = [one for one in now.waiting if one.id != name]
         now = replace(now, waiting=rest, running=(*now.running, row))
     return begun
@@ -376,6 +380,21 @@ def test_work_that_may_wait_begins_beside_others_only_where_they_stay_in_time_as
     assert PACE.decide(state(urgent, running=(others,))).start == ("patient",)
     easy = replace(others, deadline_s=400.0)
     assert PACE.decide(state(patient, running=(easy,))).start == ("patient",)
+    hurried = replace(others, deadline_s=105.8)
+    faster = PACE.decide(state(patient, running=(hurried,)))
+    assert (faster.mode, faster.start) == (FAST, ())
+    assert 100.0 < faster.wake_s < 2000.0
+
+
+def test_work_that_may_wait_leaves_a_row_to_the_next_who_cannot() -> None:
+    patient = asks("patient", deadline_s=2000.0, may_wait=True)
+    three = [runs(deadline_s=400.0) for _ in range(3)]
+    assert PACE.decide(state(patient, running=tuple(three))).start == ()
+    assert PACE.decide(state(patient, running=tuple(three[:2]))).start == ("patient",)
+    alike = tuple(replace(one, may_wait=True) for one in three)
+    assert PACE.decide(state(patient, running=alike)).start == ("patient",)
+    urgent = replace(patient, may_wait=False)
+    assert PACE.decide(state(urgent, running=tuple(three))).start == ("patient",)
 
 
 def test_the_terms_say_what_either_way_costs_and_why() -> None:

@@ -175,6 +175,7 @@ class Requests:
                 output_most=most,
                 context_tokens=ask.prompt_tokens + begun.given,
                 deadline_s=ask.deadline_s,
+                may_wait=ask.may_wait,
             )
 
     def _left(self, ask: Ask, given: int) -> tuple[float, float, float]:

@@ -253,17 +253,26 @@ class _Deciding:
     def _kept_back_s(self, one: Waiting, bounded: list[Running], mode: int) -> float:
         """Until when `one` is kept back for what runs; not after now: it begins.
 
-        Work that may wait must leave the others in time in the mode that is taken, with every row
-        in use: it is not worth a faster mode, nor the time that the next newcomer will need.
+        Work that may wait begins beside them only in the mode of least joules, in which they must
+        be in time with every row in use: it is not worth a faster mode, nor the time that the next
+        newcomer will need.
         """
         state, weights = self.state, self.weights
-        patient = one.may_wait and state.now_s < self._begins_s(one)
+        begins_at_s = self._begins_s(one) if one.may_wait else state.now_s
+        patient = state.now_s < begins_at_s
+        if patient and (mode > self.knee or self._takes_last_row()):
+            return begins_at_s
         pace = self._pace(mode, self.costs.rows) if patient else self._pace(self.fastest, 1)
         begun_s = pace.now_s + pace.prefill_s(one.prompt_tokens)
         if all(begun_s + pace.longest(run) <= run.deadline_s for run in bounded):
             return state.now_s
         last_s = state.now_s + one.deadline_s - begun_s - pace.longest(one)
         return min(last_s, one.arrived_s + weights.longest_hold_s)
+
+    def _takes_last_row(self) -> bool:
+        """Whether who begins leaves no row for the next, and those who run cannot wait."""
+        running, rows = self.state.running, self.costs.rows
+        return len(running) + 1 >= rows and not all(run.may_wait for run in running)
 
     def _begins_s(self, one: Waiting) -> float:
         return begins_s(one, self.state, self.costs, self.weights, self.knee)

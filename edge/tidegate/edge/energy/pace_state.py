@@ -84,6 +84,8 @@ class Running:
     """Still to be generated, at least a token."""
     context_tokens: float
     deadline_s: float = NEVER
+    may_wait: bool = False
+    """Background work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -303,6 +303,7 @@ class _Run:
             output_most=most,
             context_tokens=row.context_tokens if self.setup.clairvoyant else job.prompt_tokens,
             deadline_s=job.deadline_s,
+            may_wait=job.background,
         )
 
     def _send(self, job: Job) -> None:
