@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -53,7 +54,17 @@ async def together(
 
 
 def alone(request: GenerationRequest, behaviour: Behaviour | None = None) -> Collected:
-    """On an engine of its own that guesses nothing."""
+    """On an engine of its own that guesses nothing; asked once where nothing else happens."""
+    assert request.sampling.seed is not None
+    return _plainly(request) if behaviour is None else _computed_alone(request, behaviour)
+
+
+@functools.cache
+def _plainly(request: GenerationRequest) -> Collected:
+    return _computed_alone(request, Behaviour())
+
+
+def _computed_alone(request: GenerationRequest, behaviour: Behaviour) -> Collected:
     return asyncio.run(together(executor(PAGED, behaviour), [request], settings=PLAIN))[0][0]
 
 
