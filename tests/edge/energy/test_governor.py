@@ -309,6 +309,27 @@ def test_a_broken_scheduler_gives_everybody_back_to_the_clock(
     assert "poison" not in " ".join(caplog.messages[:1])
 
 
+def test_nobody_is_held_and_no_mode_taken_once_it_has_ended() -> None:
+    async def main() -> None:
+        world = World()
+        board = ToyBoard(world, settings=energy_settings())
+        running = asyncio.create_task(board.governor.run())
+        engine = asyncio.create_task(board.engine())
+        await asyncio.sleep(1)
+        waits = asyncio.create_task(board.ask(ask("w", may_wait=True), 20))
+        await asyncio.sleep(1)
+        running.cancel()
+        await asyncio.wait({running})
+        await waits
+        await board.ask(ask("late"), 20)
+        assert board.placed == {"w": None, "late": None}
+        await asyncio.sleep(60)
+        assert world.taken == []
+        engine.cancel()
+
+    run_virtually(main())
+
+
 def test_a_panel_that_raises_is_said_once_and_survived(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         world = World(broken=True)

@@ -113,7 +113,7 @@ class Governor:
         self._counts = Counts()
         self._link_up = False  # until it was looked for
         self._idle_since_s = device.clock()
-        self._poked = False
+        self._poked = self._ended = False
         self._timer: asyncio.TimerHandle | None = None
         self._broken_until_s = 0.0
         self._decided_s = -math.inf
@@ -122,7 +122,8 @@ class Governor:
     # What the daemon calls.
 
     async def run(self) -> None:
-        """Look at the board and at the link until cancelled."""
+        """Look at the board and at the link until cancelled; without that nobody is held."""
+        self._ended = False
         try:
             await self.modes.read()
             await self.board.see_network()
@@ -135,7 +136,9 @@ class Governor:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+            self._ended = True
             self._give_back()
+            await self.modes.settled()  # the board's mode is put back after this
 
     async def place(self, ask: Ask) -> Placement | None:
         """Wait for the place of a request; None: the governor cannot say, the clock is to decide.
@@ -143,7 +146,7 @@ class Governor:
         Cancelling takes the request out at once. Whoever is placed calls `end` in the end.
         """
         now_s = self._device.clock()
-        if now_s < self._broken_until_s:
+        if self._ended or now_s < self._broken_until_s:
             return None
         self.requests.hold(ask, now_s)
         placing = asyncio.get_running_loop().create_future()
@@ -251,6 +254,8 @@ class Governor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._ended:
+            return
         broken_s = self._broken_until_s - self._device.clock()
         if broken_s > 0:
             if broken_s < NEVER:
