@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tidegate.errors import ConfigError
 
@@ -59,7 +59,7 @@ class Heat:
             pole.r_kw * watts + (now_k - pole.r_kw * watts) * math.exp(-seconds / pole.tau_s)
             for pole, now_k in zip(self.poles, self.warmth_k, strict=True)
         )
-        return replace(self, warmth_k=warmth)
+        return Heat(poles=self.poles, warmth_k=warmth, ambient_c=self.ambient_c)
 
     def kelvin_per_watt(self, seconds: float) -> float:
         """That one more watt adds within `seconds`."""

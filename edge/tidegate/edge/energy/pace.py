@@ -68,12 +68,13 @@ class _Deciding:
         self.knee = min(self.costs.knee, self.fastest)
         self.here = local_prices(state, self.costs, self.weights, self.knee)
         self.there = None
-        if pace.cloud is not None and state.link_up:
+        if pace.cloud is not None and state.link_up and any(one.may_leave for one in state.waiting):
             radio = pace.radio or RadioCost()
             self.there = cloud_prices(state, self.weights, pace.cloud, radio)
         self.losses: dict[str, float] = {}
         """What it costs more that a request leaves, of those that may."""
         self.terms: dict[str, Terms] = {}
+        self.speeds: dict[tuple[int, int], Speed] = {}
         self.hopeless = False
         """Whether anybody who waits is late whatever is done."""
 
@@ -89,8 +90,9 @@ class _Deciding:
         waits, wake_s = held(local, state, self.costs, self.weights, self.knee)
         if waits:
             local = [one for one in local if one.id not in waits]
-        fast = self._pace(self.fastest, 1)
-        local, self.hopeless = hopeful_first(local, fast, state, self.weights)
+        if local:
+            fast = self._pace(self.fastest, 1)
+            local, self.hopeless = hopeful_first(local, fast, state, self.weights)
         local, moved, look_s = self._relieved(local)
         offload += moved
         wake_s = min(wake_s, look_s)
@@ -258,7 +260,9 @@ class _Deciding:
         newcomer will need.
         """
         state, weights = self.state, self.weights
-        begins_at_s = self._begins_s(one) if one.may_wait else state.now_s
+        begins_at_s = state.now_s
+        if one.may_wait:
+            begins_at_s = begins_s(one, state, self.costs, weights, self.knee)
         patient = state.now_s < begins_at_s
         if patient and (mode > self.knee or self._takes_last_row()):
             return begins_at_s
@@ -274,14 +278,13 @@ class _Deciding:
         running, rows = self.state.running, self.costs.rows
         return len(running) + 1 >= rows and not all(run.may_wait for run in running)
 
-    def _begins_s(self, one: Waiting) -> float:
-        return begins_s(one, self.state, self.costs, self.weights, self.knee)
-
     def _last_leave_s(self, local: list[Waiting], started: frozenset[str]) -> float:
         """When the first of those who wait for a row has to be looked at again to leave in time."""
         if self.there is None:
             return NEVER
         waiting = [one for one in local if one.may_leave and one.id not in started]
+        if not waiting:
+            return NEVER
         spares_s = [self.there.spare_s(one) for one in waiting]
         return self.state.now_s + min([one for one in spares_s if one > 0], default=NEVER)
 
@@ -369,4 +372,9 @@ class _Deciding:
         return pace.now_s + sum([pace.of_running(run)[0] for run in self.state.running])
 
     def _pace(self, mode: int, waiting: int) -> Speed:
-        return speed(self.state, self.costs, self.weights, mode, waiting)
+        key = mode, min(self.costs.rows, len(self.state.running) + waiting)
+        known = self.speeds.get(key)
+        if known is None:
+            known = speed(self.state, self.costs, self.weights, mode, waiting)
+            self.speeds[key] = known
+        return known

@@ -130,6 +130,9 @@ class _Run:
         self.decisions = 0
         self.line: list[tuple[float, float, float]] = []
         self.worked_j = self.accounted_s = 0.0
+        self.warming_kw = 0.0
+        if setup.heat is not None:
+            self.warming_kw = setup.heat.kelvin_per_watt(_FORESIGHT_S)
         self.sent = 0
         edges = [at for outage in setup.outages for at in outage]
         self.edges = sorted(edges + [at for span in setup.quiet for at in span])
@@ -255,9 +258,9 @@ class _Run:
         rest_k, warming_kw = -math.inf, 0.0
         fastest = None
         if board.heat is not None:
-            rest_k = board.heat.after(0.0, _FORESIGHT_S).now_c - setup.soft_c
-            warming_kw = board.heat.kelvin_per_watt(_FORESIGHT_S)
-            fastest = self._coolest_cap()
+            left_c = board.heat.after(0.0, _FORESIGHT_S).now_c
+            rest_k, warming_kw = left_c - setup.soft_c, self.warming_kw
+            fastest = self._coolest_cap((setup.hard_c - _HARD_MARGIN_K - left_c) / warming_kw)
         return PaceState(
             now_s=now_s,
             mode=board.mode,
@@ -276,11 +279,8 @@ class _Run:
             fastest=fastest,
         )
 
-    def _coolest_cap(self) -> int:
+    def _coolest_cap(self, most_w: float) -> int:
         """The fastest mode that keeps below the hard limit for as long as is looked ahead."""
-        board = self.board
-        assert board.heat is not None, "asked only with a model of heat"
-        most_w = board.heat.most_watts(self.setup.hard_c - _HARD_MARGIN_K, _FORESIGHT_S)
         cap = 0
         for number, mode in enumerate(self.setup.costs.modes):
             if max(mode.prefill_w, mode.decode_w) <= most_w:
