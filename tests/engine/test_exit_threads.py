@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 from tidegate.engine import exit_threads
 from tidegate.engine.exit_threads import start_until_exit
@@ -56,13 +57,15 @@ def test_a_piece_that_hangs_does_not_keep_the_process() -> None:
 
 
 def test_a_thread_that_has_ended_is_forgotten() -> None:
-    before = len(exit_threads._stops)
     stopped = threading.Event()
     thread = threading.Thread(target=stopped.wait, daemon=True)
     start_until_exit(thread, stopped.set)
-    assert len(exit_threads._stops) == before + 1
+    assert thread in exit_threads._stops
+    kept = weakref.ref(thread)
     stopped.set()
     thread.join()
     del thread
     gc.collect()
-    assert len(exit_threads._stops) == before
+    # Counting would not do: threads of tests before this one may be forgotten meanwhile.
+    assert kept() is None
+    assert kept not in list(exit_threads._stops.keyrefs())
