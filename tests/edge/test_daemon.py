@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.edge.daemon import EdgeSettings
+from tidegate.edge.settings import EdgeSettings
 
 
 @pytest.mark.parametrize(("keys", "shared"), [((), True), (("a",), True), (("a", "b"), False)])

@@ -8,7 +8,7 @@ import pytest
 from services import Services
 
 from tidegate.client import Client, Message, RequestError
-from tidegate.edge.daemon import EdgeSettings
+from tidegate.edge.settings import EdgeSettings
 from tidegate.errors import ConfigError
 
 pytestmark = pytest.mark.system

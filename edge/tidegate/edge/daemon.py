@@ -9,11 +9,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 from tidegate.api.encoder_metrics import EncoderMetrics
 from tidegate.api.encoder_model import longest_run_s
@@ -22,11 +21,10 @@ from tidegate.api.engine_backend import EngineBackend
 from tidegate.api.http import create_app
 from tidegate.api.lifecycle import Part, Serving, exit_when_stuck, kept_alive, run_service
 from tidegate.api.metrics import Metrics
-from tidegate.api.schema import ContextPolicy
 from tidegate.api.server import BoundServer
 from tidegate.api.settings import surface_for
-from tidegate.api.tls import ServerTls, TlsFiles
-from tidegate.api.trace_settings import TraceSettings, tracing
+from tidegate.api.tls import ServerTls
+from tidegate.api.trace_settings import tracing
 from tidegate.edge.answer_cache import AnswerCache
 from tidegate.edge.answer_memory import AnswerMemory
 from tidegate.edge.cloud_leg import CloudLeg
@@ -34,8 +32,7 @@ from tidegate.edge.draft_model import open_draft
 from tidegate.edge.embedder import EncoderDoor, open_classifier, open_embedder
 from tidegate.edge.energy.governor import Governor
 from tidegate.edge.energy.governor_open import open_governor
-from tidegate.edge.energy.settings import EnergySettings
-from tidegate.edge.executors.choice import ExecutorSettings, open_executor
+from tidegate.edge.executors.choice import open_executor
 from tidegate.edge.executors.encoder import EncoderSettings
 from tidegate.edge.governed import GovernedEngine
 from tidegate.edge.link_answers import answer_routes
@@ -52,109 +49,19 @@ from tidegate.edge.residency import (
 )
 from tidegate.edge.semantic_cache import SemanticCache
 from tidegate.edge.service import EdgeBackend
+from tidegate.edge.settings import EdgeSettings
 from tidegate.engine.drafts_model import ModelDrafter
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.prefix_disk import DiskPrefixes
-from tidegate.engine.settings import EngineSettings
 from tidegate.engine.steps import StepWatcher
 from tidegate.engine.text import TextModel
-from tidegate.errors import ConfigError
 from tidegate.link.device import DeviceLink
 from tidegate.link.enrolment_renewal import CertificateRenewal
 from tidegate.link.key_rotation import KeyRotation
 from tidegate.model.bundle import Bundle
 
 _MIB = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EdgeSettings:
-    """One daemon."""
-
-    bundle: Path
-    host: str = "127.0.0.1"
-    port: int = 8080
-    api_key_hashes: tuple[str, ...] = ()
-    """SHA-256 of the keys that may call; without one only loopback is served."""
-    tls: TlsFiles | None = None
-    traces: TraceSettings | None = None
-    executor: ExecutorSettings = field(default_factory=ExecutorSettings)
-    queue_limit: int = 32
-    """Requests that may wait for the device's engine before new ones overflow."""
-    answer_cache_mib: int = 8
-    answer_ttl_s: float = 600.0
-    prefix_reuse: bool = True
-    """Prompts that begin alike share what was computed of the beginning."""
-    speculation: bool = True
-    """Guess tokens ahead where that is faster; the answers are the same."""
-    draft: Path | None = None
-    """Bundle of a smaller model with the same tokenizer that guesses too, where that is faster."""
-    prefix_cache: Path | None = None
-    """A folder in which such beginnings survive a restart; None keeps them in memory only."""
-    prefix_cache_mib: int = 1024
-    """Of its files together; the longest unused go first."""
-    embedder: Path | None = None
-    """Bundle of an encoder, for `/v1/embeddings` and the semantic cache."""
-    classifier: Path | None = None
-    """Bundle of an encoder with labels, for `/classify`."""
-    encoder_wait_s: float = 0.0
-    """How long a text waits for others to be run with, while neither encoder has work."""
-    semantic_cache: float | None = None
-    """The cosine from which two messages share an answer; None for only identical calls."""
-    trusted_signers: frozenset[str] | None = None
-    """Public keys of which one must have signed the bundle; None accepts any signer, or none."""
-    longest_prompt_tokens: int = 8192
-    """Longer prompts are refused unread; between the device's context and this they may go out."""
-    link: LinkSettings | None = None
-    energy: EnergySettings | None = None
-    """Schedule by energy, heat and battery; None: by the clock alone."""
-    context_policy: ContextPolicy = "error"
-    """For prompts that are too long, when the caller names no policy."""
-    drain_s: float = 30.0
-    memory_mib: int | None = None
-    """What the daemon may take; None for what the system has available when it starts."""
-    max_model_mib: int | None = None
-    """What the weights of all bundles may take of it; None for all of it."""
-    unload_after_s: float | None = None
-    """Without work for so long the model leaves memory, until the next request; None: never."""
-    restart_when_stuck: bool = False
-    """Exit when work makes no progress, for a supervisor to start the daemon again."""
-
-    def __post_init__(self) -> None:
-        if self.queue_limit < 1:
-            raise ConfigError("queue_limit", self.queue_limit, "at least 1")
-        if self.context_policy not in get_args(ContextPolicy):
-            allowed = f"one of {', '.join(get_args(ContextPolicy))}"
-            raise ConfigError("context_policy", self.context_policy, allowed)
-        if self.answer_cache_mib < 0:
-            raise ConfigError("answer_cache_mib", self.answer_cache_mib, "at least 0")
-        if self.prefix_cache_mib < 1:
-            raise ConfigError("prefix_cache_mib", self.prefix_cache_mib, "at least 1")
-        if self.memory_mib is not None and self.memory_mib < 1:
-            raise ConfigError("memory_mib", self.memory_mib, "at least 1")
-        if self.unload_after_s is not None and not self.unload_after_s > 0:
-            raise ConfigError("unload_after_s", self.unload_after_s, "more than 0, or absent")
-        if self.prefix_cache is not None and not self.prefix_reuse:
-            allowed = "absent where prefixes are not reused"
-            raise ConfigError("prefix_cache", str(self.prefix_cache), allowed)
-        if self.draft is not None and not self.speculation:
-            raise ConfigError("draft", str(self.draft), "absent where nothing is guessed")
-        if self.semantic_cache is not None and self.embedder is None:
-            allowed = "set together with embedder, which compares messages"
-            raise ConfigError("semantic_cache", self.semantic_cache, allowed)
-
-    def engine_settings(self) -> EngineSettings:
-        """What of it is the engine's."""
-        return EngineSettings(
-            # Under a governor the line is its own, and what it lets begin is never refused.
-            most_waiting=self.queue_limit + (self.executor.rows if self.energy else 0),
-            prefix_reuse=self.prefix_reuse,
-            speculation=self.speculation,
-            # Several keys are several callers, who may be strangers to each other.
-            shared_guesses=len(self.api_key_hashes) < 2,
-            unload_after_s=self.unload_after_s,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,26 +115,10 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
         if settings.traces is not None:
             tracer = await stack.enter_async_context(tracing(settings.traces))
             surface = replace(surface, tracer=tracer)
-        link = None
-        upkeep: tuple[tuple[str, Part], ...] = ()
-        if settings.link is not None:
-            way = settings.link.way()
-            link = DeviceLink(settings.link.keys, way.transport, suites=settings.link.suites)
-            stack.push_async_callback(link.close)
-            upkeep = (
-                ("certificate renewal", CertificateRenewal(settings.link.keys, link).run),
-                ("key rotation", KeyRotation(settings.link.keys, link).run),
-                ("learning gateways' URLs", partial(way.learn, link)),
-            )
+        link, upkeep = _open_link(settings.link, stack)
         executor = _open_model(bundle, settings)
         stack.callback(executor.close)
-        disk = None
-        if settings.prefix_cache is not None:
-            budget_bytes = settings.prefix_cache_mib * _MIB
-            store = open_store(settings.prefix_cache, budget_bytes=budget_bytes)
-            stack.callback(store.close)
-            digest = sha256(bundle.manifest.to_bytes()).digest()
-            disk = DiskPrefixes(store, executor, model_digest=digest)
+        disk = _open_disk(bundle, executor, settings, stack)
         cloud = None if link is None else CloudLeg(link)
         governor = None
         if settings.energy is not None:
@@ -235,17 +126,7 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
                 open_governor(settings.energy, settings.executor, bundle, executor, cloud)
             )
             upkeep += (("scheduling by energy", governor.run),)
-        drafter = None
-        if settings.draft is not None:
-            draft_executor, drafter = open_draft(
-                settings.draft,
-                bundle,
-                executor.limits,
-                settings.executor,
-                trusted=settings.trusted_signers,
-                unloading=settings.unload_after_s is not None,
-            )
-            stack.callback(draft_executor.close)
+        drafter = _open_drafter(bundle, executor, settings, stack)
         watcher = None if governor is None else governor.accounts.stepped
         engine = _make_engine(bundle, executor, disk, drafter, settings, watcher)
         encoders = _open_encoders(settings, stack)
@@ -277,6 +158,55 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
             upkeep=upkeep,
             governor=governor,
         )
+
+
+_Upkeep = tuple[tuple[str, Part], ...]
+
+
+def _open_link(
+    settings: LinkSettings | None, stack: AsyncExitStack
+) -> tuple[DeviceLink | None, _Upkeep]:
+    """The link, closed with `stack`, and what looks after its keys."""
+    if settings is None:
+        return None, ()
+    way = settings.way()
+    link = DeviceLink(settings.keys, way.transport, suites=settings.suites)
+    stack.push_async_callback(link.close)
+    return link, (
+        ("certificate renewal", CertificateRenewal(settings.keys, link).run),
+        ("key rotation", KeyRotation(settings.keys, link).run),
+        ("learning gateways' URLs", partial(way.learn, link)),
+    )
+
+
+def _open_disk(
+    bundle: Bundle, executor: DeviceExecutor, settings: EdgeSettings, stack: AsyncExitStack
+) -> DiskPrefixes | None:
+    """Where prefixes survive, closed with `stack`."""
+    if settings.prefix_cache is None:
+        return None
+    store = open_store(settings.prefix_cache, budget_bytes=settings.prefix_cache_mib * _MIB)
+    stack.callback(store.close)
+    digest = sha256(bundle.manifest.to_bytes()).digest()
+    return DiskPrefixes(store, executor, model_digest=digest)
+
+
+def _open_drafter(
+    bundle: Bundle, executor: DeviceExecutor, settings: EdgeSettings, stack: AsyncExitStack
+) -> ModelDrafter | None:
+    """The smaller model that guesses, closed with `stack`."""
+    if settings.draft is None:
+        return None
+    draft_executor, drafter = open_draft(
+        settings.draft,
+        bundle,
+        executor.limits,
+        settings.executor,
+        trusted=settings.trusted_signers,
+        unloading=settings.unload_after_s is not None,
+    )
+    stack.callback(draft_executor.close)
+    return drafter
 
 
 def _open_model(bundle: Bundle, settings: EdgeSettings) -> DeviceExecutor:

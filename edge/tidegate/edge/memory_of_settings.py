@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tidegate.edge.executors.choice import choose_target
 from tidegate.edge.machine import read_machine
 from tidegate.edge.memory import MemoryNeed, check_memory, check_model, memory_need
 from tidegate.edge.prefix_store import MOST_QUEUED_BYTES
+from tidegate.edge.settings import EdgeSettings
 from tidegate.errors import BundleError
 from tidegate.model.bundle import Bundle
 from tidegate.model.manifest import MAX_MANIFEST_BYTES, Manifest
-
-if TYPE_CHECKING:
-    from tidegate.edge.daemon import EdgeSettings
 
 _MIB: Final = 1 << 20
 

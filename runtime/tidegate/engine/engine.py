@@ -19,8 +19,7 @@ from tidegate.engine.admission import check_line, check_request
 from tidegate.engine.answer import Answer
 from tidegate.engine.batch import Batch
 from tidegate.engine.batcher import Batcher
-from tidegate.engine.drafts import Drafter, GrammarDrafter, PaidDrafter
-from tidegate.engine.drafts_lookup import LookupDrafter
+from tidegate.engine.drafts import Drafter, PaidDrafter
 from tidegate.engine.events import Cancelled, Failed, Finished
 from tidegate.engine.executor import Executor, Unloadable
 from tidegate.engine.facts import Described
@@ -31,7 +30,7 @@ from tidegate.engine.request import Constraint, GenerationRequest, RequestId
 from tidegate.engine.roster import Roster
 from tidegate.engine.settings import EngineSettings
 from tidegate.engine.snapshot import EngineSnapshot, Meter
-from tidegate.engine.speculation import Speculator
+from tidegate.engine.speculation_of_settings import speculator_for
 from tidegate.engine.stepper import Outcome, Stepper, Work
 from tidegate.engine.steps import StepWatcher, report_of
 from tidegate.engine.text import TextModel
@@ -93,7 +92,13 @@ class Engine:
         self._draft_model = draft_model
         self._watcher = watcher
         self._batcher = Batcher(executor, self._settings, self._disk)
-        self._speculator = self._make_speculator(executor, drafters, draft_model)
+        self._speculator = speculator_for(
+            executor.limits.step_rows,
+            self._settings,
+            eos_ids=text.eos_ids,
+            drafters=drafters,
+            paid=draft_model,
+        )
         self._stepper = Stepper(executor, self._speculator, clock)
         self.executor_facts = executor.facts if isinstance(executor, Described) else None
         self._unloadable = executor if isinstance(executor, Unloadable) else None
@@ -231,27 +236,6 @@ class Engine:
             step_tokens=tuple(meter.step_tokens),
             tokens_of_steps=meter.tokens_of_steps,
             accepted_lengths=tuple(meter.accepted_lengths),
-        )
-
-    def _lookup(self, most_requests: int) -> LookupDrafter:
-        return LookupDrafter(most_requests=most_requests, share=self._settings.shared_guesses)
-
-    def _make_speculator(
-        self,
-        executor: Executor,
-        drafters: Sequence[Drafter] | None,
-        draft_model: PaidDrafter | None,
-    ) -> Speculator | None:
-        if not self._settings.speculation:
-            return None
-        most_requests = 2 * executor.limits.step_rows
-        if drafters is None:
-            drafters = (GrammarDrafter(), self._lookup(most_requests))
-        return Speculator(
-            drafters,
-            most_requests=most_requests,
-            eos_ids=self.text.eos_ids,
-            paid=draft_model,
         )
 
     def _check(self, request: GenerationRequest) -> None:

@@ -31,10 +31,10 @@ from tidegate.cli.trust import add_trust, read_trust
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from tidegate.edge.daemon import EdgeSettings
     from tidegate.edge.energy.profile import Profile
     from tidegate.edge.executors.choice import ExecutorSettings
     from tidegate.edge.link_settings import LinkSettings
+    from tidegate.edge.settings import EdgeSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -216,7 +216,7 @@ def _settings(
     args: argparse.Namespace, service: ServiceFlags, taken: Served, profile: Profile | None
 ) -> EdgeSettings:
     """Everything that the flags say, and the profile where they do not."""
-    from tidegate.edge.daemon import EdgeSettings
+    from tidegate.edge.settings import EdgeSettings
 
     return EdgeSettings(
         bundle=args.bundle,
