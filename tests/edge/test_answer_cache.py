@@ -51,6 +51,22 @@ def test_an_identical_request_gets_the_same_answer_until_it_is_stale() -> None:
     assert cache.nbytes == 0
 
 
+def test_who_only_looks_keeps_no_answer_longer_and_lets_none_go() -> None:
+    clock = Clock()
+    cache = AnswerCache(budget_bytes=2 * 410, ttl_s=60, clock=clock)
+    cache.put(b"first", "on", "stop", USAGE)
+    cache.put(b"second", "off", "stop", USAGE)
+    looked = cache.peek(b"first")
+    assert looked is not None
+    assert looked.text == "on"
+    assert cache.peek(b"third") is None
+    cache.put(b"third", "up", "stop", USAGE)
+    assert cache.peek(b"first") is None, "it is still the least recently used"
+    clock.now_s = 60.1
+    assert cache.peek(b"second") is None
+    assert len(cache) == 2
+
+
 def test_only_repeatable_requests_have_a_key_and_every_setting_is_in_it() -> None:
     drawn = SamplingParams(max_tokens=10, temperature=1.0)
     assert answer_key("m", (1,), drawn) is None

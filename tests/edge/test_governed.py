@@ -157,7 +157,7 @@ def test_a_kept_answer_takes_nothing_that_anybody_counted(tmp_path: Path) -> Non
         routed, end = await here.ask(call())
         assert (routed.route, end.energy) == ("cache", None)
         explained = await here.backend.explain(call())
-        assert explained["route"] == "cache"
+        assert (explained["route"], explained["reason"]) == ("cache", routed.reason)
 
     with_device(tmp_path, test)
 
@@ -238,6 +238,9 @@ def test_explaining_runs_nothing_and_names_filters_clock_and_terms(tmp_path: Pat
         waits = await here.backend.explain(call("hello", priority="background", route="edge"))
         assert waits["route"] == "edge"
         assert str(waits["reason"]).startswith("held: background work waits for company")
+        state = waits["state"]
+        assert isinstance(state, dict)
+        assert state["kept_answer"] == "none identical"
         assert here.engine.snapshot().steps == 0
         assert len(here.governor.requests.held) == 0
 

@@ -164,6 +164,42 @@ def test_where_and_how_it_is_answered_makes_no_difference() -> None:
     assert second.hit is not None
 
 
+class CountingEmbedder(LetterEmbedder):
+    """Counts what it embeds."""
+
+    count = 0
+
+    async def embed(
+        self,
+        inputs: tuple[Text, ...],
+        *,
+        dimensions: int | None = None,
+        timeout_s: float | None = None,
+        counted: Counted = uncounted,
+    ) -> Embedded:
+        self.count += len(inputs)
+        return await super().embed(inputs)
+
+
+def test_who_only_asks_what_would_be_has_nothing_embedded_and_is_told_so() -> None:
+    async def run() -> None:
+        semantic = SemanticCache(similarity=0.95, budget_bytes=1 << 16, ttl_s=60, clock=lambda: 0.0)
+        exact = AnswerCache(budget_bytes=1 << 16, ttl_s=60, clock=lambda: 0.0)
+        embedder = CountingEmbedder(longest=30)
+        memory = AnswerMemory(exact, semantic, embedder)
+        call = chat("listen now")
+        memory.keep(await memory.recall(call, "m", (1,), call.sampling), "yes", "stop", USAGE)
+        assert embedder.count == 1
+        same = await memory.recall(call, "m", (1,), call.sampling, to_answer=False)
+        assert same.hit is not None
+        other = await memory.recall(call, "m", (2,), call.sampling, to_answer=False)
+        assert other.hit is None
+        assert other.why == "none identical; similar questions were not looked for"
+        assert embedder.count == 1
+
+    asyncio.run(run())
+
+
 class BusyEmbedder(LetterEmbedder):
     """Has thousands of texts to embed first."""
 

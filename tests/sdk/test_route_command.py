@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from loopback import serving
 from tidegate.api.http import create_app
 from tidegate.api.schema import Options
 from tidegate.cli.main import main
+from tidegate.cli.route import _print
 from tidegate.client import AsyncClient, Client, Explanation, RequestError, UnavailableError
 from tidegate.client.explanations import read_explanation
 from tidegate.engine.request import Priority
@@ -150,3 +152,36 @@ def test_a_wrong_option_is_refused_before_it_is_sent() -> None:
 def test_what_is_no_explanation_is_nothing_that_a_device_said(body: object) -> None:
     with pytest.raises(UnavailableError, match="no Tidegate device"):
         read_explanation(body)
+
+
+def explained(reason: str = "x", **terms: object) -> dict[str, object]:
+    """What a device may tell."""
+    return {
+        "route": "[/bold]",
+        "reason": reason,
+        "filters": {"edge": "[red]", "cloud": None},
+        "clock": {"edge_s": 10**400, "cloud_s": math.nan},
+        "pace": {"mode": "[/]", "reason": "[b]", "mode_reason": "[/i]", "terms": terms},
+        "state": {"costs": "estimated, unknown", "mode_reason": "of the mode until now"},
+    }
+
+
+def test_numbers_that_no_computer_can_count_with_are_unknown() -> None:
+    found = read_explanation(explained(local_j=-(10**400), cloud_j=math.inf, late_local_s=2))
+    assert (found.edge_s, found.cloud_s) == (None, None)
+    assert found.pace is not None
+    assert (found.pace.local_j, found.pace.cloud_j) == (None, None)
+    assert found.pace.late_local_s == 2.0
+
+
+def test_words_of_a_device_are_shown_and_never_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    _print(read_explanation(explained("[/bold] [link=x]")))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[/bold]: [/bold] [link=x]"
+    assert lines[1] == "power mode [/]: [/i]"
+    assert any("[red]" in line for line in lines)
+
+
+def test_watts_that_nobody_knows_close_no_way(capsys: pytest.CaptureFixture[str]) -> None:
+    _print(read_explanation(explained()))
+    assert cells(capsys.readouterr().out, "counts as") == ["unknown", "closed"]

@@ -76,6 +76,12 @@ class AnswerCache:
         self._entries.move_to_end(key)
         return answer
 
+    def peek(self, key: bytes) -> CachedAnswer | None:
+        """What `get` would give; nothing is counted as used or let go."""
+        answer = self._entries.get(key)
+        stale = answer is not None and self._clock() - answer.made_s > self._ttl_s
+        return None if stale else answer
+
     def put(self, key: bytes, text: str, reason: FinishReason, usage: Usage) -> None:
         """Keep an answer, letting the least recently used ones go."""
         if key in self._entries:

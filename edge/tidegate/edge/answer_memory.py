@@ -22,6 +22,8 @@ _SHAPELESS: Final = ("model", "stream", "stream_options", "tidegate")
 """Fields of a call that do not change its answer."""
 
 
+_NOT_COMPARED: Final = "; similar questions were not looked for"
+
 PATIENCE_S: Final = 0.25
 """For a message's vector: hardly noticed before an answer, and enough where nobody else waits.
 Others may embed thousands of texts first, and no chat waits for them."""
@@ -62,7 +64,13 @@ class AnswerMemory:
         self._patience_s = patience_s
 
     async def recall(
-        self, call: Call, model: str, prompt: tuple[int, ...], sampling: SamplingParams
+        self,
+        call: Call,
+        model: str,
+        prompt: tuple[int, ...],
+        sampling: SamplingParams,
+        *,
+        to_answer: bool = True,
     ) -> Recall:
         """Look a call up.
 
@@ -71,6 +79,8 @@ class AnswerMemory:
             model: the id of the one that would answer here.
             prompt: the call's tokens.
             sampling: the call's, fitted to the context.
+            to_answer: what is found will be used. Otherwise nothing is embedded, so that only
+                identical calls are found, and no entry is kept longer for it.
         """
         if not call.options.cache or call.options.route == "cloud":
             return Recall()
@@ -79,9 +89,12 @@ class AnswerMemory:
         key = answer_key(model, prompt, sampling, call.constraint)
         if key is None:
             return Recall()
-        found = self._exact.get(key)
+        found = self._exact.get(key) if to_answer else self._exact.peek(key)
         if found is not None:
             return Recall(hit=found, why="identical to an earlier request", key=key)
+        if not to_answer:
+            why = "none identical" + ("" if self._semantic is None else _NOT_COMPARED)
+            return Recall(why=why, key=key)
         asked = await self._question(call, model, sampling)
         if asked is None or self._semantic is None:
             return Recall(key=key)

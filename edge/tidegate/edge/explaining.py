@@ -22,7 +22,7 @@ def explanation(
     """For JSON; see `tidegate.api.backend.Explaining`.
 
     Args:
-        recall: what is remembered of the call.
+        recall: what is remembered of the call, `why` told even where nothing is.
         request: as the router sees it.
         edge: the device now.
         cloud: the cloud now.
@@ -54,6 +54,7 @@ def explanation(
             "waiting": edge.waiting,
             "rows": edge.batch_rows,
             "cloud": "reachable" if cloud.reachable else cloud.detail,
+            "kept_answer": recall.why or "none may be given",
             **({} if governor is None else _energy(governor)),
         },
     }

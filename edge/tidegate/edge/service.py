@@ -123,21 +123,22 @@ class EdgeBackend:
 
     async def explain(self, call: Call) -> Mapping[str, object]:
         """See `tidegate.api.backend.Explaining`."""
-        work = await self._work(await self._fitted(call))
+        work = await self._work(await self._fitted(call), to_answer=False)
         cloud, edge = await self._cloud_signals(), self._signals(work)
         request = self._route_request(work)
         ask = work.ask(may_leave=may_ever_leave(request, cloud))
         return explanation(work.recall, request, edge, cloud, self._governed.governor, ask)
 
-    async def _work(self, fitted: Fitted) -> Work:
+    async def _work(self, fitted: Fitted, *, to_answer: bool = True) -> Work:
         call, prompt = fitted.call, fitted.prompt
         sampling = fit_sampling(call.sampling, len(prompt), self._local.engine.context_tokens)
-        arrived_s = self._local.engine.clock()
+        arrived_s, model = self._local.engine.clock(), self.models()[0].id
+        recall = await self._memory.recall(call, model, prompt, sampling, to_answer=to_answer)
         return Work(
             call=call,
             prompt=prompt,
             request_id=new_request_id(time.time_ns() // 1_000_000).hex(),
-            recall=await self._memory.recall(call, self.models()[0].id, prompt, sampling),
+            recall=recall,
             answer_tokens=self._expected_tokens(call, sampling),
             sampling=sampling,
             arrived_s=arrived_s,

@@ -95,7 +95,8 @@ class Explaining(Protocol):
         JSON, but what is closed may cost infinitely much. Keys, as the schema `Explained` has them:
         `route`, `reason`, `filters`, `clock` (`edge_s`, `cloud_s`), `pace` (None, or `mode`,
         `reason` and `terms`: `local_j`, `cloud_j`, `late_local_s`, `late_cloud_s`) and `state`. No
-        secret, no prompt text.
+        secret, no prompt text. It knows no `Idempotency-Key`, so an answer that is on its way
+        already is none that it tells of.
 
         Raises:
             RequestError: the call cannot be served as it is.

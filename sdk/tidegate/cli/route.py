@@ -82,19 +82,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(found: Explanation) -> None:
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = _LOG_COLUMNS
     place = _PLACES.get(found.route, found.route)
-    console.print(f"[bold]{place}[/bold]: ", end="")
-    console.print(found.reason, markup=False)
+    console.print(Text(place, style="bold"), Text(f": {found.reason}"), sep="")
     if found.pace is not None:
-        why = found.state.get("mode_reason") or found.pace.reason
+        why = found.pace.more.get("mode_reason") or found.pace.reason
         console.print(f"power mode {found.pace.mode}: {why}", markup=False)
     console.print()
     console.print(_places(found))
-    if found.pace is not None and str(found.state.get("costs")).endswith("unknown"):
+    if found.pace is not None and _knows_no_watts(found):
         console.print(_NO_WATTS, markup=False)
     for title, facts in _facts(found):
         console.print()
@@ -116,11 +116,16 @@ def _places(found: Explanation) -> Table:
     if pace is not None:
         late = (pace.late_local_s, pace.late_cloud_s)
         table.add_row("late by, 9 of 10", *(_seconds(one, "closed") for one in late))
-        joules = (pace.local_j, pace.cloud_j)
+        no_joules = ("unknown" if _knows_no_watts(found) else "closed", "closed")
+        joules = zip((pace.local_j, pace.cloud_j), no_joules, strict=True)
         table.add_row(
-            "counts as", *("closed" if one is None else joules_text(one) for one in joules)
+            "counts as", *(none if one is None else joules_text(one) for one, none in joules)
         )
     return table
+
+
+def _knows_no_watts(found: Explanation) -> bool:
+    return str(found.state.get("costs")).endswith("unknown")
 
 
 def _seconds(value: float | None, unknown: str) -> str:

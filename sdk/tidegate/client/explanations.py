@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ class Pace:
     reason: str
     local_j: float | None
     """What running it on the device counts, and below in the cloud: joules, and what the weights
-    make joules of, such as price, lateness and heat."""
+    make joules of, such as price, lateness and heat. None too where nobody knows the watts."""
     cloud_j: float | None
     late_local_s: float | None
     """Seconds after its deadline that nine of ten such answers would be there."""
@@ -103,4 +104,8 @@ def _number(data: _Json, name: str) -> float | None:
     value = data.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # JSON's integers have no end
+        return None
+    return number if math.isfinite(number) else None

@@ -72,7 +72,10 @@ def why_held(one: Waiting, state: PaceState, costs: CostModel) -> str:
 def explained(
     ask: Ask, pace: Pace, state: PaceState, decision: Decision
 ) -> Mapping[str, object] | None:
-    """PACE's terms of one request that waits in `state`, for JSON; None: it is not there."""
+    """PACE's terms of one request that waits in `state`, for JSON; None: it is not there.
+
+    The reason is the one that an answer which is placed now would have.
+    """
     terms = next((one for one in decision.terms if one.id == ask.id), None)
     if terms is None:
         return None
@@ -80,17 +83,23 @@ def explained(
     leaves = ask.id in decision.offload or (
         ask.id not in decision.start and terms.route.startswith("cloud")
     )
-    reason = f"{terms.reason}; mode: {decision.reason}"
-    if ask.id not in decision.start + decision.offload:
-        one = next(one for one in state.waiting if one.id == ask.id)
-        reason = f"held: {why_held(one, state, costs)}; {reason}"
+    one = next(one for one in state.waiting if one.id == ask.id)
+    why = why_mode(decision, costs)
+    if ask.id in decision.start:
+        reason = why_here(one, decision, state, costs)
+    elif ask.id in decision.offload:
+        assert pace.cloud is not None, "nothing leaves without a cloud"
+        reason = why_away(one, state, costs, pace.cloud, pace.radio)
+    else:
+        reason = f"held: {why_held(one, state, costs)}; {terms.reason}; mode: {why}"
     return {
         "route": "cloud" if leaves else "edge",
         "begins": ask.id in decision.start + decision.offload,
         "mode": costs.modes[decision.mode].name,
+        "mode_reason": why,
         "reason": reason,
         "terms": {
-            "local_j": finite(terms.local_j),
+            "local_j": None if costs.scope == UNKNOWN else finite(terms.local_j),
             "cloud_j": finite(terms.cloud_j),
             "late_local_s": finite(terms.late_local_s),
             "late_cloud_s": finite(terms.late_cloud_s),
