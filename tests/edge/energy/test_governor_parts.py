@@ -168,14 +168,6 @@ def test_a_board_without_poles_loses_modes_one_by_one_and_gets_them_back() -> No
     assert watch.see(seen(84.5, 61), BOARD).fastest == 0
 
 
-def test_no_reading_means_no_limit() -> None:
-    watch = HeatWatch(POLES)
-    watch.see(seen(84.0, 0.0), BOARD)
-    for celsius in (None, math.nan):
-        outlook = watch.see(seen(celsius, 1.0), BOARD)
-        assert (outlook.fastest, outlook.warming_kw) == (None, 0.0)
-
-
 def test_poles_without_a_time_predict_nothing() -> None:
     thermal = Thermal(pole=(Pole(r_kw=0.5, tau_s=5), Pole(r_kw=2.0)))
     assert poles_of(thermal) == (HeatPole(r_kw=0.5, tau_s=5),)

@@ -46,7 +46,8 @@ def view_of(
     """
     now_s, costs, budget = device.clock(), device.costs.costs, device.budget
     known = sample is not None and sample.scope != UNKNOWN
-    own = [one for one in (modes.fault, budget.fault) if one is not None]
+    told = (modes.fault, budget.fault, device.heat.fault)
+    own = [one for one in told if one is not None]
     return EnergyView(
         profile=profile,
         tool=modes.tool,
