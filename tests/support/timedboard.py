@@ -65,7 +65,7 @@ class TimedBoard:
         mode = self.costs.modes[self.mode]
         context = sum(row.past + 1 for row in decoding)
         prompt_s = sum(
-            mode.chunk_s(len(row.tokens), row.past) + mode.prefill_start_s * row.logits
+            mode.chunk_s(len(row.tokens), row.past) + mode.prefill_start_s / len(prompts)
             for row in prompts
         )
         if prompts:

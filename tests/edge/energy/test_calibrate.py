@@ -27,7 +27,12 @@ TRUE = replace(
     BOARD,
     rows=2,
     modes=tuple(
-        replace(one, prefill_context_s=1e-5 * (3 - place), beside_s=0.02 / (1 + place))
+        replace(
+            one,
+            prefill_context_s=1e-5 * (3 - place),
+            beside_s=0.02 / (1 + place),
+            part_tokens=128,
+        )
         for place, one in enumerate(BOARD.modes[1:])
     ),
 )
@@ -64,6 +69,7 @@ def assert_found(found: Calibrated, true: CostModel, *, within: float) -> None:
     for fit, mode in zip(found.fits, true.modes, strict=True):
         for name in SECONDS:
             assert getattr(fit.cost, name) == pytest.approx(getattr(mode, name), rel=within), name
+        assert fit.cost.part_tokens == mode.part_tokens
 
 
 def test_every_mode_of_a_board_is_found_with_its_watts() -> None:

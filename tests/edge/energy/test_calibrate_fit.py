@@ -24,10 +24,9 @@ def sample(cost: ModeCost, point: GridPoint, stretched: float = 1.0) -> Sample:
     parts = []
     for past in starts:
         tokens = min(256, point.prompt_tokens - past)
-        start_s = cost.prefill_start_s if past == starts[-1] else 0.0
         beside = point.rows - 1
         context = beside * (point.prompt_tokens + 5)
-        seconds = cost.chunk_s(tokens, past) + start_s
+        seconds = cost.chunk_s(tokens, past) + cost.prefill_start_s
         if beside:
             seconds += cost.beside_s + (beside - 1) * cost.row_s + context * cost.context_token_s
         parts.append(
@@ -84,6 +83,7 @@ def test_an_exact_board_is_found_exactly(
         "m",
         [sample(cost, one) for one in PLAN.fitted],
         [sample(cost, one) for one in PLAN.held],
+        part_tokens=256,
     )
     # Rows beside a prompt may be nearly all of its step, which then tells little of the prompt.
     assert fit.decode_error < 1e-3
@@ -112,7 +112,7 @@ REAL = ModeCost(
 
 def test_a_few_disturbed_points_are_named_and_do_not_bend_the_others() -> None:
     fitted = [sample(REAL, one, 3.0 if n in (4, 9) else 1.0) for n, one in enumerate(PLAN.fitted)]
-    fit = fit_mode("m", fitted, [sample(REAL, one) for one in PLAN.held])
+    fit = fit_mode("m", fitted, [sample(REAL, one) for one in PLAN.held], part_tokens=256)
     assert fit.prefill_error < 0.02
     assert fit.decode_error < 0.02
     named = {str(PLAN.fitted[n]) for n in (4, 9)}
@@ -131,16 +131,16 @@ def test_rows_that_would_take_longer_than_a_step_of_one_take_as_long() -> None:
         )
         for one in PLAN.fitted
     ]
-    fit = fit_mode("m", samples, samples[:2])
+    fit = fit_mode("m", samples, samples[:2], part_tokens=256)
     assert fit.cost.row_s == fit.cost.step_s > 1e-3
 
 
 def test_too_few_points_are_no_calibration() -> None:
     samples = [sample(REAL, one) for one in PLAN.points]
     with pytest.raises(ExecutionError, match=r"2 points were complete: .* more time"):
-        fit_mode("m", samples[:2], samples[5:])
+        fit_mode("m", samples[:2], samples[5:], part_tokens=256)
     with pytest.raises(ExecutionError, match="to compare with"):
-        fit_mode("m", samples, [])
+        fit_mode("m", samples, [], part_tokens=256)
 
 
 @given(seed=st.integers(0, 200))

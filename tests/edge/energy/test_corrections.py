@@ -20,7 +20,7 @@ from tidegate.engine.steps import StepReport, StepShare
 CALIBRATED = replace(
     BOARD,
     source="calibrated",
-    modes=tuple(replace(one, prefill_context_s=2e-6) for one in BOARD.modes),
+    modes=tuple(replace(one, prefill_context_s=2e-6, part_tokens=256) for one in BOARD.modes),
 )
 
 
@@ -129,8 +129,7 @@ def test_a_prompt_is_judged_as_a_whole_when_its_last_part_is_there() -> None:
     now_s = 10.0
     for number in range(60):
         for past, tokens in ((0, 256), (256, 256), (512, 100)):
-            took_s = 1.5 * cost.chunk_s(tokens, past)
-            took_s += 1.5 * cost.prefill_start_s if past == 512 else 0.0
+            took_s = 1.5 * (cost.prefill_start_s + cost.chunk_s(tokens, past))
             now_s += took_s
             part = chunk(f"prompt {number}", past, tokens, last=past == 512)
             online.observe(StepReport(ended_s=now_s, elapsed_s=took_s, shares=(part,)), 1)

@@ -59,6 +59,16 @@ def test_the_chunks_of_a_prompt_take_as_long_as_the_prompt(cuts: list[int]) -> N
     assert one.prefill_start_s + chunks == pytest.approx(one.prefill_s(sum(cuts)))
 
 
+def test_a_prompt_starts_anew_with_each_of_its_parts() -> None:
+    one = replace(BOARD.modes[1], prefill_context_s=3e-6)
+    parted = replace(one, part_tokens=256)
+    for tokens, further in ((1, 0), (256, 0), (257, 1), (512, 1), (620, 2)):
+        more_s = parted.prefill_s(tokens) - one.prefill_s(tokens)
+        assert more_s == pytest.approx(further * one.prefill_start_s)
+    with pytest.raises(ConfigError, match=r"cost\.knee\.part_tokens = 0: must be at least 1"):
+        replace(BOARD, modes=(replace(one, part_tokens=0),))
+
+
 def test_where_no_watts_are_known_the_knee_is_the_fastest_mode() -> None:
     blind = [replace(one, prefill_w=0.0, decode_w=0.0, idle_w=0.0) for one in BOARD.modes]
     assert replace(BOARD, modes=tuple(blind)).knee == BOARD.fastest

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from tidegate.edge.energy.pace_prices import local_prices, speed
 from tidegate.edge.energy.pace_state import PaceState, Running, Waiting, Weights
 
-COSTS = replace(BOARD, modes=tuple(replace(one, prefill_context_s=2e-6) for one in BOARD.modes))
+COSTS = replace(
+    BOARD,
+    modes=tuple(replace(one, prefill_context_s=2e-6, part_tokens=256) for one in BOARD.modes),
+)
 STATE = PaceState(now_s=0.0, mode=1, mode_since_s=0.0, waiting=(), running=())
 tokens = st.integers(1, 2000)
 
@@ -38,6 +41,8 @@ def test_a_request_alone_takes_what_the_model_says(prompt: int, output: int, mod
     assert pace.longest(one) == pytest.approx(told_s)
     prices = local_prices(STATE, COSTS, Weights(), mode)
     assert prices.of(one) == pytest.approx(COSTS.request_j(mode, prompt, output))
+    assert prices.of_all([one]) == pytest.approx([prices.of(one)])
+    assert pace.of_all([one]) == [pytest.approx(pace.of(one))]
 
 
 @given(prompt=tokens, share=st.floats(0, 1), output=tokens)
@@ -51,4 +56,6 @@ def test_what_is_left_of_a_prompt_is_its_end(prompt: int, share: float, output: 
         context_tokens=prompt,
     )
     pace = speed(STATE, COSTS, Weights(), 1, 1)
-    assert pace.rest_s(run) == pytest.approx(COSTS.modes[1].chunk_s(left, prompt - left))
+    cost = COSTS.modes[1]
+    starts_s = cost.prefill_start_s * cost.further_parts(left)
+    assert pace.rest_s(run) == pytest.approx(starts_s + cost.chunk_s(left, prompt - left))

@@ -69,6 +69,7 @@ class Calibrated:
         return FittedMode(
             name=cost.name,
             prefill_start_s=cost.prefill_start_s,
+            part_tokens=cost.part_tokens,
             prefill_token_s=cost.prefill_token_s,
             prefill_context_s=cost.prefill_context_s,
             step_s=cost.step_s,
@@ -199,7 +200,7 @@ class Calibration:
     def _fit(self, mode: str, plan: Design, samples: Mapping[GridPoint, Sample]) -> Fit:
         fitted = [samples[point] for point in plan.fitted if point in samples]
         held = [samples[point] for point in plan.held if point in samples]
-        return fit_mode(mode, fitted, held)
+        return fit_mode(mode, fitted, held, part_tokens=self.bench.limits.step_tokens)
 
     async def _watts(self, longest: int, began_s: float) -> list[MeasuredWatts | str]:
         if self.panel is None:

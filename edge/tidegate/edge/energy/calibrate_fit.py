@@ -69,8 +69,12 @@ class Fit:
         return statistics.median([abs(one.error) for one in self.decode])
 
 
-def fit_mode(name: str, fitted: Sequence[Sample], held: Sequence[Sample]) -> Fit:
+def fit_mode(
+    name: str, fitted: Sequence[Sample], held: Sequence[Sample], *, part_tokens: int
+) -> Fit:
     """The costs that `fitted` show, held against `held`.
+
+    A prompt is computed in parts of at most `part_tokens`.
 
     Raises:
         ExecutionError: there are too few samples to tell coefficients apart.
@@ -97,6 +101,7 @@ def fit_mode(name: str, fitted: Sequence[Sample], held: Sequence[Sample]) -> Fit
     cost = ModeCost(
         name=name,
         prefill_start_s=start_s,
+        part_tokens=part_tokens,
         prefill_token_s=token_s,
         prefill_context_s=pair_s,
         step_s=step_s,
@@ -163,7 +168,7 @@ def _loss(errors: Numbers) -> float:
 def _prompt_columns(sample: Sample) -> tuple[float, float, float, float]:
     tokens = sum(part.tokens for part in sample.parts)
     pairs = sum(part.tokens * (part.past_tokens + part.tokens / 2) for part in sample.parts)
-    return 1.0, tokens, pairs, sum(part.beside > 0 for part in sample.parts)
+    return len(sample.parts), tokens, pairs, sum(part.beside > 0 for part in sample.parts)
 
 
 def _step_columns(sample: Sample) -> tuple[float, float, float]:

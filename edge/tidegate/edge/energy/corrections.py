@@ -51,13 +51,13 @@ _TYPICAL_CONTEXT: Final = 512
 def predicted_s(mode: ModeCost, report: StepReport) -> tuple[float, float]:
     """Seconds of a step that its prompts and its decoding rows take, by the costs.
 
-    What a prompt takes to start is of its last part. Rows that decode beside a prompt take
-    `beside_s` in place of `step_s`; who guesses well has several tokens of one step, each of which
-    is predicted to take one.
+    Each part of a prompt is started, and those of one step together. Rows that decode beside a
+    prompt take `beside_s` in place of `step_s`; who guesses well has several tokens of one step,
+    each of which is predicted to take one.
     """
     decoding = [one for one in report.shares if not one.is_prompt]
     prompts = [one for one in report.shares if one.is_prompt]
-    prompt_s = sum([_prompt_s(mode, one) for one in prompts])
+    prompt_s = sum([_prompt_s(mode, one, len(prompts)) for one in prompts])
     if not decoding:
         return prompt_s, 0.0
     rows = len(decoding)
@@ -69,9 +69,9 @@ def predicted_s(mode: ModeCost, report: StepReport) -> tuple[float, float]:
     return prompt_s, tokens * step_s
 
 
-def _prompt_s(mode: ModeCost, share: StepShare) -> float:
-    start_s = mode.prefill_start_s if share.sampled_tokens else 0.0
-    return start_s + mode.chunk_s(share.computed_tokens, share.past_tokens)
+def _prompt_s(mode: ModeCost, share: StepShare, prompts: int) -> float:
+    """Of one of so many prompts in a step."""
+    return mode.prefill_start_s / prompts + mode.chunk_s(share.computed_tokens, share.past_tokens)
 
 
 class Periods:
@@ -139,7 +139,8 @@ class OnlineCosts:
         """Share what prompts took of a step among them, and learn from those that are complete."""
         factor = self._prompt.factor(mode)
         cost = self._base.modes[mode]
-        parts = [(one, factor * _prompt_s(cost, one)) for one in report.shares if one.is_prompt]
+        prompts = [one for one in report.shares if one.is_prompt]
+        parts = [(one, factor * _prompt_s(cost, one, len(prompts))) for one in prompts]
         whole_s = sum([part_s for _, part_s in parts])
         for one, part_s in parts:
             before_s, took_s = self._prompts.pop(one.request_id, (0.0, 0.0))

@@ -1,13 +1,15 @@
 """What work costs on one board: seconds and joules, by power mode, on the device or in the cloud.
 
-    prefill(n)            prefill_start_s + n * prefill_token_s + n * n / 2 * prefill_context_s
+    prefill(n)            parts(n) * prefill_start_s + n * prefill_token_s
+                          + n * n / 2 * prefill_context_s
     a step of b rows      step_s + (b - 1) * row_s + context_token_s * (all rows' context)
     marginal joules       (watts while it runs - watts of the idlest mode) * seconds
 
 The watts of a step do not depend on its rows, so rows that share steps share joules. Everything is
 linear in what is chosen (steps, requests, bytes): `tidegate.edge.energy.simulate.bound` rests on
-that. The square is of a prompt's length, which nobody chooses: its tokens look back at each other,
-which for a small model is most of the work of a long prompt.
+that. Square and parts are of a prompt's length, which nobody chooses: its tokens look back at each
+other, which for a small model is most of the work of a long prompt, and a long one is computed in
+parts, each of which starts anew.
 Formulas: energy-and-devices 3.2, with the mean context of a batch as the sum over its rows.
 """
 
@@ -40,6 +42,9 @@ class ModeCost:
     idle_w: float
     """While nothing runs and the mode is this one."""
     prefill_start_s: float = 0.0
+    """Of each part of a prompt."""
+    part_tokens: int | None = None
+    """That a part has at most; None: a prompt is one."""
     prefill_context_s: float = 0.0
     """For each token of a prompt and each token before it."""
     context_token_s: float = 0.0
@@ -52,10 +57,15 @@ class ModeCost:
 
     def prefill_s(self, tokens: float) -> float:
         """Seconds to compute a prompt of `tokens`."""
-        return self.prefill_start_s + self.chunk_s(tokens, 0)
+        further = self.prefill_start_s * self.further_parts(tokens)
+        return self.prefill_start_s + further + self.chunk_s(tokens, 0)
+
+    def further_parts(self, tokens: float) -> float:
+        """Parts of `tokens` of a prompt beyond the first."""
+        return 0.0 if self.part_tokens is None else max(0.0, (tokens - 1) // self.part_tokens)
 
     def chunk_s(self, tokens: float, past_tokens: float) -> float:
-        """Seconds to compute `tokens` more of a prompt of which `past_tokens` are there."""
+        """Seconds that `tokens` more of a prompt take of which `past_tokens` are there, started."""
         pairs = tokens * (past_tokens + tokens / 2)
         return tokens * self.prefill_token_s + pairs * self.prefill_context_s
 
@@ -223,6 +233,8 @@ class CloudCost:
 
 
 def _check(mode: ModeCost) -> None:
+    if mode.part_tokens is not None and mode.part_tokens < 1:
+        raise ConfigError(f"cost.{mode.name}.part_tokens", mode.part_tokens, "at least 1")
     for name in ("prefill_token_s", "step_s"):
         if not getattr(mode, name) > 0:
             raise ConfigError(f"cost.{mode.name}.{name}", getattr(mode, name), "more than 0 s")

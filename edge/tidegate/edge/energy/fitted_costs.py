@@ -55,6 +55,7 @@ def mode_cost(mode: FittedMode) -> ModeCost:
         prefill_token_s=mode.prefill_token_s,
         step_s=mode.step_s,
         prefill_start_s=mode.prefill_start_s,
+        part_tokens=mode.part_tokens,
         prefill_context_s=mode.prefill_context_s,
         row_s=mode.row_s,
         beside_s=mode.beside_s,

@@ -20,6 +20,8 @@ from tidegate.edge.energy.pace_state import (
     heat_of,
 )
 
+_NO_PARTS: Final = 1 << 31
+"""Tokens of a part where a prompt is one."""
 _HOPED: Final = 0.5
 """Of the mean length, that an answer may have: benchmarks/energy/grid.py; with 1 and with the ninth
 decile in its place more are given up that could have been in time."""
@@ -30,6 +32,9 @@ class Speed(NamedTuple):
 
     now_s: float
     start_s: float
+    """Of each part of a prompt."""
+    part: int
+    """Tokens."""
     prompt_s: float
     half_pair_s: float
     """Half of what each pair of a prompt's tokens takes."""
@@ -39,15 +44,17 @@ class Speed(NamedTuple):
 
     def prefill_s(self, prompt: float) -> float:
         """Seconds to compute a prompt."""
-        return self.start_s + prompt * (self.prompt_s + prompt * self.half_pair_s)
+        starts_s = self.start_s + (prompt - 1) // self.part * self.start_s
+        return starts_s + prompt * (self.prompt_s + prompt * self.half_pair_s)
 
     def rest_s(self, run: Running) -> float:
-        """Seconds to compute what is left of its prompt."""
+        """Seconds to compute what is left of its prompt, of which a part has begun."""
         left = run.prefill_tokens
         if not left:
             return 0.0
         pairs = max(left, 2 * run.context_tokens - left)
-        return left * (self.prompt_s + pairs * self.half_pair_s)
+        starts_s = max(0, (left - 1) // self.part) * self.start_s
+        return starts_s + left * (self.prompt_s + pairs * self.half_pair_s)
 
     def of(self, one: Waiting) -> tuple[float, float]:
         """Device seconds that a request takes, and seconds from its start to its end."""
@@ -57,22 +64,24 @@ class Speed(NamedTuple):
 
     def of_all(self, many: Sequence[Waiting]) -> list[tuple[float, float]]:
         """`of` each of them."""
-        _, start_s, prompt_s, half_pair_s, step_s, share_s, context_s = self
+        _, start_s, part, prompt_s, half_pair_s, step_s, share_s, context_s = self
         found = []
         for one in many:
             tokens, prompt = one.output_p90, one.prompt_tokens
-            fixed = start_s + prompt * (prompt_s + prompt * half_pair_s)
+            fixed = start_s + (prompt - 1) // part * start_s
+            fixed += prompt * (prompt_s + prompt * half_pair_s)
             fixed += tokens * context_s * (prompt + tokens / 2)
             found.append((fixed + tokens * share_s, fixed + tokens * step_s))
         return found
 
     def in_time(self, many: Sequence[Waiting], done_s: float) -> bool:
         """Whether all are, done in this order from `done_s` on as `of` says."""
-        now_s, start_s, prompt_s, half_pair_s, step_s, share_s, context_s = self
+        now_s, start_s, part, prompt_s, half_pair_s, step_s, share_s, context_s = self
         begun_s = now_s + start_s
         for one in many:
             tokens, prompt = one.output_p90, one.prompt_tokens
-            fixed = prompt * (prompt_s + prompt * half_pair_s)
+            fixed = (prompt - 1) // part * start_s
+            fixed += prompt * (prompt_s + prompt * half_pair_s)
             fixed += tokens * context_s * (prompt + tokens / 2)
             done_s += start_s + fixed + tokens * share_s
             deadline_s = one.deadline_s
@@ -94,13 +103,14 @@ class Speed(NamedTuple):
 
     def hopeless(self, many: Sequence[Waiting]) -> list[Waiting]:
         """Those who are late even if they begin now and answer with the `least`."""
-        now_s, start_s, prompt_s, half_pair_s, step_s, _, context_s = self
+        now_s, start_s, part, prompt_s, half_pair_s, step_s, _, context_s = self
         begun_s, half = now_s + start_s, _HOPED / 2
         return [
             one
             for one in many
             if begun_s
             + (prompt := one.prompt_tokens) * (prompt_s + prompt * half_pair_s)
+            + (prompt - 1) // part * start_s
             + _HOPED * (mean := one.output_mean) * (step_s + context_s * (prompt + half * mean))
             > one.deadline_s
         ]
@@ -120,6 +130,9 @@ class LocalPrices(NamedTuple):
     """What running a request here counts as."""
 
     fixed: float
+    start: float
+    """Of each part of a prompt beyond the first."""
+    part: int
     prompt: float
     half_pair: float
     token: float
@@ -130,15 +143,17 @@ class LocalPrices(NamedTuple):
         tokens, prompt = one.output_mean, one.prompt_tokens
         context = self.context * (prompt + tokens / 2)
         computed = prompt * (self.prompt + prompt * self.half_pair)
+        computed += (prompt - 1) // self.part * self.start
         return self.fixed + computed + tokens * (self.token + context)
 
     def of_all(self, many: Sequence[Waiting]) -> list[float]:
         """`of` each of them."""
-        fixed, prompt_j, pair, token, context = self
+        fixed, start, part, prompt_j, pair, token, context = self
         half = context / 2
         return [
             fixed
             + (prompt := one.prompt_tokens) * (prompt_j + prompt * pair)
+            + (prompt - 1) // part * start
             + (mean := one.output_mean) * (token + context * prompt + half * mean)
             for one in many
         ]
@@ -194,7 +209,7 @@ def local_prices(state: PaceState, costs: CostModel, weights: Weights, mode: int
     rows = min(costs.rows, len(state.running) + 1)
     watts = one.decode_w - costs.idle_w
     joule = joule_of(state, weights)
-    fixed = joule * (one.prefill_w - costs.idle_w) * one.prefill_start_s
+    start = fixed = joule * (one.prefill_w - costs.idle_w) * one.prefill_start_s
     if not state.loaded:
         fixed += joule * (costs.load_w - costs.idle_w) * costs.load_s
     heat_k = heat_of(state, one)
@@ -202,6 +217,8 @@ def local_prices(state: PaceState, costs: CostModel, weights: Weights, mode: int
         fixed += weights.heat_j_per_kk * heat_k * state.warming_kw * watts / rows
     return LocalPrices(
         fixed=fixed,
+        start=start,
+        part=one.part_tokens or _NO_PARTS,
         prompt=joule * (one.prefill_w - costs.idle_w) * one.prefill_token_s,
         half_pair=joule * (one.prefill_w - costs.idle_w) * one.prefill_context_s / 2,
         token=joule * watts * one.share_s(rows, 0),
@@ -243,6 +260,7 @@ def speed(state: PaceState, costs: CostModel, weights: Weights, mode: int, waiti
     return Speed(
         now_s=now_s,
         start_s=one.prefill_start_s,
+        part=one.part_tokens or _NO_PARTS,
         prompt_s=one.prefill_token_s,
         half_pair_s=one.prefill_context_s / 2,
         step_s=step_s,

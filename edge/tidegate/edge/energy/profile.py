@@ -293,6 +293,7 @@ class FittedMode:
     prefill_token_s: float
     step_s: float
     prefill_start_s: float = 0.0
+    part_tokens: int | None = None
     prefill_context_s: float = 0.0
     row_s: float = 0.0
     beside_s: float = 0.0
