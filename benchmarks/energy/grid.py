@@ -46,6 +46,7 @@ from tidegate.edge.energy.simulate.compare import (  # noqa: E402
     run_cells,
 )
 from tidegate.edge.energy.simulate.jobs import Arrival, read_trace  # noqa: E402
+from tidegate.errors import ConfigError  # noqa: E402
 
 LOCAL: Final = ("pace", "local", "edf", "race", "powersave")
 ALL: Final = (*LOCAL, "cloud", "overflow")
@@ -178,11 +179,19 @@ def clean(value: Any) -> Any:
     return value
 
 
-def kept(path: Path) -> dict[str, Any]:
-    """Scenes of an earlier run."""
+def kept(path: Path, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Scenes of an earlier run, which must have had the same `settings`; None: any.
+
+    Raises:
+        ConfigError: it had others.
+    """
     if not path.exists():
         return {}
-    scenes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]["scenes"]
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    if settings is not None and results["settings"] != settings:
+        allowed = f"those of what {path.name} has, {results['settings']}, or --resume another file"
+        raise ConfigError("settings", dict(settings), allowed)
+    scenes: dict[str, Any] = results["scenes"]
     return scenes
 
 
@@ -207,13 +216,20 @@ def main() -> int:
     )
     parser.add_argument("--tell", action="store_true", help="only judge what is kept")
     args = parser.parse_args()
-    scenes = kept(args.resume)
+    settings = {
+        "seeds": args.seeds,
+        "requests": args.requests,
+        "traces": args.traces is not None,
+    }
+    try:
+        scenes = kept(args.resume, None if args.tell else settings)
+    except ConfigError as error:
+        parser.error(str(error))
     if not args.tell:
         rows: dict[str, Sequence[Arrival]] = {}
         if args.traces is not None:
             for kind in ("conv", "code"):
                 rows[kind] = read_trace(args.traces / f"azure_{kind}.csv")
-        settings = {"seeds": args.seeds, "requests": args.requests, "traces": bool(rows)}
         began_s = time.process_time()
         for spot in spots():
             if spot.name in scenes or (args.worlds and spot.world not in args.worlds):

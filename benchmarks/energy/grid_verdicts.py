@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 Scenes = Mapping[str, Mapping[str, Any]]
@@ -53,6 +54,8 @@ def _dominated(scenes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 continue
             told = found.setdefault(f"{one['world']} {other}", _empty())
             ratio, more = against["cost"]["ratio"], against["missed_more"]["ratio"]
+            told["cost"].append(ratio)
+            told["missed_more"].append(more)
             if more <= 0 and ratio <= 1:
                 told["fewer_of_both"] += 1
                 told["cost_where_fewer"].append(ratio)
@@ -69,14 +72,19 @@ def _dominated(scenes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                     f"{_where(one)}: {ratio:.2f} times the cost, {100 * more:.1f} points more"
                 )
     for told in found.values():
-        ratios = sorted(told.pop("cost_where_fewer"))
-        told["median_cost_there"] = ratios[len(ratios) // 2] if ratios else None
+        there = told.pop("cost_where_fewer")
+        told["median_cost_there"] = median(there) if there else None
+        # Of all scenes, since the line above speaks only of those that PACE wins.
+        told["cost_of_all"] = _spread(told.pop("cost"))
+        told["missed_more_of_all"] = _spread(told.pop("missed_more"))
     return found
 
 
 def _empty() -> dict[str, Any]:
     return {
         "fewer_of_both": 0,
+        "cost": [],
+        "missed_more": [],
         "cost_where_fewer": [],
         "fewer_misses_for_more_joules": [],
         "fewer_joules_for_more_misses": [],
@@ -104,8 +112,7 @@ def _ablation(scenes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    return {"least": ordered[0], "median": ordered[len(ordered) // 2], "most": ordered[-1]}
+    return {"least": min(values), "median": median(values), "most": max(values)}
 
 
 def _watts(scenes: Scenes) -> dict[str, Any]:
