@@ -78,6 +78,9 @@ class ScriptedPanel:
         then_s, before_j = self._last
         watts = (joules - before_j) / (now_s - then_s) if now_s > then_s else BOARD.idle_w
         self._last = now_s, joules
+        battery = world.battery
+        if battery is not None and not battery.plugged and battery.drawn_w is None:
+            battery = replace(battery, drawn_w=watts)
         return Sample(
             at_s=now_s,
             joules=joules,
@@ -87,7 +90,7 @@ class ScriptedPanel:
             celsius=world.celsius,
             soft_c=world.soft_c,
             hard_c=world.hard_c,
-            battery=world.battery,
+            battery=battery,
         )
 
     def worked(self, *, seconds: float, joules: float) -> None:

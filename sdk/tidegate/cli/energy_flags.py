@@ -40,7 +40,9 @@ def add_energy(parser: argparse.ArgumentParser) -> None:
         help="of the battery to be left at --energy-until (default 20%%)",
     )
     group.add_argument(
-        "--energy-until", metavar="HH:MM", help="local time that the battery is to last to"
+        "--energy-until",
+        metavar="HH:MM",
+        help="local time that the battery is to last to; once it has come, plug in for the next",
     )
     group.add_argument(
         "--energy-price",

@@ -1,10 +1,7 @@
-"""The pure parts of the governor: requests, heat, the battery's plan, the cloud's times."""
+"""The pure parts of the governor: requests, heat, the cloud's times."""
 
 from __future__ import annotations
 
-import logging
-import math
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,15 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.edge.energy.cost import RadioCost
-from tidegate.edge.energy.governor_budget import Budget, next_time, quiet_for_s
 from tidegate.edge.energy.governor_cloud import CloudTimes, network_kind, radio_of
 from tidegate.edge.energy.governor_heat import HeatWatch, poles_of
 from tidegate.edge.energy.governor_requests import Ask, Requests
 from tidegate.edge.energy.heat import HeatPole
 from tidegate.edge.energy.profile import Pole, Profile, Thermal
 from tidegate.edge.energy.profile_files import read_library
-from tidegate.edge.energy.sensors.sample import BatteryState, Sample
-from tidegate.edge.energy.settings import EnergySettings
+from tidegate.edge.energy.sensors.sample import Sample
 from tidegate.engine.request import RequestId
 from tidegate.engine.steps import StepReport, StepShare
 
@@ -171,91 +166,6 @@ def test_a_board_without_poles_loses_modes_one_by_one_and_gets_them_back() -> No
 def test_poles_without_a_time_predict_nothing() -> None:
     thermal = Thermal(pole=(Pole(r_kw=0.5, tau_s=5), Pole(r_kw=2.0)))
     assert poles_of(thermal) == (HeatPole(r_kw=0.5, tau_s=5),)
-
-
-# Battery and hours
-
-NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-
-
-def test_the_next_time_is_ahead_today_or_tomorrow() -> None:
-    assert next_time("12:01", NOON) == datetime(2026, 3, 1, 12, 1, tzinfo=UTC)
-    assert next_time("12:00", NOON) == datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
-    assert next_time("11:59", NOON) == datetime(2026, 3, 2, 11, 59, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("quiet", "hour", "hours"),
-    [
-        (("22:00", "07:00"), 23, 8),
-        (("22:00", "07:00"), 6, 1),
-        (("22:00", "07:00"), 7, 0),
-        (("22:00", "07:00"), 22, 9),
-        (("22:00", "07:00"), 12, 0),
-        (("12:00", "14:00"), 12, 2),
-        (("12:00", "14:00"), 14, 0),
-        (("12:00", "14:00"), 11, 0),
-    ],
-)
-def test_quiet_hours_may_cross_midnight(quiet: tuple[str, str], hour: int, hours: int) -> None:
-    assert quiet_for_s(quiet, NOON.replace(hour=hour)) == hours * 3600
-    assert quiet_for_s(None, NOON) == 0
-
-
-def budget(until: str | None = "13:00", capacity_j: float | None = 100_000.0) -> Budget:
-    settings = EnergySettings(profile=profile(), until=until, reserve_share=0.2)
-    return Budget(settings=settings, capacity_j=capacity_j, wall=lambda: NOON)
-
-
-def battery(share: float, *, plugged: bool = False) -> BatteryState:
-    return BatteryState(share=share, plugged=plugged)
-
-
-def test_what_is_drawn_beyond_the_plan_is_owed() -> None:
-    one = budget()
-    one.see(battery(0.5), now_s=0.0, work_j=500.0, idle_w=5.0)
-    assert one.debt.joules == 0  # drawn before there was a plan
-    # (50 000 - 20 000) J in an hour are 8.33 W, 3.33 W above idling.
-    view = one.view(0.0)
-    assert view is not None
-    assert view.allowed_w == pytest.approx(10 / 3)
-    one.see(battery(0.5), now_s=10.0, work_j=100.0, idle_w=5.0)
-    assert one.debt.joules == pytest.approx(100 - 33.3, abs=0.2)
-    one.see(battery(0.5, plugged=True), now_s=11.0, work_j=100.0, idle_w=5.0)
-    assert (one.debt.joules, one.view(11.0), one.share()) == (0.0, None, 1.0)
-    one.see(battery(0.4), now_s=12.0, work_j=100.0, idle_w=5.0)
-    assert one.debt.plan is not None
-    assert one.share() == 0.4
-
-
-def test_a_time_that_cannot_be_reached_is_said_once_and_survived(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.INFO)
-    one = budget()
-    for number in range(20):
-        share = 0.1 if number % 2 else 0.6
-        one.see(battery(share), now_s=float(number), work_j=10.0, idle_w=5.0)
-    assert len([line for line in caplog.messages if "cannot last until 13:00" in line]) == 1
-    assert math.isfinite(one.debt.joules)
-
-
-def test_a_battery_that_says_nothing_is_a_fault_and_no_plan() -> None:
-    one = budget(capacity_j=None)
-    one.see(battery(0.5), now_s=0.0, work_j=0.0, idle_w=5.0)
-    assert one.debt.plan is None
-    assert one.fault is not None
-    assert "does not say what it holds" in one.fault
-    one.see(None, now_s=1.0, work_j=0.0, idle_w=5.0)
-    assert one.fault is not None
-    assert "no battery can be read" in one.fault
-
-
-def test_without_a_target_time_there_is_never_a_plan() -> None:
-    one = budget(until=None)
-    one.see(battery(0.05), now_s=0.0, work_j=0.0, idle_w=5.0)
-    one.see(battery(0.05), now_s=9.0, work_j=900.0, idle_w=5.0)
-    assert (one.debt.plan, one.debt.joules, one.fault) == (None, 0.0, None)
 
 
 # The cloud

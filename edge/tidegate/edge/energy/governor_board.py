@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from tidegate.edge.energy.governor_device import Device
 from tidegate.edge.energy.governor_heat import Outlook
 from tidegate.edge.energy.governor_modes import InThread
-from tidegate.edge.energy.ledger import TotalKey
 from tidegate.edge.energy.sensors.sample import Sample
 
 _log = logging.getLogger(__name__)
 
 _LAST_LOOK_S: Final = 0.5
 """That an answer's end waits for the sample which its joules are told from."""
-_IDLE_WEIGHT: Final = 0.1
-"""Of the newest sample in the watts of idling."""
 
 
 class BoardWatch:
@@ -49,8 +46,6 @@ class BoardWatch:
         self.sample: Sample | None = None
         self.outlook = Outlook()
         self._sampling: asyncio.Task[None] | None = None
-        self._idle_w: float | None = None
-        self._worked_j = 0.0
         self._faults: frozenset[str] = frozenset()
 
     async def look(self) -> None:
@@ -84,18 +79,12 @@ class BoardWatch:
         before = _signs(self.outlook, self.sample)
         costs = device.costs.costs
         device.ledger.settle(sample)
-        worked_j = _worked_j(device.ledger.totals())
-        if self._idling() and sample.kind == "measured":
-            old = self._idle_w
-            rest = sample.watts if old is None else old
-            self._idle_w = rest + _IDLE_WEIGHT * (sample.watts - rest)
         device.budget.see(
             sample.battery,
             now_s=device.clock(),
-            work_j=max(0.0, worked_j - self._worked_j),
-            idle_w=costs.idle_w if self._idle_w is None else self._idle_w,
+            idle_w=costs.idle_w,
+            idling=self._idling(),
         )
-        self._worked_j = worked_j
         self.outlook = device.heat.see(sample, costs)
         self.sample = sample
         self._tell(sample)
@@ -110,11 +99,6 @@ class BoardWatch:
         for fault in sorted(self._faults - faults):
             _log.info("energy: no longer: %s", fault)
         self._faults = faults
-
-
-def _worked_j(totals: Mapping[TotalKey, float]) -> float:
-    """Joules of requests, whatever is known of them: what a plan is charged with."""
-    return sum(joules for (_, _, route), joules in totals.items() if route != "idle")
 
 
 def _signs(outlook: Outlook, sample: Sample | None) -> tuple[object, ...]:

@@ -1,46 +1,30 @@
 """The owner's wishes as seconds on the governor's clock: a battery's plan, its debt, quiet hours.
 
-Target times are local ones, so they are taken from the wall at every look: a clock that is set, or
-daylight saving, moves them. Plugged in there is no plan and no debt.
+What is charged to the plan is what the battery itself says to have given, idling and all: the
+sensors of the ledger may cover less of the machine. Target times are local ones, so they are taken
+from the wall at every look: a clock that is set, or daylight saving, moves them. Plugged in there
+is no plan and no debt; nor is there a plan once its time has come, until it was plugged in again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
+from typing import Final
 
 from tidegate.edge.energy.battery_plan import BatteryPlan, EnergyDebt
+from tidegate.edge.energy.battery_use import BatteryUse
 from tidegate.edge.energy.governor_view import PlanView
 from tidegate.edge.energy.sensors.sample import BatteryState
 from tidegate.edge.energy.settings import EnergySettings
+from tidegate.edge.energy.wall import Wall, local_time, next_time, quiet_for_s, seconds_between
 
 _log = logging.getLogger(__name__)
 
-Wall = Callable[[], datetime]
-"""The local time, with its zone."""
-
-
-def local_time() -> datetime:
-    """Of the machine's zone."""
-    return datetime.now().astimezone()
-
-
-def next_time(clock: str, now: datetime) -> datetime:
-    """The next moment after `now` at which it is `clock`, `HH:MM`, in the zone of `now`."""
-    hour, minute = (int(part) for part in clock.split(":"))
-    today = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    return today if today > now else today + timedelta(days=1)
-
-
-def quiet_for_s(quiet: tuple[str, str] | None, now: datetime) -> float:
-    """Seconds until quiet hours end; 0 outside them."""
-    if quiet is None:
-        return 0.0
-    end = next_time(quiet[1], now)
-    # Within them exactly if they end before they begin again.
-    return (end - now).total_seconds() if end < next_time(quiet[0], now) else 0.0
+BLIND_S: Final = 60.0
+"""That a plan goes on while the battery cannot be read."""
+_DAY_S: Final = 86400.0
 
 
 @dataclass(kw_only=True)
@@ -58,33 +42,42 @@ class Budget:
     wall: Wall = local_time
     debt: EnergyDebt = field(default_factory=EnergyDebt)
     battery: BatteryState | None = None
+    """As it was last read."""
     fault: str | None = None
     """Why there is no plan though one is wanted."""
+    _use: BatteryUse = field(default_factory=BatteryUse)
     _target: datetime | None = None
+    _over: bool = False
+    """The time came, and power has not come from outside since."""
     _left_j: float = 0.0
-    _at_s: float | None = None
+    _read_s: float | None = None
+    _aside_j: float = 0.0
+    """Debt that is not acted on while the battery cannot be read."""
     _told: str | None = None
     _cannot: bool = False
 
     def see(
-        self, battery: BatteryState | None, *, now_s: float, work_j: float, idle_w: float
+        self, battery: BatteryState | None, *, now_s: float, idle_w: float, idling: bool
     ) -> None:
         """A new look.
 
         Args:
             battery: None where there is none, or none that can be read.
             now_s: of the governor's clock.
-            work_j: drawn above idling since the look before.
-            idle_w: of the device.
+            idle_w: of the device by its costs, until the battery was seen while it idled.
+            idling: whether nothing has run since the look before.
         """
-        since_s = 0.0 if self._at_s is None else max(0.0, now_s - self._at_s)
-        self.battery, self._at_s = battery, now_s
-        was_planned = self.debt.plan is not None
-        self.debt.plan = self._plan(battery, now_s, idle_w)
-        if self.debt.plan is None:
-            self.debt.joules = 0.0
-        elif was_planned:  # what was drawn before there was a plan is not its debt
-            self.debt.spent(work_j, since_s, now_s=now_s, left_j=self._left_j)
+        if self.settings.until is None:
+            self.battery = battery
+            return
+        if battery is None:
+            self._see_nothing(now_s)
+        elif battery.plugged:
+            self.battery, self._read_s = battery, now_s
+            self._end()
+        else:
+            self.battery, self._read_s = battery, now_s
+            self._follow(battery, now_s, idle_w, idling=idling)
         self._tell(now_s)
 
     def quiet_until_s(self, now_s: float) -> float:
@@ -93,7 +86,7 @@ class Budget:
         return now_s + quiet_s if quiet_s else 0.0
 
     def share(self) -> float:
-        """Of a full battery; 1 where power comes from outside."""
+        """Of a full battery, as it was last read; 1 where power comes from outside."""
         return 1.0 if self.battery is None or self.battery.plugged else self.battery.share
 
     def view(self, now_s: float) -> PlanView | None:
@@ -108,38 +101,61 @@ class Budget:
             allowed_w=plan.allowed_w(now_s, self._left_j) if now_s < plan.until_s else 0.0,
         )
 
-    def _plan(
-        self, battery: BatteryState | None, now_s: float, idle_w: float
-    ) -> BatteryPlan | None:
-        settings = self.settings
+    def _see_nothing(self, now_s: float) -> None:
+        """For a while it goes on as it was; then there is no plan, and its debt is put aside."""
+        if self._read_s is not None and now_s - self._read_s <= BLIND_S:
+            return
+        self._aside_j += self.debt.joules
+        self.debt.joules, self.debt.plan = 0.0, None
+        self._use.restart()
+        self.fault = f"no battery can be read: nothing lasts until {self.settings.until}"
+
+    def _end(self) -> None:
+        """Power comes from outside: nothing is owed."""
+        self._target, self._over, self.fault = None, False, None
+        self.debt.plan, self.debt.joules, self._aside_j = None, 0.0, 0.0
+        self._use.restart()
+
+    def _follow(self, battery: BatteryState, now_s: float, idle_w: float, *, idling: bool) -> None:
+        assert self.settings.until is not None, "see asks first"
         self.fault = None
-        if settings.until is None or battery is None or battery.plugged:
-            self._target = None
-            if settings.until is not None and battery is None:
-                self.fault = f"no battery can be read: nothing lasts until {settings.until}"
-            return None
         full_j = battery.full_j if battery.full_j is not None else self.capacity_j
-        if battery.left_j is not None:
-            self._left_j = battery.left_j
-        elif full_j is not None:
-            self._left_j = battery.share * full_j
         if full_j is None or full_j <= 0:
             self.fault = "the battery does not say what it holds, nor does the profile: no plan"
-            return None
-        now = self.wall()
-        if self._target is None or self._target <= now:
-            self._target = next_time(settings.until, now)
-        left_s = (self._target - now).total_seconds()
-        return BatteryPlan(
-            reserve_j=settings.reserve_share * full_j, until_s=now_s + left_s, idle_w=idle_w
+            self.debt.plan = None
+            return
+        self._left_j = battery.share * full_j if battery.left_j is None else battery.left_j
+        used = self._use.see(battery, now_s=now_s, left_j=self._left_j, idling=idling)
+        left_s = self._left_s(self.settings.until)
+        if left_s is None:
+            self.debt.plan, self.debt.joules, self._aside_j = None, 0.0, 0.0
+            return
+        idle_w = idle_w if self._use.idle_w is None else self._use.idle_w
+        planned = self.debt.plan is not None
+        self.debt.plan = BatteryPlan(
+            reserve_j=self.settings.reserve_share * full_j, until_s=now_s + left_s, idle_w=idle_w
         )
+        self.debt.joules, self._aside_j = self.debt.joules + self._aside_j, 0.0
+        if planned and used is not None:  # what was drawn before there was a plan is not its debt
+            work_j = used.joules - idle_w * used.seconds
+            self.debt.spent(work_j, used.seconds, now_s=now_s, left_j=self._left_j)
+
+    def _left_s(self, until: str) -> float | None:
+        """To the target; None once it has come."""
+        now, target = self.wall(), self._target
+        if target is not None and (past_s := seconds_between(target, now)) >= 0:
+            # A clock that leaps by days was wrong before, as on a board without a battery for it.
+            self._over = self._over or past_s < _DAY_S
+            self.debt.joules = 0.0
+        self._target = next_time(until, now)
+        return None if self._over else seconds_between(now, self._target)
 
     def _tell(self, now_s: float) -> None:
         """Say once what has changed."""
         plan, until = self.debt.plan, self.settings.until
-        if until is None:
-            return
-        if plan is None:
+        if plan is None and self._over:
+            told = f"it is {until}: no plan for the battery until it was plugged in"
+        elif plan is None:
             told = self.fault or "power comes from outside: no plan for the battery"
         elif plan.allowed_w(now_s, self._left_j) <= 0:
             told = (
