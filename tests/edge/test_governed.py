@@ -35,8 +35,9 @@ from tidegate.errors import CapacityError
 CLOUD_ANSWER = ScriptedCloud((HERE, said("far"), said(" out"), finished()))
 
 
-def call(words: str = "hello", **options: object) -> Call:
-    body: dict[str, object] = {"messages": [{"role": "user", "content": words}], "max_tokens": 6}
+def call(words: str = "hello", *, tokens: int = 6, **options: object) -> Call:
+    messages = [{"role": "user", "content": words}]
+    body: dict[str, object] = {"messages": messages, "max_tokens": tokens}
     return read_chat(body | {"temperature": 0, "tidegate": options})
 
 
@@ -69,10 +70,12 @@ class Device:
 
 
 @asynccontextmanager
-async def device(folder: Path, cloud: ScriptedCloud | None) -> AsyncIterator[Device]:
+async def device(
+    folder: Path, cloud: ScriptedCloud | None, *, books: bool
+) -> AsyncIterator[Device]:
     behaviour = Behaviour()
     world = World(battery=BatteryState(share=0.3, plugged=False, full_j=100_000.0))
-    board = ToyBoard(world, settings=energy_settings(until="23:59"), cloud=CLOUD)
+    board = ToyBoard(world, settings=energy_settings(until="23:59"), cloud=CLOUD, books=books)
     governor = board.governor
     assert isinstance(board.device.cloud, CloudTimes)
     board.device.cloud.radio = RADIO
@@ -80,7 +83,12 @@ async def device(folder: Path, cloud: ScriptedCloud | None) -> AsyncIterator[Dev
     text = toy_text(context_tokens=1024, eos=False)
     settings = EngineSettings(most_waiting=8)
     engine = Engine(
-        executor, text, model_id="toy", settings=settings, watcher=governor.accounts.stepped
+        executor,
+        text,
+        model_id="toy",
+        settings=settings,
+        watcher=governor.accounts.stepped,
+        ended=governor.computed,
     )
     async with (
         serving(engine),
@@ -115,9 +123,13 @@ def with_device(
     folder: Path,
     test: Callable[[Device], Awaitable[None]],
     cloud: ScriptedCloud | None = CLOUD_ANSWER,
+    *,
+    books: bool = False,
 ) -> None:
+    """`books`: with the daemon's own ledger."""
+
     async def run() -> None:
-        async with device(folder, cloud) as made:
+        async with device(folder, cloud, books=books) as made:
             await test(made)
 
     asyncio.run(run())
@@ -271,5 +283,95 @@ def test_many_calls_at_once_all_end_and_nothing_is_left(tmp_path: Path) -> None:
         assert {routed.route for routed, _ in answers} <= {"edge", "cloud"}
         assert len(here.governor.requests.held) == 0
         assert here.governor.view().running == 0
+
+    with_device(tmp_path, test)
+
+
+# Rows
+
+
+def test_a_reader_that_stops_holds_no_row(tmp_path: Path) -> None:
+    async def test(here: Device) -> None:
+        readers = []
+        for number in range(BOARD.rows):
+            reader = here.backend.answer(call(f"slow {number}", route="edge"))
+            readers.append(reader)
+            async with asyncio.timeout(5):
+                assert isinstance(await anext(reader), Routed)
+                await anext(reader)
+        async with asyncio.timeout(5):
+            while here.engine.snapshot().running:
+                await asyncio.sleep(0.01)
+        assert here.governor.view().running == 0
+        routed, _ = await here.ask(call("fifth", route="edge"))
+        assert routed.route == "edge"
+        for reader in readers:
+            assert isinstance([event async for event in reader][-1], Finished)
+
+    with_device(tmp_path, test)
+
+
+LONG = ScriptedCloud((HERE, said(" and so on"), finished()))
+NEVER_ENDS = ScriptedCloud((HERE, said(" and so on"), None))
+
+
+def test_while_the_cloud_goes_on_with_an_answer_its_row_is_free(tmp_path: Path) -> None:
+    async def test(here: Device) -> None:
+        routes: list[str] = []
+
+        async def read() -> None:
+            async for event in here.backend.answer(call(tokens=2000)):
+                routes.extend([event.route] if isinstance(event, Routed) else [])
+
+        reading = asyncio.create_task(read())
+        async with asyncio.timeout(10):
+            while len(routes) < 2:
+                await asyncio.sleep(0.01)
+        assert routes == ["edge", "cloud"]
+        assert here.governor.view().running == 0
+        reading.cancel()
+        await asyncio.wait({reading})
+
+    with_device(tmp_path, test, NEVER_ENDS)
+
+
+def test_a_continued_answer_tells_no_joule_twice(tmp_path: Path) -> None:
+    async def test(here: Device) -> None:
+        routed, end = await here.ask(call(tokens=2000))
+        assert routed.route == "edge"
+        assert (await here.backend.status())["handoffs"] == 1
+        # Of the board and of the radio: the totals have both, no sum would be of anything.
+        assert end.energy is None
+        totals = here.governor.view().totals
+        assert {"board", "radio"} <= {scope for scope, _, _ in totals}
+        assert totals["radio", "estimated", "cloud"] > 0
+
+    with_device(tmp_path, test, LONG, books=True)
+
+
+def test_all_who_wait_find_room_when_the_governor_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(here: Device) -> None:
+        work = [
+            asyncio.create_task(here.ask(call(f"b{number}", priority="background", route="edge")))
+            for number in range(3)
+        ]
+        await asyncio.sleep(0.1)
+
+        def broken() -> bool:
+            raise RuntimeError("broken")
+
+        monkeypatch.setattr(here.governor, "_state", broken)
+        now = [
+            asyncio.create_task(here.ask(call(f"now {number}", route="edge")))
+            for number in range(3)
+        ]
+        for routed, _ in await asyncio.gather(*now):
+            assert routed.route == "edge"
+        assert (await here.energy())["held"] == 3, "who may wait does"
+        here.governor.close_line()
+        for routed, _ in await asyncio.gather(*work):
+            assert routed.route == "edge"
 
     with_device(tmp_path, test)

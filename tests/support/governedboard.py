@@ -17,14 +17,15 @@ from energyboard import BOARD
 from virtualtime import virtual_now_s
 
 from tidegate.edge.energy.cost import CloudCost, CostModel
-from tidegate.edge.energy.governor import Governor, Placement, Recorder
+from tidegate.edge.energy.governor import Governor, Recorder
 from tidegate.edge.energy.governor_budget import Budget
 from tidegate.edge.energy.governor_cloud import CloudTimes
 from tidegate.edge.energy.governor_device import Device
 from tidegate.edge.energy.governor_heat import HeatWatch
+from tidegate.edge.energy.governor_line import Placement
 from tidegate.edge.energy.governor_requests import Ask
 from tidegate.edge.energy.heat import HeatPole
-from tidegate.edge.energy.ledger import TotalKey
+from tidegate.edge.energy.ledger import EnergyLedger, TotalKey
 from tidegate.edge.energy.profile_files import read_library
 from tidegate.edge.energy.sensors.sample import BatteryState, Sample
 from tidegate.edge.energy.settings import EnergySettings
@@ -69,8 +70,10 @@ class ScriptedPanel:
     def __init__(self, world: World) -> None:
         self._world = world
         self._last = (0.0, 0.0)
+        self.samples = 0
 
     def sample(self) -> Sample:
+        self.samples += 1
         world, now_s = self._world, virtual_now_s()
         if world.broken:
             raise RuntimeError("a panel that breaks its promise")
@@ -209,14 +212,16 @@ class ToyBoard:
         poles: tuple[HeatPole, ...] = POLES,
         capacity_j: float | None = 100_000.0,
         most_hold_s: float = 60.0,
+        books: bool = False,
     ) -> None:
+        """`books`: by the daemon's own ledger instead of `OneLedger`."""
         self.world, self.costs = world, costs
-        self.ledger = OneLedger(costs)
+        self.ledger, self.panel = OneLedger(costs), ScriptedPanel(world)
         times = None if cloud is None else CloudTimes(cost=cloud)
         self.device = Device(
             costs=KnownCosts(costs),
-            panel=ScriptedPanel(world),
-            ledger=self.ledger,
+            panel=self.panel,
+            ledger=EnergyLedger(costs, self.panel, virtual_now_s) if books else self.ledger,
             switch=WorldSwitch(world, tuple(mode.name for mode in costs.modes)),
             cloud=times,
             heat=HeatWatch(poles),
@@ -309,6 +314,24 @@ def _share(row: _Row, computed: int, *, sampled: int, prompt: bool) -> StepShare
         is_prompt=prompt,
         sampled_tokens=sampled,
     )
+
+
+def asked(name: str, **changed: object) -> Ask:
+    """A chat of 50 tokens that may take 200, but for what is said."""
+    fields: dict[str, object] = {
+        "id": name,
+        "kind": "chat",
+        "prompt_tokens": 50,
+        "most_tokens": 200,
+    }
+    return Ask(**(fields | changed))  # type: ignore[arg-type]
+
+
+async def beside(board: ToyBoard, script: Awaitable[None]) -> None:
+    """A script while the board's governor and engine run."""
+    with going(board.governor.run(), board.engine()):
+        await asyncio.sleep(0.01)
+        await script
 
 
 def energy_settings(**wanted: object) -> EnergySettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,6 +85,7 @@ def toy_engine(
     drafters: Sequence[Drafter] | None = None,
     draft_model: PaidDrafter | None = None,
     watcher: StepWatcher | None = None,
+    ended: Callable[[RequestId], None] | None = None,
 ) -> Engine:
     """An engine on `executor`, or on a paged one of its own; it has the executor's clock."""
     executor = executor or ToyExecutor(PAGED)
@@ -98,6 +99,7 @@ def toy_engine(
         drafters=drafters,
         draft_model=draft_model,
         watcher=watcher,
+        ended=ended,
         clock=executor.behaviour.clock or time.monotonic,
     )
 

@@ -54,7 +54,6 @@ from tidegate.engine.drafts_model import ModelDrafter
 from tidegate.engine.engine import Engine
 from tidegate.engine.executor import Executor
 from tidegate.engine.prefix_disk import DiskPrefixes
-from tidegate.engine.steps import StepWatcher
 from tidegate.engine.text import TextModel
 from tidegate.link.device import DeviceLink
 from tidegate.link.enrolment_renewal import CertificateRenewal
@@ -127,8 +126,7 @@ async def open_edge(settings: EdgeSettings) -> AsyncIterator[Edge]:
             )
             upkeep += (("scheduling by energy", governor.run),)
         drafter = _open_drafter(bundle, executor, settings, stack)
-        watcher = None if governor is None else governor.accounts.stepped
-        engine = _make_engine(bundle, executor, disk, drafter, settings, watcher)
+        engine = _make_engine(bundle, executor, disk, drafter, settings, governor)
         encoders = _open_encoders(settings, stack)
         backend = _make_backend(engine, executor, cloud, encoders, memory, settings, governor)
         answers = [] if link is None else answer_routes(link)
@@ -228,7 +226,7 @@ def _make_engine(
     disk: DiskPrefixes | None,
     drafter: ModelDrafter | None,
     settings: EdgeSettings,
-    watcher: StepWatcher | None,
+    governor: Governor | None,
 ) -> Engine:
     text = TextModel.load(
         bundle.folder,
@@ -241,7 +239,8 @@ def _make_engine(
         settings=settings.engine_settings(),
         disk=disk,
         draft_model=drafter,
-        watcher=watcher,
+        watcher=None if governor is None else governor.accounts.stepped,
+        ended=None if governor is None else governor.computed,
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from tidegate.api.schema import Call
 from tidegate.edge.answer_memory import Recall
-from tidegate.edge.energy.governor import Governor, Placement
+from tidegate.edge.energy.governor import Governor
+from tidegate.edge.energy.governor_line import Placement
 from tidegate.edge.energy.governor_requests import Ask
 from tidegate.edge.energy.metrics import render_energy
 from tidegate.edge.energy.pace_state import NEVER
@@ -112,14 +113,25 @@ class Governed:
         """The end of what the device computed, with what it took where that is known."""
         if self.governor is None:
             return end
-        return replace(end, energy=await self.governor.accounts.ended_here(work.request_id))
+        try:
+            use = await self.governor.accounts.ended_here(work.request_id)
+        finally:
+            # What follows, in the cloud or at a slow reader, takes no row of this device.
+            self.governor.depart(work.request_id)
+        return replace(end, energy=use)
 
-    def ended_away(self, work: Work, end: Finished) -> Finished:
-        """The end of what the cloud computed: what it took here, never what it took there."""
+    def ended_away(self, work: Work, end: Finished, *, sent_tokens: int | None = None) -> Finished:
+        """The end of what the cloud computed: what the radio took, never what it took there.
+
+        `sent_tokens` are those of the prompt that was sent, where it was not the call's own.
+        """
         if self.governor is None:
             return replace(end, energy=None)
+        ask = work.ask()
+        if sent_tokens is not None:
+            ask = replace(ask, prompt_tokens=sent_tokens)
         energy = self.governor.accounts.ended_away(
-            work.ask(),
+            ask,
             end.usage.completion_tokens,
             took_s=end.timing.total_s,
             decode_s=end.timing.decode_s,

@@ -186,7 +186,7 @@ class EdgeBackend:
                 if begun:
                     raise
             # The engine's line is bounded in tokens too: full is full, so decide once more.
-            decision = await self._decide(work, queue_full=True)
+            decision = await self._decide(work, lines=0)
         if decision.place == "refuse":
             self._refused += 1
             raise refusal_of(decision)
@@ -216,7 +216,7 @@ class EdgeBackend:
         finally:
             self._pending_tokens.pop(work.request_id, None)
         if placement is None:
-            return await self._decide(work)
+            return await self._decide(work, lines=2)
         return replace(decision, place=placement.place, reason=placement.reason)
 
     async def _cloud_signals(self) -> CloudSignals:
@@ -224,11 +224,12 @@ class EdgeBackend:
         self._governed.see_link(signals.reachable)
         return signals
 
-    async def _decide(self, work: Work, *, queue_full: bool = False) -> Decision:
+    async def _decide(self, work: Work, *, lines: int = 1) -> Decision:
+        """The router's choice; who had a place in the governor's line has one in the engine's."""
         request = self._route_request(work)
         cloud = await self._cloud_signals()
-        edge = self._signals(work)
-        return decide(request, replace(edge, queue_limit=0) if queue_full else edge, cloud)
+        limit = lines * self._queue_limit
+        return decide(request, replace(self._signals(work), queue_limit=limit), cloud)
 
     def _route_request(self, work: Work) -> RouteRequest:
         options = work.call.options
@@ -312,7 +313,9 @@ class EdgeBackend:
                     elif isinstance(event, TextDelta):
                         event = shifted(event, len(text))
                     elif isinstance(event, Finished):
-                        event = joined(end, self._governed.ended_away(work, event))
+                        sent = end.usage.prompt_tokens + end.usage.completion_tokens
+                        rest = self._governed.ended_away(work, event, sent_tokens=sent)
+                        event = joined(end, rest)
                     yield event
         except TidegateError:
             if begun:

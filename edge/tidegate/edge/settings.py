@@ -95,8 +95,11 @@ class EdgeSettings:
     def engine_settings(self) -> EngineSettings:
         """What of it is the engine's."""
         return EngineSettings(
-            # Under a governor the line is its own, and what it lets begin is never refused.
-            most_waiting=self.queue_limit + (self.executor.rows if self.energy else 0),
+            # A governor's line is beside the engine's. What it lets begin, and all who wait in it
+            # where it gives them back, find room.
+            most_waiting=2 * self.queue_limit + self.executor.rows
+            if self.energy
+            else self.queue_limit,
             prefix_reuse=self.prefix_reuse,
             speculation=self.speculation,
             # Several keys are several callers, who may be strangers to each other.

@@ -68,6 +68,7 @@ class Engine:
         drafters: Sequence[Drafter] | None = None,
         draft_model: PaidDrafter | None = None,
         watcher: StepWatcher | None = None,
+        ended: Callable[[RequestId], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Size everything; nothing runs until `run()`.
@@ -82,6 +83,7 @@ class Engine:
                 a grammar leaves no choice about and prompt lookup.
             draft_model: who guesses at a price where they have none.
             watcher: told of every step.
+            ended: told of every request that has ended, however slowly its answer is read; quick.
             clock: monotonic seconds; deadlines are on it.
         """
         self.model_id = model_id
@@ -108,7 +110,9 @@ class Engine:
         self.context_tokens = self._batcher.context_tokens
         self._arrivals = 0
         self._meter = Meter(last_progress_s=clock())
-        self._roster = Roster(self._batcher, self._meter, speculator=self._speculator, clock=clock)
+        self._roster = Roster(
+            self._batcher, self._meter, speculator=self._speculator, clock=clock, ended=ended
+        )
         self._accepting = True
         self._stopped = False
         self._work = asyncio.Event()

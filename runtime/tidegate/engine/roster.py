@@ -35,6 +35,7 @@ class Roster:
         *,
         speculator: Speculator | None,
         clock: Callable[[], float],
+        ended: Callable[[RequestId], None] | None = None,
     ) -> None:
         """Begin with nobody.
 
@@ -43,9 +44,10 @@ class Roster:
             meter: counts what they got and how they ended.
             speculator: hears of those who ended.
             clock: monotonic seconds.
+            ended: hears of everybody who ended, read or not.
         """
         self._batcher, self._meter, self._speculator = batcher, meter, speculator
-        self._clock = clock
+        self._clock, self._ended = clock, ended
         self._by_id: dict[RequestId, Generation] = {}
         self.nobody = asyncio.Event()
         """Set while nobody is here."""
@@ -152,6 +154,8 @@ class Roster:
         self._tell_speculator(generation, finished=isinstance(terminal, Finished))
         if self._batcher.empty:
             self.nobody.set()
+        if self._ended is not None:
+            self._ended(generation.request.id)
 
     def _tell_speculator(self, generation: Generation, *, finished: bool) -> None:
         ran = generation.first_scheduled_s is not None

@@ -2,8 +2,8 @@
 
 Decisions are PACE's alone, from a state put together here; what is measured comes in by samples and
 step reports, what is decided goes out as placements of requests and as power modes. Decisions of
-one turn of the event loop are one. Whatever fails in here is logged, those who wait are given back
-to the router's clock, and the next request is tried again a while later.
+one turn of the event loop are one. Whatever fails in here is logged, those who may not wait are
+given back to the router's clock, and the next request is tried again a while later.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from dataclasses import replace
+from typing import Final
 
 from tidegate.edge.energy.governor_accounts import Accounts
 from tidegate.edge.energy.governor_board import BoardWatch
 from tidegate.edge.energy.governor_device import Device
+from tidegate.edge.energy.governor_line import Line, Placement
 from tidegate.edge.energy.governor_modes import BoardThread, InThread, ModeKeeper
 from tidegate.edge.energy.governor_requests import Ask, Requests
 from tidegate.edge.energy.governor_status import Counts, view_of
@@ -37,21 +38,15 @@ Recorder = Callable[[Pace, PaceState, Decision], None]
 _BROKEN_S: Final = 30.0
 """That the clock alone routes after a failure of the governor."""
 _READ_BACK_S: Final = 60.0
-"""Between two looks at whether someone else took a power mode, or another network is used."""
+"""Between two looks at whether someone else took a power mode, or another network is used, and
+between two decisions while nothing but background work is held."""
 _LINK_S: Final = 1.0
 """Between two looks at whether the cloud can be reached."""
+_LOOKING: Final = "looking at the board"
+_LINKING: Final = "looking for the cloud"
+_DECIDING: Final = f"deciding, for {_BROKEN_S:g} s the clock alone routes"
 _LOOK_S: Final = 2.0
 """Between two decisions while something runs or waits and nothing else happens."""
-_OVERDUE: Final = 10
-"""Times that a request which finds no free row may be held for as long as one that does."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """Where a request goes now, and why with the numbers."""
-
-    place: Literal["edge", "cloud"]
-    reason: str
 
 
 class Governor:
@@ -80,12 +75,18 @@ class Governor:
             busy_every_s: between two samples while something runs or waits.
             idle_every_s: between two samples else.
             most_hold_s: after which what is no background work begins although PACE does not say
-                so while a row is free; ten times as long in any case.
+                so while a row is free; ten times as long in any case. So long after its own bound,
+                and quiet hours, background work begins.
         """
         self._settings, self._device, self._record = settings, device, record
         self._busy_every_s, self._idle_every_s = busy_every_s, idle_every_s
-        self._most_hold_s = most_hold_s
         self.requests = Requests()
+        self._line = Line(
+            self.requests,
+            device,
+            longest_hold_s=settings.weights.longest_hold_s,
+            most_hold_s=most_hold_s,
+        )
         costs = device.costs.costs
         self.modes = ModeKeeper(
             device.switch,
@@ -108,8 +109,6 @@ class Governor:
             failed=self._failed,
             changed=self._poke,
         )
-        self._placing: dict[str, asyncio.Future[Placement | None]] = {}
-        self._told_held: set[str] = set()
         self._counts = Counts()
         self._link_up = False  # until it was looked for
         self._idle_since_s = device.clock()
@@ -117,7 +116,7 @@ class Governor:
         self._timer: asyncio.TimerHandle | None = None
         self._broken_until_s = 0.0
         self._decided_s = -math.inf
-        self._last_failure = ""
+        self._last_failure: dict[str, str] = {}
 
     # What the daemon calls.
 
@@ -137,7 +136,7 @@ class Governor:
             if self._timer is not None:
                 self._timer.cancel()
             self._ended = True
-            self._give_back()
+            self._line.give_back(background=True)
             await self.modes.settled()  # the board's mode is put back after this
 
     async def place(self, ask: Ask) -> Placement | None:
@@ -148,35 +147,36 @@ class Governor:
         now_s = self._device.clock()
         if self._ended or now_s < self._broken_until_s:
             return None
-        self.requests.hold(ask, now_s)
-        placing = asyncio.get_running_loop().create_future()
-        self._placing[ask.id] = placing
+        self._line.enter(ask, now_s)
         self._poke()
         try:
-            return await self._placed(ask, placing)
+            return await self._line.placed(ask)
         except BaseException:
             self.end(ask.id)
             raise
         finally:
-            self._placing.pop(ask.id, None)
-            self._told_held.discard(ask.id)
+            self._line.left(ask.id)
 
     def close_line(self) -> None:
         """Hold nobody from now on, for a daemon that stops: those who wait are told so at once."""
         self._broken_until_s = NEVER
-        self._give_back()
+        self._line.give_back(background=True)
 
     def begin(self, ask: Ask) -> None:
         """A request runs on the device, whoever decided so."""
         self.requests.begin(ask)
 
+    def computed(self, request_id: str) -> None:
+        """The engine is done with a request: its row is free, however slowly its end is read."""
+        self._drop(request_id, self.requests.computed)
+
     def depart(self, request_id: str) -> None:
-        """A request goes to the cloud, whoever decided so."""
-        self._drop(request_id)
+        """A request is no longer here: it goes to the cloud, or its end is told."""
+        self._drop(request_id, self.requests.leave)
 
     def end(self, request_id: str) -> None:
         """A request is over, well or not; may be told more than once."""
-        self._drop(request_id)
+        self._drop(request_id, self.requests.leave)
         self._device.ledger.forget(RequestId(request_id))
 
     def see_link(self, up: bool) -> None:
@@ -215,11 +215,15 @@ class Governor:
         while True:
             try:
                 await self.board.look()
+                self._last_failure.pop(_LOOKING, None)
             except Exception as error:  # the boundary of a look
-                self._failed("looking at the board", error)
-            busy = bool(self.requests.begun or self.requests.held)
-            if busy and self._device.clock() - self._decided_s >= _LOOK_S:
-                self._poke()
+                self._failed(_LOOKING, error)
+            # Background work that is held keeps nothing awake: PACE said when to look again.
+            busy = bool(self.requests.begun or self.held_before(may_wait=False))
+            if busy or self.requests.held:
+                rested_s = self._device.clock() - self._decided_s
+                if rested_s >= (_LOOK_S if busy else _READ_BACK_S):
+                    self._poke()
             await asyncio.sleep(self._busy_every_s if busy else self._idle_every_s)
 
     async def _watch_modes(self) -> None:
@@ -232,8 +236,9 @@ class Governor:
         while True:
             try:
                 self.see_link(await link_up())
+                self._last_failure.pop(_LINKING, None)
             except Exception as error:  # the boundary of a look
-                self._failed("looking for the cloud", error)
+                self._failed(_LINKING, error)
             await asyncio.sleep(_LINK_S)
 
     def _idling(self) -> bool:
@@ -274,10 +279,11 @@ class Governor:
             self._apply(pace, state, decision)
             took = told_s - asked_s, told - asked, time.thread_time() - began
             self._counts.took_s.append(took)
+            self._last_failure.pop(_DECIDING, None)
         except Exception as error:  # the boundary of a decision
             self._broken_until_s = self._device.clock() + _BROKEN_S
-            self._failed(f"deciding, for {_BROKEN_S:g} s the clock alone routes", error)
-            self._give_back()
+            self._failed(_DECIDING, error)
+            self._line.give_back(background=False)
             self._wake_in(_BROKEN_S)
 
     def _pace(self) -> Pace:
@@ -319,12 +325,12 @@ class Governor:
         for request_id in decision.start:
             reason = why_here(waiting[request_id], decision, state, pace.costs)
             self.requests.begin(self.requests.held[request_id].ask)
-            self._settle(request_id, Placement(place="edge", reason=reason))
+            self._line.say(request_id, Placement(place="edge", reason=reason))
         for request_id in decision.offload:
             assert pace.cloud is not None, "nothing leaves without a cloud"
             reason = why_away(waiting[request_id], state, pace.costs, pace.cloud, pace.radio)
-            self._drop(request_id)
-            self._settle(request_id, Placement(place="cloud", reason=reason))
+            self.depart(request_id)
+            self._line.say(request_id, Placement(place="cloud", reason=reason))
         if decision.start:
             old, new = len(state.running), len(self.requests.begun)
             rows = pace.costs.rows
@@ -338,59 +344,24 @@ class Governor:
 
     def _tell_held(self, pace: Pace, state: PaceState, waiting: Mapping[str, Waiting]) -> None:
         """Say of each request once that it waits, and why."""
-        for request_id in self.requests.held:
-            if request_id not in self._told_held:
-                self._told_held.add(request_id)
-                self._counts.deferred += 1
-                why = why_held(waiting[request_id], state, pace.costs)
-                _log.info("energy: request %s is held: %s", request_id, why)
+        for request_id in self._line.newly_held():
+            self._counts.deferred += 1
+            why = why_held(waiting[request_id], state, pace.costs)
+            _log.info("energy: request %s is held: %s", request_id, why)
 
-    # Places.
-
-    async def _placed(
-        self, ask: Ask, placing: asyncio.Future[Placement | None]
-    ) -> Placement | None:
-        """The place, within bounds that hold whatever was decided."""
-        longest_s = self._settings.weights.longest_hold_s
-        holds_s = (
-            [longest_s + self._most_hold_s] if ask.may_wait else [self._most_hold_s] * _OVERDUE
-        )
-        for hold_s in holds_s:
-            if (await asyncio.wait({placing}, timeout=hold_s))[0]:
-                return placing.result()
-            if len(self.requests.begun) < self._device.costs.costs.rows:
-                break
-        _log.warning("energy: request %s was held for too long: it is placed by time", ask.id)
-        self.requests.leave(ask.id)
-        return None
-
-    def _settle(self, request_id: str, placement: Placement) -> None:
-        """Tell who waits; the log has the reason once."""
-        _log.info("energy: request %s: %s", request_id, placement.reason)
-        placing = self._placing.get(request_id)
-        if placing is not None and not placing.done():
-            placing.set_result(placement)
-
-    def _drop(self, request_id: str) -> None:
+    def _drop(self, request_id: str, leave: Callable[[str], None]) -> None:
         ran = request_id in self.requests.begun
-        if ran or request_id in self.requests.held:
-            self.requests.leave(request_id)
+        known = ran or request_id in self.requests.held
+        leave(request_id)
+        if known:
             self._poke()
         if ran and not self.requests.begun:
             self._idle_since_s = self._device.clock()
 
-    def _give_back(self) -> None:
-        """All who wait go to the router's clock."""
-        for request_id in list(self.requests.held):
-            self.requests.leave(request_id)
-        for placing in self._placing.values():
-            if not placing.done():
-                placing.set_result(None)
-
     def _failed(self, what: str, error: Exception) -> None:
-        """Count it, and say it once while it stays the same."""
+        """Count it, and say it once while it stays the same and nothing went well in between."""
         self._counts.failures += 1
-        told = f"failed in {what}: {describe_defect(error)}"
-        if told != self._last_failure:
-            self._last_failure = told
-            _log.error("energy: %s", told)
+        told = describe_defect(error)
+        if told != self._last_failure.get(what):
+            self._last_failure[what] = told
+            _log.error("energy: failed in %s: %s", what, told)

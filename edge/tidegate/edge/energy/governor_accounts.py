@@ -12,6 +12,7 @@ from tidegate.edge.energy.governor_board import BoardWatch
 from tidegate.edge.energy.governor_device import Device
 from tidegate.edge.energy.governor_modes import ModeKeeper
 from tidegate.edge.energy.governor_requests import Ask, Requests
+from tidegate.edge.energy.ledger import RADIO
 from tidegate.engine.events import EnergyUse
 from tidegate.engine.request import RequestId
 from tidegate.engine.steps import StepReport
@@ -74,7 +75,9 @@ class Accounts:
     def ended_away(
         self, ask: Ask, answer_tokens: int, *, took_s: float, decode_s: float
     ) -> EnergyUse | None:
-        """An answer of the cloud is complete: what it took here, as far as that is known.
+        """An answer of the cloud is complete: what the radio took, as far as that is known.
+
+        What was computed here before it left was told when that ended.
 
         Args:
             ask: that was answered.
@@ -97,9 +100,10 @@ class Accounts:
                 output_tokens=answer_tokens,
                 now_s=self._device.clock(),
             )
-            if joules is not None:
-                self._device.ledger.sent(RequestId(ask.id), joules)
-            return self._device.ledger.use_of(RequestId(ask.id))
+            if not joules:
+                return None
+            self._device.ledger.sent(RequestId(ask.id), joules)
+            return EnergyUse(joules=joules, scope=RADIO, source="estimated")
         except Exception as error:  # as above
             self._failed("accounting for an answer", error)
             return None

@@ -77,6 +77,8 @@ class Requests:
     )
     _learnt: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     """Answers by class: what was predicted before the last one is old."""
+    _last_step_s: dict[str, float] = field(default_factory=dict)
+    """Of those that are computed and not yet told."""
 
     def hold(self, ask: Ask, now_s: float) -> None:
         """A request has come."""
@@ -92,10 +94,17 @@ class Requests:
         if ask.id not in self.begun:
             self.begun[ask.id] = _Begun(ask=ask, prefill_tokens=ask.prompt_tokens)
 
+    def computed(self, request_id: str) -> None:
+        """The engine is done with it, though nobody may have read its end yet."""
+        begun = self.begun.pop(request_id, None)
+        if begun is not None:
+            self._last_step_s[request_id] = begun.last_step_s
+
     def leave(self, request_id: str) -> None:
         """It went to the cloud, or its caller is gone, or it has ended."""
         self.held.pop(request_id, None)
         self.begun.pop(request_id, None)
+        self._last_step_s.pop(request_id, None)
 
     def learn(self, ask: Ask, answer_tokens: int) -> None:
         """An answer came to its end."""
@@ -132,7 +141,9 @@ class Requests:
     def last_step_s(self, request_id: str) -> float:
         """When its last step ended; minus infinity before the first."""
         begun = self.begun.get(request_id)
-        return -math.inf if begun is None else begun.last_step_s
+        if begun is not None:
+            return begun.last_step_s
+        return self._last_step_s.get(request_id, -math.inf)
 
     def waiting(self) -> list[Waiting]:
         """As PACE sees them."""
