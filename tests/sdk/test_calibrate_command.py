@@ -12,7 +12,7 @@ from wordmodel import write_word_checkpoint
 from tidegate.cli.main import main
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import make_recipe
-from tidegate.edge.energy.board_costs import costs_for
+from tidegate.edge.energy.board_costs import explained_costs
 from tidegate.edge.energy.profile_files import read_library
 from tidegate.model.bundle import Bundle
 
@@ -52,14 +52,14 @@ def test_what_was_measured_is_what_the_daemon_takes(
     assert "executor auto, rows 1, threads 1" in text.err
     assert main(["profile", "check", "--calibration", str(output)]) == 0
     library = read_library(tmp_path / "none", None)
-    costs = costs_for(
+    costs = explained_costs(
         library.profile(BOARD),
         bundle,
         modes=("as it is",),
         rows=1,
         threads=1,
         calibration=output,
-    )
+    ).costs
     assert costs.source == "calibrated"
     assert costs.load_s > 0
     assert 0 < costs.modes[0].step_s < 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tidegate.cli.cloud_access import add_access, read_access
 from tidegate.cli.executor_flags import add_executor, read_executor
@@ -20,6 +21,9 @@ from tidegate.cli.logs import LOG_FORMATS
 from tidegate.cli.service import add_link, add_service, read_service
 from tidegate.cli.trust import add_trust, read_trust
 from tidegate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tidegate.cloud.ray.settings import RaySettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +73,31 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Deploy everything, then serve until SIGTERM or SIGINT."""
     from tidegate.cli.listen import announce, run_until_signal
+
+    settings = _settings(args)
+
+    async def main(stop: asyncio.Event) -> None:
+        from tidegate.api.lifecycle import stop_on_signals
+        from tidegate.cloud.ray.application import cluster, deploy, withdraw
+
+        # Ray's calls block, and what is put on the cluster runs in processes of its own.
+        with cluster(address=args.address):
+            # Ray has put its own in their place, which would abort the process after 3 s.
+            stop_on_signals(stop)
+            url = await asyncio.to_thread(deploy, settings)
+            announce(f"tidegate ray: {settings.model_id} on {url}")
+            await stop.wait()
+            await asyncio.to_thread(withdraw)
+
+    return run_until_signal(main, formatter=LOG_FORMATS[args.log_format]())
+
+
+def _settings(args: argparse.Namespace) -> RaySettings:
+    """What the flags say.
+
+    Raises:
+        ConfigError: a flag is wrong, or nothing that a cluster can do.
+    """
     from tidegate.cloud.link_front import GatewaySettings
     from tidegate.cloud.ray.settings import RaySettings, ScaleSettings
 
@@ -86,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
             http=read_link_http(args),
         )
     least, most = _replicas(args.replicas)
-    settings = RaySettings(
+    return RaySettings(
         model=args.model.resolve(),
         model_id=args.name or args.model.resolve().name,
         host=service.host,
@@ -112,21 +141,6 @@ def run(args: argparse.Namespace) -> int:
         tls=service.tls,
         vllm_metrics=not args.no_vllm_metrics,
     )
-
-    async def main(stop: asyncio.Event) -> None:
-        from tidegate.api.lifecycle import stop_on_signals
-        from tidegate.cloud.ray.application import cluster, deploy, withdraw
-
-        # Ray's calls block, and what is put on the cluster runs in processes of its own.
-        with cluster(address=args.address):
-            # Ray has put its own in their place, which would abort the process after 3 s.
-            stop_on_signals(stop)
-            url = await asyncio.to_thread(deploy, settings)
-            announce(f"tidegate ray: {settings.model_id} on {url}")
-            await stop.wait()
-            await asyncio.to_thread(withdraw)
-
-    return run_until_signal(main, formatter=LOG_FORMATS[args.log_format]())
 
 
 def _replicas(text: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from wordmodel import write_word_checkpoint
 
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import make_recipe
-from tidegate.edge.energy.board_costs import Estimate, costs_for, estimated_costs, explained_costs
+from tidegate.edge.energy.board_costs import Estimate, estimated_costs, explained_costs
 from tidegate.edge.energy.board_runs import point_bytes
 from tidegate.edge.energy.fitted_costs import weights_digest
 from tidegate.edge.energy.profile import Profile
@@ -137,7 +137,9 @@ def test_a_profile_that_was_read_with_its_calibration_brings_the_costs(
     file = written(tmp_path, bundle)
     profile = read_library(tmp_path / "none", file).profile("generic-x86-64")
     assert asked(bundle, None, profile=profile) == asked(bundle, file)
-    costs = costs_for(profile, bundle, modes=("as it is",), rows=2, threads=None, calibration=None)
+    costs = explained_costs(
+        profile, bundle, modes=("as it is",), rows=2, threads=None, calibration=None
+    ).costs
     assert (costs.source, costs.rows) == ("calibrated", 2)
 
 

@@ -152,6 +152,18 @@ def test_no_coefficient_is_ever_negative(seed: int) -> None:
     assert min(found) >= 0
 
 
+@pytest.mark.parametrize("wrong", [0.0, -1.0, np.nan, np.inf])
+def test_times_that_are_none_fail_the_calibration(wrong: float) -> None:
+    seconds = np.array([1.0, wrong, 1.0])
+    with pytest.raises(ExecutionError, match="calibration failed: not all of 3 times"):
+        least_squares(np.ones((3, 1)), seconds, needed={0})
+
+
+def test_times_that_no_costs_explain_fail_the_calibration() -> None:
+    with pytest.raises(ExecutionError, match="calibration failed: no costs explain the 3 times"):
+        least_squares(-np.ones((3, 1)), np.ones(3), needed={0})
+
+
 def test_the_low_fifth_is_between_the_nearest_two() -> None:
     assert quiet([5.0]) == 5.0
     assert quiet([6.0, 1.0, 2.0, 3.0, 4.0, 5.0]) == 2.0

@@ -13,6 +13,8 @@ from virtualtime import run_virtually, virtual_now_s
 
 from tidegate.edge.energy.cost import CostModel
 from tidegate.edge.energy.governor_requests import Ask
+from tidegate.edge.energy.governor_words import why_away, why_here
+from tidegate.edge.energy.pace_state import Decision, PaceState, Waiting
 
 NO_WATTS = replace(
     BOARD,
@@ -74,3 +76,21 @@ def test_joules_of_the_device_are_named_only_where_watts_are_known(costs: CostMo
         assert told["mode_reason"] == why
 
     on_a_board(costs, script)
+
+
+def test_a_deadline_that_has_passed_is_said_to_have_passed() -> None:
+    late = Waiting(
+        id="a",
+        prompt_tokens=50,
+        output_mean=20.0,
+        output_p90=40.0,
+        output_most=60.0,
+        arrived_s=5.0,
+        deadline_s=9.75,
+    )
+    state = PaceState(now_s=10.0, mode=1, mode_since_s=0.0, waiting=[late], running=[])
+    decision = Decision(mode=1, start=("a",), reason="only way")
+    assert "predicted in mode knee, its deadline was 0.25 s ago, held 5.0 s" in why_here(
+        late, decision, state, BOARD
+    )
+    assert why_away(late, state, BOARD, CLOUD, None).endswith("its deadline was 0.25 s ago")

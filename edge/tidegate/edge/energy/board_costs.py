@@ -1,4 +1,4 @@
-"""`costs_for`: what a model costs on a board, fitted here, else scaled from runs, else guessed.
+"""`explained_costs`: what a model costs on a board, fitted here, scaled from runs, or guessed.
 
 Decoding reads every weight once, so seconds go with the bytes of the weights; a prompt's products
 do so too. What is in neither file nor profile is assumed, and `Estimate.why` says so. Where nobody
@@ -43,28 +43,6 @@ class Estimate:
 
     costs: CostModel
     why: tuple[str, ...]
-
-
-def costs_for(
-    profile: Profile,
-    bundle: Bundle,
-    *,
-    modes: Sequence[str],
-    rows: int,
-    threads: int | None,
-    calibration: Path | None,
-    executor: Choice = "auto",
-) -> CostModel:
-    """The costs of `explained_costs`, which see for arguments and errors."""
-    return explained_costs(
-        profile,
-        bundle,
-        modes=modes,
-        rows=rows,
-        threads=threads,
-        calibration=calibration,
-        executor=executor,
-    ).costs
 
 
 def explained_costs(

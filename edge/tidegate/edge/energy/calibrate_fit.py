@@ -77,7 +77,8 @@ def fit_mode(
     A prompt is computed in parts of at most `part_tokens`.
 
     Raises:
-        ExecutionError: there are too few samples to tell coefficients apart.
+        ExecutionError: there are too few samples to tell coefficients apart, or no coefficients
+            explain them.
     """
     if len(fitted) < 3 or not held:
         raise ExecutionError(
@@ -128,7 +129,12 @@ def least_squares(columns: Numbers, seconds: Numbers, *, needed: Collection[int]
     """Coefficients of `columns` (points, coefficients) whose relative errors are least.
 
     None is negative, and those `needed` are above 0.
+
+    Raises:
+        ExecutionError: `seconds` are no such times, or no coefficients explain them.
     """
+    if not (np.all(np.isfinite(seconds)) and np.all(seconds > 0)):
+        raise ExecutionError(f"calibration failed: not all of {len(seconds)} times are above 0 s")
     width = columns.shape[1]
     others = [one for one in range(width) if one not in needed]
     best, least = [0.0] * width, np.inf
@@ -142,6 +148,8 @@ def least_squares(columns: Numbers, seconds: Numbers, *, needed: Collection[int]
             best, least = [0.0] * width, loss
             for place, value in zip(chosen, found, strict=True):
                 best[place] = float(value)
+    if np.isinf(least):
+        raise ExecutionError(f"calibration failed: no costs explain the {len(seconds)} times")
     return best
 
 

@@ -16,7 +16,7 @@ SHORTEST: Final = 8
 _LENGTHS: Final = 7
 """Of prompts that are fitted: more than twice the three coefficients of a prompt."""
 OUTPUT_TOKENS: Final = 24
-"""Steps with all rows in one run; their median is what counts."""
+"""Of each row at a point that is fitted."""
 _HELD_OUTPUTS: Final = (16, 32, 40)
 
 

@@ -125,4 +125,7 @@ def finite(value: float) -> float | None:
 def _allowed(one: Waiting, state: PaceState) -> str:
     if one.deadline_s == NEVER:
         return "no deadline"
-    return f"{one.deadline_s - state.now_s:.2f} s allowed"
+    allowed_s = one.deadline_s - state.now_s
+    if allowed_s <= 0:
+        return f"its deadline was {-allowed_s:.2f} s ago"
+    return f"{allowed_s:.2f} s allowed"
