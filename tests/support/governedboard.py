@@ -56,6 +56,8 @@ class World:
     """When which mode was taken."""
     broken: bool = False
     """The panel raises, against its contract."""
+    hangs: bool = False
+    """The panel does not answer."""
     midnight: datetime = MIDNIGHT
     work_j: float = 0.0
 
@@ -233,7 +235,7 @@ class ToyBoard:
             settings,
             self.device,
             record=record,
-            sensing=at_once,
+            sensing=self._sensing,
             switching=at_once,
             most_hold_s=most_hold_s,
         )
@@ -249,6 +251,14 @@ class ToyBoard:
 
     async def _link(self) -> bool:
         return self.world.link_up
+
+    def _sensing(self, work: Callable[[], T]) -> Awaitable[T]:
+        return self._sensed(work)
+
+    async def _sensed(self, work: Callable[[], T]) -> T:
+        while self.world.hangs:
+            await asyncio.sleep(0.1)
+        return work()
 
     async def ask(self, ask: Ask, answer_tokens: int) -> EnergyUse | None:
         """A caller: placed, answered here or there, gone."""

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 _AGAIN_S: Final = 30.0
 """Before a mode that was refused is asked for again."""
+_SETTLES_S: Final = 15.0
+"""That a change is waited for in the end: longer than any tool takes that is not stuck."""
 
 
 class InThread(Protocol):
@@ -107,9 +109,9 @@ class ModeKeeper:
         return True
 
     async def settled(self) -> None:
-        """Wait for the change that is under way, if there is one."""
+        """Wait for the change that is under way, if there is one, and not without end."""
         if self._task is not None:
-            await asyncio.wait({self._task})
+            await asyncio.wait({self._task}, timeout=_SETTLES_S)
 
     async def _go(self, mode: int, reason: str) -> None:
         name, before = self.names[mode], self.name if self._known else "an unknown one"

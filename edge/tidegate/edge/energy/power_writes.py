@@ -1,13 +1,15 @@
 """Who does the writes that need root: the helper on its socket, or this process where it may.
 
 Both obey the same lines (`tidegate.edge.energy.power_helper`), so that what is refused there is
-refused here.
+refused here. A change may be under way in a thread when the daemon closes: what is left of it is
+then refused, so that nothing is written after all was restored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -30,7 +32,7 @@ class PowerWrites(Protocol):
         """
 
     def close(self) -> None:
-        """Have everything restored; never raises."""
+        """Have everything restored, and take no more lines; never raises."""
 
 
 class OwnWrites:
@@ -38,14 +40,21 @@ class OwnWrites:
 
     def __init__(self, sysroot: Path) -> None:
         self._board = PowerBoard(sysroot)
+        self._one = threading.Lock()
+        self._closed = False
 
     def ask(self, line: str) -> str:
         """See `PowerWrites.ask`."""
-        return _checked(line, self._board.obey(line))
+        with self._one:
+            if self._closed:
+                raise _late(line)
+            return _checked(line, self._board.obey(line))
 
     def close(self) -> None:
-        """See `PowerWrites.close`."""
-        self._board.restore()
+        """See `PowerWrites.close`; the line that is being written is waited for."""
+        with self._one:
+            self._closed = True
+            self._board.restore()
 
 
 class HelperWrites:
@@ -58,26 +67,48 @@ class HelperWrites:
             ActuationError: there is no helper, or it does not take this process.
         """
         self._path = path
-        self._socket = self._connected()
+        self._closed = False
+        # Over what is connected and not over what is asked, so that `close` waits for no answer.
+        self._one = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._reach("hello")
 
     def ask(self, line: str) -> str:
         """See `PowerWrites.ask`; a helper that was started again is connected to again."""
-        if self._socket is None:
-            self._socket = self._connected()
+        to = self._reach(line)
         try:
-            return _checked(line, self._exchange(self._socket, line))
+            return _checked(line, self._exchange(to, line))
         except OSError as error:
-            self.close()
+            self._drop()
+            if self._closed:
+                raise _late(line) from error
             raise self._unreachable(error) from error
 
     def close(self) -> None:
-        """See `PowerWrites.close`."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.close()
-            self._socket = None
+        """See `PowerWrites.close`; who waits for an answer in another thread is woken."""
+        self._closed = True
+        self._drop()
 
-    _socket: socket.socket | None
+    def _reach(self, line: str) -> socket.socket:
+        """What is connected, or else a new connection; none once this is closed."""
+        to = self._socket
+        if to is None and not self._closed:
+            to = self._connected()
+            with self._one:
+                self._socket = to
+        if to is None or self._closed:
+            self._drop()  # it may have been closed while this connected
+            raise _late(line)
+        return to
+
+    def _drop(self) -> None:
+        with self._one:
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):
+                    self._socket.close()
+                self._socket = None
 
     def _connected(self) -> socket.socket:
         made = socket.socket(socket.AF_UNIX)
@@ -109,6 +140,10 @@ class HelperWrites:
             f"the power helper at {self._path} does not answer: {why}; start"
             " tidegate-power-helper as root, with a group of this process"
         )
+
+
+def _late(line: str) -> ActuationError:
+    return ActuationError(f"the power mode is as it was found: {line}: the daemon is closing")
 
 
 def _checked(line: str, answer: str) -> str:
