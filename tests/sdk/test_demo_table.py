@@ -14,11 +14,13 @@ HERE = EnergyUse(joules=0.31, scope="package", source="measured")
 RADIO = EnergyUse(joules=1.25, scope="radio", source="estimated")
 
 
-def outcome(title: str, energy: EnergyUse | None, *, as_expected: bool = True) -> Outcome:
+def outcome(
+    title: str, energy: EnergyUse | None, *, as_expected: bool = True, reason: str = "fits"
+) -> Outcome:
     return Outcome(
         title=title,
         route="edge",
-        reason="fits",
+        reason=reason,
         tokens=7,
         ttft_s=0.01,
         tokens_per_s=500.0,
@@ -48,6 +50,13 @@ def test_where_nobody_keeps_account_there_is_a_dash() -> None:
     text = printed(outcome("one", None))
     assert last_cells(text) == ["-"]
     assert "- where nobody keeps account" in " ".join(text.split())
+
+
+def test_what_a_device_says_is_shown_and_never_obeyed() -> None:
+    use = EnergyUse(joules=1.0, scope="[/b]", source="measured")
+    text = printed(outcome("one", use, reason="[red] [/]"))
+    assert "[red] [/]" in text
+    assert "[/b], measured" in text
 
 
 def test_a_route_that_was_not_expected_is_called_so() -> None:

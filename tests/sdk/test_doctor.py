@@ -10,6 +10,7 @@ import pytest
 from nativebuild import native_folder
 from wordmodel import write_word_checkpoint
 
+from tidegate.cli.doctor import _print
 from tidegate.cli.main import main
 from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import make_recipe
@@ -102,3 +103,10 @@ def test_people_get_tables(bundle: Path, capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr().out
     for word in ("machine", "read gb per s", "installed", "native", "sum bytes", "linear", "yes"):
         assert word in shown
+
+
+def test_what_a_board_is_called_is_shown_and_never_obeyed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _print({"board": {"model": "[red] [/]"}})
+    assert "[red] [/]" in capsys.readouterr().out

@@ -282,6 +282,7 @@ async def _ask(client: AsyncClient, request: DemoRequest, console: Console) -> O
 def print_table(outcomes: list[Outcome], console: Console) -> None:
     """Where each request ran, why, how fast and with how many joules."""
     from rich.table import Table
+    from rich.text import Text
 
     from tidegate.cli.energy_text import energy_lines
 
@@ -301,8 +302,8 @@ def print_table(outcomes: list[Outcome], console: Console) -> None:
         route = one.route if one.as_expected else f"[red]{one.route}, unexpected[/red]"
         first = "" if one.ttft_s is None else f"{one.ttft_s * 1000:.0f} ms"
         rate = "" if one.tokens_per_s is None else f"{one.tokens_per_s:.0f}"
-        energy = energy_lines(one.energy)
-        table.add_row(one.title, route, one.reason, str(one.tokens), first, rate, energy)
+        reason, energy = Text(one.reason), Text(energy_lines(one.energy))
+        table.add_row(one.title, route, reason, str(one.tokens), first, rate, energy)
     console.print()
     console.print(table)
 

@@ -148,11 +148,12 @@ def _try(bundle: Bundle, args: argparse.Namespace, machine: Machine) -> Facts:
 def _print(found: Mapping[str, Facts]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     for title, facts in found.items():
         table = Table(title=title, title_justify="left", show_header=False, box=None)
         for name, value in _flat(facts):
-            table.add_row(name.replace("_", " "), _text(name, value))
+            table.add_row(name.replace("_", " "), Text(_text(name, value)))
         Console(file=sys.stdout, highlight=False).print(table)
 
 
