@@ -2,8 +2,9 @@
 
 The demo's bundle, converted anew, is calibrated on each executor, twice, each time in a process of
 its own. Every calibration holds its predictions against runs that it did not fit; besides, the
-second one's runs are held against the first one's costs. On a machine that others use, `--ahead`
-lets the measured process go before theirs (Linux, and root's right), as it would alone.
+second one's runs are held against the first one's costs. Prompts and answers are the quiet fifth of
+their runs, `whole` requests are medians of runs as they were. On a machine that others use,
+`--ahead` lets the measured process go before theirs (Linux, and root's right), as it would alone.
 
     python benchmarks/energy/calibration.py --keep benchmarks/results/energy-calibration.json
 """
@@ -63,9 +64,13 @@ def again(first: Any, second: Any) -> dict[str, dict[str, float]]:
     for mode in first["cost"]["mode"]:
         cost = mode_cost(FittedMode(**mode))
         told = next(one for one in second["modes"] if one["name"] == cost.name)
+        prompts = errors(cost, told["held_out_prefill"], answers=False)
+        answers = errors(cost, told["held_out_decode"], answers=True)
         found[cost.name] = {
-            "prefill": statistics.median(errors(cost, told["held_out_prefill"], answers=False)),
-            "decode": statistics.median(errors(cost, told["held_out_decode"], answers=True)),
+            "prefill": statistics.median(prompts),
+            "prefill_points": len(prompts),
+            "decode": statistics.median(answers),
+            "decode_points": len(answers),
         }
     return found
 
@@ -92,13 +97,13 @@ def show(executor: str, told: Any) -> None:
     """Predictions beside measurements, for people."""
     for mode in told["modes"]:
         print(f"{executor}, {mode['name']}: {told['rounds']} rounds, spread {told['spread']:.0%}")
-        for what in ("prefill", "decode"):
+        for what in ("prefill", "decode", "whole"):
             for row in mode[f"held_out_{what}"]:
                 print(
                     f"  {what:<8}{row['point']:<16}{row['predicted_s'] * 1e3:>9.2f} ms predicted"
                     f"{row['measured_s'] * 1e3:>9.2f} ms measured{row['error']:>+8.1%}"
                 )
-            print(f"  {what:<8}median {mode[f'{what}_error']:.1%}, R2 {mode[f'{what}_r2']:.3f}")
+            print(f"  {what:<8}median {mode[f'{what}_error']:.1%}")
 
 
 def main() -> int:

@@ -56,10 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--power-helper", type=Path, metavar="SOCKET", help="of tidegate-power-helper"
     )
     parser.add_argument(
-        "--minutes", type=float, default=2.0, help="to measure for at most (default 2)"
+        "--minutes",
+        type=float,
+        default=2.0,
+        help="to measure for (default 2); too few for five rounds are refused, if these take more"
+        " than a minute",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="to keep the costs in (default: --calibration)"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="good costs by those of a bad measurement, too"
     )
     add_trust(parser)
 
@@ -72,8 +79,14 @@ def run(args: argparse.Namespace) -> None:
             written, or is another device's, which is known before anything runs.
     """
     from tidegate.cli.progress import progress_bars
-    from tidegate.edge.energy.calibrate_file import check_writable, read_table, write_table
-    from tidegate.edge.energy.profile_files import CALIBRATION
+    from tidegate.edge.energy.calibrate_file import (
+        check_no_worse,
+        check_writable,
+        read_table,
+        write_table,
+    )
+    from tidegate.edge.energy.fitted_costs import this_device
+    from tidegate.edge.energy.profile_files import CALIBRATION, read_fitted
     from tidegate.edge.machine import read_machine
     from tidegate.errors import ConfigError
     from tidegate.model.bundle import Bundle
@@ -81,16 +94,17 @@ def run(args: argparse.Namespace) -> None:
     if not 0 < args.minutes <= 24 * 60:
         raise ConfigError("minutes", args.minutes, "more than 0, and at most a day")
     profile = _profile(args)
-    machine = read_machine()
-    device = f"{machine.processor}, {machine.cores} cores"
+    device = this_device()
     output = args.output or args.calibration or CALIBRATION
     check_writable(output)
     read_table(output, profile_id=profile.id, device=device)
     bundle = Bundle.open(args.bundle, trusted=read_trust(args.trust), every_target=False)
-    settings = _settings(args, profile, machine.memory_bytes)
+    settings = _settings(args, profile, read_machine().memory_bytes)
     with progress_bars(quiet=args.json and not sys.stderr.isatty()) as report:
         found, load_s = _measured(args, profile, bundle, settings, report)
     costs = _costs(found, bundle, settings, load_s)
+    if not args.replace:
+        check_no_worse(read_fitted(output, profile.id), costs)
     table = _table(output, profile, costs, found, device)
     write_table(output, table)
     told = {
@@ -203,18 +217,23 @@ def _costs(
     found: Calibrated, bundle: Bundle, settings: ExecutorSettings, load_s: float | None
 ) -> FittedCosts:
     from tidegate.edge.energy.calibrate_file import SOURCE
-    from tidegate.edge.energy.fitted_costs import fitted_modes, weights_digest
+    from tidegate.edge.energy.fitted_costs import fitted_modes, setup_of
     from tidegate.edge.energy.profile import FittedCosts
     from tidegate.edge.executors.choice import choose_target
     from tidegate.edge.executors.kv_size import kv_size
 
     target = choose_target(bundle, settings.runtime)
+    setup = setup_of(bundle.manifest, target, settings)
     costs = FittedCosts(
         model=bundle.manifest.model_id,
-        weights=weights_digest(bundle.manifest, target),
+        weights=setup.weights,
         executor=target,
+        device=setup.device,
         rows=kv_size(bundle.manifest, target, settings).rows,
-        threads=settings.threads,
+        threads=setup.threads,
+        kv_precision=setup.kv_precision,
+        native=setup.native,
+        providers=setup.providers,
         date=_today(),
         scope=found.scope,
         load_s=load_s,
@@ -270,8 +289,10 @@ def _mode_told(fit: Fit) -> dict[str, Any]:
         "decode_r2": round(fit.decode_r2, 4),
         "prefill_error": round(fit.prefill_error, 4),
         "decode_error": round(fit.decode_error, 4),
+        "whole_error": round(fit.whole_error, 4),
         "held_out_prefill": [_checked_told(one) for one in fit.prefill],
         "held_out_decode": [_checked_told(one) for one in fit.decode],
+        "held_out_whole": [_checked_told(one) for one in fit.whole],
         "outliers": list(fit.outliers),
     }
 
@@ -314,13 +335,16 @@ def _mode_lines(fit: Fit) -> list[str]:
         f" + {_us(512 * one.context_token_s)} for 512 of context   (R2 {fit.decode_r2:.3f})",
         f"  held out   {'prompt + answer x rows':<26}{'predicted':>12}{'measured':>12}",
     ]
-    for what, checked in (("prompt", fit.prefill), ("answer", fit.decode)):
+    for what, checked in (("prompt", fit.prefill), ("answer", fit.decode), ("both", fit.whole)):
         lines += [
             f"    {what:<9}{one.point:<26}{_ms(one.predicted_s):>12}{_ms(one.measured_s):>12}"
             f"{one.error:>+8.1%}"
             for one in checked
         ]
-    lines.append(f"  median error: prompts {fit.prefill_error:.1%}, answers {fit.decode_error:.1%}")
+    lines.append(
+        f"  median error at {len(fit.whole)} points, quiet time: prompts {fit.prefill_error:.1%},"
+        f" answers {fit.decode_error:.1%}; both as they ran: {fit.whole_error:.1%}"
+    )
     return lines + [f"  far off, though fitted: {one}" for one in fit.outliers]
 
 

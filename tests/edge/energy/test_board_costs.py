@@ -15,9 +15,10 @@ from tidegate.converters.convert import ConversionPlan, convert
 from tidegate.converters.recipe import make_recipe
 from tidegate.edge.energy.board_costs import Estimate, estimated_costs, explained_costs
 from tidegate.edge.energy.board_runs import point_bytes
-from tidegate.edge.energy.fitted_costs import weights_digest
+from tidegate.edge.energy.fitted_costs import this_device, weights_digest
 from tidegate.edge.energy.profile import Profile
 from tidegate.edge.energy.profile_files import read_library
+from tidegate.edge.executors.choice import ExecutorSettings
 from tidegate.errors import ConfigError
 from tidegate.model.bundle import Bundle
 
@@ -36,6 +37,7 @@ weights = "{weights}"
 executor = "openvino"
 rows = 4
 date = "2026-11-22"
+device = "{device}"
 load_s = 0.5
 src = "here"
 {scope}
@@ -74,6 +76,7 @@ def written(
     file = folder / "calibration.toml"
     text = FITTED.format(
         board=board,
+        device=this_device(),
         weights=weights_digest(bundle.manifest, "openvino"),
         watts=WATTS if watts else "",
         scope='scope = "package"' if watts else "",
@@ -90,11 +93,11 @@ def asked(
     rows: int = 4,
     threads: int | None = None,
     modes: tuple[str, ...] = ("as it is",),
+    runs: ExecutorSettings | None = None,
 ) -> Estimate:
     """Costs of the bundle."""
-    return explained_costs(
-        profile, bundle, modes=modes, rows=rows, threads=threads, calibration=calibration
-    )
+    runs = runs or ExecutorSettings(threads=threads)
+    return explained_costs(profile, bundle, runs, modes=modes, rows=rows, calibration=calibration)
 
 
 def test_what_was_fitted_here_counts_and_unknown_watts_stay_unknown(
@@ -108,7 +111,7 @@ def test_what_was_fitted_here_counts_and_unknown_watts_stay_unknown(
     assert one.batch_step_s(3, 200) == pytest.approx(1e-3 + 2 * 2e-4 + 200 * 1e-7)
     assert (one.prefill_w, one.decode_w, one.idle_w) == (0, 0, 0)
     assert found.costs.load_s == 0.5
-    assert "fitted on this device, 2026-11-22" in found.why[0]
+    assert f"fitted on {this_device()}, 2026-11-22" in found.why[0]
     assert any("watts are unknown" in line for line in found.why)
 
 
@@ -137,9 +140,7 @@ def test_a_profile_that_was_read_with_its_calibration_brings_the_costs(
     file = written(tmp_path, bundle)
     profile = read_library(tmp_path / "none", file).profile("generic-x86-64")
     assert asked(bundle, None, profile=profile) == asked(bundle, file)
-    costs = explained_costs(
-        profile, bundle, modes=("as it is",), rows=2, threads=None, calibration=None
-    ).costs
+    costs = asked(bundle, None, profile=profile, rows=2).costs
     assert (costs.source, costs.rows) == ("calibrated", 2)
 
 
@@ -154,6 +155,77 @@ def test_other_settings_than_those_measured_are_estimated_and_the_reason_is_give
     found = asked(bundle, file, rows=rows, threads=threads, modes=modes)
     assert found.costs.source == "estimated"
     assert "tiny was not calibrated on openvino" in found.why[0]
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        ExecutorSettings(kv_precision="u8"),
+        ExecutorSettings(native="off"),
+        ExecutorSettings(choice="openvino", threads=1),
+    ],
+    ids=["keys and values", "native layer", "threads"],
+)
+def test_costs_count_for_the_settings_that_they_were_measured_with(
+    bundle: Bundle, tmp_path: Path, runs: ExecutorSettings
+) -> None:
+    file = written(tmp_path, bundle)
+    assert (
+        asked(bundle, file, runs=ExecutorSettings(choice="openvino")).costs.source == "calibrated"
+    )
+    found = asked(bundle, file, runs=runs)
+    assert found.costs.source == "estimated"
+    assert f"native {runs.native}" in found.why[0]
+
+
+@pytest.mark.parametrize("device", ['"Intel J1900, 4 cores"', None], ids=["another", "unsaid"])
+def test_a_file_that_was_copied_to_another_device_does_not_count_there(
+    bundle: Bundle, tmp_path: Path, device: str | None
+) -> None:
+    file = written(tmp_path, bundle)
+    line = f'device = "{this_device()}"\n'
+    text = file.read_text(encoding="utf-8")
+    other = "" if device is None else f"device = {device}\n"
+    file.write_text(text.replace(line, other), encoding="utf-8")
+    found = asked(bundle, file)
+    assert found.costs.source == "estimated"
+    assert f"was not calibrated on openvino of this device ({this_device()})" in found.why[0]
+
+
+def test_costs_that_were_far_off_when_they_were_fitted_are_not_used(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    file = written(tmp_path, bundle)
+    text = file.read_text(encoding="utf-8")
+    for error, source in ((0.29, "calibrated"), (0.54, "estimated")):
+        told = f"step_s = 1e-3\nprefill_error = {error}\n"
+        file.write_text(text.replace("step_s = 1e-3\n", told), encoding="utf-8")
+        found = asked(bundle, file)
+        assert found.costs.source == source
+    assert "fitted on 2026-11-22 are not used: they were 54% off" in found.why[0]
+
+
+def test_modes_that_are_no_faster_than_one_before_them_are_left_out(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    file = written(tmp_path, bundle)
+    text = file.read_text(encoding="utf-8")
+    head, rest = text.split("[[cost.mode]]")
+    one, sources = rest.split("[sources.here]")
+    modes = [
+        one.replace('"as it is"', f'"{name}"').replace("step_s = 1e-3", f"step_s = {step_s}")
+        for name, step_s in (("1 thread", 6e-4), ("2 threads", 7e-4), ("4 threads", 5e-4))
+    ]
+    parts = (head, *modes)
+    file.write_text("[[cost.mode]]".join(parts) + "[sources.here]" + sources, encoding="utf-8")
+    names = ("1 thread", "2 threads", "4 threads")
+    found = asked(bundle, file, modes=names)
+    assert [one.name for one in found.costs.modes] == ["1 thread", "4 threads"]
+    assert found.costs.modes[found.costs.fastest].step_s == 5e-4
+    assert found.costs.knee == found.costs.fastest
+    assert found.why[-1] == "2 threads is left out: here it is no faster than 1 thread"
+    two = asked(bundle, file, modes=names[:2]).costs
+    assert [one.name for one in two.modes] == ["1 thread"]
 
 
 def test_other_weights_are_not_the_model_that_was_measured(bundle: Bundle, tmp_path: Path) -> None:

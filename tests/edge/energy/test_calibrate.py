@@ -41,7 +41,7 @@ TRUE = replace(
 def calibrated(
     board: TimedBoard,
     *,
-    minutes: float = 0.1,
+    minutes: float = 4,
     modes: Sequence[str] | None = None,
     panel: bool = False,
     progress: list[int] | None = None,
@@ -91,6 +91,30 @@ def test_every_mode_of_a_board_is_found_with_its_watts() -> None:
     assert progress[-1] == 100
 
 
+def test_whole_requests_are_compared_with_runs_as_they_were() -> None:
+    one = replace(TRUE, modes=TRUE.modes[:1])
+    (exact,) = calibrated(TimedBoard(costs=one)).fits
+    assert len(exact.whole) == len(exact.decode)
+    assert exact.whole_error < 0.01
+    for whole, prompt, answer in zip(exact.whole, exact.prefill, exact.decode, strict=True):
+        assert prompt.measured_s < whole.measured_s <= prompt.measured_s + answer.measured_s
+    (disturbed,) = calibrated(TimedBoard(costs=one, disturbed=0.33), minutes=15).fits
+    assert min(one.error for one in disturbed.whole) < -0.3  # each holds many disturbed steps
+    assert disturbed.decode_error < 0.05
+
+
+def test_what_takes_much_longer_than_asked_for_is_refused_with_what_it_takes() -> None:
+    board = TimedBoard(costs=replace(TRUE, modes=TRUE.modes[:1]))
+    with pytest.raises(ConfigError, match=r"minutes = 2: must be at least \d+, which 5 ro") as told:
+        calibrated(board, minutes=2)
+    spent_s = board.clock()
+    least = int(str(told.value).split("at least ")[1].split(",")[0])
+    assert spent_s < 120
+    began_s = board.clock()
+    assert calibrated(board, minutes=least).rounds >= LEAST_ROUNDS
+    assert board.clock() - began_s < 1.5 * 60 * least
+
+
 def test_other_programs_that_stretch_every_third_step_do_not_bend_the_fit() -> None:
     one = replace(TRUE, modes=TRUE.modes[:1])
     found = calibrated(TimedBoard(costs=one, disturbed=0.33), minutes=15)
@@ -105,7 +129,7 @@ def test_other_programs_that_stretch_every_third_step_do_not_bend_the_fit() -> N
 
 def test_without_a_sensor_watts_stay_unknown_and_say_why() -> None:
     one = replace(TRUE, modes=TRUE.modes[:1])
-    found = calibrated(TimedBoard(costs=one, kind="estimated"), panel=True)
+    found = calibrated(TimedBoard(costs=one, kind="estimated"), panel=True, minutes=6)
     assert found.scope is None
     assert found.watts_why == "watts are unknown: no sensor: no rail can be read"
     (mode,) = found.fitted_modes("here")
@@ -133,7 +157,7 @@ def test_a_context_in_which_nothing_could_be_told_apart_is_refused() -> None:
 
 def test_prompts_are_shorter_where_time_is_short_and_rounds_are_never_too_few() -> None:
     one = replace(TRUE, modes=TRUE.modes[:1])
-    found = calibrated(TimedBoard(costs=one), minutes=1)
+    found = calibrated(TimedBoard(costs=one), minutes=4)
     assert found.rounds >= LEAST_ROUNDS
     assert found.longest_prompt < found.wanted_prompt
     assert_found(found, one, within=0.01)

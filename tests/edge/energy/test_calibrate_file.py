@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tidegate.edge.energy.calibrate_file import (
     SOURCE,
+    check_no_worse,
     check_writable,
     read_table,
     with_costs,
@@ -23,7 +24,7 @@ from tidegate.edge.energy.calibrate_file import (
 from tidegate.edge.energy.profile import Calibration, FittedCosts, FittedMode
 from tidegate.edge.energy.profile_files import read_fitted, read_library
 from tidegate.edge.energy.toml_text import toml_text
-from tidegate.errors import ConfigError
+from tidegate.errors import ConfigError, ExecutionError
 
 BOARD, DEVICE = "generic-x86-64", "a processor, 2 cores"
 COSTS = FittedCosts(
@@ -112,6 +113,38 @@ def test_what_is_no_calibration_is_not_overwritten(tmp_path: Path, data: bytes) 
     file.write_bytes(data)
     with pytest.raises(ConfigError, match=r"output = .*notes\.txt"):
         read_table(file, profile_id=BOARD, device=DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("cost = 5", "cost = 5: must be an array"),
+        ('cost = ["x"]', r"cost\[0\]"),
+        ("sources = 3", "sources = 3: must be a table"),
+        ("calibration = 3", "calibration = 3: must be a table"),
+        ("schema = 2", "schema"),
+        ("service = {}", "service"),
+    ],
+)
+def test_a_file_that_no_daemon_could_read_is_refused_before_anything_is_measured(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    file = tmp_path / "calibration.toml"
+    head = "" if text.startswith("schema") else "schema = 1\n"
+    file.write_text(f'{head}applies_to = "{BOARD}"\n{text}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"output = .*{told}.*another --output"):
+        read_table(file, profile_id=BOARD, device=DEVICE)
+
+
+def test_bad_costs_replace_bad_ones_and_those_of_other_settings_but_no_good_ones() -> None:
+    def off(error: float) -> FittedCosts:
+        return replace(COSTS, mode=(replace(COSTS.mode[0], prefill_error=error),))
+
+    check_no_worse([off(0.5)], off(0.6))
+    check_no_worse([off(0.02)], off(0.25))
+    check_no_worse([replace(off(0.02), kv_precision="u8")], off(0.6))
+    with pytest.raises(ExecutionError, match=r"are 60% off .* 2026-11-22 were 2% off.*--replace"):
+        check_no_worse([off(0.02)], off(0.6))
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def sample(cost: ModeCost, point: GridPoint, stretched: float = 1.0) -> Sample:
         parts=tuple(parts),
         step_s=cost.batch_step_s(point.rows, context_tokens) * stretched,
         context_tokens=context_tokens,
+        steps=point.output_tokens - 1,
+        whole_s=1.0,
         spread=0.1,
     )
 
@@ -127,6 +129,8 @@ def test_rows_that_would_take_longer_than_a_step_of_one_take_as_long() -> None:
             parts=sample(REAL, GridPoint(prompt_tokens=64, output_tokens=8, rows=1)).parts,
             step_s=1e-3 + (one.rows - 1) * 2e-3,
             context_tokens=100.0,
+            steps=23,
+            whole_s=1.0,
             spread=0.0,
         )
         for one in PLAN.fitted

@@ -15,11 +15,18 @@ from typing import Final
 
 from tidegate.edge.energy.board_runs import UNKNOWN, ModeWatts, point_bytes, runs_for, watts_of
 from tidegate.edge.energy.cost import CostModel, ModeCost, Source
-from tidegate.edge.energy.fitted_costs import find_fitted, mode_cost, weights_digest
+from tidegate.edge.energy.fitted_costs import (
+    TRUSTED,
+    Setup,
+    find_fitted,
+    mode_cost,
+    setup_of,
+    worst_error,
+)
 from tidegate.edge.energy.own_modes import threads_of
 from tidegate.edge.energy.profile import FittedCosts, Point, Profile
 from tidegate.edge.energy.profile_files import read_fitted
-from tidegate.edge.executors.choice import Choice, choose_target
+from tidegate.edge.executors.choice import ExecutorSettings, choose_target
 from tidegate.model.bundle import Bundle
 
 _PREFILL_RATIO: Final = 10.0
@@ -33,6 +40,8 @@ _GUESSED_BYTES_S: Final = 5e9
 """Weights read in a second, where nobody measured anything: about what a small board does."""
 _SWITCH_S: Final = {"nvpmodel": 0.2, "cpufreq": 0.05, "none": 0.0}
 """That the tool takes to change the mode. Assumed."""
+_TYPICAL: Final = (256, 128)
+"""Tokens of prompt and answer by which modes are compared."""
 _CLOCKS: Final = {"0.6": (0.6, 0.85), "0.8": (0.8, 0.95)}
 """Speed of prompts and answers at shares of the highest clock. Assumed, as in simulations."""
 
@@ -48,44 +57,50 @@ class Estimate:
 def explained_costs(
     profile: Profile,
     bundle: Bundle,
+    runs: ExecutorSettings,
     *,
     modes: Sequence[str],
     rows: int,
-    threads: int | None,
     calibration: Path | None,
-    executor: Choice = "auto",
 ) -> Estimate:
     """The best that is known of what `bundle` costs.
 
     Args:
         profile: of the board; costs that it holds itself, from the library's calibration, count.
         bundle: of a decoder.
-        modes: that can be taken, slowest first.
+        runs: how it runs.
+        modes: that can be taken, slowest first. Those that a calibration found to be no faster
+            than one before them are left out.
         rows: requests that share steps at most.
-        threads: of the executor; None: the library's own choice.
         calibration: a file that counts before the profile's own; it need not exist.
-        executor: that runs the bundle.
 
     Raises:
         ProfileError: the file is wrong, or of another board.
-        BundleError, ConfigError: `executor` cannot run the bundle.
+        BundleError, ConfigError: `runs` names an executor that cannot run the bundle.
     """
     manifest = bundle.manifest
-    target = choose_target(bundle, executor)
+    target = choose_target(bundle, runs.runtime)
+    setup = setup_of(manifest, target, runs)
     own = () if calibration is None else read_fitted(calibration, profile.id)
-    found = find_fitted(
-        (*own, *profile.cost),
-        weights=weights_digest(manifest, target),
-        modes=modes,
-        rows=rows,
-        threads=threads,
-    )
-    if found is not None:
+    found = find_fitted((*own, *profile.cost), setup, modes=modes, rows=rows)
+    if found is not None and worst_error(found) <= TRUSTED:
         return _calibrated(found, profile, modes, rows)
     estimate = estimated_costs(profile, manifest.memory.weight_bytes, modes=modes, rows=rows)
-    settings = f"on {target}, {rows} rows, {threads or 'any'} threads, in {', '.join(modes)}"
-    why = f"{manifest.model_id} was not calibrated {settings}"
+    if found is not None:
+        why = (
+            f"costs of {manifest.model_id} fitted on {found.date} are not used: they were"
+            f" {worst_error(found):.0%} off what was measured then"
+        )
+    else:
+        why = f"{manifest.model_id} was not calibrated {_told(setup, modes, rows)}"
     return replace(estimate, why=(why, *estimate.why))
+
+
+def _told(setup: Setup, modes: Sequence[str], rows: int) -> str:
+    runs = f"{setup.threads or 'any'} threads, keys and values {setup.kv_precision or 'as usual'}"
+    layers = f"native {setup.native}, providers {', '.join(setup.providers)}"
+    where = f"on {setup.executor} of this device ({setup.device})"
+    return f"{where}, {rows} rows, {runs}, {layers}, in {', '.join(modes)}"
 
 
 def estimated_costs(
@@ -130,6 +145,7 @@ def _calibrated(found: FittedCosts, profile: Profile, modes: Sequence[str], rows
         # Joules are seconds times watts, and known no better than either.
         source = "calibrated" if watts.scope == UNKNOWN else "estimated"
     model = _model(profile, costs, watts, rows=rows)
+    model, left_out = _faster_each(model)
     model = replace(
         model,
         source=source,
@@ -137,8 +153,24 @@ def _calibrated(found: FittedCosts, profile: Profile, modes: Sequence[str], rows
         load_w=max(one.prefill_w for one in model.modes),
         switch_s=model.switch_s if found.switch_s is None else found.switch_s,
     )
-    why = f"times of {found.model} were fitted on this device, {found.date}"
-    return Estimate(costs=model, why=(why, *watts.why))
+    why = f"times of {found.model} were fitted on {found.device}, {found.date}"
+    return Estimate(costs=model, why=(why, *watts.why, *left_out))
+
+
+def _faster_each(costs: CostModel) -> tuple[CostModel, tuple[str, ...]]:
+    """Without modes that are no faster than one before them, which are good for nothing.
+
+    Modes come by what they take (threads, clocks, watts). Of a small model two threads may be
+    slower than one, as they wait for each other.
+    """
+    kept, left_out = [0], list[str]()
+    for mode in range(1, len(costs.modes)):
+        name, before = costs.modes[mode].name, costs.modes[kept[-1]].name
+        if costs.request_s(mode, *_TYPICAL) < costs.request_s(kept[-1], *_TYPICAL):
+            kept.append(mode)
+        else:
+            left_out.append(f"{name} is left out: here it is no faster than {before}")
+    return replace(costs, modes=tuple(costs.modes[mode] for mode in kept)), tuple(left_out)
 
 
 def _model(

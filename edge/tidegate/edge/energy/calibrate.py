@@ -2,12 +2,13 @@
 
 Every round runs all points in all power modes, in an order of its own, so that a disturbance of
 some seconds meets all of them alike; rounds go on until time is up. Points left out of the fit ran
-in the same rounds.
+in the same rounds. What would take much longer than was asked for is refused before it begins.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,6 +36,8 @@ MOST_ROUNDS: Final = 100
 _WATTS_SHARE: Final = 0.3
 """Of the time, for watts, where a sensor measures them."""
 _LONGEST_WINDOW_S: Final = 20.0
+_GRACE_S: Final = 60.0
+"""That the fewest rounds may take however little time was given."""
 _WARM: Final = GridPoint(prompt_tokens=32, output_tokens=8, rows=1)
 
 Progress = Callable[[str, int, int], None]
@@ -96,7 +99,8 @@ class Calibration:
         switch: of the power modes; its owner closes it.
         panel: of the sensors; None: watts are not measured.
         modes: of the switch, to be measured.
-        minutes: to go on for, at least `LEAST_ROUNDS` rounds.
+        minutes: to go on for. `LEAST_ROUNDS` rounds are run in any case; where they take more
+            than this and more than a minute, nothing is run.
         report: told of the progress, in per cent.
         sleep: what idling is.
     """
@@ -115,7 +119,7 @@ class Calibration:
         """Measure and fit.
 
         Raises:
-            ConfigError: a mode is unknown, or the context is too short.
+            ConfigError: a mode is unknown, the context is too short, or so are `minutes`.
             ActuationError: a mode could not be taken.
             ExecutionError: a request failed, or too little was complete.
         """
@@ -125,8 +129,7 @@ class Calibration:
         design(longest_prompt=wanted, rows=limits.step_rows)  # refuses before anything runs
         began_s = self.bench.clock()
         longest, plan = await self._plan(wanted)
-        share = 1.0 if self.panel is None else 1 - _WATTS_SHARE
-        rounds = await self._rounds(plan, began_s, share)
+        rounds = await self._rounds(plan, began_s, self._share)
         samples = {mode: self._samples(mode, plan) for mode in self.modes}
         fits = [self._fit(mode, plan, found) for mode, found in samples.items()]
         watts = await self._watts(longest, began_s)
@@ -161,15 +164,38 @@ class Calibration:
             warm = await self.bench.run(_WARM)
         token_s = sum(part.seconds for part in warm.parts) / _WARM.prompt_tokens
         step_s = quiet(warm.steps_s) if warm.steps_s else token_s
-        rows = self.bench.limits.step_rows
-        longest = wanted
-        while longest >= 16 * SHORTEST:
-            plan = design(longest_prompt=longest, rows=rows)
-            round_s = len(self.modes) * plan.round_s(token_s, step_s)
-            if LEAST_ROUNDS * round_s <= 60 * self.minutes:
+        longest, given_s = wanted, 60 * self.minutes * self._share
+        while True:
+            plan = design(longest_prompt=longest, rows=self.bench.limits.step_rows)
+            shortest = longest < 16 * SHORTEST
+            needed_s = self._needed_s(plan, token_s, step_s)
+            if needed_s <= given_s or shortest:
+                # Pairs of a long prompt's tokens make each of them longer.
+                alone = GridPoint(prompt_tokens=longest, output_tokens=1, rows=1)
+                ran = await self.bench.run(alone)
+                long_s = sum(part.seconds for part in ran.parts) / longest
+                needed_s = self._needed_s(plan, max(token_s, long_s), step_s)
+            if needed_s <= given_s or shortest:
                 break
             longest //= 2
-        return longest, design(longest_prompt=longest, rows=rows)
+        self._check_time(needed_s, given_s)
+        return longest, plan
+
+    def _check_time(self, needed_s: float, given_s: float) -> None:
+        if needed_s > max(_GRACE_S, given_s):
+            least = math.ceil(needed_s / self._share / 60)
+            modes = f"{len(self.modes)} power mode{'s' if len(self.modes) > 1 else ''}"
+            allowed = f"at least {least}, which {LEAST_ROUNDS} rounds in {modes} take about"
+            raise ConfigError("minutes", self.minutes, allowed)
+
+    def _needed_s(self, plan: Design, token_s: float, step_s: float) -> float:
+        """About what the fewest rounds take."""
+        return LEAST_ROUNDS * len(self.modes) * plan.round_s(token_s, step_s)
+
+    @property
+    def _share(self) -> float:
+        """Of the time, for rounds."""
+        return 1.0 if self.panel is None else 1 - _WATTS_SHARE
 
     async def _rounds(self, plan: Design, began_s: float, share: float) -> int:
         draw = random.Random(0)

@@ -64,6 +64,10 @@ class Sample:
     parts: tuple[Part, ...]
     step_s: float
     context_tokens: float
+    steps: int
+    """Of a run, in which all rows decoded."""
+    whole_s: float
+    """Median over runs, as they were, of the last prompt and these steps together."""
     spread: float
     """How much longer the upper fifth of its decoding steps took than the lower."""
 
@@ -189,6 +193,10 @@ def settled(point: GridPoint, runs: Sequence[Ran]) -> Sample | None:
         parts=tuple(replace(one, seconds=quiet(shapes[_shape(one)])) for one in whole[0].parts),
         step_s=quiet(steps_s),
         context_tokens=statistics.median([run.context_tokens for run in whole]),
+        steps=statistics.median_low([len(run.steps_s) for run in whole]),
+        whole_s=statistics.median(
+            [sum(part.seconds for part in run.parts) + sum(run.steps_s) for run in whole]
+        ),
         spread=quantile(steps_s, 1 - _QUIET) / quiet(steps_s) - 1,
     )
 

@@ -9,18 +9,23 @@ from __future__ import annotations
 import os
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from tidegate.edge.energy.fitted_costs import TRUSTED, worst_error
 from tidegate.edge.energy.profile import ALL_KEYS, SCHEMA_VERSION, Calibration, FittedCosts
+from tidegate.edge.energy.profile_files import check_calibration
 from tidegate.edge.energy.toml_text import toml_text
-from tidegate.errors import ConfigError
+from tidegate.errors import ConfigError, ExecutionError
 
 SOURCE: Final = "calibrated-here"
 _HEADER: Final = "# Written by `tidegate profile calibrate`, which replaces it as a whole.\n"
-_SAME: Final = ("weights", "executor", "rows", "threads")
+_SAME: Final = (
+    *("weights", "executor", "device", "rows", "threads"),
+    *("kv_precision", "native", "providers"),
+)
 """What two costs have in common if the newer one replaces the other."""
 
 
@@ -28,7 +33,8 @@ def read_table(file: Path, *, profile_id: str, device: str) -> dict[str, Any]:
     """What the file holds; empty where there is none.
 
     Raises:
-        ConfigError: it cannot be read, or is of another board or another device.
+        ConfigError: it cannot be read, is of another board or another device, or is no calibration
+            that a daemon could read.
     """
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -48,6 +54,11 @@ def read_table(file: Path, *, profile_id: str, device: str) -> dict[str, Any]:
                 f"of this {what} ({ours}), not of {its!r}: remove it, or give another --output"
             )
             raise ConfigError("output", str(file), allowed)
+    try:
+        check_calibration(file, profile_id)
+    except ConfigError as error:
+        allowed = f"a calibration file ({error}): remove it, or give another --output"
+        raise ConfigError("output", str(file), allowed) from error
     return table
 
 
@@ -82,6 +93,18 @@ def with_costs(
         "cost": [*kept, new],
         "sources": sources,
     }
+
+
+def check_no_worse(held: Sequence[FittedCosts], new: FittedCosts) -> None:
+    """Raise `ExecutionError` if costs that would be replaced are good and the new ones are not."""
+    key = tuple(getattr(new, name) for name in _SAME)
+    old = [one for one in held if tuple(getattr(one, name) for name in _SAME) == key]
+    if worst_error(new) > TRUSTED and any(worst_error(one) <= TRUSTED for one in old):
+        raise ExecutionError(
+            f"predictions are {worst_error(new):.0%} off what was measured, those of {old[0].date}"
+            f" were {worst_error(old[0]):.0%} off: they stay, unless --replace is given; other"
+            " programs may have been busy"
+        )
 
 
 def check_writable(file: Path) -> None:

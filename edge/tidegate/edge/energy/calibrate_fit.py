@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import Final
 
@@ -55,6 +55,8 @@ class Fit:
     prefill: tuple[Checked, ...]
     """Of the points left out."""
     decode: tuple[Checked, ...]
+    whole: tuple[Checked, ...]
+    """Of the points left out: prompts and steps together, beside medians of runs as they were."""
     outliers: tuple[str, ...]
     """Of the fitted points, a line each."""
 
@@ -67,6 +69,11 @@ class Fit:
     def decode_error(self) -> float:
         """See `prefill_error`."""
         return statistics.median([abs(one.error) for one in self.decode])
+
+    @property
+    def whole_error(self) -> float:
+        """Of whole requests as they ran, with whatever held them up; see `prefill_error`."""
+        return statistics.median([abs(one.error) for one in self.whole])
 
 
 def fit_mode(
@@ -121,6 +128,7 @@ def fit_mode(
         decode_r2=_r2(answers),
         prefill=tuple(_checked_prompt(cost, one) for one in held),
         decode=tuple(_checked_answer(cost, one) for one in held),
+        whole=tuple(_checked_whole(cost, one) for one in held),
         outliers=(*_outliers("prompt", prompts), *_outliers("answer", answers)),
     )
 
@@ -210,6 +218,16 @@ def _checked_answer(cost: ModeCost, sample: Sample) -> Checked:
         predicted_s=sample.point.output_tokens * steps_s,
         measured_s=sample.decode_s,
         spread=sample.spread,
+    )
+
+
+def _checked_whole(cost: ModeCost, sample: Sample) -> Checked:
+    step_s = cost.batch_step_s(sample.point.rows, sample.context_tokens)
+    prompt = _checked_prompt(cost, sample)
+    return replace(
+        prompt,
+        predicted_s=prompt.predicted_s + sample.steps * step_s,
+        measured_s=sample.whole_s,
     )
 
 

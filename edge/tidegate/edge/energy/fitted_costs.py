@@ -1,17 +1,61 @@
 """`[[cost]]` of a calibration file: which model it is of, and the cost model it makes.
 
 A model is known by the files that an executor runs, so that a bundle that was evaluated or signed
-since stays the one that was measured, and one that was converted anew does not.
+since stays the one that was measured, and one that was converted anew does not. A file may be
+copied with a whole disk: costs name the device and all settings that they are of, and count for no
+other.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from tidegate.edge.energy.cost import CostModel, ModeCost
 from tidegate.edge.energy.profile import FittedCosts, FittedMode
+from tidegate.edge.machine import read_machine
 from tidegate.model.manifest import DeviceTarget, Manifest
+
+if TYPE_CHECKING:
+    from tidegate.edge.executors.choice import ExecutorSettings
+
+TRUSTED: Final = 0.3
+"""Median relative error at points left out, up to which a calibration counts: what other programs
+leave of one (benchmarks/results/energy-calibration.json has 5 % at most)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """What costs are of besides rows and power modes."""
+
+    weights: str
+    executor: str
+    device: str
+    threads: int | None
+    kv_precision: str | None
+    native: str
+    providers: tuple[str, ...]
+
+
+def this_device() -> str:
+    """Its processor, and the cores that this process may use."""
+    machine = read_machine()
+    return f"{machine.processor}, {machine.cores} cores"
+
+
+def setup_of(manifest: Manifest, executor: DeviceTarget, runs: ExecutorSettings) -> Setup:
+    """Of a model that runs on this device."""
+    return Setup(
+        weights=weights_digest(manifest, executor),
+        executor=executor,
+        device=this_device(),
+        threads=runs.threads,
+        kv_precision=runs.kv_precision,
+        native=runs.native,
+        providers=runs.providers,
+    )
 
 
 def weights_digest(manifest: Manifest, executor: DeviceTarget) -> str:
@@ -22,20 +66,25 @@ def weights_digest(manifest: Manifest, executor: DeviceTarget) -> str:
 
 
 def find_fitted(
-    fitted: Sequence[FittedCosts],
-    *,
-    weights: str,
-    modes: Sequence[str],
-    rows: int,
-    threads: int | None,
+    fitted: Sequence[FittedCosts], setup: Setup, *, modes: Sequence[str], rows: int
 ) -> FittedCosts | None:
-    """The first that is of these weights, threads and modes, with at least so many rows."""
+    """The first that is of this setup and these modes, with at least so many rows."""
     for one in fitted:
         named = {mode.name for mode in one.mode}
-        same = (one.weights, one.threads) == (weights, threads)
-        if same and one.rows >= rows and named.issuperset(modes):
+        if is_of(one, setup) and one.rows >= rows and named.issuperset(modes):
             return one
     return None
+
+
+def is_of(fitted: FittedCosts, setup: Setup) -> bool:
+    """Whether the costs are of that setup."""
+    return all(getattr(fitted, name) == getattr(setup, name) for name in Setup.__slots__)
+
+
+def worst_error(fitted: FittedCosts) -> float:
+    """The largest median error of a mode at points that were not fitted; 0 where none is said."""
+    errors = [one for mode in fitted.mode for one in (mode.prefill_error, mode.decode_error)]
+    return max([one for one in errors if one is not None], default=0.0)
 
 
 def fitted_modes(fitted: FittedCosts) -> tuple[ModeCost, ...]:

@@ -23,6 +23,7 @@ from tidegate.edge.energy.ledger import EnergyLedger
 from tidegate.edge.energy.own_modes import own_modes
 from tidegate.edge.energy.sensors.panel import open_panel
 from tidegate.edge.energy.settings import EnergySettings
+from tidegate.edge.energy.some_modes import some_modes
 from tidegate.edge.energy.switches import open_switch
 from tidegate.edge.executors.choice import ExecutorSettings
 from tidegate.engine.executor import Executor, Unloadable
@@ -68,13 +69,13 @@ def open_governor(
         estimate = explained_costs(
             profile,
             bundle,
+            runs,
             modes=switch.modes,
             rows=executor.limits.step_rows,
-            threads=runs.threads,
             calibration=settings.calibration,
-            executor=runs.runtime,
         )
         costs = estimate.costs
+        switch = some_modes(switch, [one.name for one in costs.modes])
         modes = ", ".join(switch.modes)
         _log.info("energy: %s, power modes by %s: %s", profile.id, switch.tool, modes)
         why = "; ".join(estimate.why)

@@ -320,8 +320,14 @@ class FittedCosts:
     executor: Literal["onnx", "openvino"]
     rows: int
     date: str
+    device: str | None = None
+    """Its processor and cores; costs that do not say it are nobody's."""
     threads: int | None = None
     """None: the library's own choice."""
+    kv_precision: str | None = None
+    """None: the executor's own choice."""
+    native: str = "auto"
+    providers: tuple[str, ...] = ("cpu",)
     scope: str | None = None
     """What the watts cover; needed beside them."""
     load_s: float | None = None

@@ -108,6 +108,15 @@ def read_fitted(calibration: Path, profile_id: str) -> tuple[FittedCosts, ...]:
     return fitted
 
 
+def check_calibration(file: Path, profile_id: str) -> None:
+    """Raise `ProfileError` unless the file can be read as a calibration of that board."""
+    read_fitted(file, profile_id)
+    table, origins = _parse(str(file), file.read_bytes).table, Origins(files={(): str(file)})
+    for key in ("sources", "calibration", "energy", "thermal"):
+        if not isinstance(table.get(key, {}), dict):
+            raise origins.error((key,), table[key], "a table")
+
+
 def with_files(library: Library, files: Iterable[Path]) -> Library:
     """The library and further files, as if they were the last of the folder; raises as reading."""
     more = [_parse(str(file), file.read_bytes) for file in files]
