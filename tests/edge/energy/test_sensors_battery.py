@@ -111,6 +111,37 @@ def test_plugged_is_what_the_supplies_say_or_else_the_status(
     assert state.plugged is plugged
 
 
+@pytest.mark.parametrize("status", ["Full", "Not charging", "Charging", "Unknown"])
+def test_what_flows_without_a_plug_flows_out_whatever_the_status_still_says(
+    tmp_path: Path, status: str
+) -> None:
+    put_battery(tmp_path, status=status)
+    put_mains(tmp_path, online=False)
+    batteries = Batteries(sysroot=tmp_path)
+    state = batteries.state()
+    assert state is not None
+    assert not state.plugged
+    assert state.drawn_w == pytest.approx(12.5)
+    assert batteries.read().rails == {"total": pytest.approx(12.5)}
+
+
+@pytest.mark.parametrize(
+    ("status", "plugged"), [("Charging", True), ("Discharging", False), ("Full", False)]
+)
+def test_a_battery_that_is_charged_beside_an_unused_usb_port_is_plugged_in(
+    tmp_path: Path, status: str, plugged: bool
+) -> None:
+    put_battery(tmp_path, status=status)
+    port = tmp_path / "sys/class/power_supply/ucsi-source-psy-1"
+    port.mkdir(parents=True)
+    put(port, {"type": "USB", "online": 0})
+    state = Batteries(sysroot=tmp_path).state()
+    assert state is not None
+    assert state.plugged is plugged
+    if plugged:
+        assert state.drawn_w == pytest.approx(-12.5)
+
+
 def test_a_battery_measures_the_machine_only_while_it_alone_gives_power(tmp_path: Path) -> None:
     put_battery(tmp_path)
     put_mains(tmp_path, online=False)

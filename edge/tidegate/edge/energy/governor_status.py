@@ -65,6 +65,7 @@ def view_of(
         celsius=None if sample is None else sample.celsius,
         soft_c=None if sample is None else sample.soft_c,
         hard_c=None if sample is None else sample.hard_c,
+        stalled_share=None if sample is None else sample.stalled_share,
         battery=None if sample is None else sample.battery,
         plan=budget.view(now_s),
         debt_j=budget.debt.joules,

@@ -53,6 +53,8 @@ class EnergyView:
     celsius: float | None = None
     soft_c: float | None = None
     hard_c: float | None = None
+    stalled_share: float | None = None
+    """Of the last ten seconds in which something waited for the processor."""
     battery: BatteryState | None = None
     plan: PlanView | None = None
     """None without a target time, and while power comes from outside."""
@@ -98,6 +100,7 @@ class EnergyView:
             "celsius": _rounded(self.celsius, 1),
             "soft_c": self.soft_c,
             "hard_c": self.hard_c,
+            "stalled_share": _rounded(self.stalled_share, 4),
             "battery": None
             if battery is None
             else {

@@ -1,9 +1,9 @@
 """Batteries, from `/sys/class/power_supply`, and the power that they give while they discharge.
 
 Drivers disagree on the sign of current, so only its amount is taken and the direction comes from
-`status` (energy-and-devices 1.4). Capacities are energy (uWh), or charge (uAh) times the design's
-voltage, or the present one where the driver does not say it. Batteries of a mouse or a headset
-(`scope` is Device) are none of the board's.
+`status` (energy-and-devices 1.4), and from the plug, behind which the status may lag. Capacities
+are energy (uWh), or charge (uAh) times the design's voltage, or the present one where the driver
+does not say it. Batteries of a mouse or a headset (`scope` is Device) are none of the board's.
 
 Source: Documentation/ABI/testing/sysfs-class-power.
 """
@@ -45,9 +45,14 @@ class _One:
     flow_w: float | None
     raw: tuple[int | str, ...]
 
-    @property
-    def drawn_w(self) -> float | None:
-        """Out of it; None where neither status nor driver says."""
+    def drawn_w(self, *, lags: bool) -> float | None:
+        """Out of it; None where neither status nor driver says.
+
+        Args:
+            lags: the status is of before the plug was pulled: what flows flows out.
+        """
+        if lags and self.flow_w:
+            return self.flow_w
         if self.status in ("Full", "Not charging"):
             return 0.0
         if self.flow_w is None or self.status not in ("Discharging", "Charging"):
@@ -74,13 +79,13 @@ class Batteries:
         found = [_battery(folder) for folder, kind in supplies if kind == "Battery"]
         if not found:
             return None
-        drawn = [one.drawn_w for one in found]
+        plugged = _plugged(supplies, found)
         return BatteryState(
             share=_share(found),
-            plugged=_plugged(supplies, found),
+            plugged=plugged,
             full_j=_sum([one.full_j for one in found]),
             left_j=_sum([one.left_j for one in found]),
-            drawn_w=_sum(drawn),
+            drawn_w=_drawn_w(found, plugged=plugged),
         )
 
     def read(self) -> Gauged:
@@ -91,7 +96,7 @@ class Batteries:
             raise SensorError(f"{self._pattern}: there is no battery")
         if _plugged(supplies, found):
             raise SensorError("plugged in: the battery does not tell what is drawn")
-        drawn_w = _sum([one.drawn_w for one in found])
+        drawn_w = _drawn_w(found, plugged=False)
         if drawn_w is None:
             raise SensorError(f"{self._pattern}: no power or current is given")
         return Gauged(rails={"total": drawn_w}, raw=sum((one.raw for one in found), ()))
@@ -167,15 +172,24 @@ def _flow(folder: Path, volts: float | None) -> tuple[float | None, tuple[int, .
 
 
 def _plugged(supplies: Sequence[tuple[Path, str]], found: Sequence[_One]) -> bool:
-    """Some supply is online; where none says so, no battery discharges."""
-    online = [
-        number
+    """Some supply is online; where no mains says, a battery that is charged tells of another."""
+    online = {
+        folder: number
         for folder, kind in supplies
         if kind in _OUTSIDE and (number := read_number_if(folder / "online")) is not None
-    ]
-    if online:
-        return any(online)
-    return all(one.status != "Discharging" for one in found)
+    }
+    if any(online.values()):
+        return True
+    if not online:
+        return all(one.status != "Discharging" for one in found)
+    mains = any(kind == "Mains" and folder in online for folder, kind in supplies)
+    return not mains and any(one.status == "Charging" for one in found)
+
+
+def _drawn_w(found: Sequence[_One], *, plugged: bool) -> float | None:
+    """Out of all of them; without a plug one must be giving power, whatever they still say."""
+    lags = not plugged and all(one.status != "Discharging" for one in found)
+    return _sum([one.drawn_w(lags=lags) for one in found])
 
 
 def _share(found: Sequence[_One]) -> float:
