@@ -96,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and print what came out."""
+    from tidegate.cli.interrupts import interrupted_between_steps
     from tidegate.cli.progress import progress_bars
     from tidegate.converters.convert import ConversionPlan, convert
     from tidegate.converters.hub import find_checkpoint, model_name
@@ -127,7 +128,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.compare is not None:
             return _compare(args, checkpoint, plan)
-        with progress_bars(quiet=args.quiet or args.json) as report:
+        with (
+            progress_bars(quiet=args.quiet or args.json) as bars,
+            interrupted_between_steps(bars) as report,
+        ):
             made = convert(checkpoint, args.out, plan, report)
             if board is not None:
                 check_weights(made.manifest.memory.weight_bytes, board)
