@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from tidegate.errors import (
     TidegateError,
     UnavailableError,
 )
+from tidegate.link.effects import InboundRequest
 from tidegate.link.envelope import new_request_id
 from tidegate.link.prekeys import ModelOffer
 
@@ -196,35 +197,40 @@ def test_closing_the_answer_frees_the_cloud(tmp_path: Path) -> None:
     with_cloud(tmp_path, cloud, test)
 
 
+@dataclass
+class TimedCloud(ScriptedCloud):
+    """Takes what it is set to, by a clock that is set by hand."""
+
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    takes_s: float = 0.0
+
+    async def __call__(self, request: InboundRequest) -> AsyncIterator[bytes]:
+        self.clock.advance(self.takes_s)
+        async for payload in super().__call__(request):
+            yield payload
+
+
 def test_one_slow_answer_is_not_what_the_router_expects(tmp_path: Path) -> None:
     async def test(_: CloudLeg, pair: LinkPair) -> None:
-        clock = VirtualClock()
-        leg = CloudLeg(pair.device, clock=clock)
+        leg = CloudLeg(pair.device, clock=cloud.clock)
         expected = []
-        for took_s in (9.0, 0.5, 0.25, 8.0, 0.5, 4.0, 4.0, 4.0):
-            async with aclosing(leg.answer(call(), fresh_id(), "because")) as events:
-                await anext(events)
-                clock.advance(took_s)
-                async for _event in events:
-                    pass
+        for cloud.takes_s in (9.0, 0.5, 0.25, 8.0, 0.5, 4.0, 4.0, 4.0):
+            await answered(leg, call())
             expected.append((await leg.signals()).answer_s)
         assert expected == pytest.approx([9, 0.5, 0.5, 0.5, 0.5, 0.5, 4, 4])
 
-    with_cloud(tmp_path, ScriptedCloud((HERE, said("high"), finished())), test)
+    cloud = TimedCloud((HERE, said("high"), finished()))
+    with_cloud(tmp_path, cloud, test)
 
 
 def test_the_router_hears_what_is_reachable_and_how_fast_it_was(tmp_path: Path) -> None:
     async def test(_: CloudLeg, pair: LinkPair) -> None:
-        clock = VirtualClock()
-        leg = CloudLeg(pair.device, clock=clock)
+        leg = CloudLeg(pair.device, clock=cloud.clock)
         now = await leg.signals()
         assert (now.reachable, now.context_tokens, now.answer_s) == (True, 300, None)
-        name = fresh_id()
-        async with aclosing(leg.answer(call(), name, "because")) as events:
-            await anext(events)
-            clock.advance(2.0)
-            ends = [event async for event in events if isinstance(event, Finished)]
-        assert ends[0].timing.total_s == pytest.approx(2.0)
+        end = (await answered(leg, call()))[-1]
+        assert isinstance(end, Finished)
+        assert end.timing.total_s == pytest.approx(2.0)
         assert (await leg.signals()).answer_s == pytest.approx(2.0)
         assert (await leg.status())["reachable"] is True
         pair.broker.stop()
@@ -232,7 +238,7 @@ def test_the_router_hears_what_is_reachable_and_how_fast_it_was(tmp_path: Path) 
         now = await leg.signals()
         assert (now.reachable, now.detail) == (False, "broker not connected")
 
-    cloud = ScriptedCloud((HERE, said("high"), finished()))
+    cloud = TimedCloud((HERE, said("high"), finished()), takes_s=2.0)
     with_cloud(tmp_path, cloud, test, context_tokens=300)
 
 
@@ -249,3 +255,18 @@ def test_a_device_counts_on_the_context_of_the_model_that_its_calls_get(tmp_path
             assert isinstance(events[-1], Finished)
 
     asyncio.run(run())
+
+
+def test_a_caller_who_reads_slowly_does_not_make_the_cloud_slow(tmp_path: Path) -> None:
+    async def test(leg: CloudLeg, _: LinkPair) -> None:
+        async with asyncio.timeout(10), aclosing(leg.answer(call(), fresh_id(), "why")) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    assert event.timing.first_token_s <= event.timing.total_s < 0.6
+                else:
+                    await asyncio.sleep(0.4)
+        answer_s = (await leg.signals()).answer_s
+        assert answer_s is not None
+        assert answer_s < 0.6  # three pauses are 1.2 s
+
+    with_cloud(tmp_path, ScriptedCloud((HERE, said("high"), said(" tide"), finished())), test)

@@ -107,6 +107,7 @@ class OneLedger:
 
     def __init__(self, costs: CostModel) -> None:
         self.costs = costs
+        self.working: Callable[[], bool] = bool
         self._of: dict[str, float] = {}
         self._totals: dict[TotalKey, float] = {}
         self._scopes: dict[str, tuple[str, str]] = {}
@@ -155,6 +156,9 @@ class KnownCosts:
 
     def observe(self, report: StepReport, mode: int) -> None:
         """They are exact."""
+
+    def passed(self, report: StepReport) -> None:
+        """As above."""
 
     def errors(self) -> Mapping[str, float | None]:
         return {"step": 0.0, "prompt": None}

@@ -115,7 +115,7 @@ class CloudLeg:
             LinkError: the answer is not one.
         """
         body = json.dumps(call_to_json(_outgoing(call)), ensure_ascii=False).encode()
-        began_s, deadline_ms = self._clock(), call.options.deadline_ms
+        times, deadline_ms = _Arrivals(self._clock), call.options.deadline_ms
         # A late answer is still worth more than none: the deadline chose the route, no more.
         patience_s = DEFAULT_PATIENCE_S if deadline_ms is None else 10 + deadline_ms / 1000
         link_id = RequestId(bytes.fromhex(request_id))
@@ -129,12 +129,13 @@ class CloudLeg:
             model=model,
             priority=int(call.options.priority),
             name=_name(call),
+            heard=times.heard,
         )
         heading: Routed | None = None
         first_s, ended = None, False
         async with aclosing(answer):
             async for payload in answer:
-                event, now_s = read_event(payload), self._clock() - began_s
+                event, now_s = read_event(payload), times.last_s()
                 if isinstance(event, Routed):
                     if heading is not None:
                         raise LinkError("the cloud's answer begins twice")
@@ -157,6 +158,22 @@ class CloudLeg:
 
     def _answer_s(self) -> float | None:
         return median_low(self._took_s) if self._took_s else None
+
+
+class _Arrivals:
+    """When something of an answer came, however late its caller read it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._began_s = clock, clock()
+        self._heard_s: float | None = None
+
+    def heard(self) -> None:
+        """Something has just come."""
+        self._heard_s = self._clock() - self._began_s
+
+    def last_s(self) -> float:
+        """Seconds from the beginning to the last of it; to now for what came before this one."""
+        return self._clock() - self._began_s if self._heard_s is None else self._heard_s
 
 
 def _refusal(event: Failed | Cancelled) -> TidegateError:

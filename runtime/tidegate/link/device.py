@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -163,6 +163,7 @@ class DeviceLink:
         priority: int = NORMAL_PRIORITY,
         name: Name | None = None,
         gateway: str | None = None,
+        heard: Callable[[], None] | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Send `body` and yield the answer's payloads: in order, each once, to the last.
 
@@ -179,6 +180,7 @@ class DeviceLink:
             name: takes up the request that was sent under it and whose answer nobody has read,
                 unless that failed; otherwise it names this one.
             gateway: the only one to ask, as long as this process lives; by default any.
+            heard: called when payloads arrive, which is before they are read; must be quick.
 
         Raises:
             RequestError: see `limits.check_request`; or `name` is another request's (422), or one
@@ -197,7 +199,7 @@ class DeviceLink:
             name=name,
             gateway=gateway,
         )
-        return self._answer(submit, request_id, name, deadline_s)
+        return self._answer(submit, request_id, name, deadline_s, heard)
 
     async def _answer(
         self,
@@ -205,10 +207,11 @@ class DeviceLink:
         request_id: RequestId | None,
         name: Name | None,
         deadline_s: float,
+        heard: Callable[[], None] | None,
     ) -> AsyncGenerator[bytes, None]:
         """What `request` gives."""
         request_id = await self._claim(request_id, name)
-        reader = self._readers[request_id] = Reader()
+        reader = self._readers[request_id] = Reader(heard)
         ended: Ended | None = None
         leave = False
         try:
@@ -380,4 +383,4 @@ class DeviceLink:
             if isinstance(effect, Publish):
                 self._outgoing.put(effect)
             elif (reader := self._readers.get(effect.request_id)) is not None:
-                reader.queue.put_nowait(effect)
+                reader.put(effect)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from tidegate.errors import UnavailableError
 from tidegate.link.device_views import Standing
@@ -17,9 +18,17 @@ class NothingHeardError(UnavailableError):
 class Reader:
     """The queue between the core's effects and one caller of `request`."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[], None] | None = None) -> None:
+        """Read for a caller who is told by `heard` whenever payloads arrive."""
         self.queue: asyncio.Queue[Delivered | Ended] = asyncio.Queue()
+        self._heard = heard
         self._next = 0
+
+    def put(self, output: Delivered | Ended) -> None:
+        """Queue what has just arrived."""
+        self.queue.put_nowait(output)
+        if self._heard is not None and isinstance(output, Delivered):
+            self._heard()
 
     def start_with(self, known: Standing) -> None:
         """Begin with what the outbox has; what arrived meanwhile overlaps it."""

@@ -190,3 +190,14 @@ def test_a_pause_between_requests_is_nobodys_and_one_between_steps_is_theirs() -
         pytest.approx(0.8),
         0.5,
     ]
+
+
+def test_steps_around_a_change_of_modes_are_no_part_of_the_next_ones_time() -> None:
+    online = fed(OnlineCosts(CALIBRATED), [1.0] * 20)
+    long = reports([step_s(CALIBRATED)] * 60, decoding("one", 50))
+    for report in long[20:59]:  # on with the same request, in no one mode
+        online.passed(report)
+    online.observe(long[59], 1)
+    assert online.costs is CALIBRATED
+    assert online.errors()["step"] == pytest.approx(0.0)
+    assert max(online._decode._errors) < 0.01

@@ -5,101 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from ledgerboard import Board, Heard, Meter, prompt, report, token
 from sensortrees import COSTS, UNKNOWN
 from toyexecutor import VirtualClock
 
-from tidegate.edge.energy.cost import CostModel
-from tidegate.edge.energy.ledger import EnergyLedger, TotalKey
+from tidegate.edge.energy.ledger import EnergyLedger
 from tidegate.edge.energy.ledger_split import split
 from tidegate.edge.energy.ledger_windows import IdleWatts
-from tidegate.edge.energy.sensors.sample import Kind, Sample
 from tidegate.engine.request import RequestId
-from tidegate.engine.steps import StepReport, StepShare
+from tidegate.engine.steps import StepReport
 
 A, B, C = RequestId("a"), RequestId("b"), RequestId("c")
 ONLY = COSTS.modes[0]
-
-
-class Heard:
-    """A panel that keeps what it is told, for the ledger reads no sample itself."""
-
-    def __init__(self) -> None:
-        self.seconds = self.joules = 0.0
-
-    def sample(self) -> Sample:
-        raise AssertionError("sampling is not for the event loop")
-
-    def worked(self, *, seconds: float, joules: float) -> None:
-        self.seconds += seconds
-        self.joules += joules
-
-
-class Meter:
-    """Samples of a board that draws what it is set to."""
-
-    def __init__(self, clock: VirtualClock, scope: str = "module") -> None:
-        self.clock = clock
-        self.scope = scope
-        self.kind: Kind = "measured"
-        self.joules = 0.0
-        self.count = 0
-
-    def draw(self, watts: float, seconds: float) -> Sample:
-        """Let time pass at some watts, and look."""
-        self.clock.advance(seconds)
-        self.joules += watts * seconds
-        return self.look(watts)
-
-    def look(self, watts: float = 0.0) -> Sample:
-        return Sample(
-            at_s=self.clock.now_s,
-            joules=self.joules,
-            watts=watts,
-            scope=self.scope,
-            kind=self.kind,
-            count=self.count,
-        )
-
-
-def prompt(request: RequestId, tokens: int) -> StepShare:
-    return StepShare(
-        request_id=request, computed_tokens=tokens, past_tokens=0, is_prompt=True, sampled_tokens=0
-    )
-
-
-def token(request: RequestId, past: int = 100) -> StepShare:
-    return StepShare(
-        request_id=request, computed_tokens=1, past_tokens=past, is_prompt=False, sampled_tokens=1
-    )
-
-
-def report(clock: VirtualClock, elapsed_s: float, *shares: StepShare) -> StepReport:
-    """A step that ended just now."""
-    return StepReport(ended_s=clock.now_s, elapsed_s=elapsed_s, shares=shares)
-
-
-class Board:
-    """A ledger with what it needs, idling at 2 W as was seen for ten seconds."""
-
-    def __init__(self, costs: CostModel = COSTS, scope: str = "module") -> None:
-        self.clock = VirtualClock()
-        self.panel = Heard()
-        self.meter = Meter(self.clock, scope)
-        self.ledger = EnergyLedger(costs, self.panel, self.clock)
-        self.ledger.settle(self.meter.draw(2.0, 1.0))
-        for _ in range(10):
-            self.ledger.settle(self.meter.draw(2.0, 1.0))
-
-    def step(self, watts: float, elapsed_s: float, *shares: StepShare) -> None:
-        """A step at some watts, without a look at the meter."""
-        self.clock.advance(elapsed_s)
-        self.meter.joules += watts * elapsed_s
-        self.ledger.stepped(report(self.clock, elapsed_s, *shares), 0)
-
-    def look(self) -> None:
-        self.ledger.settle(self.meter.look())
 
 
 def test_a_request_alone_takes_all_that_was_drawn_above_idling() -> None:
@@ -359,96 +276,3 @@ def test_the_panel_hears_what_was_worked() -> None:
     board.step(12.0, 0.5, prompt(A, 500))
     assert board.panel.seconds == 0.5
     assert board.panel.joules == pytest.approx(0.5 * 8)
-
-
-def test_requests_that_are_never_forgotten_do_not_fill_the_memory() -> None:
-    board = Board()
-    for n in range(5000):
-        board.step(12.0, 0.001, prompt(RequestId(str(n)), 1))
-    board.look()
-    assert board.ledger.use_of(RequestId("0")) is None
-    assert board.ledger.use_of(RequestId("4999")) is not None
-    board.step(12.0, 0.001, token(RequestId("0")))
-    board.look()
-    assert board.ledger.use_of(RequestId("0")) is None
-
-
-def test_a_board_that_nobody_samples_keeps_few_steps_and_says_estimated() -> None:
-    board = Board()
-    for _ in range(9000):
-        board.step(12.0, 0.001, prompt(A, 1))
-    board.look()
-    used = board.ledger.use_of(A)
-    assert used is not None
-    assert used.source == "estimated"
-    assert used.joules == pytest.approx(9 * 8)
-
-
-moves = st.lists(
-    st.one_of(
-        st.tuples(st.just("step"), st.floats(0.001, 3.0), st.integers(1, 7)),
-        st.tuples(st.just("idle"), st.floats(0.001, 3.0), st.integers(0, 0)),
-        st.tuples(st.just("look"), st.floats(0.0, 0.5), st.integers(0, 0)),
-        st.tuples(st.just("late"), st.floats(0.01, 3.0), st.integers(1, 7)),
-        st.tuples(st.just("tell"), st.floats(0.0, 1.0), st.integers(0, 2)),
-    ),
-    max_size=60,
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(moves=moves, watts=st.lists(st.floats(0.0, 30.0), min_size=1, max_size=8))
-def test_requests_and_idling_together_took_what_was_drawn(
-    moves: list[tuple[str, float, int]], watts: list[float]
-) -> None:
-    board, begun = Board(), set[RequestId]()
-    for n, (move, seconds, which) in enumerate(moves):
-        power = watts[n % len(watts)]
-        if move in ("step", "late"):
-            names = [one for bit, one in enumerate((A, B, C)) if which >> bit & 1]
-            shares = [token(one) if one in begun else prompt(one, 50) for one in names]
-            begun.update(names)
-            if move == "step":
-                board.step(power, seconds, *shares)
-            else:
-                board.ledger.settle(board.meter.draw(power, seconds / 2))
-                board.meter.draw(power, seconds / 2)
-                board.ledger.stepped(report(board.clock, seconds, *shares), 0)
-        elif move == "tell":
-            board.ledger.use_of((A, B, C)[which])
-        else:
-            sample = board.meter.draw(power, seconds)
-            if move == "look":
-                board.ledger.settle(sample)
-    board.look()
-    uses = [board.ledger.use_of(one) for one in (A, B, C)]
-    totals = board.ledger.totals()
-    edge_j = totals.get(("module", "measured", "edge"), 0.0)
-    idle_j = totals.get(("module", "measured", "idle"), 0.0)
-    # The first sample has none before it, so the 2 J until then are in no window.
-    assert edge_j + idle_j + board.ledger.open_j == pytest.approx(board.meter.joules - 2.0)
-    assert all(one.source == "measured" for one in uses if one is not None)
-    told = sum(one.joules for one in uses if one is not None)
-    assert told == pytest.approx(edge_j, abs=1e-6)
-    board.ledger.settle(board.meter.draw(2.0, 100.0))
-    board.ledger.settle(board.meter.draw(2.0, 100.0))
-    totals = board.ledger.totals()
-    assert totals.get(("module", "measured", "edge"), 0.0) == pytest.approx(told, abs=1e-6)
-
-
-@given(moves=moves)
-def test_totals_never_shrink(moves: list[tuple[str, float, int]]) -> None:
-    board, before = Board(), dict[TotalKey, float]()
-    for n, (move, seconds, which) in enumerate(moves):
-        if n % 7 == 3:
-            board.meter.kind = "estimated" if board.meter.kind == "measured" else "measured"
-            board.meter.count += 1
-            board.meter.joules = 0.0
-        if move in ("step", "late"):
-            names = [one for bit, one in enumerate((A, B, C)) if which >> bit & 1]
-            board.step(9.0, seconds, *(prompt(one, 5) for one in names))
-        else:
-            board.ledger.settle(board.meter.draw(3.0, seconds))
-        now = dict(board.ledger.totals())
-        assert all(now[key] >= joules for key, joules in before.items())
-        before = now

@@ -127,6 +127,10 @@ class OnlineCosts:
         elif prompt_s:
             self._follow(report, mode, seconds, of_prompts=prompt_s / (prompt_s + decode_s))
 
+    def passed(self, report: StepReport) -> None:
+        """A step that was in no one mode: the next one's time begins where it ended."""
+        self._periods.of(report)
+
     def errors(self) -> Mapping[str, float | None]:
         """Median relative errors of the predictions as they were when steps and prompts began.
 

@@ -44,6 +44,7 @@ class Accounts:
         self._changed = changed
         self._device, self._requests = device, requests
         self._modes, self._board, self._failed = modes, board, failed
+        device.ledger.working = lambda: bool(requests.begun)
 
     def stepped(self, report: StepReport) -> None:
         """The engine's watcher: what it raised would end the step's requests."""
@@ -54,6 +55,8 @@ class Accounts:
             began_s = report.ended_s - report.elapsed_s
             if not self._modes.switching and began_s >= self._modes.since_s:
                 self._device.costs.observe(report, mode)
+            else:
+                self._device.costs.passed(report)
             rows = max(1, report.decoding_rows)
             context = sum(one.past_tokens for one in report.shares if not one.is_prompt)
             one = self._device.costs.costs.modes[mode]

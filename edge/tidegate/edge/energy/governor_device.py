@@ -29,6 +29,9 @@ class Costs(Protocol):
     def observe(self, report: StepReport, mode: int) -> None:
         """Learn from a step in a mode."""
 
+    def passed(self, report: StepReport) -> None:
+        """A step that teaches nothing, since it was in no one mode; only that it took its time."""
+
     def errors(self) -> Mapping[str, float | None]:
         """Median relative errors of prediction."""
 
@@ -38,6 +41,8 @@ class Ledger(Protocol):
 
     costs: CostModel
     """By which steps are weighed; replaced as costs are learnt."""
+    working: Callable[[], bool]
+    """Whether a request runs, of which a step may be under way; the governor says so."""
 
     def stepped(self, report: StepReport, mode: int) -> None:
         """Book a step."""

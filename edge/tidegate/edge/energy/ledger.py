@@ -27,8 +27,10 @@ RADIO: Final = "radio"
 """Scope of what sending takes, which is estimated."""
 UNKNOWN: Final = "unknown"
 """Scope of costs without watts: they predict no joules."""
-_LONGEST_STEP_S: Final = 30.0
-"""A window waits so long for steps that lie in it."""
+_LATE_S: Final = 30.0
+"""A window waits so long for steps that lie in it while no request is known to run."""
+_LONGEST_STEP_S: Final = 900.0
+"""And so long while one does: a prompt of some thousand tokens on a small board takes minutes."""
 _SLACK_S: Final = 1e-3
 """Between a step and its report: one that is covered but for this, or a tenth of it, is covered."""
 _MOST_REQUESTS: Final = 4096
@@ -47,6 +49,8 @@ class EnergyLedger:
 
     def __init__(self, costs: CostModel, panel: Panel, clock: Callable[[], float]) -> None:
         self.costs = costs
+        self.working: Callable[[], bool] = _nobody
+        """Whether a request runs, of which a step may be under way; the owner's to set."""
         self._panel = panel
         self._accounts: dict[str, Account] = {}
         self._open: list[Window] = []
@@ -85,9 +89,14 @@ class EnergyLedger:
         before, self._last = self._last, sample
         drawn_j = None if before is None else drawn_between(before, sample)
         if drawn_j is not None and sample.kind == "measured":
-            self._open.append(
-                Window(begins_s=begins_s, ends_s=sample.at_s, joules=drawn_j, scope=sample.scope)
+            window = Window(
+                begins_s=begins_s,
+                ends_s=sample.at_s,
+                joules=drawn_j,
+                scope=sample.scope,
+                idle=not self.working(),
             )
+            self._open.append(window)
         else:
             idle_j = self.costs.idle_w * (sample.at_s - begins_s)
             self._add((self.costs.scope, self._source, "idle"), idle_j)
@@ -193,7 +202,7 @@ class EnergyLedger:
 
     def _close_reported(self) -> None:
         """Close the windows in which no step can lie that was not reported."""
-        late_s = self._settled_s - _LONGEST_STEP_S
+        late_s = self._settled_s - (_LONGEST_STEP_S if self.working() else _LATE_S)
         while self._open and self._open[0].ends_s <= max(self._reported_s, late_s):
             self._close(self._open.pop(0))
 
@@ -208,7 +217,7 @@ class EnergyLedger:
         """Divide its joules between those who worked and idling."""
         idle_w, above_j = self._idle_w(window.scope), 0.0
         if not window.weights:
-            if window.whole:
+            if window.idle:
                 self._idle.seen(window.scope, window.joules / window.seconds, window.seconds)
         elif idle_w is None:
             for account in window.weights:
@@ -227,3 +236,7 @@ class EnergyLedger:
         if self.costs.scope == scope and self._source == "calibrated":
             return self.costs.idle_w
         return self._idle.of(scope)
+
+
+def _nobody() -> bool:
+    return False

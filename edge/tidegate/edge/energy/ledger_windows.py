@@ -59,8 +59,8 @@ class Window:
     ends_s: float
     joules: float
     scope: str
-    whole: bool = True
-    """From a sample to the next; what is left of a window is no measure of idling."""
+    idle: bool = True
+    """Without any step it is a measure of idling: no request ran when it ended, and it is whole."""
     weights: dict[Account, float] = field(default_factory=dict)
 
     @property
@@ -84,7 +84,7 @@ class Window:
         """
         left_j = self.joules * (self.ends_s - at_s) / self.seconds
         left = Window(
-            begins_s=at_s, ends_s=self.ends_s, joules=left_j, scope=self.scope, whole=False
+            begins_s=at_s, ends_s=self.ends_s, joules=left_j, scope=self.scope, idle=False
         )
         self.joules -= left_j
         self.ends_s = at_s
