@@ -6,11 +6,14 @@ import re
 import shutil
 import subprocess
 import tomllib
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tidegate.edge.energy import power_helper
+from tidegate.edge.energy.power_kept import Kept
+from tidegate.edge.energy.power_writes import KEPT
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "edge" / "deploy" / "systemd" / "tidegate-power.service"
@@ -72,6 +75,17 @@ def test_the_page_names_what_the_unit_makes() -> None:
     assert socket[1] == f"/run/{setting('RuntimeDirectory')}/socket"
     assert f"--power-helper {socket[1]}" in PAGE
     assert str(UNIT.relative_to(ROOT)) in PAGE
+
+
+def test_what_was_found_outlives_the_unit_and_the_page_says_where(tmp_path: Path) -> None:
+    assert setting("RuntimeDirectoryPreserve") == "yes"
+    folder = f"/run/{setting('RuntimeDirectory')}"
+    assert f"/{KEPT}" == folder
+    assert f"install -d -m 750 -g {setting('Group')} {folder}\n{PROGRAM} --socket" in PAGE
+    with closing(Kept(tmp_path)) as kept:
+        kept.write({("freq", 0): "1"})
+    assert f"{folder}/found.json" in PAGE
+    assert (tmp_path / "found.json").exists()
 
 
 def test_every_request_that_is_obeyed_is_on_the_page() -> None:

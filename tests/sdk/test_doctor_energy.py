@@ -12,8 +12,9 @@ import pytest
 from powerboards import JETSONS, cpufreq_of, write_cpufreq, write_jetson
 from sensortrees import ORIN_NANO, put_battery, put_ina3221, put_pressure, put_rapl, put_zone
 
-from tidegate.cli.doctor_energy import energy_facts
+from tidegate.cli.doctor_energy import energy_facts, switch_facts
 from tidegate.cli.main import main
+from tidegate.edge.energy.profile_files import read_library
 
 NANO = "jetson-orin-nano-8gb-super"
 
@@ -76,8 +77,20 @@ def test_a_battery_says_how_full_it_is_and_where_power_comes_from(tmp_path: Path
 
 def test_a_helper_that_is_not_there_is_said_by_its_socket(tmp_path: Path) -> None:
     write_cpufreq(tmp_path)
-    found = facts(tmp_path, "intel-n100-class", tmp_path / "power.sock")
-    assert str(tmp_path / "power.sock") in found["power_problem"]
+    profile = read_library().profile("intel-n100-class")
+    found = switch_facts(profile, tmp_path / "power.sock", tmp_path)
+    assert str(tmp_path / "power.sock") in str(found["power_problem"])
+
+
+def test_files_of_one_board_and_a_helper_of_another_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["doctor", "--profile", NANO, "--sysroot", str(tmp_path)]
+    assert main([*flags, "--power-helper", "/run/h"]) != 0
+    assert "absent beside --sysroot" in capsys.readouterr().err
+    flags[-1] = str(tmp_path / "none")
+    assert main(flags) != 0
+    assert "a folder that is there" in capsys.readouterr().err
 
 
 def test_an_unknown_profile_is_a_line_and_no_end(tmp_path: Path) -> None:

@@ -30,19 +30,27 @@ def test_a_profile_turns_scheduling_by_energy_on_and_off_leaves_it_off() -> None
         assert plain.sysroot == Path("/")
 
 
-def test_every_flag_takes_effect() -> None:
+def test_every_flag_takes_effect(tmp_path: Path) -> None:
     read_in = read(
         *("--energy-reserve", "35%", "--energy-until", "18:30", "--energy-price", "2.5"),
         *("--quiet-hours", "22:00-07:00", "--calibration", "c.toml"),
         *("--power-switching", "off", "--power-helper", "/run/h", "--energy-decisions", "d"),
-        *("--energy-sysroot", "/tmp/x"),
     )
     assert read_in is not None
     assert (read_in.reserve_share, read_in.until, read_in.joule_price) == (0.35, "18:30", 2.5)
     assert read_in.quiet == ("22:00", "07:00")
     assert (read_in.calibration, read_in.helper) == (Path("c.toml"), Path("/run/h"))
     assert (read_in.switching, read_in.decisions) == ("off", Path("d"))
-    assert read_in.sysroot == Path("/tmp/x")
+    trial = read("--energy-sysroot", str(tmp_path), "--power-switching", "all")
+    assert trial is not None
+    assert (trial.sysroot, trial.switching) == (tmp_path, "all")
+
+
+def test_files_of_one_board_and_a_helper_of_another_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="absent beside --energy-sysroot"):
+        read("--energy-sysroot", str(tmp_path), "--power-helper", "/run/h")
+    with pytest.raises(ConfigError, match="a folder that is there"):
+        read("--energy-sysroot", str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,9 @@ elif sys.argv[1] == "-m":
             (root / "rebooted").write_text("")
     elif behaves != "ignores":
         status.write_text(f"pmode:{wanted:04d}")
+        if (root / "clocks").exists():
+            clock = pathlib.Path((root / "clocks").read_text())
+            clock.write_text((clock.parent / "cpuinfo_max_freq").read_text())
 """
 )
 

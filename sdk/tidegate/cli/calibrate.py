@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modes", metavar="NAMES", help="power modes, with commas (default: all)")
     parser.add_argument(
         "--power-switching",
-        choices=("auto", "off"),
+        choices=("auto", "all", "off"),
         default="auto",
-        help="off: measure the mode that the board is in, and no other",
+        help="auto: modes up to the one that is there; all: also faster ones; off: only that one",
     )
     parser.add_argument(
         "--power-helper", type=Path, metavar="SOCKET", help="of tidegate-power-helper"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tidegate.errors import ActuationError, TidegateError
+from tidegate.errors import ActuationError, ConfigError, TidegateError
 
 if TYPE_CHECKING:
     from tidegate.edge.energy.cost import CostModel
@@ -39,7 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def energy_facts(args: argparse.Namespace) -> Mapping[str, object]:
-    """All that is found; what cannot be used is said and fails nothing."""
+    """All that is found; what cannot be used is said and fails nothing.
+
+    Raises:
+        ConfigError: the flags name a folder that is not there, or files and a helper of two boards.
+    """
+    if not args.sysroot.is_dir():
+        raise ConfigError("sysroot", str(args.sysroot), "a folder that is there")
+    if args.power_helper is not None and args.sysroot != Path("/"):
+        allowed = "absent beside --sysroot: the helper writes the real board's files"
+        raise ConfigError("power.helper", str(args.power_helper), allowed)
     try:
         profile = _profile(args.profile, args.sysroot)
     except TidegateError as error:
@@ -119,7 +128,7 @@ def _battery(battery: BatteryState | None) -> str | None:
 
 def switch_facts(profile: Profile, helper: Path | None, sysroot: Path) -> Mapping[str, object]:
     """Which power modes can be taken, or why none can and what to do."""
-    from tidegate.edge.energy.switches import open_tool
+    from tidegate.edge.energy.switches import only_one, open_tool
 
     tool = profile.power.tool
     if tool == "none":
@@ -136,5 +145,5 @@ def switch_facts(profile: Profile, helper: Path | None, sysroot: Path) -> Mappin
         switch.close()
     found = {"power_tool": tool, "power_modes": switch.modes, "power_mode": now}
     if len(switch.modes) < 2:
-        found["power_problem"] = f"only {switch.modes[0]} can be taken without a reboot"
+        found["power_problem"] = only_one(switch.modes[0])
     return found

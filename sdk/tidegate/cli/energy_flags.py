@@ -63,8 +63,8 @@ def add_energy(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--power-switching",
-        choices=("auto", "off"),
-        help="take power modes, or leave the board as it is (default auto)",
+        choices=("auto", "all", "off"),
+        help="take power modes up to the one that is there (default auto), all, or none",
     )
     group.add_argument(
         "--power-helper", type=Path, metavar="SOCKET", help="of tidegate-power-helper"

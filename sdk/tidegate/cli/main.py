@@ -66,8 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `tidegate`; returns the exit status."""
     args = build_parser().parse_args(argv)
     # SIGTERM unwinds like Ctrl-C, so that children end and half-written files go; a service
-    # replaces both by an orderly stop.
+    # replaces both by an orderly stop. So does the end of the terminal, unless nohup was asked for.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         return int(args.run(args))
     except KeyboardInterrupt:

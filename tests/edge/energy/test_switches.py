@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +14,12 @@ from pathlib import Path
 import pytest
 from powerboards import JETSONS, Jetson, cpufreq_of, write_cpufreq, write_jetson
 
-from tidegate.edge.energy import power_helper
+from tidegate.edge.energy import power_board
 from tidegate.edge.energy.actuate import ModeSwitch, OneMode
 from tidegate.edge.energy.own_modes import own_modes
 from tidegate.edge.energy.profile import Power, Profile
 from tidegate.edge.energy.profile_files import read_library
+from tidegate.edge.energy.settings import Switching
 from tidegate.edge.energy.switches import open_switch
 from tidegate.errors import ActuationError, ExecutionError
 
@@ -41,8 +46,10 @@ class Threads:
         self.limits.append(threads)
 
 
-def opened(profile: Profile, root: Path, own: ModeSwitch | None = None) -> ModeSwitch:
-    return open_switch(profile, switching="auto", helper=None, sysroot=root, own=own)
+def opened(
+    profile: Profile, root: Path, own: ModeSwitch | None = None, switching: Switching = "auto"
+) -> ModeSwitch:
+    return open_switch(profile, switching=switching, helper=None, sysroot=root, own=own)
 
 
 LIVE = {
@@ -56,7 +63,7 @@ LIVE = {
 @pytest.mark.parametrize("board", LIVE)
 def test_a_jetson_has_the_modes_that_need_no_reboot(board: str, tmp_path: Path) -> None:
     root = write_jetson(tmp_path, JETSONS[board])
-    switch = opened(LIBRARY.profile(board), root)
+    switch = opened(LIBRARY.profile(board), root, switching="all")
     assert (switch.tool, switch.modes) == ("nvpmodel", LIVE[board])
     before = switch.current()
     assert before == JETSONS[board].modes[JETSONS[board].default][0]
@@ -67,6 +74,24 @@ def test_a_jetson_has_the_modes_that_need_no_reboot(board: str, tmp_path: Path) 
     switch.close()
     assert switch.current() == before
     assert not (root / "rebooted").exists()
+
+
+@pytest.mark.parametrize("chosen", ["15W", "25W", "MAXN_SUPER"])
+def test_the_mode_that_the_owner_chose_is_the_fastest_that_is_taken(
+    chosen: str, tmp_path: Path
+) -> None:
+    modes = JETSONS[SUPER.id].modes
+    (number,) = (number for number, (name, _) in modes.items() if name == chosen)
+    root = write_jetson(tmp_path, Jetson(modes=modes, default=number))
+    live = LIVE[SUPER.id]
+    switch = opened(SUPER, root)
+    assert switch.modes == live[: live.index(chosen) + 1]
+    switch.close()
+    switch = opened(SUPER, root, switching="all")
+    assert switch.modes == live
+    switch.switch("MAXN_SUPER")
+    switch.close()
+    assert (root / "var/lib/nvpmodel/status").read_text() == f"pmode:{number:04d}"
 
 
 @pytest.mark.parametrize("board", sorted(JETSONS.keys() - LIVE.keys()))
@@ -86,7 +111,9 @@ def test_every_profile_of_a_jetson_is_tried() -> None:
 
 def test_a_mode_that_is_not_the_profiles_is_none_of_ours(tmp_path: Path) -> None:
     modes = {0: ("15W", 6), 1: ("25W", 6), 2: ("MAXN_SUPER", 6), 7: ("mine", 6)}
-    switch = opened(SUPER, write_jetson(tmp_path, Jetson(modes=modes, default=7)))
+    root = write_jetson(tmp_path, Jetson(modes=modes, default=7))
+    assert isinstance(opened(SUPER, root), OneMode), "whether 15W is above it nobody knows"
+    switch = opened(SUPER, root, switching="all")
     assert switch.current() is None
     switch.switch("15W")
     assert switch.current() == "15W"
@@ -114,7 +141,7 @@ def test_nvpmodel_is_not_waited_for_without_end(
     root = write_jetson(tmp_path, JETSONS[SUPER.id])
     switch = opened(SUPER, root)
     (root / "behaves").write_text("hangs")
-    monkeypatch.setattr(power_helper, "_NVPMODEL_S", 0.2)
+    monkeypatch.setattr(power_board, "_NVPMODEL_S", 0.2)
     began_s = time.monotonic()
     with pytest.raises(ActuationError, match="nvpmodel -m 0: TimeoutExpired"):
         switch.switch("15W")
@@ -194,6 +221,79 @@ def test_full_is_what_the_owner_allowed(tmp_path: Path) -> None:
     assert cpufreq_of(root, "scaling_max_freq") == ["2000000"]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tidegate.edge.energy.cpufreq import CpufreqSwitch
+from tidegate.edge.energy.power_writes import OwnWrites
+root = Path(sys.argv[1])
+switch = CpufreqSwitch(OwnWrites(root), root)
+switch.switch("0.6")
+print(*(one.full_khz for one in switch._policies), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.system
+def test_a_daemon_that_is_killed_again_and_again_leaves_full_what_it_was(tmp_path: Path) -> None:
+    root = write_cpufreq(tmp_path)
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", KILLED, str(root)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert (done.returncode, done.stdout) == (-signal.SIGKILL, "3400000\n"), done.stderr
+        assert cpufreq_of(root, "scaling_max_freq") == ["2040000"]
+    switch = opened(PI, root)
+    assert switch.current() == "full"
+    switch.close()
+    assert cpufreq_of(root, "scaling_max_freq") == ["3400000"]
+    assert cpufreq_of(root, "energy_performance_preference") == ["balance_performance"]
+
+
+def test_one_process_at_a_time_switches_a_board(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_cpufreq(tmp_path)
+    first = opened(PI, root)
+    first.switch("0.6")
+    assert isinstance(opened(PI, root), OneMode)
+    assert "another process switches power modes here" in caplog.text
+    assert first.current() == "0.6"
+    first.close()
+    assert opened(PI, root).modes == first.modes
+
+
+def test_what_cannot_be_put_back_is_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_cpufreq(tmp_path)
+    switch = opened(PI, root)
+    switch.switch("0.6")
+    (root / "sys/devices/system/cpu/cpufreq/policy0/scaling_max_freq").unlink()
+    switch.close()
+    assert "the board is not as it was found: scaling_max_freq: cannot be read" in caplog.text
+
+
+def test_what_was_closed_switches_no_more(tmp_path: Path) -> None:
+    root = write_cpufreq(tmp_path)
+    switch = opened(PI, root)
+    switch.close()
+    with pytest.raises(ActuationError, match="the daemon is closing"):
+        switch.switch("0.6")
+    assert cpufreq_of(root, "scaling_max_freq") == ["3400000"]
+
+
+def test_a_board_that_is_not_there_is_not_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(opened(PI, tmp_path / "none"), OneMode)
+    assert "none: must be a folder with the board's files" in caplog.text
+    assert not (tmp_path / "none").exists()
+
+
 def test_performance_gives_way_while_a_slower_mode_saves(tmp_path: Path) -> None:
     root = write_cpufreq(tmp_path, governor="performance", epp="performance")
     switch = opened(PI, root)
@@ -226,6 +326,7 @@ def test_somebody_elses_frequency_is_none_of_ours(tmp_path: Path) -> None:
         ("cpuinfo_min_freq", "0", "must be in order"),
         ("cpuinfo_min_freq", "3400000", "no frequency below"),
         ("cpuinfo_max_freq", "9" * 400, "must be one frequency in kHz"),
+        ("scaling_available_frequencies", "600000 1500000 <bad>", "must be one frequency in kHz"),
     ],
 )
 def test_clocks_that_make_no_sense_are_left_alone(

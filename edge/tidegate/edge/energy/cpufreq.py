@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tidegate.edge.energy.power_helper import policy_folders
+from tidegate.edge.energy.power_board import policy_folders
 from tidegate.edge.energy.power_writes import PowerWrites
 from tidegate.errors import ActuationError
 
@@ -117,7 +117,8 @@ def _policy(number: int, folder: Path) -> Policy:
     full = min(_number(folder / "scaling_max_freq"), most)
     if not 0 < least <= full:
         raise ActuationError(f"{folder}: frequencies from {least} to {full} kHz: must be in order")
-    steps = (int(word) for word in _words(folder / "scaling_available_frequencies"))
+    listed = folder / "scaling_available_frequencies"
+    steps = [_whole(listed, word) for word in _words(listed)]
     preferences = _words(folder / "energy_performance_available_preferences")
     epp = _words(folder / "energy_performance_preference")
     return Policy(
@@ -133,10 +134,13 @@ def _policy(number: int, folder: Path) -> Policy:
 
 
 def _number(file: Path) -> int:
-    words = _words(file)
-    if len(words) != 1 or not words[0].isdecimal() or len(words[0]) > 9:
-        raise ActuationError(f"{file}: {' '.join(words)[:40]!r}: must be one frequency in kHz")
-    return int(words[0])
+    return _whole(file, " ".join(_words(file)))
+
+
+def _whole(file: Path, said: str) -> int:
+    if not said.isdecimal() or len(said) > 9:
+        raise ActuationError(f"{file}: {said[:40]!r}: must be one frequency in kHz")
+    return int(said)
 
 
 def _words(file: Path) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tidegate.edge.energy.power_helper import Refused, live_modes, nvpmodel_id, nvpmodel_modes
+from tidegate.edge.energy.power_board import live_modes, nvpmodel_id, nvpmodel_modes
+from tidegate.edge.energy.power_kept import Refused
 from tidegate.edge.energy.power_writes import PowerWrites
 from tidegate.errors import ActuationError
 
@@ -19,20 +20,23 @@ class NvpmodelSwitch:
 
     tool = "nvpmodel"
 
-    def __init__(self, names: Sequence[str], writes: PowerWrites, sysroot: Path) -> None:
+    def __init__(
+        self, names: Sequence[str], writes: PowerWrites, sysroot: Path, *, faster: bool = False
+    ) -> None:
         """Look up which modes can be taken.
 
         Args:
             names: of the profile's modes, slowest first.
             writes: does the switching; closed with this.
             sysroot: where nvpmodel and its files are.
+            faster: take modes above the one that is there, which is the owner's choice, as well.
 
         Raises:
-            ActuationError: nvpmodel cannot be asked, its conf cannot be read, or none of the names
-                is a mode that can be changed to without a reboot.
+            ActuationError: nvpmodel cannot be asked, its conf cannot be read, none of the names is
+                a mode that can be changed to without a reboot, or the owner's choice is none.
         """
         self._writes, self._sysroot = writes, sysroot
-        self._ids = _live(names, sysroot)
+        self._ids = _live(names, sysroot, faster=faster)
         self.modes = tuple(self._ids)
 
     def current(self) -> str | None:
@@ -56,11 +60,12 @@ class NvpmodelSwitch:
         self._writes.close()
 
 
-def _live(names: Sequence[str], sysroot: Path) -> dict[str, int]:
+def _live(names: Sequence[str], sysroot: Path, *, faster: bool) -> dict[str, int]:
     """Ids of the named modes that need no reboot, in the order of the names."""
     try:
         modes = nvpmodel_modes(sysroot)
-        live = live_modes(modes, nvpmodel_id(sysroot))
+        now = nvpmodel_id(sysroot)
+        live = live_modes(modes, now)
     except Refused as why:
         allowed = "check `nvpmodel -q` and /etc/nvpmodel.conf, or serve with --power-switching off"
         raise ActuationError(f"power modes cannot be told: {why}; {allowed}") from why
@@ -72,4 +77,12 @@ def _live(names: Sequence[str], sysroot: Path) -> dict[str, int]:
             f"without a reboot there are the power modes {there}; the profile has {wanted}: give"
             " it them in /etc/tidegate/profile.d"
         )
-    return found
+    if faster:
+        return found
+    chosen = live[now].name
+    if chosen not in found:
+        raise ActuationError(
+            f"the owner's power mode {chosen} is none of the profile's ({', '.join(found)}): give"
+            " it to them in /etc/tidegate/profile.d, or serve with --power-switching all"
+        )
+    return {name: found[name] for name in list(found)[: list(found).index(chosen) + 1]}

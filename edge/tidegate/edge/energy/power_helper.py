@@ -1,269 +1,44 @@
-"""Writes clocks and power modes as root for a daemon that is not: one file, no other imports.
+"""Writes clocks and power modes as root for a daemon that is not; imports Python's own only.
 
 It obeys lines of ASCII on a Unix socket, one client at a time, and answers each with `ok VALUE`,
 what was read back, or `error WHY`:
 
     freq POLICY KHZ | governor POLICY NAME | epp POLICY NAME | nvpmodel ID | hello | restore
 
-A client names numbers and words, never a path. A policy is one that was there at the start, a
-frequency lies within what the processor can do, a name is one that the kernel lists, and the id of
-a power mode is one that needs no reboot. When the client goes, or the helper ends, everything is as
-it was found.
+A client names numbers and words, never a path; `power_board` says what it may. When the client
+goes, or the helper ends, everything is as it was found; after a kill, when the helper begins again:
+what was found is in a file beside the socket.
 
     tidegate-power-helper --socket /run/tidegate-power/socket --group tidegate
-    python -I power_helper.py --socket ...
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import grp
 import os
 import pwd
-import re
+import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-_CPUFREQ = "sys/devices/system/cpu/cpufreq"
-_NVPMODEL, _CONF, _STATUS = "usr/sbin/nvpmodel", "etc/nvpmodel.conf", "var/lib/nvpmodel/status"
-_NVPMODEL_S = 10.0
-"""That `nvpmodel` may take; a switch takes about a second."""
-_MOST_FILE = 1 << 20
+from tidegate.edge.energy.power_board import PowerBoard
+from tidegate.edge.energy.power_kept import Kept, Refused
+
 _MOST_LINE = 64
+_FIRST_S = 10.0
+"""That a client may take to ask for something; later it may be silent, as in a mode that stays."""
+_TURNED_AWAY_S = 0.5
+_NO_LINE = b"error not a line of this protocol\n"
 _BURST, _PER_S = 200, 50.0
 """Requests: a switch is three for each policy, of which there are a dozen at most."""
-
-_FILES = {
-    "freq": "scaling_max_freq",
-    "governor": "scaling_governor",
-    "epp": "energy_performance_preference",
-}
-_LISTS = {
-    "governor": "scaling_available_governors",
-    "epp": "energy_performance_available_preferences",
-}
-_ORDER = ("governor", "epp", "freq")
-"""A governor may decide what preferences there are."""
-
-
-class Refused(Exception):  # noqa: N818 - an answer, not a failure
-    """Why something is not done, in words for the client."""
-
-
-@dataclass(frozen=True)
-class NvMode:
-    """A mode of nvpmodel.conf."""
-
-    id: int
-    name: str
-    parts: frozenset[str]
-    """What is switched on of cores and GPU; two modes of the same change without a reboot."""
-
-
-def read_nvpmodel_conf(text: str) -> dict[int, NvMode]:
-    """The modes of an nvpmodel.conf by id; raises `Refused`."""
-    found: dict[int, tuple[str, set[str]]] = {}
-    inside: set[str] | None = None
-    for line in text.splitlines():
-        words = line.split("#")[0].split()
-        if words[:1] == ["<"]:
-            inside = None
-            facts = dict(word.split("=", 1) for word in words if "=" in word)
-            if words[1:2] == ["POWER_MODEL"]:
-                if not facts.get("ID", "").isdecimal() or not facts.get("NAME"):
-                    raise Refused(f"nvpmodel.conf: {line.strip()!r} has no id or no name")
-                inside, number = set(), int(facts["ID"])
-                if number in found or any(name == facts["NAME"] for name, _ in found.values()):
-                    raise Refused(f"nvpmodel.conf: {line.strip()!r} is there twice")
-                found[number] = facts["NAME"], inside
-        elif inside is not None and len(words) == 3 and _needs_reboot(words[0]):
-            inside.add(" ".join(words))
-    if not found:
-        raise Refused("nvpmodel.conf: has no POWER_MODEL")
-    return {
-        number: NvMode(number, name, frozenset(parts)) for number, (name, parts) in found.items()
-    }
-
-
-def _needs_reboot(parameter: str) -> bool:
-    """Whether another value of it does: which cores are on, and which parts of the GPU."""
-    return parameter == "CPU_ONLINE" or parameter.endswith("POWER_GATING")
-
-
-def nvpmodel_modes(root: Path) -> dict[int, NvMode]:
-    """Of the board below `root`; raises `Refused`."""
-    return read_nvpmodel_conf(_read(root / _CONF))
-
-
-def nvpmodel_id(root: Path) -> int:
-    """The id of the mode that the board is in; raises `Refused`."""
-    try:
-        told = _nvpmodel(root, "-q")
-    except Refused:
-        # Asking takes rights on some releases, this file does not.
-        held = re.search(r"pmode:0*(\d+)", _read(root / _STATUS))
-        if held is None:
-            raise
-        return int(held[1])
-    found = re.search(r"NV Power Mode:[^\n]*\n\s*(\d+)\s*$", told, re.MULTILINE)
-    if found is None:
-        raise Refused(f"nvpmodel -q said {told[-80:]!r} and no id")
-    return int(found[1])
-
-
-def live_modes(modes: dict[int, NvMode], current: int) -> dict[int, NvMode]:
-    """Those that can be changed to from `current` without a reboot."""
-    if current not in modes:
-        raise Refused(f"nvpmodel -q said {current}, which nvpmodel.conf has not")
-    return {number: mode for number, mode in modes.items() if mode.parts == modes[current].parts}
-
-
-def _nvpmodel(root: Path, *arguments: str) -> str:
-    """Run it. It gets no input, so that a question whether to reboot is answered with nothing."""
-    try:
-        done = subprocess.run(
-            [root / _NVPMODEL, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_NVPMODEL_S,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Refused(f"nvpmodel {' '.join(arguments)}: {type(error).__name__}") from error
-    text = done.stdout.decode("utf-8", "replace")
-    if done.returncode != 0:
-        said = (text + done.stderr.decode("utf-8", "replace")).strip()[-200:]
-        raise Refused(f"nvpmodel {' '.join(arguments)}: ended with {done.returncode}: {said!r}")
-    return text
-
-
-def _read(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            return opened.read(_MOST_FILE).decode("utf-8", "replace")
-    except OSError as error:
-        raise Refused(f"{file.name}: cannot be read: {error.strerror}") from error
-
-
-def policy_folders(root: Path) -> dict[int, Path]:
-    """The folder of each cpufreq policy, by number."""
-    found = (root / _CPUFREQ).glob("policy*")
-    numbers = ((re.fullmatch(r"policy(\d{1,4})", one.name), one) for one in found)
-    return {int(number[1]): one for number, one in sorted(numbers, key=str) if number}
-
-
-@dataclass
-class PowerBoard:
-    """What may be written on one machine, and what was there before."""
-
-    root: Path
-    policies: dict[int, Path] = field(init=False)
-    _before: dict[tuple[str, int], str] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.policies = policy_folders(self.root)
-
-    def obey(self, line: str) -> str:
-        """Do what a line says; the answer without its newline. Never raises."""
-        try:
-            return f"ok {self._do(line.split(' '))}"
-        except Refused as why:
-            return f"error {' '.join(str(why).split())}"
-
-    def restore(self) -> tuple[str, ...]:
-        """Write back what was found, governors first; what could not be, in words."""
-        failed = []
-        rank = (*_ORDER, "nvpmodel")
-        for (what, number), value in sorted(
-            self._before.items(), key=lambda one: rank.index(one[0][0])
-        ):
-            try:
-                self._nvpmodel(int(value)) if what == "nvpmodel" else self._write(
-                    what, number, value
-                )
-            except Refused as why:
-                failed.append(str(why))
-        self._before.clear()
-        return tuple(failed)
-
-    def _do(self, words: list[str]) -> str:
-        match words:
-            case ["hello"]:
-                return f"{len(self.policies)}"
-            case ["restore"]:
-                failed = self.restore()
-                if failed:
-                    raise Refused("; ".join(failed))
-                return "restored"
-            case ["nvpmodel", number] if re.fullmatch(r"\d{1,3}", number):
-                return self._nvpmodel(int(number))
-            case ["freq" | "governor" | "epp" as what, number, value] if re.fullmatch(
-                r"\d{1,4}", number
-            ):
-                return self._write(what, int(number), value)
-        raise Refused("no such request")
-
-    def _write(self, what: str, number: int, value: str) -> str:
-        """Write one file of a policy and read it back."""
-        if number not in self.policies:
-            raise Refused(f"policy {number}: there is none")
-        folder = self.policies[number]
-        self._check(folder, what, value)
-        file = folder / _FILES[what]
-        # Noted first: a signal may end this at any line.
-        self._before.setdefault((what, number), _read(file).strip())
-        try:
-            # Neither made nor followed: sysfs has the file, or there is nothing to write.
-            opened = os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                os.write(opened, value.encode("ascii"))
-            finally:
-                os.close(opened)
-        except OSError as error:
-            raise Refused(f"policy {number}: {what} {value}: {error.strerror}") from error
-        found = _read(file).strip()
-        if what != "freq" and found != value:
-            raise Refused(f"policy {number}: {what} is {found!r} after {value!r} was written")
-        return found
-
-    def _check(self, folder: Path, what: str, value: str) -> None:
-        if what == "freq":
-            least, most = (_khz(folder / f"cpuinfo_{end}_freq") for end in ("min", "max"))
-            if not re.fullmatch(r"[1-9]\d{0,8}", value) or not least <= int(value) <= most:
-                raise Refused(f"freq {value}: must be from {least} to {most}")
-            return
-        names = _read(folder / _LISTS[what]).split()
-        if value not in names:
-            raise Refused(f"{what} {value}: must be one of {', '.join(names)}")
-
-    def _nvpmodel(self, wanted: int) -> str:
-        """Take a mode that needs no reboot, and ask which one is there."""
-        current = nvpmodel_id(self.root)
-        live = live_modes(nvpmodel_modes(self.root), current)
-        if wanted not in live:
-            ids = ", ".join(map(str, sorted(live)))
-            raise Refused(f"nvpmodel {wanted}: must be one of {ids}: others need a reboot")
-        if wanted != current:
-            self._before.setdefault(("nvpmodel", 0), str(current))
-            _nvpmodel(self.root, "-m", str(wanted))
-            found = nvpmodel_id(self.root)
-            if found != wanted:
-                raise Refused(f"nvpmodel: mode {found} is there after {wanted} was asked for")
-        return str(wanted)
-
-
-def _khz(file: Path) -> int:
-    text = _read(file).strip()
-    if not re.fullmatch(r"\d{1,9}", text):
-        raise Refused(f"{file.name}: {text[:40]!r} is no frequency")
-    return int(text)
 
 
 class Allowance:
@@ -298,59 +73,129 @@ def serve(listener: socket.socket, board: PowerBoard, group: int) -> None:
     while True:
         client, _ = listener.accept()
         with client:
-            size = struct.calcsize("3i")
-            peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-            _, uid, gid = struct.unpack("3i", peer)
+            pid, uid, gid = _peer(client)
             try:
                 if allowed(uid, gid, group):
-                    _talk(client, board, allowance)
+                    _talk(client, listener, board, allowance, f"process {pid} of user {uid}")
                 else:
                     _log(f"a process of user {uid} was refused")
-                    client.settimeout(1.0)
-                    client.recv(_MOST_LINE)  # so that it hears why, and not of a broken pipe
-                    client.sendall(b"error not allowed: not of the group\n")
+                    _turn_away(client, "not allowed: not of the group")
             except OSError as error:
                 _log(f"a client was lost: {error.strerror}")
         for why in board.restore():
             _log(f"not restored: {why}")
 
 
-def _talk(client: socket.socket, board: PowerBoard, allowance: Allowance) -> None:
-    """Answer a client's lines until it goes or sends what is none."""
+def _peer(client: socket.socket) -> tuple[int, int, int]:
+    """Process, user and group of who is at the other end, as the kernel says."""
+    told = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", told)
+    return pid, uid, gid
+
+
+def _turn_away(client: socket.socket, why: str) -> None:
+    client.settimeout(_TURNED_AWAY_S)
+    client.recv(_MOST_LINE)  # so that it hears why, and not of a broken pipe
+    client.sendall(f"error {why}\n".encode("ascii"))
+
+
+def _talk(
+    client: socket.socket,
+    listener: socket.socket,
+    board: PowerBoard,
+    allowance: Allowance,
+    name: str,
+) -> None:
+    """Answer a client's lines until it goes or sends what is none; others hear that it is here."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 5, 0))
-    held = b""
-    while data := client.recv(4096):
-        held += data
-        *lines, held = held.split(b"\n")
+    held, asked, first_by_s = b"", False, time.monotonic() + _FIRST_S
+    while True:
+        wait_s = None if asked else max(0.0, first_by_s - time.monotonic())
+        ready, _, _ = select.select([client, listener], [], [], wait_s)
+        if not ready:
+            client.sendall(b"error nothing was asked for: make room for another\n")
+            return
+        # This one first: it may just have gone, and then another's turn has come.
+        if client not in ready:
+            _tell_another(listener, name)
+            continue
+        data = client.recv(4096)
+        *lines, held = (held + data).split(b"\n")
+        asked = asked or bool(lines)
         for line in lines:
-            if len(line) > _MOST_LINE or not line.isascii() or not line.decode().isprintable():
-                client.sendall(b"error not a line of this protocol\n")
+            if not _answered(line, client, board, allowance):
                 return
-            text = line.decode("ascii")
-            answer = "error too many requests"
-            if allowance.take(time.monotonic()):
-                answer = board.obey(text)
-                _log(f"{text}: {answer}")
-            client.sendall(answer.encode("ascii", "replace") + b"\n")
-        if len(held) > _MOST_LINE:
-            client.sendall(b"error not a line of this protocol\n")
+        if not data or len(held) > _MOST_LINE:
+            if data:
+                client.sendall(_NO_LINE)
             return
 
 
-def listen(path: Path, group: int) -> socket.socket:
-    """A socket that root and the group can reach; one that a dead helper left is replaced."""
-    if path.is_socket():
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o117)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(before)
-    if path.stat().st_gid != group:
-        os.chown(path, -1, group)
-    listener.listen(4)
-    return listener
+def _tell_another(listener: socket.socket, name: str) -> None:
+    """Turn away who comes while another client is here."""
+    with suppress(OSError):  # it went, or says nothing
+        other, _ = listener.accept()
+        with other:
+            _turn_away(other, f"busy: {name} has it")
+
+
+def _answered(line: bytes, client: socket.socket, board: PowerBoard, allowance: Allowance) -> bool:
+    """Whether it was a line of this protocol."""
+    if len(line) > _MOST_LINE or not line.isascii() or not line.decode().isprintable():
+        client.sendall(_NO_LINE)
+        return False
+    text = line.decode("ascii")
+    answer = "error too many requests"
+    if allowance.take(time.monotonic()):
+        answer = board.obey(text)
+        _log(f"{text}: {answer}")
+    client.sendall(answer.encode("ascii", "replace") + b"\n")
+    return True
+
+
+@contextmanager
+def listening(path: Path, group: int) -> Iterator[socket.socket]:
+    """A socket that root and the group can reach, and that goes in the end.
+
+    One that a dead helper left is replaced; anything else of that name is left alone.
+
+    Raises:
+        OSError: the name is taken, or cannot be had.
+    """
+    _free(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        before = os.umask(0o117)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        made = path.lstat()
+        try:
+            if made.st_gid != group:
+                os.chown(path, -1, group)
+            listener.listen(4)
+            yield listener
+        finally:
+            with suppress(FileNotFoundError):
+                now = path.lstat()
+                if (now.st_dev, now.st_ino) == (made.st_dev, made.st_ino):
+                    path.unlink()
+
+
+def _free(path: Path) -> None:
+    """Remove a socket that nobody listens on."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except FileNotFoundError:
+            return
+    raise OSError(errno.EADDRINUSE, "another helper listens on it")
 
 
 def _log(text: str) -> None:
@@ -362,7 +207,7 @@ def _end(*_: object) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT, then restore."""
+    """Serve until SIGTERM, SIGINT or SIGHUP, then restore."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--group", required=True, help="whose processes may ask")
@@ -372,22 +217,31 @@ def main(words: list[str] | None = None) -> int:
         group = int(args.group) if args.group.isdecimal() else grp.getgrnam(args.group).gr_gid
     except KeyError:
         parser.error(f"group {args.group!r} is not there: make it, or name another")
-    board = PowerBoard(args.sysroot)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
     try:
-        with listen(args.socket, group) as listener:
-            _log(f"listening on {args.socket}, {len(board.policies)} policies of clocks")
-            serve(listener, board, group)
+        with closing(Kept(args.socket.parent)) as kept:
+            _run(PowerBoard(args.sysroot, kept), args.socket, group)
+    except Refused as why:
+        parser.error(str(why))
     except OSError as error:
         parser.error(f"{args.socket}: {error.strerror}")
+    return 0
+
+
+def _run(board: PowerBoard, path: Path, group: int) -> None:
+    ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    for number in ends:
+        signal.signal(number, _end)
+    try:
+        for why in board.recover():
+            _log(f"not restored: {why}")
+        with listening(path, group) as listener:
+            _log(f"listening on {path}, {len(board.policies)} policies of clocks")
+            serve(listener, board, group)
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ends:
             signal.signal(number, signal.SIG_IGN)
         for why in board.restore():
             _log(f"not restored: {why}")
-        args.socket.unlink(missing_ok=True)
-    return 0
 
 
 if __name__ == "__main__":

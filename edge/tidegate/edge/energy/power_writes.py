@@ -1,6 +1,6 @@
 """Who does the writes that need root: the helper on its socket, or this process where it may.
 
-Both obey the same lines (`tidegate.edge.energy.power_helper`), so that what is refused there is
+Both obey the same lines (`tidegate.edge.energy.power_board`), so that what is refused there is
 refused here. A change may be under way in a thread when the daemon closes: what is left of it is
 then refused, so that nothing is written after all was restored.
 """
@@ -8,14 +8,20 @@ then refused, so that nothing is written after all was restored.
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 from pathlib import Path
 from typing import Final, Protocol
 
-from tidegate.edge.energy.power_helper import PowerBoard
+from tidegate.edge.energy.power_board import PowerBoard
+from tidegate.edge.energy.power_kept import Kept, Refused
 from tidegate.errors import ActuationError
 
+_log = logging.getLogger(__name__)
+
+KEPT: Final = Path("run/tidegate-power")
+"""Below the root; the folder of the helper's socket as well."""
 _ANSWER_S: Final = 15.0
 """That an answer may take: longer than the helper gives nvpmodel."""
 _MOST_ANSWER: Final = 4096
@@ -36,12 +42,33 @@ class PowerWrites(Protocol):
 
 
 class OwnWrites:
-    """Writes by this process, which must have the rights."""
+    """Writes by this process, which must have the rights.
+
+    What it found is in `KEPT` below the root, where the helper keeps it as well, so that either
+    restores what the other could not, and only one of them is at work.
+    """
 
     def __init__(self, sysroot: Path) -> None:
-        self._board = PowerBoard(sysroot)
-        self._one = threading.Lock()
-        self._closed = False
+        """Restore what an earlier process left when it was killed.
+
+        Raises:
+            ActuationError: another process switches, or what is found cannot be kept.
+        """
+        folder = sysroot / KEPT
+        try:
+            if not sysroot.is_dir():
+                raise ActuationError(f"{sysroot}: must be a folder with the board's files")
+            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._kept = Kept(folder)
+        except OSError as error:
+            raise ActuationError(f"{folder}: cannot be made: {error.strerror}") from error
+        except Refused as why:
+            raise ActuationError(
+                f"{why}: stop it, or if it is tidegate-power-helper, give --power-helper"
+            ) from why
+        self._board = PowerBoard(sysroot, self._kept)
+        self._one, self._closed = threading.Lock(), False
+        _tell(self._board.recover())
 
     def ask(self, line: str) -> str:
         """See `PowerWrites.ask`."""
@@ -53,8 +80,15 @@ class OwnWrites:
     def close(self) -> None:
         """See `PowerWrites.close`; the line that is being written is waited for."""
         with self._one:
-            self._closed = True
-            self._board.restore()
+            if not self._closed:
+                self._closed = True
+                _tell(self._board.restore())
+                self._kept.close()
+
+
+def _tell(failed: tuple[str, ...]) -> None:
+    for why in failed:
+        _log.error("the board is not as it was found: %s", why)
 
 
 class HelperWrites:
@@ -135,9 +169,8 @@ class HelperWrites:
         return held.decode("utf-8", "replace").strip()
 
     def _unreachable(self, error: OSError) -> ActuationError:
-        why = "another daemon has it" if isinstance(error, TimeoutError) else str(error)
         return ActuationError(
-            f"the power helper at {self._path} does not answer: {why}; start"
+            f"the power helper at {self._path} does not answer: {error}; start"
             " tidegate-power-helper as root, with a group of this process"
         )
 

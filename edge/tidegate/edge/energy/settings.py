@@ -12,7 +12,8 @@ from tidegate.edge.energy.pace_state import Weights
 from tidegate.edge.energy.profile import Profile
 from tidegate.errors import ConfigError
 
-Switching = Literal["auto", "off"]
+Switching = Literal["auto", "all", "off"]
+"""`auto` takes a Jetson's modes up to the one that the owner chose, `all` faster ones as well."""
 
 _CLOCK = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
 
@@ -25,7 +26,7 @@ class EnergySettings:
         profile: of the board: sensors, modes, limits of heat.
         calibration: file with the costs measured on this device; it need not exist.
         sysroot: where the board's files are; another one for tests.
-        switching: take power modes, or leave the board as it is.
+        switching: take power modes, or leave the board as it is; see `Switching`.
         helper: socket of the root helper that writes clocks; None: write them directly.
         reserve_share: of a full battery, to be left at `until`.
         until: local time that the battery shall last to, `HH:MM`; None: there is no plan.
@@ -52,6 +53,11 @@ class EnergySettings:
     decisions: Path | None = None
 
     def __post_init__(self) -> None:
+        if not self.sysroot.is_dir():
+            raise ConfigError("energy.sysroot", str(self.sysroot), "a folder that is there")
+        if self.helper is not None and self.sysroot != Path("/"):
+            allowed = "absent beside --energy-sysroot: the helper writes the real board's files"
+            raise ConfigError("power.helper", str(self.helper), allowed)
         if self.switching not in get_args(Switching):
             allowed = f"one of {', '.join(get_args(Switching))}"
             raise ConfigError("energy.switching", self.switching, allowed)

@@ -33,7 +33,7 @@ def open_switch(
 
     Args:
         profile: of the board: its tool, and the names of its modes.
-        switching: `off` leaves the board as it is.
+        switching: `off` leaves the board as it is; see `Switching`.
         helper: socket of the root helper; None to write as this process.
         sysroot: where the board's files are.
         own: the daemon's own modes, see `own_modes`; None if it has none.
@@ -43,12 +43,12 @@ def open_switch(
     now = None
     if profile.power.tool != "none":
         try:
-            found = open_tool(profile, helper=helper, sysroot=sysroot)
+            found = open_tool(profile, helper=helper, sysroot=sysroot, faster=switching == "all")
             if len(found.modes) > 1:
                 return found
             now = found.modes[0]
             found.close()
-            why = f"only {now} can be taken without a reboot"
+            why = only_one(now)
         except ActuationError as error:
             why = str(error)
         _log.warning("%s does not switch power modes: %s", profile.power.tool, why)
@@ -58,8 +58,24 @@ def open_switch(
     return OneMode() if now is None else OneMode(now)
 
 
-def open_tool(profile: Profile, *, helper: Path | None, sysroot: Path) -> ModeSwitch:
+def only_one(mode: str) -> str:
+    """Why a tool that can be used switches nothing."""
+    return (
+        f"only {mode} can be taken without a reboot and is not above it"
+        " (--power-switching all takes faster ones)"
+    )
+
+
+def open_tool(
+    profile: Profile, *, helper: Path | None, sysroot: Path, faster: bool = False
+) -> ModeSwitch:
     """The tool that the profile names, with the modes that can be taken, at least one.
+
+    Args:
+        profile: of the board.
+        helper: socket of the root helper; None to write as this process.
+        sysroot: where the board's files are.
+        faster: see `NvpmodelSwitch`.
 
     Raises:
         ActuationError: it cannot be used here; says why, and how to mend it.
@@ -67,7 +83,8 @@ def open_tool(profile: Profile, *, helper: Path | None, sysroot: Path) -> ModeSw
     writes = _writes(helper, sysroot)
     try:
         if profile.power.tool == "nvpmodel":
-            return NvpmodelSwitch([mode.name for mode in profile.power.mode], writes, sysroot)
+            names = [mode.name for mode in profile.power.mode]
+            return NvpmodelSwitch(names, writes, sysroot, faster=faster)
         return CpufreqSwitch(writes, sysroot)
     except ActuationError:
         writes.close()
