@@ -92,7 +92,7 @@ def test_through_a_scripted_day_the_daemon_does_what_the_pure_function_says(
 
 
 def _no_flapping(board: ToyBoard, decided: list[tuple[Pace, PaceState, Decision]]) -> None:
-    """A slower mode never follows before the dwell, unless the limit of heat says so."""
+    """A slower mode never follows before the dwell, unless the limit of heat says so: seldom."""
     names = [mode.name for mode in BOARD.modes]
     taken = [(at_s, names.index(mode)) for at_s, mode in board.world.taken]
     assert len({mode for _, mode in taken}) == 3
@@ -103,6 +103,21 @@ def _no_flapping(board: ToyBoard, decided: list[tuple[Pace, PaceState, Decision]
             if abs(state.now_s - now_s) < 0.5
         )
         assert new > old or now_s - then_s >= DWELL_S - 1e-6 or capped
+    early = [
+        now
+        for then, now in pairwise(taken)
+        if now[1] < then[1] and now[0] - then[0] < DWELL_S - 1e-6
+    ]
+    assert len(early) < len(names), "in one hot spell each mode is taken off early but once"
+    # Nor does the limit itself flap: modes are taken off at once, and given back after the dwell.
+    caps = [
+        (state.now_s, BOARD.fastest if state.fastest is None else state.fastest)
+        for _, state, _ in decided
+    ]
+    changes = [(*now, then[1]) for then, now in pairwise(caps) if then[1] != now[1]]
+    assert 2 <= len(changes) <= 6
+    for (then_s, _, _), (now_s, new, old) in pairwise(changes):
+        assert new < old or now_s - then_s >= DWELL_S - 0.5
 
 
 def _each_change_is_logged_once(board: ToyBoard, lines: list[str]) -> None:
