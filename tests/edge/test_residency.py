@@ -245,6 +245,59 @@ def test_a_limit_of_threads_outlives_the_model() -> None:
     assert ResidentExecutor(ToyExecutor(PAGED), lambda: ToyExecutor(PAGED)).most_threads is None
 
 
+class Slow(Limited):
+    """One that takes its time over a limit, as a graph that is compiled once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.gate = threading.Event(), threading.Event()
+        self.closed_meanwhile = False
+
+    def limit_threads(self, threads: int) -> None:
+        self.begun.set()
+        assert self.gate.wait(10)
+        self.closed_meanwhile |= self.closed
+        super().limit_threads(threads)
+
+
+def began(*calls: Callable[[], object]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_a_limit_that_comes_while_the_model_is_loaded_again_is_not_lost() -> None:
+    slow = Slow()
+    resident = ResidentExecutor(Limited(), lambda: slow)
+    resident.limit_threads(1)
+    resident.unload()
+    row = Row(tokens=np.array([40]), past=0, blocks=np.arange(1, dtype=np.int32), logits=1)
+    threads = began(lambda: resident.execute(ExecutorStep(rows=(row,))))
+    assert slow.begun.wait(10)  # the old limit is on its way
+    threads += began(lambda: resident.limit_threads(4))
+    threads[-1].join(0.2)
+    slow.gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert slow.threads == 4
+
+
+def test_a_model_is_not_unloaded_under_a_limit_that_is_being_taken() -> None:
+    slow = Slow()
+    resident = ResidentExecutor(slow, Limited)
+    threads = began(lambda: resident.limit_threads(2))
+    assert slow.begun.wait(10)
+    threads += began(resident.unload)
+    threads[-1].join(0.2)
+    assert not slow.closed
+    slow.gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert slow.closed
+    assert not slow.closed_meanwhile
+
+
 def test_a_closed_executor_stays_closed() -> None:
     loader = Loader(PAGED)
     engine, resident = idling_engine(loader)

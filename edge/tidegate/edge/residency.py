@@ -12,6 +12,7 @@ import ctypes
 import gc
 import logging
 import mmap
+import threading
 import time
 from collections.abc import Callable, Set
 from pathlib import Path
@@ -54,6 +55,8 @@ class ResidentExecutor:
         self._load = load
         self._inner: DeviceExecutor | None = first
         self._closed = False
+        # Threads are limited from another thread than that of the steps, which loads and unloads.
+        self._change = threading.Lock()
         self._kv, self._limits = first.kv, first.limits
         self._layout, self._facts = first.kv_layout, first.facts
         self._unit_tokens, self._unit_bytes = first.unit_tokens, first.unit_bytes
@@ -102,9 +105,10 @@ class ResidentExecutor:
 
     def limit_threads(self, threads: int) -> None:
         """See `LiveThreads.limit_threads`; a model that is not here gets it when it comes back."""
-        self._threads = threads
-        if isinstance(self._inner, LiveThreads):
-            self._inner.limit_threads(threads)
+        with self._change:
+            if isinstance(self._inner, LiveThreads):
+                self._inner.limit_threads(threads)
+            self._threads = threads
 
     def execute(self, step: ExecutorStep) -> StepResult:
         """See `Executor.execute`.
@@ -124,11 +128,12 @@ class ResidentExecutor:
 
     def unload(self) -> None:
         """See `Unloadable.unload`."""
-        inner, self._inner = self._inner, None
-        if inner is not None:
-            inner.close()
-            del inner
-            give_back_freed()
+        with self._change:
+            inner, self._inner = self._inner, None
+            if inner is not None:
+                inner.close()
+                del inner
+                give_back_freed()
 
     def close(self) -> None:
         """See `Executor.close`."""
@@ -136,11 +141,15 @@ class ResidentExecutor:
         self.unload()
 
     def _resident(self) -> DeviceExecutor:
-        if self._inner is None:
+        inner = self._inner
+        if inner is not None:
+            return inner  # a step does not wait for threads to be limited
+        with self._change:
             if self._closed:
                 raise UnavailableError("the executor is closed")
-            self._inner = self._loaded_again()
-        return self._inner
+            if self._inner is None:
+                self._inner = self._loaded_again()
+            return self._inner
 
     def _loaded_again(self) -> DeviceExecutor:
         began_s = time.perf_counter()
