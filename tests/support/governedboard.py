@@ -153,12 +153,15 @@ class KnownCosts:
 
     def __init__(self, costs: CostModel) -> None:
         self.costs = costs
+        self.observed = self.skipped = 0
 
     def observe(self, report: StepReport, mode: int) -> None:
         """They are exact."""
+        self.observed += 1
 
     def passed(self, report: StepReport) -> None:
         """As above."""
+        self.skipped += 1
 
     def errors(self) -> Mapping[str, float | None]:
         return {"step": 0.0, "prompt": None}

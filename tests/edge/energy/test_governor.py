@@ -7,7 +7,7 @@ import logging
 
 import pytest
 from energyboard import CLOUD, RADIO
-from governedboard import ToyBoard, World, asked, beside, energy_settings
+from governedboard import KnownCosts, ToyBoard, World, asked, beside, energy_settings
 from virtualtime import run_virtually, virtual_now_s
 
 from tidegate.edge.energy.governor_line import Placement
@@ -182,6 +182,30 @@ def test_what_leaves_after_it_was_begun_here_tells_the_two_parts_apart() -> None
             assert (here.scope, away.scope) == ("board", "radio")
             assert away.joules == board.device.ledger.totals()["radio", "estimated", "cloud"]
             await running
+
+        await beside(board, script())
+
+    run_virtually(main())
+
+
+def test_every_step_is_told_to_the_costs_and_the_ledger_knows_who_runs() -> None:
+    async def main() -> None:
+        world = World()
+        board = ToyBoard(world, settings=energy_settings(), books=True)
+        costs, ledger = board.device.costs, board.device.ledger
+        assert isinstance(costs, KnownCosts)
+
+        async def script() -> None:
+            await asyncio.sleep(15)
+            running = asyncio.create_task(board.ask(asked("a"), 40))
+            await asyncio.sleep(0.5)
+            assert ledger.working()
+            world.celsius = 84.6
+            await running
+            assert not ledger.working()
+            # The step in which the slowest mode was taken, for the heat, was in no one mode.
+            assert costs.skipped >= 1
+            assert costs.observed + costs.skipped == 40
 
         await beside(board, script())
 

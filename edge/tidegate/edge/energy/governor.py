@@ -81,12 +81,8 @@ class Governor:
         self._settings, self._device, self._record = settings, device, record
         self._busy_every_s, self._idle_every_s = busy_every_s, idle_every_s
         self.requests = Requests()
-        self._line = Line(
-            self.requests,
-            device,
-            longest_hold_s=settings.weights.longest_hold_s,
-            most_hold_s=most_hold_s,
-        )
+        longest_s = settings.weights.longest_hold_s
+        self._line = Line(self.requests, device, longest_hold_s=longest_s, most_hold_s=most_hold_s)
         costs = device.costs.costs
         self.modes = ModeKeeper(
             device.switch,
@@ -102,12 +98,7 @@ class Governor:
             changed=self._poke,
         )
         self.accounts = Accounts(
-            device,
-            self.requests,
-            self.modes,
-            self.board,
-            failed=self._failed,
-            changed=self._poke,
+            device, self.requests, self.modes, self.board, failed=self._failed, changed=self._poke
         )
         self._counts = Counts()
         self._link_up = False  # until it was looked for
