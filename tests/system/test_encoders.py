@@ -184,4 +184,4 @@ def test_a_wrong_encoder_stops_the_start_with_its_reason(
     assert "mood: is a classifier: it makes labels" in start("--embedder", f"mood={mood}")
     assert "must be NAME=PATH" in start("--classifier", str(mood))
     same = start("--name", "mood", "--classifier", f"mood={mood}")
-    assert "a name that no other model of the service has" in same
+    assert "must be one that no other model or adapter has" in same
