@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -372,6 +373,25 @@ def test_all_who_wait_find_room_when_the_governor_breaks(
         assert (await here.energy())["held"] == 3, "who may wait does"
         here.governor.close_line()
         for routed, _ in await asyncio.gather(*work):
+            assert routed.route == "edge"
+
+    with_device(tmp_path, test)
+
+
+def test_those_of_both_lines_find_room_when_the_governor_ends(tmp_path: Path) -> None:
+    async def test(here: Device) -> None:
+        here.behaviour.gate = threading.Event()
+        asked = [call(f"b{number}", priority="background", route="edge") for number in range(3)]
+        callers = [asyncio.create_task(here.ask(one)) for one in asked]
+        await asyncio.sleep(0.1)
+        asked = [call(f"now {number}", route="edge") for number in range(3)]
+        callers += [asyncio.create_task(here.ask(one)) for one in asked]
+        await asyncio.sleep(0.1)
+        assert here.governor.view().held >= 4, "more than the engine's own line takes"
+        here.governor.close_line()
+        await asyncio.sleep(0.1)
+        here.behaviour.gate.set()
+        for routed, _ in await asyncio.gather(*callers):
             assert routed.route == "edge"
 
     with_device(tmp_path, test)
