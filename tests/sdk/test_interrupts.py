@@ -35,6 +35,17 @@ def test_a_signal_ends_the_work_at_the_next_report_and_not_before(
     assert capfd.readouterr().err == "tidegate: ends after this step; once more to end now\n"
 
 
+def test_what_was_started_to_outlive_its_terminal_does() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupted_between_steps(quiet) as report:
+            os.kill(os.getpid(), signal.SIGHUP)
+            report("blocks", 1, 3)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_second_signal_does_not_wait_for_the_step() -> None:
     done = []
 

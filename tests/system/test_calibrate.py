@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,18 @@ from tidegate.converters.recipe import make_recipe
 pytestmark = pytest.mark.system
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
+@pytest.fixture
+def hangs_up() -> Iterator[None]:
+    """The end of a terminal ends programs, even where these tests outlive one."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangs_up")
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name
+)
 def test_an_interrupted_calibration_keeps_the_old_file(
     tmp_path: Path, number: signal.Signals
 ) -> None:

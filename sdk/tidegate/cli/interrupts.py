@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during work that calls into compiled libraries: it ends between two steps.
+"""Ctrl-C, SIGTERM and SIGHUP during work that calls into compiled libraries: it ends between two steps.
 
 Python raises `KeyboardInterrupt` wherever it is, also while a library in C++ is being imported or
 calls back, and some of those end the process instead of passing it on. So the first signal is only
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 Report = Callable[[str, int, int], None]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOTED = b"tidegate: ends after this step; once more to end now\n"
 
 
@@ -42,9 +42,11 @@ def interrupted_between_steps(report: Report) -> Iterator[Report]:
         if noted:
             raise KeyboardInterrupt
 
-    before = [signal.signal(number, note) for number in _SIGNALS]
+    # Under nohup the end of the terminal is none of ours.
+    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = [signal.signal(number, note) for number in heard]
     try:
         yield checked
     finally:
-        for number, handler in zip(_SIGNALS, before, strict=True):
+        for number, handler in zip(heard, before, strict=True):
             signal.signal(number, handler)
