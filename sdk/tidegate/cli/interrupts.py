@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP during work that calls into compiled libraries: it ends between two steps.
+"""Ctrl-C, SIGTERM and SIGHUP during work that calls into compiled libraries: between two steps.
 
 Python raises `KeyboardInterrupt` wherever it is, also while a library in C++ is being imported or
 calls back, and some of those end the process instead of passing it on. So the first signal is only
