@@ -350,6 +350,19 @@ def test_a_continued_answer_tells_no_joule_twice(tmp_path: Path) -> None:
     with_device(tmp_path, test, LONG, books=True)
 
 
+def test_the_clouds_times_are_of_the_prompt_that_was_sent(tmp_path: Path) -> None:
+    async def test(here: Device) -> None:
+        cloud = here.governor._device.cloud
+        assert cloud is not None
+        await here.ask(call(tokens=2000))
+        sent = here.governor.view().totals["radio", "estimated", "cloud"]
+        # The prompt and all that was said here, which together are the device's whole context.
+        context = here.engine.context_tokens
+        assert sent == pytest.approx(cloud.cost.device_j(RADIO, context, 2, tail=1.0))
+
+    with_device(tmp_path, test, LONG, books=True)
+
+
 def test_all_who_wait_find_room_when_the_governor_breaks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
