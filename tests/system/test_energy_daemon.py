@@ -24,7 +24,7 @@ from sensortrees import put_battery, put_mains, put_zone
 from services import Service, Services, run_tidegate, until
 from streams import chat
 
-from tidegate.edge.energy.fitted_costs import weights_digest
+from tidegate.edge.energy.fitted_costs import this_device, weights_digest
 from tidegate.edge.energy.governor_trace import read_decisions
 from tidegate.edge.energy.pace import Pace
 from tidegate.edge.energy.pace_state import Decision, PaceState, Weights
@@ -41,6 +41,7 @@ applies_to = "ryzen-laptop"
 [[cost]]
 model = "edge"
 weights = "{weights}"
+device = "{device}"
 executor = "openvino"
 rows = 4
 threads = 1
@@ -104,7 +105,7 @@ def calibration(bundle: Path, file: Path) -> Path:
         for name, step, watts, idle_w in told
     )
     weights = weights_digest(manifest, "openvino")
-    file.write_text(COSTS.format(weights=weights, modes=modes))
+    file.write_text(COSTS.format(weights=weights, device=this_device(), modes=modes))
     return file
 
 
@@ -210,6 +211,7 @@ def _held(device: Service) -> None:
     answers: list[Any] = []
     with asking(device, said("no hurry", 20, priority="background"), answers):
         until(lambda: energy(device)["held"] == 1, "background work waits for company")
+        time.sleep(0.2)  # what was held for less is not told
         assert answers == []
         ask(device, said("company", 5))
     assert ", held " in answers[0]["tidegate"]["reason"]
