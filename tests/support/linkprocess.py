@@ -39,6 +39,8 @@ async def serve(directory: Path, url: str) -> None:
 async def ask(directory: Path, url: str) -> None:
     device = DeviceLink(directory, MqttTransport(url), timing=FAST)
     running = asyncio.create_task(device.run())
+    while not await device.gateways():  # its advert may be lost, or be late
+        await asyncio.sleep(0.05)
     pending = await device.pending()
     request_id = pending[0].request_id if pending else None
     async for payload in device.request(b"prompt", deadline_s=60.0, request_id=request_id):

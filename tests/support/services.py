@@ -6,6 +6,7 @@ on stdout whose last word is its URL; its stderr goes to a log that a failing te
 
 from __future__ import annotations
 
+import os
 import selectors
 import shutil
 import signal
@@ -22,7 +23,7 @@ from typing import Any, Self
 import httpx
 import pytest
 
-START_S = 60.0
+START_S = 120.0
 """Importing a model runtime on a machine with two busy cores takes seconds."""
 STOP_S = 40.0
 
@@ -129,7 +130,11 @@ class Services:
         """Start any program that announces itself as `tidegate` does."""
         service = self._start(name, command, announces=True)
         line = _first_line(service.process, within_s)
-        assert line.split(), f"{name} did not start:\n{service.log.read_text(errors='replace')}"
+        if not line.split():
+            service.process.send_signal(signal.SIGABRT)  # its stacks go to the log
+            service.process.wait(STOP_S)
+            log = service.log.read_text(errors="replace")
+            raise AssertionError(f"{name} did not start within {within_s:g} s:\n{log}")
         service.url = line.split()[-1]
         return service
 
@@ -172,6 +177,7 @@ class Services:
                 stdout=subprocess.PIPE if announces else errors,
                 stderr=errors,
                 text=True,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
             )
         service = Service(name=name, process=process, url="", log=log)
         self._started.append(service)
