@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
         TidegateError: see `tidegate.edge.energy.calibrate.Calibration.run`; or the file cannot be
             written, or is another device's, which is known before anything runs.
     """
+    from tidegate.cli.interrupts import interrupted_between_steps
     from tidegate.cli.progress import progress_bars
     from tidegate.edge.energy.calibrate_file import (
         check_no_worse,
@@ -100,7 +101,10 @@ def run(args: argparse.Namespace) -> None:
     read_table(output, profile_id=profile.id, device=device)
     bundle = Bundle.open(args.bundle, trusted=read_trust(args.trust), every_target=False)
     settings = _settings(args, profile, read_machine().memory_bytes)
-    with progress_bars(quiet=args.json and not sys.stderr.isatty()) as report:
+    with (
+        progress_bars(quiet=args.json and not sys.stderr.isatty()) as bars,
+        interrupted_between_steps(bars) as report,
+    ):
         found, load_s = _measured(args, profile, bundle, settings, report)
     costs = _costs(found, bundle, settings, load_s)
     if not args.replace:
