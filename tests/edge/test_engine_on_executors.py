@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,9 +107,21 @@ def engine_on(
     drafters: Sequence[Drafter] = (),
     draft_model: PaidDrafter | None = None,
 ) -> Engine:
-    """An engine that guesses only by what it is given."""
+    """An engine that guesses only by what it is given.
+
+    Steps take the same time by its clock, a tick for each look: whether guesses pay does not depend
+    on what else the machine does.
+    """
     text = TextModel.load(model.bundle.folder, context_tokens=CONTEXT_TOKENS)
-    return Engine(executor, text, model_id="tiny", drafters=drafters, draft_model=draft_model)
+    ticks = itertools.count()
+    return Engine(
+        executor,
+        text,
+        model_id="tiny",
+        drafters=drafters,
+        draft_model=draft_model,
+        clock=lambda: next(ticks) * 1e-3,
+    )
 
 
 def prompts() -> list[tuple[int, ...]]:

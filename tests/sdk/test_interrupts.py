@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from tidegate.cli.interrupts import interrupted_between_steps
+
+
+def send(number: signal.Signals) -> None:
+    """What Python does when the signal comes; one that is really sent reaches the test's runner."""
+    handler = signal.getsignal(number)
+    if handler is not signal.SIG_IGN:
+        assert callable(handler)
+        handler(number, None)
+
+
+@pytest.fixture(autouse=True)
+def unwinds() -> Iterator[None]:
+    """Signals as `tidegate` has them; whoever started the tests may have them ignored."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -24,7 +42,7 @@ def test_a_signal_ends_the_work_at_the_next_report_and_not_before(
     def work() -> None:
         with interrupted_between_steps(quiet) as report:
             report("blocks", 0, 3)
-            os.kill(os.getpid(), number)
+            send(number)
             done.append("the rest of the step")
             report("blocks", 1, 3)
             done.append("the step after it")
@@ -39,7 +57,7 @@ def test_what_was_started_to_outlive_its_terminal_does() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with interrupted_between_steps(quiet) as report:
-            os.kill(os.getpid(), signal.SIGHUP)
+            send(signal.SIGHUP)
             report("blocks", 1, 3)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
@@ -51,9 +69,9 @@ def test_a_second_signal_does_not_wait_for_the_step() -> None:
 
     def work() -> None:
         with interrupted_between_steps(quiet):
-            os.kill(os.getpid(), signal.SIGTERM)
+            send(signal.SIGTERM)
             done.append("after one")
-            os.kill(os.getpid(), signal.SIGINT)
+            send(signal.SIGINT)
             done.append("after two")
 
     with pytest.raises(KeyboardInterrupt):
@@ -64,7 +82,7 @@ def test_a_second_signal_does_not_wait_for_the_step() -> None:
 def test_a_signal_in_the_last_step_leaves_its_result() -> None:
     with interrupted_between_steps(quiet) as report:
         report("blocks", 3, 3)
-        os.kill(os.getpid(), signal.SIGTERM)
+        send(signal.SIGTERM)
         result = "whole"
     assert result == "whole"
 
