@@ -8,11 +8,12 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
+from tidegate.api.backend import AnswerEvent, Routed
 from tidegate.api.embeddings import Embedder
 from tidegate.api.schema import Call, call_to_json
 from tidegate.edge.answer_cache import AnswerCache, CachedAnswer, answer_key
 from tidegate.edge.semantic_cache import Question, SemanticCache, question
-from tidegate.engine.events import FinishReason, Usage
+from tidegate.engine.events import Finished, FinishReason, TextDelta, Timing, Usage
 from tidegate.engine.request import SamplingParams
 from tidegate.errors import TidegateError
 
@@ -148,3 +149,18 @@ def _scope(call: Call, model: str, sampling: SamplingParams) -> bytes:
     # Not the object's own repr, which hides what a caller wrote.
     chosen = sorted(asdict(sampling).items())
     return hashlib.sha256(repr((model, chosen, shape)).encode()).digest()
+
+
+def replayed(recall: Recall, request_id: str, model: str) -> list[AnswerEvent]:
+    """A kept answer as the events of a new one."""
+    answer = recall.hit
+    assert answer is not None, "there is one to give again"
+    return [
+        Routed(route="cache", reason=recall.why, model=model, request_id=request_id),
+        TextDelta(text=answer.text),
+        Finished(
+            reason=answer.reason,
+            usage=answer.usage,
+            timing=Timing(first_scheduled_s=0.0, first_token_s=0.0, total_s=0.0, decode_s=0.0),
+        ),
+    ]

@@ -17,8 +17,7 @@ from tidegate.api.backend import AnswerEvent, Health, ModelCard, Route, Routed
 from tidegate.api.context_policy import Fitted, fit_call
 from tidegate.api.engine_backend import EngineBackend, encode_call, fit_sampling
 from tidegate.api.schema import Call, ContextPolicy
-from tidegate.edge.answer_cache import CachedAnswer
-from tidegate.edge.answer_memory import AnswerMemory
+from tidegate.edge.answer_memory import AnswerMemory, replayed
 from tidegate.edge.cloud_leg import CloudLeg
 from tidegate.edge.energy.governor import Governor
 from tidegate.edge.explaining import explanation
@@ -42,7 +41,7 @@ from tidegate.edge.router import (
     may_ever_leave,
     refusal_of,
 )
-from tidegate.engine.events import Finished, TextDelta, Timing
+from tidegate.engine.events import Finished, TextDelta
 from tidegate.engine.request import SamplingParams
 from tidegate.engine.text import TextModel
 from tidegate.errors import (
@@ -165,7 +164,7 @@ class EdgeBackend:
 
     async def _routed(self, work: Work) -> AsyncGenerator[AnswerEvent, None]:
         if work.recall.hit is not None:
-            for event in _replay(work, work.recall.hit, self.models()[0].id):
+            for event in replayed(work.recall, work.request_id, self.models()[0].id):
                 yield event
             return
         if self._cloud is not None and await self._cloud.holds(work.call):
@@ -381,21 +380,3 @@ class EdgeBackend:
         """See `Backend.metrics`."""
         link = b"" if self._cloud is None else self._cloud.metrics()
         return self._local.metrics() + link + self._governed.metrics()
-
-
-def _replay(work: Work, answer: CachedAnswer, model: str) -> list[AnswerEvent]:
-    """A kept answer as the events of a new one."""
-    return [
-        Routed(
-            route="cache",
-            reason=work.recall.why,
-            model=model,
-            request_id=work.request_id,
-        ),
-        TextDelta(text=answer.text),
-        Finished(
-            reason=answer.reason,
-            usage=answer.usage,
-            timing=Timing(first_scheduled_s=0.0, first_token_s=0.0, total_s=0.0, decode_s=0.0),
-        ),
-    ]

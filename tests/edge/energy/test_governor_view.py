@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+
+from energyviews import bare_view
 
 from tidegate.edge.energy.governor_view import EnergyView, PlanView
 from tidegate.edge.energy.sensors.sample import BatteryState
 
-BARE = EnergyView(
-    profile="generic-x86-64",
-    tool="none",
-    mode="as it is",
-    modes=("as it is",),
-    mode_reason="nothing to do",
-    mode_for_s=12.34,
-    costs="estimated, board",
-    held=0,
-    running=0,
-)
+BARE = replace(bare_view(), mode_for_s=12.34)
 
 
 def test_what_nobody_measured_is_null_and_not_nought() -> None:
